@@ -1,0 +1,106 @@
+# Needs Python 3.11, g++ and make; everything else is installed into .venv.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A stamp is written after its step has succeeded, so an interrupted set-up goes on where it stopped.
+STAMPS := $(VENV)/stamps
+UV_VERSION := 0.13.9
+PYTHON ?=
+CXX ?= g++
+NATIVE := sglang_ascend_moe/_host_kernels.so
+KERNELS := $(wildcard kernels/*/*.cpp kernels/*/*.h)
+# Debian packages that the tests use, each named like its command.
+SYSTEM_PACKAGES := spin
+
+export UV_HTTP_TIMEOUT ?= 300
+
+.PHONY: help venv demo test test-nightly lint format wheel lock system-packages clean
+
+help:
+	@echo "make demo          serve a small MoE model with --ascend-moe and compare it with stock SGLang"
+	@echo "make test          run the test suite (PYTEST_ARGS=... to choose tests)"
+	@echo "make test-nightly  run the tests that take long"
+	@echo "make lint, format  check, or rewrite, the source files"
+	@echo "make wheel         build a wheel into dist/"
+	@echo "make lock          resolve requirements.lock again (LOCK_ARGS=--upgrade for newer versions)"
+	@echo "make clean         remove what was built; .venv stays"
+
+venv: $(STAMPS)/project $(NATIVE)
+
+$(STAMPS)/uv-$(UV_VERSION):
+	@python=; \
+	for candidate in $(PYTHON) python3.11 python3; do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "error: no Python 3.11 found (python3 is: $$(python3 --version 2>&1 || true)). Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 3; \
+	fi; \
+	command -v $(firstword $(CXX)) >/dev/null || { echo "error: the C++ compiler $(firstword $(CXX)) was not found. Install g++ (Debian: apt-get install g++)." >&2; exit 3; }; \
+	if ! { $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && $(BIN)/python -m pip --version; } >/dev/null 2>&1; then \
+	    echo "Creating $(VENV)"; \
+	    "$$python" -m venv --clear $(VENV) || { echo "error: $$python cannot create a virtual environment (Debian: apt-get install python3.11-venv)." >&2; exit 3; }; \
+	fi
+	@echo "Installing uv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+	@mkdir -p $(STAMPS) && touch $@
+
+# An interrupted installation may leave a package half there that looks installed: then everything is laid anew.
+$(STAMPS)/lock: requirements.lock $(STAMPS)/uv-$(UV_VERSION)
+	@echo "Installing requirements.lock (the first time: about 10 GB on disk)"
+	@reinstall=$$([ ! -e $(STAMPS)/lock-begun ] || echo --reinstall); \
+	touch $(STAMPS)/lock-begun; \
+	$(BIN)/uv pip sync --python $(BIN)/python $$reinstall requirements.lock
+	@rm $(STAMPS)/lock-begun && touch $@
+
+$(STAMPS)/project: pyproject.toml setup.py $(wildcard launch/__init__.py graph_capture/__init__.py) $(STAMPS)/lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(NATIVE): $(KERNELS) setup.py $(STAMPS)/project
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+demo: venv
+	@$(BIN)/ascend-moe demo
+
+test: venv system-packages
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-nightly: venv system-packages
+	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(KERNELS)
+
+wheel: venv
+	$(BIN)/python -m build --wheel --no-isolation
+
+lock: $(STAMPS)/uv-$(UV_VERSION)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
+	    --custom-compile-command "make lock" --output-file requirements.lock $(LOCK_ARGS) pyproject.toml requirements.in
+
+system-packages:
+	@missing=; \
+	for package in $(SYSTEM_PACKAGES); do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; \
+	else \
+	    echo "error: the tests need$$missing. Install with: sudo apt-get install$$missing" >&2; exit 3; \
+	fi
+
+clean:
+	rm -rf build dist *.egg-info $(NATIVE) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

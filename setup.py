@@ -1,0 +1,62 @@
+"""Finds the packages and builds the host kernels as a plain shared library. Everything else is in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+COMPILE_FLAGS = (
+    "-std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Werror -pthread".split()
+)
+# Folders of the repository that install as packages inside sglang_ascend_moe.
+MAPPED_FOLDERS = ("launch", "graph_capture")
+
+
+class BuildSharedLibrary(build_ext):
+    """The library is loaded with ctypes: it has no PyInit function and needs nothing of Python to compile or link."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extensions(self) -> None:
+        # Not the compiler and flags that Python itself was built with: the results must not depend on them.
+        compiler = os.environ.get("CXX", "g++").split()
+        self.compiler.set_executables(
+            compiler_so=compiler, compiler_so_cxx=compiler, linker_so=[*compiler, "-shared"], linker_so_cxx=[*compiler, "-shared"]
+        )
+        super().build_extensions()
+
+
+class PlatformWheel(bdist_wheel):
+    """One wheel serves every Python version of a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def packages() -> list[str]:
+    found = find_packages(include=["sglang_ascend_moe", "sglang_ascend_moe.*"])
+    for folder in MAPPED_FOLDERS:
+        if Path(folder, "__init__.py").is_file():
+            inner = find_packages(folder)
+            found += [f"sglang_ascend_moe.{name}" for name in (folder, *(f"{folder}.{package}" for package in inner))]
+    return found
+
+
+setup(
+    packages=packages(),
+    ext_modules=[
+        Extension(
+            "sglang_ascend_moe._host_kernels",
+            sources=sorted(map(str, Path("kernels/host").glob("*.cpp"))),
+            depends=sorted(map(str, Path("kernels").rglob("*.h"))),
+            include_dirs=["kernels/include", "kernels/host"],
+            extra_compile_args=COMPILE_FLAGS,
+            extra_link_args=["-pthread"],
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": BuildSharedLibrary, "bdist_wheel": PlatformWheel},
+)
