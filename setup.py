@@ -7,9 +7,17 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-COMPILE_FLAGS = (
-    "-std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Werror -pthread".split()
-)
+COMPILE_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-pthread",
+]
 # Folders of the repository that install as packages inside sglang_ascend_moe.
 MAPPED_FOLDERS = ("launch", "graph_capture")
 
@@ -24,7 +32,10 @@ class BuildSharedLibrary(build_ext):
         # Not the compiler and flags that Python itself was built with: the results must not depend on them.
         compiler = os.environ.get("CXX", "g++").split()
         self.compiler.set_executables(
-            compiler_so=compiler, compiler_so_cxx=compiler, linker_so=[*compiler, "-shared"], linker_so_cxx=[*compiler, "-shared"]
+            compiler_so=compiler,
+            compiler_so_cxx=compiler,
+            linker_so=[*compiler, "-shared"],
+            linker_so_cxx=[*compiler, "-shared"],
         )
         super().build_extensions()
 
