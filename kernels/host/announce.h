@@ -1,0 +1,22 @@
+// The steps with which every exchange begins: announce to all ranks, wait for the announcements of all.
+#pragma once
+
+#include "session.h"
+
+namespace ascend_moe {
+
+struct Announcement {
+    uint32_t kind;
+    uint32_t tokens;
+    uint32_t error; // ExchangeInputError
+    int64_t detail;
+    uint64_t block_bytes;
+};
+
+// Pushes the header unit of the current epoch to every rank, after whatever belongs to it has been written.
+void push_headers(Session &session, const Announcement &announcement);
+
+// Waits for every header. Refuses together: every rank fails if any rank announced another kind or an error.
+int wait_for_headers(Session &session, uint32_t kind);
+
+} // namespace ascend_moe

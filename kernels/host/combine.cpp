@@ -1,0 +1,105 @@
+// Combine: done, reduce.
+#include <algorithm>
+#include <vector>
+
+#include "elements.h"
+#include "session.h"
+
+namespace ascend_moe {
+namespace {
+
+// Pushes the next done word of this dispatch and waits for everyone's.
+int meet(Session &session, uint32_t slot) {
+    const Window own = session.own();
+    const uint64_t rendezvous = ++own.slot(slot).rendezvous;
+    const uint64_t word = sequence_word(session.epoch(), rendezvous);
+    for (uint32_t peer = 0; peer < session.ranks(); ++peer)
+        // @protocol push-done. release: this rank's expert outputs, and its reads so far, come before the word.
+        session.window(peer).done(slot, session.rank()).store(word, std::memory_order_release);
+    // @protocol wait-done. acquire: pairs with push-done. A peer may be one rendezvous ahead.
+    return session.wait_for_all([&](uint32_t source) {
+        const uint64_t seen = own.done(slot, source).load(std::memory_order_acquire);
+        if (epoch_of(seen) > session.epoch())
+            return Seen::impossible;
+        return seen >= word ? Seen::ready : Seen::pending;
+    });
+}
+
+constexpr uint32_t strip = 32; // elements; hidden is a multiple of 16
+
+struct Term {
+    const uint8_t *row;
+    float weight;
+};
+
+// One token: acc = acc + weight * value in k order from zero, in fp32, rounded once.
+template <class Element> void reduce_token(const Term *terms, uint32_t count, uint32_t hidden, Element *out) {
+    for (uint32_t begin = 0; begin < hidden; begin += strip) {
+        const uint32_t width = std::min(strip, hidden - begin);
+        float sums[strip] = {};
+        for (uint32_t k = 0; k < count; ++k) {
+            const Element *row = reinterpret_cast<const Element *>(terms[k].row) + begin;
+            const float weight = terms[k].weight;
+            // @protocol read-out
+            for (uint32_t i = 0; i < width; ++i)
+                sums[i] = sums[i] + weight * row[i].to_float();
+        }
+        for (uint32_t i = 0; i < width; ++i)
+            out[begin + i] = Element::from_float(sums[i]);
+    }
+}
+
+template <class Element> void reduce(Session &session, const ExchangeCombine &call) {
+    const ExchangeLayout &layout = session.layout();
+    std::vector<Term> terms(layout.topk);
+    for (uint64_t token = 0; token < call.tokens; ++token) {
+        uint32_t count = 0;
+        for (uint64_t k = 0; k < layout.topk; ++k) {
+            const int64_t position = call.positions[token * layout.topk + k];
+            if (position < 0)
+                continue;
+            const auto owner = static_cast<uint32_t>(position >> 32);
+            const auto row = static_cast<uint64_t>(position & 0xffffffff);
+            terms[count++] = {session.window(owner).out(call.slot, row), call.weights[token * layout.topk + k]};
+        }
+        uint8_t *out = static_cast<uint8_t *>(call.out) + token * call.out_stride;
+        reduce_token(terms.data(), count, layout.hidden, reinterpret_cast<Element *>(out));
+    }
+}
+
+int combine(Session &session, const ExchangeCombine &call) {
+    if (const int result = session.resume_exchange(call.epoch); result != EXCHANGE_OK)
+        return result;
+    session.begin_step(EXCHANGE_STEP_DONE);
+    if (const int result = meet(session, call.slot); result != EXCHANGE_OK)
+        return result;
+    session.begin_step(EXCHANGE_STEP_REDUCE);
+    switch (session.layout().element) {
+    case EXCHANGE_BF16:
+        reduce<Bf16>(session, call);
+        break;
+    case EXCHANGE_FP16:
+        reduce<Fp16>(session, call);
+        break;
+    default:
+        reduce<Fp32>(session, call);
+        break;
+    }
+    return EXCHANGE_OK;
+}
+
+} // namespace
+} // namespace ascend_moe
+
+int exchange_combine(ExchangeSession *session, const ExchangeCombine *call) {
+    ascend_moe::Session wrapped(*session);
+    return ascend_moe::combine(wrapped, *call);
+}
+
+int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) {
+    ascend_moe::Session wrapped(*session);
+    if (const int result = wrapped.resume_exchange(call->epoch); result != EXCHANGE_OK)
+        return result;
+    wrapped.begin_step(EXCHANGE_STEP_REJOIN);
+    return ascend_moe::meet(wrapped, call->slot);
+}

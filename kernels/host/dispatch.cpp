@@ -1,0 +1,162 @@
+// Dispatch: announce, counts, place, arrivals.
+#include <vector>
+
+#include "announce.h"
+#include "routing.h"
+
+namespace ascend_moe {
+namespace {
+
+void push_counts(Session &session, const std::vector<uint32_t> &counts, uint32_t kind) {
+    const uint64_t word = sequence_word(session.epoch(), kind);
+    const uint32_t experts = session.layout().experts;
+    for (uint32_t peer = 0; peer < session.ranks(); ++peer) {
+        CountUnit *unit = session.window(peer).counts(session.epoch(), session.rank());
+        for (uint32_t first = 0; first < experts; first += EXCHANGE_COUNTS_PER_UNIT, ++unit) {
+            for (uint32_t i = 0; i < EXCHANGE_COUNTS_PER_UNIT; ++i)
+                unit->counts[i] = first + i < experts ? counts[first + i] : 0;
+            // @protocol push-counts. release: the counts of a unit are seen before its word.
+            unit->word.store(word, std::memory_order_release);
+        }
+    }
+}
+
+int wait_for_counts(Session &session, uint32_t kind, uint32_t *matrix) {
+    const ExchangeLayout &layout = session.layout();
+    const Window own = session.own();
+    const uint64_t expected = sequence_word(session.epoch(), kind);
+    // @protocol wait-counts. acquire: pairs with push-counts, unit by unit.
+    const int result = session.wait_for_all([&](uint32_t source) {
+        const CountUnit *units = own.counts(session.epoch(), source);
+        for (uint32_t unit = 0; unit < layout.count_units; ++unit) {
+            const uint64_t seen = units[unit].word.load(std::memory_order_acquire);
+            if (seen != expected)
+                return seen < expected ? Seen::pending : Seen::impossible;
+        }
+        return Seen::ready;
+    });
+    if (result != EXCHANGE_OK)
+        return result;
+    for (uint32_t source = 0; source < layout.ranks; ++source) {
+        const CountUnit *units = own.counts(session.epoch(), source);
+        for (uint32_t expert = 0; expert < layout.experts; ++expert)
+            matrix[source * layout.experts + expert] =
+                units[expert / EXCHANGE_COUNTS_PER_UNIT].counts[expert % EXCHANGE_COUNTS_PER_UNIT];
+    }
+    return EXCHANGE_OK;
+}
+
+// Where this rank's next row for each expert goes, and what arrives here. All ranks compute the same totals from the
+// same matrix, so either all of them refuse or none does.
+int derive_offsets(Session &session, ExchangeDispatch &call, std::vector<uint64_t> &offsets) {
+    const ExchangeLayout &layout = session.layout();
+    const uint32_t local_experts = layout.experts / layout.ranks;
+    for (uint32_t destination = 0; destination < layout.ranks; ++destination) {
+        uint64_t row = 0;
+        for (uint32_t local = 0; local < local_experts; ++local) {
+            const uint32_t expert = destination * local_experts + local;
+            const uint64_t expert_begin = row;
+            for (uint32_t source = 0; source < layout.ranks; ++source) {
+                if (source == session.rank())
+                    offsets[expert] = row;
+                row += call.matrix[source * layout.experts + expert];
+            }
+            if (destination == session.rank())
+                call.counts[local] = static_cast<int64_t>(row - expert_begin);
+        }
+        if (row > layout.capacity)
+            return session.fail(EXCHANGE_WINDOW_TOO_SMALL, destination, 0, static_cast<int64_t>(row));
+        if (destination == session.rank())
+            call.total = row;
+    }
+    return EXCHANGE_OK;
+}
+
+// Writes each routed row into the place where its expert reads it, and notes that place for combine.
+void place_rows(Session &session, const ExchangeDispatch &call, const Routing &ids, std::vector<uint64_t> &offsets) {
+    const ExchangeLayout &layout = session.layout();
+    const uint32_t local_experts = layout.experts / layout.ranks;
+    const auto *x = static_cast<const uint8_t *>(call.x);
+    for (uint64_t token = 0; token < call.tokens; ++token) {
+        for (uint64_t k = 0; k < layout.topk; ++k) {
+            const uint64_t index = token * layout.topk + k;
+            const int64_t id = ids[index];
+            if (id < 0) {
+                call.positions[index] = -1;
+                continue;
+            }
+            const auto expert = static_cast<uint32_t>(id);
+            const uint32_t destination = expert / local_experts;
+            const uint64_t row = offsets[expert]++;
+            // @protocol place-row
+            memcpy(session.window(destination).row(call.slot, row), x + token * call.x_stride, layout.row_bytes);
+            call.positions[index] = static_cast<int64_t>(uint64_t{destination} << 32 | row);
+        }
+    }
+}
+
+void push_arrivals(Session &session, uint32_t slot, uint32_t kind) {
+    const uint64_t word = sequence_word(session.epoch(), kind);
+    for (uint32_t peer = 0; peer < session.ranks(); ++peer)
+        // @protocol push-arrive. release: every row placed in that window is seen before the word.
+        session.window(peer).arrive(slot, session.rank()).store(word, std::memory_order_release);
+}
+
+int wait_for_arrivals(Session &session, uint32_t slot, uint32_t kind) {
+    const Window own = session.own();
+    const uint64_t expected = sequence_word(session.epoch(), kind);
+    // @protocol wait-arrivals. acquire: pairs with push-arrive.
+    return session.wait_for_all([&](uint32_t source) {
+        const uint64_t seen = own.arrive(slot, source).load(std::memory_order_acquire);
+        if (seen == expected)
+            return Seen::ready;
+        return seen < expected ? Seen::pending : Seen::impossible;
+    });
+}
+
+int dispatch(Session &session, ExchangeDispatch &call) {
+    const ExchangeLayout &layout = session.layout();
+    if (const int result = session.begin_exchange(); result != EXCHANGE_OK)
+        return result;
+    call.epoch = session.epoch();
+
+    session.begin_step(EXCHANGE_STEP_ANNOUNCE);
+    const Routing ids(call.ids, call.ids_bytes);
+    std::vector<uint32_t> counts(layout.experts);
+    InputCheck check = {call.input_error, call.tokens};
+    if (check.error == EXCHANGE_INPUT_OK)
+        check = count_experts(layout, ids, call.tokens, counts);
+    if (check.error == EXCHANGE_INPUT_OK)
+        push_counts(session, counts, call.kind);
+    push_headers(session, {call.kind, call.tokens, check.error, check.detail, 0});
+
+    session.begin_step(EXCHANGE_STEP_COUNTS);
+    if (const int result = wait_for_headers(session, call.kind); result != EXCHANGE_OK)
+        return result;
+    if (const int result = wait_for_counts(session, call.kind, call.matrix); result != EXCHANGE_OK)
+        return result;
+    std::vector<uint64_t> offsets(layout.experts);
+    if (const int result = derive_offsets(session, call, offsets); result != EXCHANGE_OK)
+        return result;
+
+    session.begin_step(EXCHANGE_STEP_PLACE);
+    ExchangeState &state = session.own().state();
+    call.slot = static_cast<uint32_t>(state.dispatches++ % layout.slots);
+    session.own().slot(call.slot) = {session.epoch(), 0};
+    place_rows(session, call, ids, offsets);
+    push_arrivals(session, call.slot, call.kind);
+
+    session.begin_step(EXCHANGE_STEP_ARRIVALS);
+    if (const int result = wait_for_arrivals(session, call.slot, call.kind); result != EXCHANGE_OK)
+        return result;
+    session.begin_step(EXCHANGE_STEP_EXPERTS);
+    return EXCHANGE_OK;
+}
+
+} // namespace
+} // namespace ascend_moe
+
+int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
+    ascend_moe::Session wrapped(*session);
+    return ascend_moe::dispatch(wrapped, *call);
+}

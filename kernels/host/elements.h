@@ -1,0 +1,35 @@
+// Element types of rows, with exact conversions to and from fp32 (to nearest, ties to even).
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace ascend_moe {
+
+struct Bf16 {
+    uint16_t bits;
+
+    float to_float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
+    static Bf16 from_float(float value) {
+        const auto raw = std::bit_cast<uint32_t>(value);
+        const bool is_nan = (raw & 0x7fffffff) > 0x7f800000;
+        const uint32_t rounded = (raw + 0x7fff + (raw >> 16 & 1)) >> 16;
+        return {static_cast<uint16_t>(is_nan ? 0x7fc0 : rounded)};
+    }
+};
+
+struct Fp16 {
+    _Float16 value;
+
+    float to_float() const { return static_cast<float>(value); }
+    static Fp16 from_float(float value) { return {static_cast<_Float16>(value)}; }
+};
+
+struct Fp32 {
+    float value;
+
+    float to_float() const { return value; }
+    static Fp32 from_float(float value) { return {value}; }
+};
+
+} // namespace ascend_moe

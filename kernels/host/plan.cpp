@@ -1,0 +1,49 @@
+// An exchange of serialised blocks through the mailboxes, and the calls around an exchange.
+#include "announce.h"
+
+namespace ascend_moe {
+namespace {
+
+int plan(Session &session, ExchangePlan &call) {
+    const ExchangeLayout &layout = session.layout();
+    if (const int result = session.begin_exchange(); result != EXCHANGE_OK)
+        return result;
+    session.begin_step(EXCHANGE_STEP_ANNOUNCE);
+    for (uint32_t peer = 0; peer < session.ranks(); ++peer)
+        // @protocol post-mailbox. Ordered before the header word by push-header.
+        memcpy(session.window(peer).mailbox(session.epoch(), session.rank()), call.block, call.block_bytes);
+    push_headers(session, {EXCHANGE_PLAN, call.tokens, call.input_error, call.detail, call.block_bytes});
+
+    session.begin_step(EXCHANGE_STEP_COUNTS);
+    if (const int result = wait_for_headers(session, EXCHANGE_PLAN); result != EXCHANGE_OK)
+        return result;
+    const Window own = session.own();
+    for (uint32_t source = 0; source < session.ranks(); ++source) {
+        const uint64_t bytes = own.header(session.epoch(), source).block_bytes;
+        if (bytes > layout.mailbox_bytes)
+            return session.fail(EXCHANGE_CORRUPTION, source, 0, static_cast<int64_t>(bytes));
+        call.lengths[source] = static_cast<uint32_t>(bytes);
+        memcpy(call.blocks + source * layout.mailbox_bytes, own.mailbox(session.epoch(), source), bytes);
+    }
+    return EXCHANGE_OK;
+}
+
+} // namespace
+} // namespace ascend_moe
+
+int exchange_plan(ExchangeSession *session, ExchangePlan *call) {
+    ascend_moe::Session wrapped(*session);
+    return ascend_moe::plan(wrapped, *call);
+}
+
+void exchange_leave(ExchangeSession *session, uint32_t result) {
+    ascend_moe::Session wrapped(*session);
+    wrapped.push_status({result, session->rank, session->step, static_cast<uint32_t>(session->epoch)});
+}
+
+uint32_t exchange_abi_version() { return EXCHANGE_ABI_VERSION; }
+
+void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t first_epoch) {
+    // Fresh shared memory is zero, and zero words mean "nothing yet" for every epoch from 1 on.
+    ascend_moe::Window(*layout, window).state().epoch = first_epoch;
+}

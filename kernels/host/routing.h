@@ -1,0 +1,33 @@
+// Expert ids as the caller gives them, checked and counted.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "exchange.h"
+
+namespace ascend_moe {
+
+struct InputCheck {
+    uint32_t error; // ExchangeInputError
+    int64_t detail;
+};
+
+// Row-major [tokens, topk] ids of 4 or 8 bytes.
+class Routing {
+  public:
+    Routing(const void *ids, uint32_t ids_bytes) : ids_(ids), wide_(ids_bytes == 8) {}
+    int64_t operator[](uint64_t index) const {
+        return wide_ ? static_cast<const int64_t *>(ids_)[index] : static_cast<const int32_t *>(ids_)[index];
+    }
+
+  private:
+    const void *ids_;
+    bool wide_;
+};
+
+// Counts the ids of each expert into `counts` [experts]; -1 is skipped.
+InputCheck count_experts(const ExchangeLayout &layout, const Routing &ids, uint32_t tokens,
+                         std::vector<uint32_t> &counts);
+
+} // namespace ascend_moe

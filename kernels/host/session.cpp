@@ -1,0 +1,143 @@
+#include "session.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <time.h>
+
+namespace ascend_moe {
+namespace {
+
+constexpr uint32_t spin_turns = 200;
+constexpr uint64_t yield_ns = 2'000'000;
+constexpr uint64_t check_interval_ns = 1'000'000;
+constexpr timespec nap = {0, 50'000};
+
+uint64_t now_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+bool process_has_ended(int32_t pidfd) {
+    if (pidfd < 0)
+        return false;
+    pollfd entry = {pidfd, POLLIN, 0};
+    return poll(&entry, 1, 0) == 1;
+}
+
+} // namespace
+
+bool Session::Pause::check_due() {
+    if (turns_ < spin_turns) {
+        ++turns_;
+        relax();
+        return false;
+    }
+    const uint64_t now = now_ns();
+    if (started_ns_ == 0)
+        started_ns_ = checked_ns_ = now;
+    if (now - started_ns_ < yield_ns)
+        sched_yield();
+    else
+        nanosleep(&nap, nullptr);
+    if (now - checked_ns_ < check_interval_ns)
+        return false;
+    checked_ns_ = now;
+    return true;
+}
+
+bool Session::Pause::expired() const { return checked_ns_ - started_ns_ >= timeout_ns_; }
+
+int Session::begin_exchange() {
+    if (const int result = refuse_poisoned(); result != EXCHANGE_OK)
+        return result;
+    session_.epoch = ++own().state().epoch;
+    return EXCHANGE_OK;
+}
+
+int Session::resume_exchange(uint64_t epoch) {
+    session_.epoch = epoch;
+    return refuse_poisoned();
+}
+
+void Session::begin_step(uint32_t step) {
+    session_.step = step;
+    if (session_.on_step != nullptr)
+        session_.on_step(step);
+}
+
+int Session::fail(uint32_t result, uint32_t culprit, uint32_t cause, int64_t detail) {
+    session_.fault = {result, culprit, session_.step, cause, session_.epoch, detail};
+    if (result >= EXCHANGE_PEER_LOST && result != EXCHANGE_POISONED)
+        push_status({result, culprit, session_.step, static_cast<uint32_t>(session_.epoch)});
+    return static_cast<int>(result);
+}
+
+void Session::push_status(const Status &status) {
+    // release: whoever reads the status may then look at anything this rank did before it.
+    for (uint32_t peer = 0; peer < ranks(); ++peer)
+        window(peer).status(rank()).store(status.packed(), std::memory_order_release);
+}
+
+// A status that a peer pushed: fails with the peer's finding, so that the real culprit is named everywhere.
+int Session::fail_as_told(const Status &status) {
+    if (status.culprit == rank())
+        return fail(EXCHANGE_POISONED, status.culprit, status.result);
+    const uint32_t own_step = session_.step;
+    session_.step = status.step;
+    const int result = fail(status.result, status.culprit, status.result);
+    session_.step = own_step;
+    return result;
+}
+
+int Session::refuse_poisoned() {
+    // acquire: pairs with push_status.
+    const uint64_t own_word = own().status(rank()).load(std::memory_order_acquire);
+    if (own_word != 0) {
+        const Status status = Status::unpack(own_word);
+        return fail(EXCHANGE_POISONED, status.culprit, status.result);
+    }
+    for (uint32_t source = 0; source < ranks(); ++source) {
+        const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
+        if (status.result != EXCHANGE_OK && status.result != EXCHANGE_PEER_CLOSED)
+            return fail_as_told(status);
+    }
+    return EXCHANGE_OK;
+}
+
+void Session::note_ended() {
+    for (uint32_t source = 0; source < ranks(); ++source) {
+        const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
+        session_.ended[source] =
+            status.result == EXCHANGE_PEER_CLOSED || process_has_ended(session_.peer_pidfds[source]);
+    }
+}
+
+// Decides whether a wait can still end well, from what note_ended and the last look at the words found.
+int Session::judge(bool expired) {
+    for (uint32_t source = 0; source < ranks(); ++source) {
+        const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
+        if (status.result != EXCHANGE_OK && status.result != EXCHANGE_PEER_CLOSED)
+            return fail_as_told(status);
+    }
+    for (uint32_t source = 0; source < ranks(); ++source)
+        if (session_.missing[source] && session_.ended[source]) {
+            const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
+            return fail(status.result == EXCHANGE_PEER_CLOSED ? EXCHANGE_PEER_CLOSED : EXCHANGE_PEER_LOST, source);
+        }
+    if (expired)
+        for (uint32_t source = 0; source < ranks(); ++source)
+            if (session_.missing[source])
+                return fail(EXCHANGE_PEER_TIMEOUT, source);
+    return EXCHANGE_OK;
+}
+
+} // namespace ascend_moe

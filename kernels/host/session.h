@@ -1,0 +1,81 @@
+// A rank's open exchange: faults, poison, and the one way to wait.
+#pragma once
+
+#include <cstdint>
+
+#include "window.h"
+
+namespace ascend_moe {
+
+enum class Seen { pending, ready, impossible };
+
+class Session {
+  public:
+    explicit Session(ExchangeSession &session) : session_(session), layout_(*session.layout) {}
+
+    const ExchangeLayout &layout() const { return layout_; }
+    uint32_t rank() const { return session_.rank; }
+    uint32_t ranks() const { return layout_.ranks; }
+    uint64_t epoch() const { return session_.epoch; }
+    Window window(uint32_t rank) const { return {layout_, session_.windows[rank]}; }
+    Window own() const { return window(session_.rank); }
+
+    // Refuses a poisoned session, else advances the epoch in the window and returns EXCHANGE_OK.
+    int begin_exchange();
+    // Refuses a poisoned session, else continues the exchange of `epoch`.
+    int resume_exchange(uint64_t epoch);
+    void begin_step(uint32_t step);
+
+    // Records a fault; from EXCHANGE_PEER_LOST on also pushes it into every window. Returns `result`.
+    int fail(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0);
+    void push_status(const Status &status);
+
+    // Waits until ready(source) is Seen::ready for every source rank; the only loop in which a kernel waits.
+    template <class Ready> int wait_for_all(Ready ready) {
+        Pause pause(session_.timeout_ns);
+        for (uint32_t source = 0; source < ranks(); ++source) {
+            for (;;) {
+                const Seen seen = ready(source);
+                if (seen == Seen::ready)
+                    break;
+                if (seen == Seen::impossible)
+                    return fail(EXCHANGE_CORRUPTION, source);
+                if (!pause.check_due())
+                    continue;
+                // Who has ended is looked up before who is missing: what a peer did in time still counts.
+                const bool expired = pause.expired();
+                note_ended();
+                for (uint32_t peer = 0; peer < ranks(); ++peer)
+                    session_.missing[peer] = ready(peer) != Seen::ready;
+                if (const int result = judge(expired); result != EXCHANGE_OK)
+                    return result;
+            }
+        }
+        return EXCHANGE_OK;
+    }
+
+  private:
+    // Spins shortly, then yields, then sleeps in small steps: there may be more ranks than cores.
+    class Pause {
+      public:
+        explicit Pause(uint64_t timeout_ns) : timeout_ns_(timeout_ns) {}
+        bool check_due(); // true about once a millisecond
+        bool expired() const;
+
+      private:
+        uint64_t timeout_ns_;
+        uint64_t started_ns_ = 0;
+        uint64_t checked_ns_ = 0;
+        uint32_t turns_ = 0;
+    };
+
+    void note_ended();
+    int judge(bool expired);
+    int refuse_poisoned();
+    int fail_as_told(const Status &status);
+
+    ExchangeSession &session_;
+    const ExchangeLayout &layout_;
+};
+
+} // namespace ascend_moe

@@ -1,0 +1,96 @@
+// Typed access to the regions of a window, and the words that ranks publish in them.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+
+#include "exchange.h"
+
+namespace ascend_moe {
+
+static_assert(sizeof(std::atomic<uint64_t>) == 8 && std::atomic<uint64_t>::is_always_lock_free,
+              "words in shared memory must be plain 8-byte atomics");
+
+using Word = std::atomic<uint64_t>;
+
+// A sequence word: the epoch in bits 63..16, a tag in bits 15..0.
+constexpr uint64_t sequence_word(uint64_t epoch, uint64_t tag) { return epoch << 16 | tag; }
+constexpr uint64_t epoch_of(uint64_t word) { return word >> 16; }
+constexpr uint32_t tag_of(uint64_t word) { return static_cast<uint32_t>(word & 0xffff); }
+
+struct alignas(EXCHANGE_UNIT_BYTES) HeaderUnit {
+    Word word;
+    uint32_t tokens;
+    uint32_t error; // ExchangeInputError
+    int64_t detail;
+    uint64_t block_bytes; // of the mailbox; kind plan only
+};
+
+struct alignas(EXCHANGE_UNIT_BYTES) CountUnit {
+    Word word;
+    uint32_t counts[EXCHANGE_COUNTS_PER_UNIT];
+};
+
+static_assert(sizeof(HeaderUnit) == EXCHANGE_UNIT_BYTES && sizeof(CountUnit) == EXCHANGE_UNIT_BYTES);
+
+// What only the owner of a window reads and writes; here so that a replayed launch finds it.
+struct alignas(EXCHANGE_LINE_BYTES) ExchangeState {
+    uint64_t epoch;      // exchanges begun
+    uint64_t dispatches; // dispatches that got past the counts; the next one uses slot dispatches % slots
+};
+
+struct alignas(EXCHANGE_LINE_BYTES) SlotState {
+    uint64_t epoch;      // of the dispatch that holds the slot
+    uint64_t rendezvous; // done words pushed for that epoch
+};
+
+// A status word: result in bits 63..56, culprit in 55..40, step in 39..32, the epoch's low half in 31..0.
+struct Status {
+    uint32_t result, culprit, step, epoch;
+
+    uint64_t packed() const {
+        return uint64_t{result} << 56 | uint64_t{culprit & 0xffff} << 40 | uint64_t{step & 0xff} << 32 | epoch;
+    }
+    static Status unpack(uint64_t word) {
+        return {static_cast<uint32_t>(word >> 56), static_cast<uint32_t>(word >> 40 & 0xffff),
+                static_cast<uint32_t>(word >> 32 & 0xff), static_cast<uint32_t>(word)};
+    }
+};
+
+class Window {
+  public:
+    Window(const ExchangeLayout &layout, void *base) : layout_(layout), base_(static_cast<uint8_t *>(base)) {}
+
+    ExchangeState &state() const { return *at<ExchangeState>(layout_.state); }
+    SlotState &slot(uint32_t slot) const { return *at<SlotState>(layout_.state + (1 + slot) * EXCHANGE_LINE_BYTES); }
+    Word &status(uint32_t source) const { return line(layout_.status, source); }
+    HeaderUnit &header(uint64_t epoch, uint32_t source) const { return *at<HeaderUnit>(record(epoch, source)); }
+    CountUnit *counts(uint64_t epoch, uint32_t source) const {
+        return at<CountUnit>(record(epoch, source) + EXCHANGE_UNIT_BYTES);
+    }
+    uint8_t *mailbox(uint64_t epoch, uint32_t source) const {
+        return at<uint8_t>(layout_.mailboxes + ((epoch & 1) * layout_.ranks + source) * layout_.mailbox_bytes);
+    }
+    Word &arrive(uint32_t slot, uint32_t source) const { return line(layout_.arrive, slot * layout_.ranks + source); }
+    Word &done(uint32_t slot, uint32_t source) const { return line(layout_.done, slot * layout_.ranks + source); }
+    uint8_t *row(uint32_t slot, uint64_t row) const {
+        return at<uint8_t>(layout_.rows + (slot * layout_.capacity + row) * layout_.row_bytes);
+    }
+    const uint8_t *out(uint32_t slot, uint64_t row) const {
+        return at<uint8_t>(layout_.out + (slot * layout_.capacity + row) * layout_.row_bytes);
+    }
+
+  private:
+    template <class T> T *at(uint64_t offset) const { return reinterpret_cast<T *>(base_ + offset); }
+    Word &line(uint64_t region, uint64_t index) const { return *at<Word>(region + index * EXCHANGE_LINE_BYTES); }
+    uint64_t record(uint64_t epoch, uint32_t source) const {
+        return layout_.records +
+               ((epoch & 1) * layout_.ranks + source) * (1 + layout_.count_units) * EXCHANGE_UNIT_BYTES;
+    }
+
+    const ExchangeLayout &layout_;
+    uint8_t *base_;
+};
+
+} // namespace ascend_moe

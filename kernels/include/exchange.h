@@ -1,0 +1,179 @@
+// The C ABI between the Python package and the native kernels, host and Ascend alike.
+//
+// Offsets are computed once, by sglang_ascend_moe/windows/layout.py, and handed over in ExchangeLayout; the ctypes
+// mirror of these structs is sglang_ascend_moe/native.py. The protocol is described in docs/architecture.md.
+#ifndef ASCEND_MOE_EXCHANGE_H
+#define ASCEND_MOE_EXCHANGE_H
+
+#include <stdint.h>
+
+#define EXCHANGE_ABI_VERSION 1u
+
+#define EXCHANGE_LINE_BYTES 64u // no two writers share a line
+#define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
+#define EXCHANGE_COUNTS_PER_UNIT 6u
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+enum ExchangeElement { EXCHANGE_BF16 = 0, EXCHANGE_FP16 = 1, EXCHANGE_FP32 = 2 };
+
+// The tag of the words of an exchange: ranks that do different things find out at the header.
+enum ExchangeKind { EXCHANGE_DECODE = 1, EXCHANGE_PREFILL = 2, EXCHANGE_PLAN = 3 };
+
+enum ExchangeStep {
+    EXCHANGE_STEP_NONE = 0,
+    EXCHANGE_STEP_ANNOUNCE = 1,
+    EXCHANGE_STEP_COUNTS = 2,
+    EXCHANGE_STEP_PLACE = 3,
+    EXCHANGE_STEP_ARRIVALS = 4,
+    EXCHANGE_STEP_EXPERTS = 5,
+    EXCHANGE_STEP_DONE = 6,
+    EXCHANGE_STEP_REDUCE = 7,
+    EXCHANGE_STEP_REJOIN = 8
+};
+
+// Results of every function below. The codes from PEER_LOST on poison the session.
+enum ExchangeResult {
+    EXCHANGE_OK = 0,
+    EXCHANGE_INVALID_INPUT = 1,
+    EXCHANGE_WINDOW_TOO_SMALL = 2,
+    EXCHANGE_MISMATCH = 3,
+    EXCHANGE_PEER_LOST = 4,
+    EXCHANGE_PEER_TIMEOUT = 5,
+    EXCHANGE_PEER_FAILED = 6,
+    EXCHANGE_PEER_CLOSED = 7,
+    EXCHANGE_POISONED = 8,
+    EXCHANGE_CORRUPTION = 9
+};
+
+// Why a rank's input is invalid; travels in its header unit.
+enum ExchangeInputError {
+    EXCHANGE_INPUT_OK = 0,
+    EXCHANGE_INPUT_ARGUMENT = 1,       // a dtype or a shape, found before the kernel was entered
+    EXCHANGE_INPUT_TOKENS = 2,         // more tokens than max_tokens; detail = tokens
+    EXCHANGE_INPUT_EXPERT_ID = 3,      // an id outside -1 .. experts-1; detail = id
+    EXCHANGE_INPUT_REPEATED_EXPERT = 4 // distinct_topk was promised; detail = id
+};
+
+// Where everything lies in a window. Offsets in bytes from its base; every window has the same layout.
+typedef struct ExchangeLayout {
+    uint32_t abi_version;
+    uint32_t ranks;
+    uint32_t experts;
+    uint32_t hidden;
+    uint32_t topk;
+    uint32_t max_tokens;
+    uint32_t slots;
+    uint32_t element;       // ExchangeElement
+    uint32_t distinct_topk; // 1: a token names an expert at most once
+    uint32_t count_units;   // units per source after its header unit
+    uint64_t capacity;      // rows per slot
+    uint64_t row_bytes;
+    uint64_t mailbox_bytes; // per source and parity
+    uint64_t state;         // line 0: ExchangeState; line 1 + slot: SlotState
+    uint64_t status;        // [ranks] lines, pushed by the source
+    uint64_t records;       // [2][ranks][1 + count_units] units, parity of the epoch first
+    uint64_t mailboxes;     // [2][ranks] mailbox_bytes
+    uint64_t arrive;        // [slots][ranks] lines
+    uint64_t done;          // [slots][ranks] lines
+    uint64_t rows;          // [slots][capacity] rows
+    uint64_t out;           // [slots][capacity] rows
+    uint64_t total_bytes;
+} ExchangeLayout;
+
+// What went wrong, for the message that Python raises.
+typedef struct ExchangeFault {
+    uint32_t result;  // ExchangeResult
+    uint32_t culprit; // rank
+    uint32_t step;    // ExchangeStep in which this rank was
+    uint32_t cause;   // ExchangeInputError, the other rank's ExchangeKind, or the first ExchangeResult of a poison
+    uint64_t epoch;
+    int64_t detail; // offending value, or rows needed
+} ExchangeFault;
+
+// One rank's view of an open exchange. Not thread-safe: one call at a time.
+typedef struct ExchangeSession {
+    const ExchangeLayout *layout;
+    void *const *windows;           // [ranks] base addresses as mapped in this process
+    const int32_t *peer_pidfds;     // [ranks] readable once the peer's process has ended; -1: not watched
+    uint8_t *missing;               // [ranks] out: 1 for each rank that a failed wait was still waiting for
+    uint8_t *ended;                 // [ranks] scratch of the waits
+    void (*on_step)(uint32_t step); // called as each step begins; may be null
+    uint64_t timeout_ns;            // of each wait
+    uint32_t rank;
+    uint32_t step;  // out: the last step begun
+    uint64_t epoch; // out: the last epoch begun
+    ExchangeFault fault;
+} ExchangeSession;
+
+typedef struct ExchangeDispatch {
+    const void *x;      // [tokens] rows of hidden elements
+    uint64_t x_stride;  // bytes from row to row
+    const void *ids;    // [tokens, topk] int32 or int64, contiguous; -1 = not routed
+    uint32_t ids_bytes; // 4 or 8
+    uint32_t tokens;
+    uint32_t kind;        // EXCHANGE_DECODE or EXCHANGE_PREFILL
+    uint32_t input_error; // ExchangeInputError found by the caller; the other inputs are then not read
+    int64_t *positions;   // out [tokens, topk]: destination rank << 32 | row, or -1
+    int64_t *counts;      // out [local experts]: rows of each in this rank's window
+    uint32_t *matrix;     // out [ranks, experts]: counts of every source
+    uint64_t epoch;       // out
+    uint64_t total;       // out: rows in this rank's window
+    uint32_t slot;        // out
+    uint32_t reserved;
+} ExchangeDispatch;
+
+typedef struct ExchangeCombine {
+    const int64_t *positions; // [tokens, topk] as dispatch left them
+    const float *weights;     // [tokens, topk], contiguous
+    void *out;                // [tokens] rows of hidden elements
+    uint64_t out_stride;      // bytes from row to row
+    uint64_t epoch;           // of the dispatch
+    uint32_t tokens;
+    uint32_t slot;
+} ExchangeCombine;
+
+typedef struct ExchangePlan {
+    const uint8_t *block; // this rank's serialised block
+    uint32_t block_bytes; // at most layout.mailbox_bytes
+    uint32_t tokens;
+    uint32_t input_error; // as in ExchangeDispatch
+    uint32_t reserved;
+    int64_t detail;
+    uint32_t *lengths; // out [ranks]: bytes of each rank's block
+    uint8_t *blocks;   // out [ranks, mailbox_bytes]
+} ExchangePlan;
+
+uint32_t exchange_abi_version(void);
+
+// Prepares this rank's own window, before any peer maps it: zero words, `first_epoch` exchanges behind it.
+void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t first_epoch);
+
+// Steps announce to arrivals. On EXCHANGE_OK the experts may read rows[slot] and write out[slot].
+int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call);
+
+// Rendezvous before a second combine of the same dispatch: on EXCHANGE_OK no rank reads out[slot] any more.
+int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call);
+
+// Steps done and reduce.
+int exchange_combine(ExchangeSession *session, const ExchangeCombine *call);
+
+// An exchange of serialised blocks instead of rows.
+int exchange_plan(ExchangeSession *session, ExchangePlan *call);
+
+// Tells every rank that this one cannot go on (EXCHANGE_PEER_FAILED) or leaves (EXCHANGE_PEER_CLOSED).
+void exchange_leave(ExchangeSession *session, uint32_t result);
+
+// Rows per destination rank and chunk: `rows` [chunks, ranks] receives how many (token, k) of tokens
+// [c * chunk_tokens, (c + 1) * chunk_tokens) go to each rank. Returns an ExchangeInputError, its value in *detail.
+uint32_t exchange_count_chunks(const ExchangeLayout *layout, const void *ids, uint32_t ids_bytes, uint32_t tokens,
+                               uint32_t chunk_tokens, uint32_t *rows, int64_t *detail);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+#endif

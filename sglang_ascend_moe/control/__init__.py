@@ -1,0 +1,1 @@
+"""What ranks tell each other besides rows: control blocks, bring-up, mailboxes."""

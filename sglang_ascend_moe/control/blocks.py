@@ -1,0 +1,91 @@
+"""Control blocks: the msgpack messages of bring-up and of the prefill plan.
+
+Tagged, frozen, strict: unknown fields, wrong types, foreign sessions and oversized blocks are refused. Decode steps
+carry no block. This module needs neither torch nor SGLang.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from sglang_ascend_moe.errors import ProtocolMismatch
+from sglang_ascend_moe.windows.layout import MAX_PLAN_CHUNKS, MAX_RANKS, ExchangeParameters
+
+PROTOCOL_VERSION = 1
+MAX_BLOCK_BYTES = 1 << 20
+
+SessionId = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
+Count = Annotated[int, Meta(ge=0, lt=2**32)]
+
+
+class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True, kw_only=True):
+    """What every block carries: the protocol's version and the session it belongs to."""
+
+    protocol: int = PROTOCOL_VERSION
+    session: SessionId
+    rank: Rank
+
+
+class Hello(Block, frozen=True, kw_only=True):
+    """Who a rank is and what it was asked for. Every rank compares all of them.
+
+    `session` is a proposal; rank 0's is taken. `process` is the rank's process id; `address` names the socket, in the
+    abstract namespace, at which it hands out its window.
+    """
+
+    layout_version: int
+    parameters: ExchangeParameters
+    process: Annotated[int, Meta(ge=1)]
+    address: Annotated[bytes, Meta(max_length=64)]
+
+
+class WindowHandle(Block, frozen=True, kw_only=True):
+    """Goes with the descriptor of the sender's window."""
+
+    total_bytes: Annotated[int, Meta(ge=0)]
+    layout_digest: Annotated[bytes, Meta(min_length=16, max_length=16)]
+
+
+class PrefillPlan(Block, frozen=True, kw_only=True):
+    """What a rank brings to a prefill call: rows that each chunk of its tokens sends to each rank.
+
+    All chunks but a rank's last have `chunk_tokens` tokens; rows is [chunks][ranks].
+    """
+
+    tokens: Count
+    chunk_tokens: Annotated[int, Meta(ge=1, lt=2**32)]
+    rows: Annotated[list[Annotated[list[Count], Meta(max_length=MAX_RANKS)]], Meta(max_length=MAX_PLAN_CHUNKS)]
+
+
+AnyBlock = TypeVar("AnyBlock", bound=Block)
+
+
+def encode(block: Block) -> bytes:
+    return msgspec.msgpack.encode(block)
+
+
+def decode(data: bytes, kind: type[AnyBlock], session: bytes | None = None) -> AnyBlock:
+    """Decodes a block of `kind`, of `session` where one is given.
+
+    Raises `ProtocolMismatch`, naming both values, for everything that is not exactly that.
+    """
+    if len(data) > MAX_BLOCK_BYTES:
+        raise ProtocolMismatch(f"a control block of {len(data)} bytes exceeds {MAX_BLOCK_BYTES}")
+    try:
+        block = msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolMismatch(f"not a {kind.__name__} block of protocol {PROTOCOL_VERSION}: {error}") from error
+    if block.protocol != PROTOCOL_VERSION:
+        raise ProtocolMismatch(
+            f"rank {block.rank} speaks protocol {block.protocol}, this rank protocol {PROTOCOL_VERSION}; "
+            f"install the same version of sglang-ascend-moe everywhere"
+        )
+    if session is not None and block.session != session:
+        raise ProtocolMismatch(
+            f"rank {block.rank} belongs to session {block.session.hex()}, this rank to session {session.hex()}"
+        )
+    return block

@@ -1,0 +1,320 @@
+"""Exchange: the one object that a mixture-of-experts layer talks to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from sglang_ascend_moe.control.blocks import Hello, WindowHandle
+from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
+from sglang_ascend_moe.control.rendezvous import agree
+from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
+from sglang_ascend_moe.native import Kind, NativeSession, Result, StepHook, initialise_window
+from sglang_ascend_moe.schedules.decode import run_decode
+from sglang_ascend_moe.schedules.prefill import run_prefill
+from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.schedules.steps import ExchangeSteps, RoutedTokens, Ticket
+from sglang_ascend_moe.windows.host import MappedWindow, create_window
+from sglang_ascend_moe.windows.layout import (
+    LAYOUT_VERSION,
+    ExchangeParameters,
+    WindowMemory,
+    plan_window,
+    window_memory,
+)
+
+Phase = Literal["decode", "prefill"]
+"""Which schedule a call takes; the same on every rank."""
+
+_KINDS = {"decode": Kind.DECODE, "prefill": Kind.PREFILL}
+_ID_TYPES = (torch.int32, torch.int64)
+
+
+class Exchange:
+    """Moves token rows to the experts of other ranks and their results back, without relay buffers.
+
+    Made by `Exchange.create`. Every rank takes part in every call, in the same order, ranks without tokens included.
+    Not thread-safe. A context manager; leaving it after an exception tells the other ranks.
+    """
+
+    def __init__(
+        self,
+        session_id: bytes,
+        rank: int,
+        steps: ExchangeSteps,
+        pidfds: ExitStack,
+    ) -> None:
+        """Use `create`. `pidfds` closes the process descriptors that `steps` watches."""
+        self.rank = rank
+        self.layout = steps.layout
+        self._identity = (session_id, rank)
+        self._open_steps: ExchangeSteps | None = steps
+        self._pidfds = pidfds
+
+    @classmethod
+    def create(
+        cls,
+        group: dist.ProcessGroup | None,
+        *,
+        num_experts: int,
+        hidden: int,
+        max_tokens: int,
+        topk: int,
+        dtype: torch.dtype = torch.bfloat16,
+        quant: str | None = None,
+        distinct_topk: bool = False,
+        window_bytes: int | None = None,
+        timeout_s: float = 30.0,
+        slots: int = 1,
+        layout: str = "compact",
+        first_epoch: int = 0,
+    ) -> Exchange:
+        """Opens an exchange among the ranks of `group`; every rank calls it with the same arguments.
+
+        group: moves CPU tensors (gloo), used for bring-up only; None is the default group.
+        num_experts: of all ranks together, divisible by their number; rank r holds the r-th part of them.
+        hidden: elements per row, a multiple of 16.
+        max_tokens: most tokens that one rank brings to one call.
+        topk: ids per token.
+        dtype: bfloat16, float16 or float32.
+        distinct_topk: promises that no token names an expert twice, which makes windows smaller.
+        window_bytes: bytes of each rank's window; None takes what one round of max_tokens needs.
+        timeout_s: bound of every single wait for other ranks.
+        slots: dispatches that can be open at the same time.
+        first_epoch: exchanges to pretend to have behind; for tests.
+
+        Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the argument,
+        `ProtocolMismatch` if ranks differ, `PeerLost` or `PeerTimeout` if a rank does not come.
+        """
+        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        parameters = _parameters(
+            ranks=ranks, num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk, dtype=dtype,
+            quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s, slots=slots,
+            layout=layout, first_epoch=first_epoch,
+        )  # fmt: skip
+        with ExitStack() as bring_up, ExitStack() as kept:
+            listener = bring_up.enter_context(open_listener())
+            hello = Hello(
+                session=os.urandom(16), rank=rank, layout_version=LAYOUT_VERSION, parameters=parameters,
+                process=os.getpid(), address=listener.getsockname(),
+            )  # fmt: skip
+            hellos = agree(group or dist.group.WORLD, hello)
+            # After the comparison, so that arguments that cannot be laid out are refused on every rank alike.
+            window_layout = plan_window(parameters)
+
+            descriptor = create_window(window_layout)
+            bring_up.callback(os.close, descriptor)
+            own_window = MappedWindow(descriptor, window_layout)
+            initialise_window(window_layout, own_window.address)
+            handle = WindowHandle(
+                session=hellos[0].session, rank=rank, total_bytes=window_layout.total_bytes,
+                layout_digest=window_layout.digest(),
+            )  # fmt: skip
+            pidfds = watch_processes(hellos, rank)
+            _close_later(kept, pidfds)
+            descriptors = exchange_windows(hellos, Offer(handle, descriptor), listener, pidfds)
+            _close_later(bring_up, descriptors)
+            windows = [
+                own_window if peer == rank else MappedWindow(descriptors[peer], window_layout) for peer in range(ranks)
+            ]
+            session = NativeSession(window_layout, rank, [window.address for window in windows], pidfds)
+            steps = ExchangeSteps(session, rank, windows, window_layout, dtype)
+            return cls(hellos[0].session, rank, steps, kept.pop_all())
+
+    @staticmethod
+    def memory(
+        *,
+        ranks: int,
+        num_experts: int,
+        hidden: int,
+        max_tokens: int,
+        topk: int,
+        dtype: torch.dtype = torch.bfloat16,
+        quant: str | None = None,
+        distinct_topk: bool = False,
+        window_bytes: int | None = None,
+        timeout_s: float = 30.0,
+        slots: int = 1,
+        layout: str = "compact",
+        first_epoch: int = 0,
+    ) -> WindowMemory:
+        """The bytes of one rank's window, by region, before anything is allocated; arguments as `create`."""
+        parameters = _parameters(
+            ranks=ranks, num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk, dtype=dtype,
+            quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s, slots=slots,
+            layout=layout, first_epoch=first_epoch,
+        )  # fmt: skip
+        return window_memory(plan_window(parameters))
+
+    @property
+    def parameters(self) -> ExchangeParameters:
+        return self.layout.parameters
+
+    @property
+    def window(self) -> WindowMemory:
+        """The bytes of this rank's window, by region."""
+        return window_memory(self.layout)
+
+    @property
+    def epoch(self) -> int:
+        """Exchanges begun so far, `first_epoch` included."""
+        return self._steps.session.epoch
+
+    @property
+    def counts_matrix(self) -> torch.Tensor:
+        """int32 [ranks, num_experts]: rows from each rank to each expert in the last dispatch; a view of live state."""
+        return self._steps.session.matrix
+
+    def watch_steps(self, hook: StepHook | None) -> None:
+        """Calls `hook(step)` as each protocol step begins on this rank; for tests and tracing. None ends it."""
+        self._steps.session.watch_steps(hook)
+
+    def dispatch(
+        self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, phase: Phase = "decode"
+    ) -> ExpertRows:
+        """Places every routed row of `x` into the window of the rank that holds its expert.
+
+        x [tokens, hidden] in the exchange's dtype; topk_ids [tokens, topk] int32 or int64, -1 = not routed;
+        topk_weights [tokens, topk] of a floating dtype, used by combine. Rows of tokens that are not routed may hold
+        anything. The result's tensors are views of the window, valid until the next dispatch of the same slot.
+
+        Raises on every rank: `InvalidInput`, `WindowTooSmall` if the rows need more than one round, `ProtocolMismatch`
+        if ranks take different phases (the exchange stays usable after these); `PeerLost`, `PeerTimeout`,
+        `SessionPoisoned`.
+        """
+        kind = self._kind(phase)
+        return self._steps.dispatch(self._checked(x, topk_ids, topk_weights, kind), kind)
+
+    def combine(self, expert_out: torch.Tensor, rows: ExpertRows) -> torch.Tensor:
+        """Each token's weighted sum over its experts' results: [tokens, hidden] in the exchange's dtype.
+
+        Computed in fp32, `sum = sum + weight * value` in k order from zero, multiply and add not fused, rounded once;
+        zeros for tokens that are not routed. `expert_out` is `rows.out`, or [at least counts.sum(), hidden], which is
+        then copied into it once. A dispatch may be combined again, by every rank; new results then have to come as a
+        tensor of their own, for `rows.out` may be read by others until the next combine has begun.
+
+        Raises `InvalidInput` for rows whose slot has been dispatched again or a wrong `expert_out` (on this rank, which
+        the others then see as a `PeerTimeout` unless the call is made again); `PeerLost`, `PeerTimeout`,
+        `SessionPoisoned`.
+        """
+        ticket = rows.ticket
+        if not isinstance(ticket, Ticket):
+            raise InvalidInput(f"rows of {type(ticket).__name__} were not dispatched by an Exchange")
+        total = ticket.dispatched.total
+        wanted = (self.parameters.hidden, self._steps.dtype)
+        if expert_out.dim() != 2 or expert_out.shape[0] < total or (expert_out.shape[1], expert_out.dtype) != wanted:
+            raise InvalidInput(
+                f"expert_out is {tuple(expert_out.shape)} of {expert_out.dtype}; "
+                f"it must be [at least {total}, {wanted[0]}] of {wanted[1]}"
+            )
+        out = torch.empty(ticket.weights.shape[0], self.parameters.hidden, dtype=self._steps.dtype)
+        self._steps.combine(expert_out, rows, out)
+        return out
+
+    def run(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        experts: Callable[[ExpertRows], None],
+        *,
+        phase: Phase = "decode",
+    ) -> torch.Tensor:
+        """The whole layer: dispatch, `experts(rows)`, combine; in prefill with as many rounds as the window needs.
+
+        `experts` writes `rows.out` and is called at least once on every rank. If it raises, the other ranks get a
+        `PeerLost` that names this one, and the exchange is poisoned. Arguments, result and errors otherwise as in
+        `dispatch` and `combine`.
+        """
+        kind = self._kind(phase)
+        prefill = kind == Kind.PREFILL
+        tokens = self._checked(x, topk_ids, topk_weights, Kind.PLAN if prefill else kind)
+        out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype)
+
+        def guarded_experts(rows: ExpertRows) -> None:
+            finished = False
+            try:
+                experts(rows)
+                finished = True
+            finally:
+                if not finished:
+                    self._steps.session.leave(Result.PEER_FAILED)
+
+        if prefill:
+            run_prefill(self._steps, self._identity, tokens, guarded_experts, out)
+        else:
+            run_decode(self._steps, tokens, guarded_experts, out)
+        return out
+
+    def close(self) -> None:
+        """Leaves the exchange; peers that still wait for this rank get `PeerLost`. Safe to call again."""
+        self._close(Result.PEER_CLOSED)
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(Result.PEER_CLOSED if kind is None else Result.PEER_FAILED)
+
+    def _close(self, result: Result) -> None:
+        if self._open_steps is None:
+            return
+        self._open_steps.session.leave(result)
+        self._open_steps = None
+        self._pidfds.close()
+
+    @property
+    def _steps(self) -> ExchangeSteps:
+        if self._open_steps is None:
+            raise SessionPoisoned("this exchange is closed; create a new Exchange")
+        return self._open_steps
+
+    def _kind(self, phase: str) -> Kind:
+        if phase not in _KINDS:
+            raise InvalidInput(f"phase={phase!r} is neither 'decode' nor 'prefill'")
+        return _KINDS[phase]
+
+    def _checked(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, kind: Kind) -> RoutedTokens:
+        """The call's input as the kernels take it. What is wrong is told to every rank before it is raised here."""
+        problem = self._problem(x, topk_ids, topk_weights)
+        if problem is not None:
+            self._steps.refuse(kind, problem)
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        return RoutedTokens(x, topk_ids.contiguous(), topk_weights.to(torch.float32).contiguous())
+
+    def _problem(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> str | None:
+        p = self.parameters
+        if x.dim() != 2 or x.shape[1] != p.hidden or x.dtype != self._steps.dtype:
+            return f"x is {tuple(x.shape)} of {x.dtype}; it must be [tokens, {p.hidden}] of {self._steps.dtype}"
+        shape = (x.shape[0], p.topk)
+        if tuple(topk_ids.shape) != shape or topk_ids.dtype not in _ID_TYPES:
+            return f"topk_ids is {tuple(topk_ids.shape)} of {topk_ids.dtype}; it must be {shape} of int32 or int64"
+        if tuple(topk_weights.shape) != shape or not topk_weights.is_floating_point():
+            return f"topk_weights is {tuple(topk_weights.shape)} of {topk_weights.dtype}; it must be {shape}, floating"
+        for name, tensor in (("x", x), ("topk_ids", topk_ids), ("topk_weights", topk_weights)):
+            if tensor.device.type != "cpu":
+                return f"{name} is on {tensor.device}; the windows of this exchange are on the host (cpu)"
+        return None
+
+
+def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParameters:
+    try:
+        return msgspec.convert({"dtype": str(dtype).removeprefix("torch."), **parameters}, ExchangeParameters)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"arguments of an exchange: {error}") from error
+
+
+def _close_later(stack: ExitStack, descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            stack.callback(os.close, descriptor)

@@ -1,0 +1,352 @@
+"""The ctypes binding of `kernels/include/exchange.h`; the only module that knows how kernels are called."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from sglang_ascend_moe.errors import (
+    AscendMoeError,
+    Corruption,
+    InvalidInput,
+    PeerLost,
+    PeerTimeout,
+    ProtocolMismatch,
+    SessionPoisoned,
+    Unsupported,
+    WindowTooSmall,
+)
+from sglang_ascend_moe.windows.layout import WindowLayout
+
+ABI_VERSION = 1
+_LIBRARY = "sglang_ascend_moe._host_kernels"
+_ELEMENTS = {"bfloat16": 0, "float16": 1, "float32": 2}
+
+
+class Kind(enum.IntEnum):
+    """What an exchange carries: the tag of its sequence words."""
+
+    DECODE = 1
+    PREFILL = 2
+    PLAN = 3
+
+
+class Step(enum.IntEnum):
+    """Steps of the protocol (docs/architecture.md), as faults and step hooks name them."""
+
+    NONE = 0
+    ANNOUNCE = 1
+    COUNTS = 2
+    PLACE = 3
+    ARRIVALS = 4
+    EXPERTS = 5
+    DONE = 6
+    REDUCE = 7
+    REJOIN = 8
+
+
+class Result(enum.IntEnum):
+    OK = 0
+    INVALID_INPUT = 1
+    WINDOW_TOO_SMALL = 2
+    MISMATCH = 3
+    PEER_LOST = 4
+    PEER_TIMEOUT = 5
+    PEER_FAILED = 6
+    PEER_CLOSED = 7
+    POISONED = 8
+    CORRUPTION = 9
+
+
+class InputError(enum.IntEnum):
+    """Why a rank's input was refused; travels to the other ranks in its header."""
+
+    OK = 0
+    ARGUMENT = 1
+    TOKENS = 2
+    EXPERT_ID = 3
+    REPEATED_EXPERT = 4
+
+
+_u32, _u64, _i64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p
+_STEP_HOOK = ctypes.CFUNCTYPE(None, _u32)
+StepHook = Callable[[Step], None]
+
+
+class _Layout(ctypes.Structure):
+    _fields_ = [(name, _u32) for name in
+                ("abi_version", "ranks", "experts", "hidden", "topk", "max_tokens", "slots", "element",
+                 "distinct_topk", "count_units")] + [
+               (name, _u64) for name in
+                ("capacity", "row_bytes", "mailbox_bytes", "state", "status", "records", "mailboxes", "arrive", "done",
+                 "rows", "out", "total_bytes")]  # fmt: skip
+
+
+class _Fault(ctypes.Structure):
+    _fields_ = [("result", _u32), ("culprit", _u32), ("step", _u32), ("cause", _u32), ("epoch", _u64), ("detail", _i64)]
+
+
+class _Session(ctypes.Structure):
+    _fields_ = [
+        ("layout", ctypes.POINTER(_Layout)), ("windows", _pointer), ("peer_pidfds", _pointer), ("missing", _pointer),
+        ("ended", _pointer), ("on_step", _STEP_HOOK), ("timeout_ns", _u64), ("rank", _u32), ("step", _u32),
+        ("epoch", _u64), ("fault", _Fault),
+    ]  # fmt: skip
+
+
+class _Dispatch(ctypes.Structure):
+    _fields_ = [
+        ("x", _pointer), ("x_stride", _u64), ("ids", _pointer), ("ids_bytes", _u32), ("tokens", _u32), ("kind", _u32),
+        ("input_error", _u32), ("positions", _pointer), ("counts", _pointer), ("matrix", _pointer), ("epoch", _u64),
+        ("total", _u64), ("slot", _u32), ("reserved", _u32),
+    ]  # fmt: skip
+
+
+class _Combine(ctypes.Structure):
+    _fields_ = [
+        ("positions", _pointer), ("weights", _pointer), ("out", _pointer), ("out_stride", _u64), ("epoch", _u64),
+        ("tokens", _u32), ("slot", _u32),
+    ]  # fmt: skip
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = [
+        ("block", ctypes.c_char_p), ("block_bytes", _u32), ("tokens", _u32), ("input_error", _u32), ("reserved", _u32),
+        ("detail", _i64), ("lengths", _pointer), ("blocks", _pointer),
+    ]  # fmt: skip
+
+
+class Dispatched(NamedTuple):
+    """What a dispatch leaves behind.
+
+    positions: int64 [tokens, topk], destination rank << 32 | row, or -1; counts: int64 [local experts];
+    total: rows in this rank's window.
+    """
+
+    epoch: int
+    slot: int
+    total: int
+    positions: torch.Tensor
+    counts: torch.Tensor
+
+
+class ChunkCounts(NamedTuple):
+    """Rows that each chunk of tokens sends to each rank: `rows` [chunks, ranks]; or why they cannot be counted."""
+
+    rows: list[list[int]]
+    error: InputError
+    detail: int
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    found = importlib.util.find_spec(_LIBRARY)
+    if found is None or found.origin is None:
+        raise Unsupported(
+            "the native kernels are not built; install the package with `pip install -e .` (or `make venv`)"
+        )
+    library = ctypes.CDLL(found.origin)
+    library.exchange_abi_version.restype = _u32
+    version = library.exchange_abi_version()
+    if version != ABI_VERSION:
+        raise ProtocolMismatch(f"kernels have ABI {version}, the package expects {ABI_VERSION}; rebuild the kernels")
+    for name in ("exchange_dispatch", "exchange_combine", "exchange_rejoin", "exchange_plan"):
+        getattr(library, name).argtypes = [_pointer, _pointer]
+    library.exchange_initialise.argtypes = [_pointer, _pointer, _u64]
+    library.exchange_initialise.restype = None
+    library.exchange_leave.argtypes = [_pointer, _u32]
+    library.exchange_leave.restype = None
+    library.exchange_count_chunks.argtypes = [_pointer, _pointer, _u32, _u32, _u32, _pointer, _pointer]
+    library.exchange_count_chunks.restype = _u32
+    return library
+
+
+def _native_layout(layout: WindowLayout) -> _Layout:
+    p, offsets = layout.parameters, layout.offsets
+    return _Layout(
+        abi_version=ABI_VERSION, ranks=p.ranks, experts=p.num_experts, hidden=p.hidden, topk=p.topk,
+        max_tokens=p.max_tokens, slots=p.slots, element=_ELEMENTS[p.dtype], distinct_topk=p.distinct_topk,
+        count_units=layout.count_units, capacity=layout.capacity, row_bytes=p.row_bytes,
+        mailbox_bytes=layout.mailbox_bytes, state=offsets.state, status=offsets.status, records=offsets.records,
+        mailboxes=offsets.mailboxes, arrive=offsets.arrive, done=offsets.done, rows=offsets.rows, out=offsets.out,
+        total_bytes=layout.total_bytes,
+    )  # fmt: skip
+
+
+def initialise_window(layout: WindowLayout, address: int) -> None:
+    """Prepares this rank's own, zeroed window before any peer maps it."""
+    _library().exchange_initialise(ctypes.byref(_native_layout(layout)), address, layout.parameters.first_epoch)
+
+
+class NativeSession:
+    """One rank's open exchange, as the kernels see it. Not thread-safe."""
+
+    def __init__(
+        self, layout: WindowLayout, rank: int, window_addresses: Sequence[int], peer_pidfds: Sequence[int]
+    ) -> None:
+        """`window_addresses` [ranks] as mapped here; `peer_pidfds` [ranks], -1 for a rank that is not watched."""
+        ranks = layout.parameters.ranks
+        self._library = _library()
+        self._window_layout = layout
+        self._layout = _native_layout(layout)
+        self._windows = (_pointer * ranks)(*window_addresses)
+        self._pidfds = (ctypes.c_int32 * ranks)(*peer_pidfds)
+        self._missing = (ctypes.c_uint8 * ranks)()
+        self._ended = (ctypes.c_uint8 * ranks)()
+        self._matrix = torch.zeros(ranks, layout.parameters.num_experts, dtype=torch.int32)
+        self._hook = _STEP_HOOK()
+        self._session = _Session(
+            layout=ctypes.pointer(self._layout),
+            windows=ctypes.cast(self._windows, _pointer),
+            peer_pidfds=ctypes.cast(self._pidfds, _pointer),
+            missing=ctypes.cast(self._missing, _pointer),
+            ended=ctypes.cast(self._ended, _pointer),
+            timeout_ns=int(layout.parameters.timeout_s * 1e9),
+            rank=rank,
+            epoch=layout.parameters.first_epoch,
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch begun."""
+        return int(self._session.epoch)
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """int32 [ranks, experts]: rows from each rank to each expert in the last dispatch; overwritten by the next."""
+        return self._matrix
+
+    def watch_steps(self, hook: StepHook | None) -> None:
+        """Calls `hook` as each step begins, on the calling thread; None ends it."""
+        self._hook = _STEP_HOOK() if hook is None else _STEP_HOOK(lambda step: hook(Step(step)))
+        self._session.on_step = self._hook
+
+    def dispatch(self, x: torch.Tensor, ids: torch.Tensor, kind: Kind) -> Dispatched:
+        """Steps announce to arrivals; x [tokens, hidden] with dense rows, ids [tokens, topk] contiguous."""
+        p = self._window_layout.parameters
+        positions = torch.empty(ids.shape, dtype=torch.int64)
+        counts = torch.empty(p.local_experts, dtype=torch.int64)
+        call = _Dispatch(
+            x=x.data_ptr(), x_stride=x.stride(0) * x.element_size(), ids=ids.data_ptr(),
+            ids_bytes=ids.element_size(), tokens=x.shape[0], kind=kind, positions=positions.data_ptr(),
+            counts=counts.data_ptr(), matrix=self._matrix.data_ptr(),
+        )  # fmt: skip
+        self._check(self._library.exchange_dispatch(ctypes.byref(self._session), ctypes.byref(call)))
+        return Dispatched(call.epoch, call.slot, call.total, positions, counts)
+
+    def refuse_dispatch(self, kind: Kind) -> None:
+        """Tells every rank that this one's arguments are invalid; raises what the exchange as a whole comes to."""
+        call = _Dispatch(kind=kind, input_error=InputError.ARGUMENT, matrix=self._matrix.data_ptr())
+        self._check(self._library.exchange_dispatch(ctypes.byref(self._session), ctypes.byref(call)))
+
+    def combine(self, dispatched: Dispatched, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """Steps done and reduce; weights fp32 [tokens, topk] contiguous, out [tokens, hidden] with dense rows."""
+        call = self._combine_call(dispatched)
+        call.weights, call.out, call.out_stride = weights.data_ptr(), out.data_ptr(), out.stride(0) * out.element_size()
+        self._check(self._library.exchange_combine(ctypes.byref(self._session), ctypes.byref(call)))
+
+    def rejoin(self, dispatched: Dispatched) -> None:
+        """The rendezvous before another combine: afterwards no rank reads this one's expert outputs any more."""
+        call = self._combine_call(dispatched)
+        self._check(self._library.exchange_rejoin(ctypes.byref(self._session), ctypes.byref(call)))
+
+    def plan(self, block: bytes, tokens: int, error: InputError, detail: int) -> list[bytes]:
+        """Exchanges one serialised block per rank through the mailboxes."""
+        ranks, size = self._window_layout.parameters.ranks, self._window_layout.mailbox_bytes
+        if len(block) > size:
+            raise InvalidInput(f"a control block of {len(block)} bytes does not fit a mailbox of {size}")
+        lengths = (_u32 * ranks)()
+        blocks = ctypes.create_string_buffer(ranks * size)
+        call = _Plan(
+            block=block, block_bytes=len(block), tokens=tokens, input_error=error, detail=detail,
+            lengths=ctypes.cast(lengths, _pointer), blocks=ctypes.cast(blocks, _pointer),
+        )  # fmt: skip
+        self._check(self._library.exchange_plan(ctypes.byref(self._session), ctypes.byref(call)))
+        return [blocks.raw[rank * size : rank * size + lengths[rank]] for rank in range(ranks)]
+
+    def count_chunks(self, ids: torch.Tensor, chunk_tokens: int) -> ChunkCounts:
+        """Counts what each chunk of `chunk_tokens` tokens sends to each rank; ids [tokens, topk] contiguous."""
+        ranks, tokens = self._window_layout.parameters.ranks, ids.shape[0]
+        rows = torch.zeros(-(-tokens // chunk_tokens), ranks, dtype=torch.int32)
+        detail = _i64()
+        error = self._library.exchange_count_chunks(
+            ctypes.byref(self._layout), ids.data_ptr(), ids.element_size(), tokens, chunk_tokens, rows.data_ptr(),
+            ctypes.byref(detail),
+        )  # fmt: skip
+        return ChunkCounts(rows.tolist(), InputError(error), detail.value)
+
+    def leave(self, result: Result) -> None:
+        """Tells every rank that this one has failed or closes; nothing is waited for."""
+        self._library.exchange_leave(ctypes.byref(self._session), result)
+
+    def _combine_call(self, dispatched: Dispatched) -> _Combine:
+        return _Combine(
+            positions=dispatched.positions.data_ptr(), epoch=dispatched.epoch, slot=dispatched.slot,
+            tokens=dispatched.positions.shape[0],
+        )  # fmt: skip
+
+    def _check(self, result: int) -> None:
+        if result != Result.OK:
+            raise self._error(Result(result))
+
+    def _error(self, result: Result) -> AscendMoeError:
+        fault, layout = self._session.fault, self._window_layout
+        p = layout.parameters
+        step = Step(fault.step).name.lower()
+        where = f"at step {step} of epoch {fault.epoch}"
+        culprit = "this rank" if fault.culprit == self._session.rank else f"rank {fault.culprit}"
+        if result == Result.INVALID_INPUT:
+            return InvalidInput(f"{culprit}: {self._input_error(InputError(fault.cause), fault.detail)}")
+        if result == Result.WINDOW_TOO_SMALL:
+            needed = layout.total_bytes + 2 * p.slots * (fault.detail - layout.capacity) * p.row_bytes
+            return WindowTooSmall(
+                f"{fault.detail} rows for rank {fault.culprit} do not fit its window of {layout.capacity} rows in one "
+                f"round; set window_bytes to {needed} or more, or use run(phase='prefill'), which takes several rounds"
+            )
+        if result == Result.MISMATCH:
+            own, other = Kind(fault.detail).name.lower(), _kind_name(fault.cause)
+            return ProtocolMismatch(
+                f"rank {fault.culprit} began a {other} exchange while this rank began a {own} exchange ({where}); "
+                f"every rank must make the same calls in the same order"
+            )
+        if result == Result.PEER_LOST:
+            return PeerLost(f"rank {fault.culprit} has died; noticed {where}", fault.culprit, step, fault.epoch)
+        if result == Result.PEER_FAILED:
+            return PeerLost(f"rank {fault.culprit} failed {where} and gave up", fault.culprit, step, fault.epoch)
+        if result == Result.PEER_CLOSED:
+            return PeerLost(
+                f"rank {fault.culprit} closed the exchange; noticed {where}", fault.culprit, step, fault.epoch
+            )
+        if result == Result.PEER_TIMEOUT:
+            missing = [rank for rank, flag in enumerate(self._missing) if flag] or [fault.culprit]
+            return PeerTimeout(
+                f"rank {fault.culprit} did not answer within {p.timeout_s} s {where} (waiting for ranks {missing}); "
+                f"if it is only slow, raise timeout_s (--ascend-moe-timeout)",
+                fault.culprit, step, fault.epoch,
+            )  # fmt: skip
+        if result == Result.CORRUPTION:
+            return Corruption(f"a word of {culprit} cannot have been written by it {where}")
+        cause = Result(fault.cause).name.lower().replace("_", " ")
+        return SessionPoisoned(
+            f"this exchange failed before ({cause}, {culprit}); its memory is not safe to use, create a new Exchange"
+        )
+
+    def _input_error(self, error: InputError, detail: int) -> str:
+        p = self._window_layout.parameters
+        if error == InputError.TOKENS:
+            return f"{detail} tokens exceed max_tokens={p.max_tokens}; raise max_tokens (--ascend-moe-max-tokens)"
+        if error == InputError.EXPERT_ID:
+            return f"expert id {detail} is outside -1 .. {p.num_experts - 1} (num_experts={p.num_experts})"
+        if error == InputError.REPEATED_EXPERT:
+            return f"expert id {detail} is repeated within a token although distinct_topk=True; set distinct_topk=False"
+        return "an argument of that call has a wrong dtype or shape; the exception of that rank says which"
+
+
+def _kind_name(value: int) -> str:
+    return Kind(value).name.lower() if value in Kind.__members__.values() else f"unknown ({value})"

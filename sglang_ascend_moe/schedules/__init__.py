@@ -1,0 +1,1 @@
+"""Schedules: how a call becomes exchanges. `decode` is one exchange, `prefill` rounds, `collective` the baseline."""

@@ -1,0 +1,98 @@
+"""One exchange over the windows: the steps that both schedules are made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import torch
+
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.native import Dispatched, InputError, Kind, NativeSession
+from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.windows.host import MappedWindow
+from sglang_ascend_moe.windows.layout import WindowLayout
+
+MAX_COMBINES = 2**15
+"""Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
+
+
+class RoutedTokens(NamedTuple):
+    """A call's checked input.
+
+    x [tokens, hidden] with dense rows; ids [tokens, topk] int32 or int64, contiguous, -1 = not routed;
+    weights [tokens, topk] float32, contiguous.
+    """
+
+    x: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+    def between(self, begin: int, end: int) -> RoutedTokens:
+        return RoutedTokens(self.x[begin:end], self.ids[begin:end], self.weights[begin:end])
+
+
+class Ticket:
+    """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
+
+    def __init__(self, dispatched: Dispatched, weights: torch.Tensor) -> None:
+        self.dispatched = dispatched
+        self.weights = weights
+        self.combines = 0
+
+
+class ExchangeSteps:
+    """Dispatch and combine over one rank's windows."""
+
+    def __init__(
+        self, session: NativeSession, rank: int, windows: list[MappedWindow], layout: WindowLayout, dtype: torch.dtype
+    ) -> None:
+        """`windows` [ranks] stay mapped as long as this object lives, the own one as long as its tensors do too."""
+        p = layout.parameters
+        window = windows[rank]
+        self.session = session
+        self.layout = layout
+        self.dtype = dtype
+        self._windows = windows
+        shape = (p.slots, layout.capacity, p.hidden)
+        self._rows = window.rows(layout.offsets.rows, p.slots * layout.capacity, p.hidden, dtype).view(shape)
+        self._out = window.rows(layout.offsets.out, p.slots * layout.capacity, p.hidden, dtype).view(shape)
+        self._holders: list[int | None] = [None] * p.slots
+
+    def dispatch(self, tokens: RoutedTokens, kind: Kind) -> ExpertRows:
+        """Places every routed row and waits for everyone's; see `Exchange.dispatch`."""
+        dispatched = self.session.dispatch(tokens.x, tokens.ids, kind)
+        slot = dispatched.slot
+        self._holders[slot] = dispatched.epoch
+        return ExpertRows(
+            self._rows[slot], None, dispatched.counts, self._out[slot], Ticket(dispatched, tokens.weights)
+        )
+
+    def refuse(self, kind: Kind, problem: str) -> NoReturn:
+        """Tells every rank that this one's arguments are invalid, then raises `InvalidInput` here as on the others."""
+        try:
+            if kind == Kind.PLAN:
+                self.session.plan(b"", 0, InputError.ARGUMENT, 0)
+            else:
+                self.session.refuse_dispatch(kind)
+        except InvalidInput:
+            pass
+        raise InvalidInput(problem)
+
+    def combine(self, expert_out: torch.Tensor, rows: ExpertRows, out: torch.Tensor) -> None:
+        """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
+        ticket: Ticket = rows.ticket
+        dispatched = ticket.dispatched
+        if self._holders[dispatched.slot] != dispatched.epoch:
+            raise InvalidInput(
+                f"the rows of epoch {dispatched.epoch} are gone: slot {dispatched.slot} holds those of epoch "
+                f"{self._holders[dispatched.slot]}; combine before the next dispatch, or create with more slots"
+            )
+        if ticket.combines == MAX_COMBINES:
+            raise InvalidInput(f"one dispatch can be combined {MAX_COMBINES} times; dispatch again")
+        if ticket.combines:
+            self.session.rejoin(dispatched)
+        ticket.combines += 1
+        in_place = expert_out.data_ptr() == rows.out.data_ptr() and expert_out.stride() == rows.out.stride()
+        if not in_place:
+            rows.out[: dispatched.total].copy_(expert_out[: dispatched.total])
+        self.session.combine(dispatched, ticket.weights, out)

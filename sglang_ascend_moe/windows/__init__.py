@@ -1,0 +1,1 @@
+"""Windows: where rows lie (`layout`) and how they are mapped (`host`)."""

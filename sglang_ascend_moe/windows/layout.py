@@ -1,0 +1,196 @@
+"""The arithmetic of windows: which region begins where, and how many bytes a configuration needs.
+
+Offsets are computed here and nowhere else; the kernels receive them (`kernels/include/exchange.h`). This module needs
+neither torch nor SGLang, so that a plan can be made anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from sglang_ascend_moe.errors import InvalidInput, Unsupported, WindowTooSmall
+
+LAYOUT_VERSION = 1
+LINE_BYTES = 64
+UNIT_BYTES = 32
+COUNTS_PER_UNIT = 6
+PAGE_BYTES = 4096
+HIDDEN_MULTIPLE = 16
+MAX_RANKS = 4096
+MAX_PLAN_CHUNKS = 64
+"""Most chunks into which a rank divides its tokens in a `PrefillPlan`."""
+
+ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every rank must agree on before windows are laid out."""
+
+    ranks: int
+    num_experts: int
+    hidden: int
+    max_tokens: int
+    topk: int
+    dtype: str = "bfloat16"
+    quant: str | None = None
+    distinct_topk: bool = False
+    window_bytes: int | None = None
+    timeout_s: float = 30.0
+    slots: int = 1
+    layout: str = "compact"
+    first_epoch: int = 0
+
+    @property
+    def local_experts(self) -> int:
+        return self.num_experts // self.ranks
+
+    @property
+    def rows_per_token(self) -> int:
+        """Most rows that one token sends to one rank."""
+        return min(self.topk, self.local_experts) if self.distinct_topk else self.topk
+
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden * ELEMENT_BYTES[self.dtype]
+
+
+class Regions(msgspec.Struct, frozen=True):
+    """One number per region of a window: its offset, or its size in bytes."""
+
+    state: int
+    status: int
+    records: int
+    mailboxes: int
+    arrive: int
+    done: int
+    rows: int
+    out: int
+
+
+class WindowLayout(msgspec.Struct, frozen=True):
+    """A laid-out window; the same on every rank.
+
+    `capacity` is in rows per slot, everything else in bytes. `offsets` count from the window's base.
+    """
+
+    parameters: ExchangeParameters
+    capacity: int
+    count_units: int
+    mailbox_bytes: int
+    offsets: Regions
+    sizes: Regions
+    total_bytes: int
+
+    def digest(self) -> bytes:
+        """16 bytes that differ between windows that do not fit together."""
+        encoded = msgspec.msgpack.encode((LAYOUT_VERSION, self))
+        return hashlib.blake2b(encoded, digest_size=16).digest()
+
+
+class WindowMemory(msgspec.Struct, frozen=True):
+    """Bytes of one rank's window, before anything is allocated."""
+
+    regions: Regions
+    total: int
+    capacity_rows: int
+
+
+def check_parameters(parameters: ExchangeParameters) -> None:
+    """Raises `InvalidInput` or `Unsupported`, naming the parameter to change."""
+    p = parameters
+    if not 1 <= p.ranks <= MAX_RANKS:
+        raise InvalidInput(f"ranks={p.ranks}: an exchange has 1 to {MAX_RANKS} ranks")
+    if p.num_experts < 1 or p.num_experts % p.ranks:
+        raise InvalidInput(
+            f"num_experts={p.num_experts} cannot be divided evenly over {p.ranks} ranks; "
+            f"use a number of ranks that divides num_experts"
+        )
+    if p.hidden < HIDDEN_MULTIPLE or p.hidden % HIDDEN_MULTIPLE:
+        raise InvalidInput(f"hidden={p.hidden} is not a positive multiple of {HIDDEN_MULTIPLE}")
+    if not 1 <= p.max_tokens < 2**31:
+        raise InvalidInput(f"max_tokens={p.max_tokens} is not a positive 32-bit number")
+    if not 1 <= p.topk <= 256:
+        raise InvalidInput(f"topk={p.topk} is outside 1 .. 256")
+    if p.distinct_topk and p.topk > p.num_experts:
+        raise InvalidInput(f"topk={p.topk} exceeds num_experts={p.num_experts} with distinct_topk=True")
+    if not 1 <= p.slots <= 64:
+        raise InvalidInput(f"slots={p.slots} is outside 1 .. 64")
+    if not 0 < p.timeout_s < 1e6:
+        raise InvalidInput(f"timeout_s={p.timeout_s} is not a positive number of seconds")
+    if not 0 <= p.first_epoch < 2**47:
+        raise InvalidInput(f"first_epoch={p.first_epoch} is outside 0 .. 2**47")
+    if p.dtype not in ELEMENT_BYTES:
+        raise InvalidInput(f"dtype={p.dtype} is not one of {', '.join(ELEMENT_BYTES)}")
+    if p.quant is not None:
+        raise Unsupported(f"quant={p.quant!r}: rows travel in dtype only in this version; use quant=None")
+    if p.layout != "compact":
+        raise Unsupported(f"layout={p.layout!r}: only 'compact' exists in this version")
+
+
+def plan_window(parameters: ExchangeParameters) -> WindowLayout:
+    """Lays out a window.
+
+    With `window_bytes` None the capacity is what max_tokens from every rank can need in one round, R * T * K rows
+    (with `distinct_topk` R * T * min(K, E_local)). Otherwise it is what fits into `window_bytes`.
+
+    Raises `InvalidInput` and `Unsupported` as `check_parameters`, and `WindowTooSmall` where not even one token of
+    every rank fits.
+    """
+    check_parameters(parameters)
+    p = parameters
+    count_units = -(-p.num_experts // COUNTS_PER_UNIT)
+    mailbox_bytes = _round_up(512 + 5 * MAX_PLAN_CHUNKS * p.ranks, LINE_BYTES)
+    control_sizes = (
+        (1 + p.slots) * LINE_BYTES,
+        p.ranks * LINE_BYTES,
+        _round_up(2 * p.ranks * (1 + count_units) * UNIT_BYTES, LINE_BYTES),
+        2 * p.ranks * mailbox_bytes,
+        p.slots * p.ranks * LINE_BYTES,
+        p.slots * p.ranks * LINE_BYTES,
+    )
+    control_bytes = _round_up(sum(control_sizes), PAGE_BYTES)
+    capacity = _capacity(p, control_bytes)
+    row_region = _round_up(p.slots * capacity * p.row_bytes, PAGE_BYTES)
+
+    sizes = Regions(*control_sizes, row_region, row_region)
+    offsets: list[int] = []
+    position = 0
+    for size in control_sizes:
+        offsets.append(position)
+        position += size
+    offsets += [control_bytes, control_bytes + row_region]
+    return WindowLayout(
+        parameters=p,
+        capacity=capacity,
+        count_units=count_units,
+        mailbox_bytes=mailbox_bytes,
+        offsets=Regions(*offsets),
+        sizes=sizes,
+        total_bytes=control_bytes + 2 * row_region,
+    )
+
+
+def window_memory(layout: WindowLayout) -> WindowMemory:
+    return WindowMemory(regions=layout.sizes, total=layout.total_bytes, capacity_rows=layout.capacity)
+
+
+def _capacity(p: ExchangeParameters, control_bytes: int) -> int:
+    if p.window_bytes is None:
+        return p.ranks * p.max_tokens * p.rows_per_token
+    least = p.ranks * p.rows_per_token
+    # The two row regions are rounded up to pages, so each gets whole pages of what is left.
+    region = max(p.window_bytes - control_bytes, 0) // 2 // PAGE_BYTES * PAGE_BYTES
+    capacity = region // (p.slots * p.row_bytes)
+    if capacity < least:
+        needed = control_bytes + 2 * _round_up(p.slots * least * p.row_bytes, PAGE_BYTES)
+        raise WindowTooSmall(
+            f"window_bytes={p.window_bytes} cannot hold one token of each of {p.ranks} ranks; "
+            f"at least window_bytes={needed} is needed"
+        )
+    return min(capacity, p.ranks * p.max_tokens * p.rows_per_token)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
