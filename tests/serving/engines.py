@@ -1,0 +1,185 @@
+"""The test process's side: start the fork server, start engines, ask them, and see them end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import msgspec
+
+from sglang_ascend_moe.launch.comparison import Answer
+from tests.serving.messages import Exited, Generate, Generated, Ready, Reap, Refused, Started, StartEngine
+
+REPOSITORY = Path(__file__).parents[2]
+IMPORT_TIMEOUT = 180.0
+START_TIMEOUT = 120.0
+ANSWER_TIMEOUT = 120.0
+EXIT_TIMEOUT = 60.0
+LOG_TAIL_LINES = 60
+
+
+class EngineFailure(Exception):
+    """An engine could not be built, did not answer in time, or died. Carries the end of its log."""
+
+
+class EngineConfig(NamedTuple):
+    """What an engine is started with.
+
+    `arguments` are those of `sglang.Engine`; `patches` name functions in tests/serving/patches.py.
+    """
+
+    arguments: dict[str, Any]
+    patches: tuple[str, ...] = ()
+
+
+class ForkServer:
+    """The process that imports SGLang once (see tests/serving/fork_server.py). A context manager."""
+
+    def __init__(self, log_folder: Path) -> None:
+        self._log_folder = log_folder
+        self._engines_started = 0
+        self._control, inherited = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with inherited, (log_folder / "fork_server.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.serving.fork_server", str(inherited.fileno())],
+                cwd=REPOSITORY,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                pass_fds=[inherited.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._control.settimeout(IMPORT_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        try:
+            imported = self._control.recv(1024)
+        except TimeoutError:
+            imported = b""
+        if not imported:
+            self.close()
+            raise EngineFailure(f"SGLang could not be imported\n{log_tail(self._log_folder / 'fork_server.log')}")
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process. Engines still running see their channel close and end too."""
+        self._control.close()
+        try:
+            self._process.wait(EXIT_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def start(self, config: EngineConfig) -> "Engine":
+        """Start one engine and wait until it answers. Raises EngineFailure if it cannot be built."""
+        self._engines_started += 1
+        log = self._log_folder / f"engine_{self._engines_started}.log"
+        ours, theirs = socket.socketpair()
+        request = StartEngine(config.arguments, {}, list(config.patches), str(log))
+        with theirs:
+            socket.send_fds(self._control, [msgspec.msgpack.encode(request)], [theirs.fileno()])
+        self._control.settimeout(START_TIMEOUT)
+        started = msgspec.msgpack.decode(self._control.recv(1024), type=Started)
+        engine = Engine(self, started.pid, Connection(ours.detach()), log)
+        engine.wait_until_ready()
+        return engine
+
+    def reap(self, pid: int, timeout: float) -> int | None:
+        """Wait for an engine's process; its return code, or None if it still runs after `timeout` seconds."""
+        self._control.settimeout(timeout + EXIT_TIMEOUT)
+        self._control.send(msgspec.msgpack.encode(Reap(pid, timeout)))
+        return msgspec.msgpack.decode(self._control.recv(1024), type=Exited).returncode
+
+
+class Engine:
+    """A running engine. A context manager that ends every process of it."""
+
+    def __init__(self, fork_server: ForkServer, pid: int, channel: Connection, log: Path) -> None:
+        self.pid = pid
+        self.log = log
+        self._fork_server = fork_server
+        self._channel = channel
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def wait_until_ready(self) -> None:
+        """Return when the engine answers requests; raise EngineFailure, with everything ended, if it never will."""
+        try:
+            reply = self._receive(Ready | Refused, START_TIMEOUT)
+        except EngineFailure:
+            self.kill()
+            raise
+        if isinstance(reply, Refused):
+            self.close()
+            raise EngineFailure(f"{reply.error}\n{log_tail(self.log)}")
+
+    def generate(self, prompts: list[list[int]], new_tokens: int, *, together: bool = False) -> list[Answer]:
+        """Greedy continuations of `prompts` (token ids), one after the other or as one batch."""
+        return self.generate_with_cache(prompts, new_tokens, together=together).answers
+
+    def generate_with_cache(self, prompts: list[list[int]], new_tokens: int, *, together: bool = False) -> Generated:
+        """Like `generate`; also tells how many tokens of each prompt came from the prefix cache."""
+        self._channel.send_bytes(msgspec.msgpack.encode(Generate(prompts, new_tokens, together)))
+        return self._receive(Generated, ANSWER_TIMEOUT)
+
+    def close(self) -> None:
+        """Shut the engine down and wait for every process of it. Raises EngineFailure if something stays."""
+        self._channel.close()
+        returncode = self._fork_server.reap(self.pid, EXIT_TIMEOUT)
+        left = group_members(self.pid)
+        if returncode is None or left:
+            self.kill()
+            raise EngineFailure(f"engine {self.pid} left processes {left} behind\n{log_tail(self.log)}")
+
+    def kill(self) -> None:
+        """Kill every process of the engine at once."""
+        self._channel.close()
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._fork_server.reap(self.pid, EXIT_TIMEOUT)
+
+    def _receive(self, kind: Any, timeout: float) -> Any:
+        try:
+            if not self._channel.poll(timeout):
+                raise EngineFailure(f"no answer within {timeout:.0f} s\n{log_tail(self.log)}")
+            return msgspec.msgpack.decode(self._channel.recv_bytes(), type=kind)
+        except (EOFError, ConnectionResetError):
+            raise EngineFailure(f"the engine died\n{log_tail(self.log)}") from None
+
+
+def group_members(group: int) -> list[int]:
+    """Pids of the living processes of process group `group`; zombies do not count."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, process_group = fields[0], int(fields[2])
+        if process_group == group and state != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def log_tail(log: Path) -> str:
+    """The last lines of a log file, for an error message."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else ["(no log)"]
+    return "\n".join(lines[-LOG_TAIL_LINES:])
