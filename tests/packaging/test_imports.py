@@ -22,7 +22,7 @@ def allowed_imports(text: str) -> dict[str, set[str]]:
     for line in table.splitlines():
         if "->" not in line:
             continue
-        names, _, targets = line.partition("->")
+        names, _, targets = line.rpartition("->")
         unit = names.split()[0].rstrip("/").removesuffix(".py").replace("/", ".")
         targets = targets.strip()
         direct[unit] = [] if targets == "nothing" else [name.strip() for name in targets.split(",")]
