@@ -75,7 +75,7 @@ class InputError(enum.IntEnum):
 
 
 _u32, _u64, _i64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p
-_STEP_HOOK = ctypes.CFUNCTYPE(None, _u32)
+_STEP_HOOK = ctypes.CFUNCTYPE(ctypes.c_int32, _u32)
 StepHook = Callable[[Step], None]
 
 
@@ -201,6 +201,7 @@ class NativeSession:
         self._ended = (ctypes.c_uint8 * ranks)()
         self._matrix = torch.zeros(ranks, layout.parameters.num_experts, dtype=torch.int32)
         self._hook = _STEP_HOOK()
+        self._hook_error: BaseException | None = None
         self._session = _Session(
             layout=ctypes.pointer(self._layout),
             windows=ctypes.cast(self._windows, _pointer),
@@ -223,9 +224,20 @@ class NativeSession:
         return self._matrix
 
     def watch_steps(self, hook: StepHook | None) -> None:
-        """Calls `hook` as each step begins, on the calling thread; None ends it."""
-        self._hook = _STEP_HOOK() if hook is None else _STEP_HOOK(lambda step: hook(Step(step)))
+        """Calls `hook` as each step begins, on the calling thread; None ends it.
+
+        What the hook raises ends the call that began the step, and poisons the session.
+        """
+        self._hook = _STEP_HOOK() if hook is None else _STEP_HOOK(lambda step: self._call_hook(hook, Step(step)))
         self._session.on_step = self._hook
+
+    def _call_hook(self, hook: StepHook, step: Step) -> int:
+        try:
+            hook(step)
+        except BaseException as error:  # noqa: BLE001 - no exception can pass through the kernel; _check raises it
+            self._hook_error = error
+            return 1
+        return 0
 
     def dispatch(self, x: torch.Tensor, ids: torch.Tensor, kind: Kind) -> Dispatched:
         """Steps announce to arrivals; x [tokens, hidden] with dense rows, ids [tokens, topk] contiguous."""
@@ -292,8 +304,12 @@ class NativeSession:
         )  # fmt: skip
 
     def _check(self, result: int) -> None:
-        if result != Result.OK:
-            raise self._error(Result(result))
+        if result == Result.OK:
+            return
+        if self._hook_error is not None:
+            error, self._hook_error = self._hook_error, None
+            raise error
+        raise self._error(Result(result))
 
     def _error(self, result: Result) -> AscendMoeError:
         fault, layout = self._session.fault, self._window_layout

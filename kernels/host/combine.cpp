@@ -70,10 +70,12 @@ template <class Element> void reduce(Session &session, const ExchangeCombine &ca
 int combine(Session &session, const ExchangeCombine &call) {
     if (const int result = session.resume_exchange(call.epoch); result != EXCHANGE_OK)
         return result;
-    session.begin_step(EXCHANGE_STEP_DONE);
+    if (const int result = session.begin_step(EXCHANGE_STEP_DONE); result != EXCHANGE_OK)
+        return result;
     if (const int result = meet(session, call.slot); result != EXCHANGE_OK)
         return result;
-    session.begin_step(EXCHANGE_STEP_REDUCE);
+    if (const int result = session.begin_step(EXCHANGE_STEP_REDUCE); result != EXCHANGE_OK)
+        return result;
     switch (session.layout().element) {
     case EXCHANGE_BF16:
         reduce<Bf16>(session, call);
@@ -100,6 +102,7 @@ int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) {
     ascend_moe::Session wrapped(*session);
     if (const int result = wrapped.resume_exchange(call->epoch); result != EXCHANGE_OK)
         return result;
-    wrapped.begin_step(EXCHANGE_STEP_REJOIN);
+    if (const int result = wrapped.begin_step(EXCHANGE_STEP_REJOIN); result != EXCHANGE_OK)
+        return result;
     return ascend_moe::meet(wrapped, call->slot);
 }

@@ -120,7 +120,8 @@ int dispatch(Session &session, ExchangeDispatch &call) {
         return result;
     call.epoch = session.epoch();
 
-    session.begin_step(EXCHANGE_STEP_ANNOUNCE);
+    if (const int result = session.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
+        return result;
     const Routing ids(call.ids, call.ids_bytes);
     std::vector<uint32_t> counts(layout.experts);
     InputCheck check = {call.input_error, call.tokens};
@@ -130,7 +131,8 @@ int dispatch(Session &session, ExchangeDispatch &call) {
         push_counts(session, counts, call.kind);
     push_headers(session, {call.kind, call.tokens, check.error, check.detail, 0});
 
-    session.begin_step(EXCHANGE_STEP_COUNTS);
+    if (const int result = session.begin_step(EXCHANGE_STEP_COUNTS); result != EXCHANGE_OK)
+        return result;
     if (const int result = wait_for_headers(session, call.kind); result != EXCHANGE_OK)
         return result;
     if (const int result = wait_for_counts(session, call.kind, call.matrix); result != EXCHANGE_OK)
@@ -139,18 +141,19 @@ int dispatch(Session &session, ExchangeDispatch &call) {
     if (const int result = derive_offsets(session, call, offsets); result != EXCHANGE_OK)
         return result;
 
-    session.begin_step(EXCHANGE_STEP_PLACE);
+    if (const int result = session.begin_step(EXCHANGE_STEP_PLACE); result != EXCHANGE_OK)
+        return result;
     ExchangeState &state = session.own().state();
     call.slot = static_cast<uint32_t>(state.dispatches++ % layout.slots);
     session.own().slot(call.slot) = {session.epoch(), 0};
     place_rows(session, call, ids, offsets);
     push_arrivals(session, call.slot, call.kind);
 
-    session.begin_step(EXCHANGE_STEP_ARRIVALS);
+    if (const int result = session.begin_step(EXCHANGE_STEP_ARRIVALS); result != EXCHANGE_OK)
+        return result;
     if (const int result = wait_for_arrivals(session, call.slot, call.kind); result != EXCHANGE_OK)
         return result;
-    session.begin_step(EXCHANGE_STEP_EXPERTS);
-    return EXCHANGE_OK;
+    return session.begin_step(EXCHANGE_STEP_EXPERTS);
 }
 
 } // namespace

@@ -8,13 +8,15 @@ int plan(Session &session, ExchangePlan &call) {
     const ExchangeLayout &layout = session.layout();
     if (const int result = session.begin_exchange(); result != EXCHANGE_OK)
         return result;
-    session.begin_step(EXCHANGE_STEP_ANNOUNCE);
+    if (const int result = session.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
+        return result;
     for (uint32_t peer = 0; peer < session.ranks(); ++peer)
         // @protocol post-mailbox. Ordered before the header word by push-header.
         memcpy(session.window(peer).mailbox(session.epoch(), session.rank()), call.block, call.block_bytes);
     push_headers(session, {EXCHANGE_PLAN, call.tokens, call.input_error, call.detail, call.block_bytes});
 
-    session.begin_step(EXCHANGE_STEP_COUNTS);
+    if (const int result = session.begin_step(EXCHANGE_STEP_COUNTS); result != EXCHANGE_OK)
+        return result;
     if (const int result = wait_for_headers(session, EXCHANGE_PLAN); result != EXCHANGE_OK)
         return result;
     const Window own = session.own();

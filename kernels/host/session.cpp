@@ -68,10 +68,11 @@ int Session::resume_exchange(uint64_t epoch) {
     return refuse_poisoned();
 }
 
-void Session::begin_step(uint32_t step) {
+int Session::begin_step(uint32_t step) {
     session_.step = step;
-    if (session_.on_step != nullptr)
-        session_.on_step(step);
+    if (session_.on_step != nullptr && session_.on_step(step) != 0)
+        return fail(EXCHANGE_PEER_FAILED, rank());
+    return EXCHANGE_OK;
 }
 
 int Session::fail(uint32_t result, uint32_t culprit, uint32_t cause, int64_t detail) {

@@ -24,7 +24,8 @@ class Session {
     int begin_exchange();
     // Refuses a poisoned session, else continues the exchange of `epoch`.
     int resume_exchange(uint64_t epoch);
-    void begin_step(uint32_t step);
+    // Refuses to go on if the caller's step hook says so.
+    int begin_step(uint32_t step);
 
     // Records a fault; from EXCHANGE_PEER_LOST on also pushes it into every window. Returns `result`.
     int fail(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0);

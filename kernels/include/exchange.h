@@ -97,12 +97,12 @@ typedef struct ExchangeFault {
 // One rank's view of an open exchange. Not thread-safe: one call at a time.
 typedef struct ExchangeSession {
     const ExchangeLayout *layout;
-    void *const *windows;           // [ranks] base addresses as mapped in this process
-    const int32_t *peer_pidfds;     // [ranks] readable once the peer's process has ended; -1: not watched
-    uint8_t *missing;               // [ranks] out: 1 for each rank that a failed wait was still waiting for
-    uint8_t *ended;                 // [ranks] scratch of the waits
-    void (*on_step)(uint32_t step); // called as each step begins; may be null
-    uint64_t timeout_ns;            // of each wait
+    void *const *windows;              // [ranks] base addresses as mapped in this process
+    const int32_t *peer_pidfds;        // [ranks] readable once the peer's process has ended; -1: not watched
+    uint8_t *missing;                  // [ranks] out: 1 for each rank that a failed wait was still waiting for
+    uint8_t *ended;                    // [ranks] scratch of the waits
+    int32_t (*on_step)(uint32_t step); // called as each step begins, may be null; not 0: this rank gives up
+    uint64_t timeout_ns;               // of each wait
     uint32_t rank;
     uint32_t step;  // out: the last step begun
     uint64_t epoch; // out: the last epoch begun
