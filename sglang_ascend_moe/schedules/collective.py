@@ -1,0 +1,386 @@
+"""The buffer-centric baseline: permute, all-to-all, permute back. It runs only when it is asked for.
+
+Every row is moved four times on its way to an expert (gather into a send buffer, the collective, the receive buffer,
+reordering by expert) and four times on its way back. It needs no window and takes any number of rows in one round,
+which makes it the yardstick for the other schedules: same surface, same order of rows, bit-identical results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported
+from sglang_ascend_moe.schedules.rows import ExpertRows
+
+Phase = Literal["decode", "prefill"]
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_KINDS = ("an invalid phase", "dispatch(phase='decode')", "dispatch(phase='prefill')", "combine", "failure")
+_INVALID, _DECODE, _PREFILL, _COMBINE, _FAILURE = range(len(_KINDS))
+_HEADER_WORDS = 3
+"""Of a record: kind, epoch of the dispatch meant, 1 if this rank has something to object. Counts follow."""
+_OBJECTION_BYTES = 512
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    """What all ranks have to agree on."""
+
+    num_experts: int
+    hidden: int
+    max_tokens: int
+    topk: int
+    dtype: int
+    distinct_topk: int
+    slots: int
+    first_epoch: int
+
+
+class _Ticket(NamedTuple):
+    """The way back of one dispatch."""
+
+    exchange: CollectiveExchange
+    epoch: int
+    weights: Tensor
+    """[tokens, topk] float32."""
+    routed: Tensor
+    """[tokens, topk] bool."""
+    position: Tensor
+    """[tokens, topk] int64, where the row of (token, k) stands among the rows this rank sent."""
+    sent: list[int]
+    """Rows sent to each rank."""
+    received: list[int]
+    """Rows received from each rank."""
+    order: Tensor
+    """[received rows] int64, the arrival number of each expert row."""
+
+
+class CollectiveExchange:
+    """`Exchange` over `torch.distributed.all_to_all_single`.
+
+    Every rank takes part in every call, in the same order. Waits are bounded by the timeout of the group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, settings: _Settings, dtype: torch.dtype) -> None:
+        self._group = group
+        self._settings = settings
+        self._dtype = dtype
+        self._rank = dist.get_rank(group)
+        self._ranks = dist.get_world_size(group)
+        self._epoch = settings.first_epoch
+        self._poison: str | None = None
+
+    @classmethod
+    def create(
+        cls,
+        group: dist.ProcessGroup,
+        *,
+        num_experts: int,
+        hidden: int,
+        max_tokens: int,
+        topk: int,
+        dtype: torch.dtype = torch.bfloat16,
+        quant: str | None = None,
+        distinct_topk: bool = False,
+        window_bytes: int | None = None,
+        timeout_s: float = 30.0,
+        slots: int = 1,
+        layout: str = "compact",
+        first_epoch: int = 0,
+    ) -> CollectiveExchange:
+        """Open an exchange on every rank of `group`, a group that can move CPU tensors.
+
+        `num_experts` is divisible by the group's size, `hidden` a multiple of 16; `max_tokens` bounds the tokens one
+        rank brings to one call. `timeout_s` is accepted for the common surface: the group's own timeout applies.
+
+        Raises `Unsupported` for quantisation, padded layout and `window_bytes` (there is no window),
+        `ProtocolMismatch` on every rank if ranks pass different values, `InvalidInput` for values out of range.
+        """
+        if quant is not None:
+            raise Unsupported(f"quant={quant!r}: the collective schedule moves unquantised rows; pass quant=None")
+        if layout != "compact":
+            raise Unsupported(f"layout={layout!r}: the collective schedule offers layout='compact' only")
+        if window_bytes is not None:
+            raise Unsupported(
+                f"window_bytes={window_bytes}: the collective schedule has no window; pass window_bytes=None"
+            )
+        if dtype not in _DTYPES:
+            raise InvalidInput(f"dtype={dtype} is not one of {', '.join(map(str, _DTYPES))}; pass one of them as dtype")
+        if not timeout_s > 0:
+            raise InvalidInput(f"timeout_s={timeout_s} is not positive; pass the seconds to wait for a peer")
+        settings = _Settings(
+            num_experts=num_experts,
+            hidden=hidden,
+            max_tokens=max_tokens,
+            topk=topk,
+            dtype=_DTYPES.index(dtype),
+            distinct_topk=int(distinct_topk),
+            slots=slots,
+            first_epoch=first_epoch,
+        )
+        exchange = cls(group, settings, dtype)
+        exchange._agree()
+        return exchange
+
+    def dispatch(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, *, phase: Phase = "decode") -> ExpertRows:
+        """Send every routed row of `x` to the rank of its expert.
+
+        `x` [tokens, hidden] of the exchange's dtype, `topk_ids` [tokens, topk] int32 or int64 in -1..num_experts-1
+        (-1 = not routed), `topk_weights` [tokens, topk] of a floating dtype; 0 tokens are allowed.
+
+        Raises on every rank: `InvalidInput` if one rank's arguments are wrong, `ProtocolMismatch` if phases differ;
+        the exchange stays usable. `PeerLost` if a peer is gone, `SessionPoisoned` after that.
+        """
+        self._check_usable()
+        objection = self._objection_to_input(x, topk_ids, topk_weights, phase)
+        kind = {"decode": _DECODE, "prefill": _PREFILL}.get(phase, _INVALID)
+        counts = self._count(topk_ids) if objection is None else None
+        matrix = self._announce(kind, self._epoch + 1, objection, counts)
+        self._epoch += 1
+
+        ids = topk_ids.to(torch.int64)
+        routed = ids >= 0
+        places = routed.flatten().nonzero().squeeze(1)
+        places = places[torch.argsort(ids.flatten()[places], stable=True)]
+        experts = self._settings.num_experts // self._ranks
+        sent = matrix[self._rank].view(self._ranks, experts).sum(1).tolist()
+        arriving = matrix[:, self._rank * experts : (self._rank + 1) * experts]
+        received = arriving.sum(1).tolist()
+        arrived = self._all_to_all(x[places // self._settings.topk], sent, received)
+
+        # Rows arrive in (source, local expert) blocks; experts want them in (local expert, source) blocks.
+        block = torch.arange(experts) * self._ranks + torch.arange(self._ranks).unsqueeze(1)
+        order = torch.argsort(block.flatten().repeat_interleave(arriving.flatten()), stable=True)
+        position = torch.zeros(ids.numel(), dtype=torch.int64)
+        position[places] = torch.arange(len(places))
+        ticket = _Ticket(
+            exchange=self,
+            epoch=self._epoch,
+            weights=topk_weights.to(torch.float32, copy=True),
+            routed=routed,
+            position=position.view(ids.shape),
+            sent=sent,
+            received=received,
+            order=order,
+        )
+        rows = arrived[order]
+        return ExpertRows(rows=rows, scales=None, counts=arriving.sum(0), out=torch.empty_like(rows), ticket=ticket)
+
+    def combine(self, expert_out: Tensor, rows: ExpertRows) -> Tensor:
+        """Bring the experts' results back: [tokens, hidden] in x's dtype, sums in float32 and in k order.
+
+        `expert_out` is `rows.out` or any [at least counts.sum(), hidden] tensor of the exchange's dtype. May be called
+        again with the same handle, by every rank, until `slots` more dispatches were made.
+
+        Raises on every rank `InvalidInput` for a stale handle or a wrong `expert_out`, `ProtocolMismatch` if ranks
+        combine different handles; the exchange stays usable. `PeerLost`, `SessionPoisoned` as `dispatch`.
+        """
+        self._check_usable()
+        objection = self._objection_to_handle(expert_out, rows)
+        self._announce(_COMBINE, self._epoch if objection else rows.ticket.epoch, objection)
+        ticket: _Ticket = rows.ticket
+
+        back = torch.empty((len(ticket.order), self._settings.hidden), dtype=self._dtype)
+        back[ticket.order] = expert_out[: len(ticket.order)]
+        returned = self._all_to_all(back, ticket.received, ticket.sent)
+
+        total = torch.zeros((len(ticket.weights), self._settings.hidden), dtype=torch.float32)
+        if len(returned) == 0:
+            return total.to(self._dtype)
+        for k in range(self._settings.topk):
+            addend = ticket.weights[:, k : k + 1] * returned[ticket.position[:, k]].float()
+            total = torch.where(ticket.routed[:, k : k + 1], total + addend, total)
+        return total.to(self._dtype)
+
+    def run(
+        self,
+        x: Tensor,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        experts: Callable[[ExpertRows], None],
+        *,
+        phase: Phase = "decode",
+    ) -> Tensor:
+        """Dispatch, `experts`, combine. `experts` writes `rows.out` and is called once, also with zero rows.
+
+        If `experts` raises on one rank, the others raise `PeerLost` naming it.
+        """
+        rows = self.dispatch(x, topk_ids, topk_weights, phase=phase)
+        try:
+            experts(rows)
+        except Exception as error:
+            self._announce_failure(rows, f"its experts raised {type(error).__name__}: {error}")
+            raise
+        return self.combine(rows.out, rows)
+
+    def close(self) -> None:
+        """Give up the exchange. The group stays the caller's."""
+        self._poison = "it was closed"
+
+    def __enter__(self) -> CollectiveExchange:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._poison is not None:
+            raise SessionPoisoned(f"the exchange cannot be used: {self._poison}; create a new one on a new group")
+
+    def _agree(self) -> None:
+        """Compare the settings of all ranks, then check them: a value that only one rank got wrong is a mismatch."""
+        names = _Settings.__struct_fields__
+        mine = torch.tensor([getattr(self._settings, name) for name in names], dtype=torch.int64)
+        settings = self._gather(mine)
+        for name, values in zip(names, settings.t().tolist(), strict=True):
+            for rank, value in enumerate(values):
+                if value != values[0]:
+                    shown = [str(_DTYPES[v]) if name == "dtype" else str(v) for v in (values[0], value)]
+                    raise ProtocolMismatch(
+                        f"{name} is {shown[0]} on rank 0 and {shown[1]} on rank {rank}; pass the same {name} everywhere"
+                    )
+        options = self._settings
+        for name in ("num_experts", "hidden", "max_tokens", "topk", "slots"):
+            if getattr(options, name) < 1:
+                raise InvalidInput(f"{name}={getattr(options, name)} is not positive; pass {name} >= 1")
+        if options.num_experts % self._ranks:
+            raise InvalidInput(
+                f"num_experts={options.num_experts} is not divisible by {self._ranks} ranks; pad the experts or "
+                "change the size of the group"
+            )
+        if options.hidden % 16:
+            raise InvalidInput(f"hidden={options.hidden} is not a multiple of 16; pad the rows")
+
+    def _count(self, topk_ids: Tensor) -> Tensor:
+        """[num_experts] int64, rows this rank sends to each expert."""
+        return torch.bincount(topk_ids[topk_ids >= 0].to(torch.int64), minlength=self._settings.num_experts)
+
+    def _objection_to_input(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, phase: str) -> str | None:
+        """What is wrong with the arguments of a dispatch, or None."""
+        options = self._settings
+        if phase not in ("decode", "prefill"):
+            return f"phase={phase!r} is not 'decode' or 'prefill'"
+        if x.dtype != self._dtype:
+            return f"x is {x.dtype}, the exchange moves {self._dtype}; convert x or pass dtype={x.dtype} to create"
+        if x.dim() != 2 or x.shape[1] != options.hidden:
+            return (
+                f"x has shape {list(x.shape)}, not [tokens, hidden={options.hidden}]; pass the right hidden to create"
+            )
+        tokens = x.shape[0]
+        if tokens > options.max_tokens:
+            return f"{tokens} tokens are more than max_tokens={options.max_tokens}; raise max_tokens or bring fewer"
+        if topk_ids.dtype not in (torch.int32, torch.int64):
+            return f"topk_ids is {topk_ids.dtype}; convert it to torch.int32 or torch.int64"
+        if not topk_weights.is_floating_point():
+            return f"topk_weights is {topk_weights.dtype}; convert it to torch.float32"
+        for name, tensor in (("topk_ids", topk_ids), ("topk_weights", topk_weights)):
+            if list(tensor.shape) != [tokens, options.topk]:
+                return (
+                    f"{name} has shape {list(tensor.shape)}, not [tokens={tokens}, topk={options.topk}]; "
+                    "pass the right topk to create"
+                )
+        for name, tensor in (("x", x), ("topk_ids", topk_ids), ("topk_weights", topk_weights)):
+            if tensor.device.type != "cpu":
+                return f"{name} is on {tensor.device}; the collective schedule takes CPU tensors"
+        wrong = ((topk_ids < -1) | (topk_ids >= options.num_experts)).nonzero()
+        if len(wrong):
+            token, k = wrong[0].tolist()
+            return (
+                f"expert id {int(topk_ids[token, k])} of token {token}, k {k} is not in -1..{options.num_experts - 1}; "
+                "correct the router or num_experts"
+            )
+        if options.distinct_topk:
+            ordered = topk_ids.sort(dim=1).values
+            repeated = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).nonzero()
+            if len(repeated):
+                token, k = repeated[0].tolist()
+                return f"expert id {int(ordered[token, k])} is repeated in token {token}; pass distinct_topk=False"
+        return None
+
+    def _objection_to_handle(self, expert_out: Tensor, rows: ExpertRows) -> str | None:
+        """What is wrong with the arguments of a combine, or None."""
+        ticket = rows.ticket
+        if not isinstance(ticket, _Ticket) or ticket.exchange is not self:
+            return "the handle is not from this exchange; combine what its own dispatch returned"
+        total, hidden = len(ticket.order), self._settings.hidden
+        if expert_out.dim() != 2 or expert_out.shape[1] != hidden or expert_out.shape[0] < total:
+            return f"expert_out has shape {list(expert_out.shape)}, not [at least {total}, {hidden}]; pass rows.out"
+        if expert_out.dtype != self._dtype:
+            return f"expert_out is {expert_out.dtype}; convert it to {self._dtype} or pass rows.out"
+        if self._epoch - ticket.epoch >= self._settings.slots:
+            return (
+                f"the handle of epoch {ticket.epoch} is stale at epoch {self._epoch}: its slot was dispatched again; "
+                f"combine earlier or raise slots={self._settings.slots}"
+            )
+        return None
+
+    def _announce_failure(self, rows: ExpertRows, reason: str) -> None:
+        """Tell the peers, who are about to combine, that this rank will not."""
+        epoch = rows.ticket.epoch
+        self._record(_FAILURE, epoch, reason, None)
+        self._poison = f"rank {self._rank} failed at epoch {epoch}: {reason}"
+
+    def _announce(self, kind: int, epoch: int, objection: str | None, counts: Tensor | None = None) -> Tensor:
+        """Take part in the next step of all ranks; return their counts [ranks, experts].
+
+        Raises, on all ranks alike, if one of them failed, objects or does something else.
+        """
+        records, objections = self._record(kind, epoch, objection, counts)
+        kinds, epochs, objecting = records[:, :_HEADER_WORDS].t().tolist()
+        for rank in range(self._ranks):
+            if kinds[rank] == _FAILURE:
+                self._poison = f"rank {rank} failed at epoch {epochs[rank]}: {objections[rank]}"
+                raise PeerLost(self._poison)
+        for rank in range(self._ranks):
+            if objecting[rank]:
+                raise InvalidInput(f"rank {rank}: {objections[rank]}")
+        for rank in range(1, self._ranks):
+            if (kinds[rank], epochs[rank]) != (kinds[0], epochs[0]):
+                raise ProtocolMismatch(
+                    f"rank 0 calls {_KINDS[kinds[0]]} of epoch {epochs[0]}, rank {rank} calls {_KINDS[kinds[rank]]} of "
+                    f"epoch {epochs[rank]}; make the same calls with the same phase on every rank"
+                )
+        return records[:, _HEADER_WORDS:]
+
+    def _record(
+        self, kind: int, epoch: int, objection: str | None, counts: Tensor | None
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Exchange one record, and the objections if there are any: ([ranks, words], objection of each rank)."""
+        record = torch.zeros(_HEADER_WORDS + self._settings.num_experts, dtype=torch.int64)
+        record[0], record[1], record[2] = kind, epoch, int(objection is not None)
+        if counts is not None:
+            record[_HEADER_WORDS:] = counts
+        records = self._gather(record)
+        if not records[:, 2].any():
+            return records, {}
+        text = (objection or "").encode()[:_OBJECTION_BYTES]
+        texts = self._gather(torch.tensor(list(text.ljust(_OBJECTION_BYTES, b"\0")), dtype=torch.uint8))
+        decoded = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in texts)
+        return records, dict(enumerate(decoded))
+
+    def _gather(self, mine: Tensor) -> Tensor:
+        """[n] of every rank -> [ranks, n]."""
+        gathered = torch.empty((self._ranks, *mine.shape), dtype=mine.dtype)
+        self._collective(dist.all_gather, list(gathered.unbind(0)), mine)
+        return gathered
+
+    def _all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Move rows [sum(sent), hidden], sorted by destination; return [sum(received), hidden], sorted by source."""
+        arrived = torch.empty((sum(received), self._settings.hidden), dtype=self._dtype)
+        # As bytes, because a backend need not know the dtype of what it moves.
+        target, source = arrived.view(torch.uint8), rows.contiguous().view(torch.uint8)
+        self._collective(dist.all_to_all_single, target, source, received, sent)
+        return arrived
+
+    def _collective(self, operation: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            operation(*arguments, group=self._group)
+        except RuntimeError as error:
+            # torch.distributed reports a dead or silent peer as RuntimeError and does not say which one.
+            self._poison = f"a collective of epoch {self._epoch} failed on rank {self._rank}: {error}"
+            raise PeerLost(self._poison) from error

@@ -1,0 +1,1 @@
+"""Tests of the exchange alone: real processes, no SGLang."""

@@ -1,0 +1,37 @@
+"""Both implementations of the surface, by name, so that a test can be parametrised over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.schedules.collective import CollectiveExchange
+from sglang_ascend_moe.schedules.rows import ExpertRows
+
+from .bits import require_same_bits
+from .pool import Rank
+from .reference import Experts, RankRows
+from .scenario import Scenario
+
+IMPLEMENTATIONS = {"windows": Exchange, "collective": CollectiveExchange}
+PHASES = ("decode", "prefill")
+
+
+def open_exchange(implementation: str, rank: Rank, scenario: Scenario, **options: Any) -> Any:
+    """An exchange for the scenario on the group of the pool; `options` override the scenario's."""
+    return IMPLEMENTATIONS[implementation].create(rank.group, **{**scenario.options(rank.size), **options})
+
+
+def compute(rows: ExpertRows, experts: Experts, rank: Rank) -> None:
+    """Let `experts` write `rows.out` from `rows.rows`."""
+    total = int(rows.counts.sum())
+    rows.out[:total] = experts(rows.rows[:total], rows.counts, rank.rank * len(rows.counts))
+
+
+def require_rows(rows: ExpertRows, expected: RankRows, what: str) -> None:
+    """Raise unless counts and rows are what the reference says, bit for bit."""
+    require_same_bits(rows.counts, expected.counts, f"{what}: counts")
+    total = int(expected.counts.sum())
+    if min(len(rows.rows), len(rows.out)) < total:
+        raise AssertionError(f"{what}: room for {len(rows.rows)} rows and {len(rows.out)} results, {total} expected")
+    require_same_bits(rows.rows[:total], expected.rows, f"{what}: rows")

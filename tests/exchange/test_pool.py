@@ -1,0 +1,61 @@
+"""The harness itself: a failure names the rank and shows where it stood, and the next test gets new ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from .pool import Ended, Rank, RanksFailed
+
+
+def report_place(rank: Rank) -> tuple[int, int, int]:
+    return rank.rank, rank.size, os.getpid()
+
+
+def raise_on(rank: Rank, culprit: int) -> None:
+    if rank.rank == culprit:
+        raise ValueError("this rank is out of order")
+
+
+def hang_on(rank: Rank, culprit: int) -> None:
+    if rank.rank == culprit:
+        rank.wait_for_parent()
+
+
+def die_on(rank: Rank, culprit: int) -> None:
+    if rank.rank == culprit:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_ranks_live_from_one_program_to_the_next(pools):
+    first, second = pools.run(3, report_place), pools.run(3, report_place)
+    assert [place[:2] for place in first] == [(0, 3), (1, 3), (2, 3)]
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        (raise_on, "rank 1 of 3: Traceback.*raise_on.*this rank is out of order"),
+        (hang_on, "rank 1 of 3 did not finish.*hang_on"),
+        (die_on, "rank 1 of 3: ended with exit code -9"),
+    ],
+    ids=["raises", "hangs", "dies"],
+)
+def test_failure_names_the_rank_and_the_next_program_gets_new_ranks(pools, program, text):
+    before = {pid for _, _, pid in pools.run(3, report_place)}
+    with pytest.raises(RanksFailed, match=f"(?s){text}"):
+        pools.run(3, program, 1, deadline_s=1.0)
+    after = pools.run(3, report_place)
+    assert before.isdisjoint(pid for _, _, pid in after)
+    for pid in before:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_death_that_was_asked_for_is_reported_and_not_a_failure(fresh_pool):
+    pool = fresh_pool(2)
+    pool.start(die_on, 0)
+    assert pool.collect(dead={0}) == [Ended(-signal.SIGKILL), None]
