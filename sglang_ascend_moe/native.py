@@ -179,6 +179,11 @@ def _native_layout(layout: WindowLayout) -> _Layout:
     )  # fmt: skip
 
 
+def layout_bytes(layout: WindowLayout) -> bytes:
+    """The `ExchangeLayout` that kernels receive, as bytes; for harnesses that are not written in Python."""
+    return bytes(_native_layout(layout))
+
+
 def initialise_window(layout: WindowLayout, address: int) -> None:
     """Prepares this rank's own, zeroed window before any peer maps it."""
     _library().exchange_initialise(ctypes.byref(_native_layout(layout)), address, layout.parameters.first_epoch)
