@@ -1,0 +1,225 @@
+"""What the launcher does: flags, keyword arguments of `sglang.Engine`, and refusals before anything is started.
+
+Every function here is a hook of the table in `plugin`.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sglang_ascend_moe import hooks, options
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.platforms import activate
+
+# The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
+A2A_BACKEND = "ascend_fuseep"
+
+
+class Conflict(NamedTuple):
+    """A setting of SGLang that `--ascend-moe` does not work with: how to see it, why, and what to use instead."""
+
+    flag: str
+    found: Callable[[Any], bool]
+    cause: str
+    instead: str
+
+
+def _is_on(name: str) -> Callable[[Any], bool]:
+    return lambda settings: bool(getattr(settings, name))
+
+
+def _above_one(name: str) -> Callable[[Any], bool]:
+    return lambda settings: getattr(settings, name) > 1
+
+
+CONFLICTS = (
+    Conflict(
+        "--speculative-algorithm",
+        _is_on("speculative_algorithm"),
+        "draft and verify steps would make ranks take a different number of exchanges",
+        "serve without speculative decoding",
+    ),
+    Conflict(
+        "--enable-two-batch-overlap",
+        _is_on("enable_two_batch_overlap"),
+        "it keeps two exchanges of one layer in flight",
+        "leave it out",
+    ),
+    Conflict(
+        "--enable-single-batch-overlap",
+        _is_on("enable_single_batch_overlap"),
+        "it splits the expert computation that the exchange surrounds",
+        "leave it out",
+    ),
+    Conflict(
+        "--enable-mixed-chunk",
+        _is_on("enable_mixed_chunk"),
+        "a batch would be decode and prefill at once, and the schedule is chosen per batch",
+        "leave it out",
+    ),
+    Conflict("--pp-size", _above_one("pp_size"), "the exchange spans one pipeline stage only", "use --tp-size"),
+    Conflict("--moe-dp-size", _above_one("moe_dp_size"), "the exchange spans the whole TP group", "leave it out"),
+    Conflict("--attn-cp-size", _above_one("attn_cp_size"), "not tried with scattered rows", "use --attn-dp-size"),
+    Conflict(
+        "--dwdp-size", _above_one("dwdp_size"), "it replicates the experts instead of their tokens", "leave it out"
+    ),
+    Conflict("--nnodes", _above_one("nnodes"), "windows are shared between the processes of one machine", "one node"),
+    Conflict("--use-ray", _is_on("use_ray"), "workers must be processes of this machine", "leave it out"),
+    Conflict(
+        "--quantization",
+        _is_on("quantization"),
+        "the experts are computed in the dtype of the rows",
+        "a checkpoint in bfloat16 or float16, without --quantization",
+    ),
+    Conflict("--enable-eplb", _is_on("enable_eplb"), "experts must stay where they are", "leave it out"),
+    Conflict(
+        "--ep-num-redundant-experts",
+        _is_on("ep_num_redundant_experts"),
+        "an expert must exist on one rank only",
+        "leave it out",
+    ),
+    Conflict(
+        "--elastic-ep-backend", _is_on("elastic_ep_backend"), "the ranks of an exchange are fixed", "leave it out"
+    ),
+    Conflict("--enable-lora", _is_on("enable_lora"), "adapters change the MoE layer", "serve merged weights"),
+    Conflict("--kt-weight-path", _is_on("kt_weight_path"), "it takes experts out of the MoE layer", "leave it out"),
+    Conflict(
+        "--enable-torch-compile",
+        _is_on("enable_torch_compile"),
+        "the exchange is not an operator that torch.compile can trace",
+        "leave it out",
+    ),
+)
+
+
+def add_flags_to_parser(_result: Any, parser: argparse.ArgumentParser) -> None:
+    """After `ServerArgs.add_cli_args`: SGLang's parser knows the flags."""
+    problem = hooks.failure()
+
+    class Refuse(argparse.Action):
+        """`--ascend-moe` when hooks are missing: the flags would be lost between the parser and the workers."""
+
+        def __init__(self, **keywords: Any) -> None:
+            super().__init__(nargs=0, **keywords)
+
+        def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+            parser.error(problem)
+
+    options.add_flags(parser, Refuse if problem else "store_true")
+
+
+def attach_parsed_options(server_args: Any, _cls: type, namespace: argparse.Namespace) -> None:
+    """After `ServerArgs.from_cli_args`: the parsed flags ride on the server arguments."""
+    asked = options.from_namespace(namespace)
+    if asked is not None:
+        options.attach(server_args, asked)
+
+
+def engine_server_args(**keywords: Any) -> Any:
+    """In place of `ServerArgs(...)` in `sglang.Engine`: accepts the `ascend_moe*` keyword arguments."""
+    from sglang.srt.server_args import ServerArgs
+
+    asked = options.take_keywords(keywords)
+    server_args = ServerArgs(**keywords)
+    if asked is not None:
+        options.attach(server_args, asked)
+    return server_args
+
+
+def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
+    """Around `ServerArgs.resolve_once`: turns the MoE layers over to the exchange, or refuses and says why."""
+    if options.options_of(server_args) is None:
+        return original(server_args)
+    if not getattr(server_args, "_resolution_finished", False):
+        hooks.require_all()
+        _refuse_machine(server_args)
+        _choose_backend(server_args)
+    original(server_args)
+    refuse_conflicts(server_args)
+    return None
+
+
+def _refuse_machine(server_args: Any) -> None:
+    device = str(server_args.device or "cpu").split(":")[0]
+    if device == "npu" and importlib.util.find_spec("torch_npu") is None:
+        raise Unsupported(
+            "--device npu: torch_npu is not installed. Install sglang-ascend-moe[npu] on a machine with Ascend NPUs, or"
+            " use --device cpu"
+        )
+    if device != "cpu":
+        raise Unsupported(f"--device {device}: --ascend-moe runs with --device cpu only in this version")
+    if activate() is None:
+        raise Unsupported(
+            "--device cpu with --ascend-moe needs a machine without accelerator and SGLANG_USE_CPU_ENGINE unset: the"
+            " platform of sglang-ascend-moe is not active here"
+        )
+
+
+def _choose_backend(server_args: Any) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    chosen = server_args.moe_a2a_backend
+    if chosen not in (None, "none", A2A_BACKEND):
+        raise InvalidInput(f"--moe-a2a-backend {chosen}: --ascend-moe is such a backend itself; give one of the two")
+    # SGLang would silently make --ep-size equal to --tp-size for this backend.
+    if server_args.ep_size not in (1, server_args.tp_size):
+        raise Unsupported(
+            f"--ep-size {server_args.ep_size} with --tp-size {server_args.tp_size}: the exchange spans the whole TP"
+            f" group; use --ep-size {server_args.tp_size} or leave it out"
+        )
+    declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=A2A_BACKEND)
+
+
+def refuse_conflicts(server_args: Any) -> None:
+    """Raise `Unsupported` if the resolved `server_args` ask for something that `--ascend-moe` does not work with."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+
+    settings = resolving_view(server_args)
+    for conflict in CONFLICTS:
+        if conflict.found(settings):
+            value = getattr(settings, conflict.flag.removeprefix("--").replace("-", "_"))
+            shown = "" if value is True else f" {value}"
+            raise Unsupported(
+                f"{conflict.flag}{shown} does not work with --ascend-moe: {conflict.cause}. Instead: {conflict.instead}"
+            )
+    config = model_config_of(server_args)
+    if config.quantization is not None:
+        raise Unsupported(
+            f"the checkpoint {settings.model_path} is quantised ({config.quantization}), which --ascend-moe does not"
+            " support yet; use one in bfloat16 or float16"
+        )
+    experts = _expert_count(config.hf_text_config)
+    if experts is None:
+        raise Unsupported(f"{settings.model_path} is not a mixture-of-experts model: serve it without --ascend-moe")
+    if experts % settings.ep_size:
+        raise Unsupported(
+            f"{experts} experts cannot be divided among --ep-size {settings.ep_size} ranks; choose a --tp-size that"
+            f" divides {experts}"
+        )
+
+
+def _expert_count(config: Any) -> int | None:
+    """Routed experts per MoE layer of a Hugging Face config; each model family has a name of its own for it."""
+    for name in ("num_experts", "n_routed_experts", "num_local_experts"):
+        count = getattr(config, name, None)
+        if isinstance(count, int) and count > 0:
+            return count
+    return None
+
+
+def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:
+    """After the launcher got the ready message of every scheduler: each must say that its exchange is open.
+
+    A worker whose plugin did not load would otherwise serve with SGLang's own layer.
+    """
+    from sglang.srt.runtime_context import get_server_args
+
+    if options.options_of(get_server_args()) is None:
+        return
+    silent = [index for index, info in enumerate(infos) if not info.get(options.READY_KEY)]
+    if silent:
+        raise Unsupported(
+            f"--ascend-moe is not active in scheduler process {', '.join(map(str, silent))}: the plugin did not load"
+            " there. SGLANG_PLUGINS, if it is set, must contain ascend_moe"
+        )

@@ -1,0 +1,183 @@
+"""The MoE layer: SGLang's rows go through an exchange, the local experts run on its window.
+
+One exchange per shape of layer and per process, shared by all layers of that shape: layers run one after the other.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang_ascend_moe import hooks
+from sglang_ascend_moe.errors import SessionPoisoned, Unsupported
+from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.options import READY_KEY, Options, options_of
+from sglang_ascend_moe.schedules.collective import CollectiveExchange
+from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.sizing import SchedulerLimits, check_window, tokens_per_rank
+
+
+class LayerShape(NamedTuple):
+    """What decides whether two layers can share an exchange. `hidden` in elements of `dtype`."""
+
+    num_experts: int
+    hidden: int
+    topk: int
+    dtype: torch.dtype
+
+
+class _Serving(NamedTuple):
+    """What this process serves with, once its exchanges are open."""
+
+    options: Options
+    exchanges: dict[LayerShape, Exchange | CollectiveExchange]
+    activations: dict[str, torch.nn.Module]
+
+
+_serving: _Serving | None = None
+
+
+def check_before_model(model_runner: Any, *_: Any, **__: Any) -> None:
+    """Before `ModelRunner.load_model`: every hook must be active in this worker too."""
+    if options_of(model_runner.server_args) is not None:
+        hooks.require_all()
+
+
+def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
+    """After `ModelRunner.alloc_memory_pool`, when the scheduler's limits are known: all ranks open their exchanges.
+
+    Raises `Unsupported` for an MoE layer that the exchange cannot serve, `WindowTooSmall` and `InvalidInput` for flags
+    that the limits of the scheduler exceed.
+    """
+    global _serving
+    options = options_of(model_runner.server_args)
+    if options is None or _serving is not None:
+        return
+    from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
+    from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+    from sglang.srt.runtime_context import get_parallel
+
+    layers = [module for module in model_runner.model.modules() if isinstance(module, FusedMoE)]
+    if not layers:
+        raise Unsupported("the model has no MoE layer that --ascend-moe knows: serve it without --ascend-moe")
+    for layer in layers:
+        _refuse_layer(layer)
+    limits = scheduler_limits(model_runner)
+    ranks = get_parallel().moe_ep_group.ranks
+    exchanges = {shape: _open(shape, options, limits, ranks) for shape in dict.fromkeys(map(shape_of, layers))}
+    _serving = _Serving(options, exchanges, {"silu": SiluAndMul(), "gelu": GeluAndMul()})
+
+
+def _open(
+    shape: LayerShape, options: Options, limits: SchedulerLimits, ranks: list[int]
+) -> Exchange | CollectiveExchange:
+    max_tokens = tokens_per_rank(options, limits)
+    # SGLang's routers choose distinct experts for a token.
+    settings = {**shape._asdict(), "distinct_topk": True}
+    check_window(options, limits, lambda tokens: Exchange.memory(ranks=len(ranks), max_tokens=tokens, **settings).total)
+    # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
+    group = torch.distributed.new_group(ranks, backend="gloo", timeout=timedelta(seconds=options.timeout_s))
+    settings.update(max_tokens=max_tokens, timeout_s=options.timeout_s)
+    if options.schedule == "collective":
+        return CollectiveExchange.create(group, **settings)
+    return Exchange.create(group, window_bytes=options.window_bytes, **settings)
+
+
+def scheduler_limits(model_runner: Any) -> SchedulerLimits:
+    """Most requests and tokens that SGLang's scheduler puts into one batch of one attention group."""
+    from sglang.srt.runtime_context import get_parallel, get_schedule
+
+    schedule = get_schedule()
+    chunked = schedule.chunked_prefill_size
+    if chunked is not None and chunked > 0:
+        prefill, flag = chunked, "--chunked-prefill-size"
+    else:
+        # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
+        prefill, flag = max(schedule.max_prefill_tokens, model_runner.model_config.context_len), "--max-prefill-tokens"
+    return SchedulerLimits(model_runner.max_running_requests, prefill, flag, get_parallel().attn_tp_size)
+
+
+def shape_of(layer: Any) -> LayerShape:
+    """The shape of an MoE layer of SGLang."""
+    return LayerShape(layer.num_experts, layer.hidden_size, layer.top_k, layer.w13_weight.dtype)
+
+
+def _refuse_layer(layer: Any) -> None:
+    config = layer.moe_runner_config
+    found = {
+        f"weights in {layer.w13_weight.dtype}": layer.w13_weight.dtype
+        not in (torch.bfloat16, torch.float16, torch.float32),
+        f"the activation {config.activation!r}": config.activation not in ("silu", "gelu") or not config.is_gated,
+        "a clamped or scaled activation": config.gemm1_alpha is not None or config.swiglu_limit is not None,
+        "biases": hasattr(layer, "w13_weight_bias") or hasattr(layer, "w2_weight_bias"),
+        "router weights on the input": config.apply_router_weight_on_input,
+        "outputs that are not combined": config.no_combine,
+        "fused shared experts (use --disable-shared-experts-fusion)": layer.num_fused_shared_experts > 0,
+    }
+    for what, present in found.items():
+        if present:
+            raise Unsupported(f"MoE layer {layer.layer_id} has {what}, which --ascend-moe does not support")
+
+
+def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:
+    """Around SGLang's `forward_fuseep`: the MoE layer.
+
+    hidden_states: [T, H] rows of this rank, T may be 0. topk_output: ids [T, K] (-1: not routed) and float32 weights.
+    Returns [T, H], complete: summed over the experts of all ranks.
+    """
+    if _serving is None:
+        if _asked_for():
+            raise SessionPoisoned("an MoE layer ran before its exchange was opened")
+        return original(layer, hidden_states, topk_output)
+    exchange = _serving.exchanges[shape_of(layer)]
+    return exchange.run(
+        hidden_states.contiguous(),
+        topk_output.topk_ids,
+        topk_output.topk_weights,
+        lambda rows: compute_experts(layer, rows),
+        phase=_phase(_serving.options),
+    )
+
+
+def _asked_for() -> bool:
+    from sglang.srt.runtime_context import get_server_args
+
+    return options_of(get_server_args()) is not None
+
+
+def _phase(options: Options) -> str:
+    """decode or prefill, the same on every rank: SGLang's ranks agree on it, whatever each one's own batch is."""
+    if options.schedule in ("decode", "prefill"):
+        return options.schedule
+    from sglang.srt.layers.dp_attention import get_is_extend_in_batch
+
+    return "prefill" if get_is_extend_in_batch() else "decode"
+
+
+def compute_experts(layer: Any, rows: ExpertRows) -> None:
+    """Run the local experts of `layer` on the rows of the window; writes `rows.out`.
+
+    The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
+    same rows: gate and up in one product in the dtype of the rows, activation and product rounded to it each.
+    """
+    activation = _serving.activations[layer.moe_runner_config.activation]
+    start = 0
+    for expert, count in enumerate(rows.counts.tolist()):
+        end = start + count
+        if count:
+            gate_up = F.linear(rows.rows[start:end], layer.w13_weight[expert])
+            torch.mm(activation(gate_up), layer.w2_weight[expert].t(), out=rows.out[start:end])
+        start = end
+
+
+def report_ready(info: dict[str, Any], _scheduler: Any) -> None:
+    """After `Scheduler.get_init_info`: the launcher is told that this worker's exchange is open."""
+    info[READY_KEY] = _serving is not None
+
+
+def report_all_ready(info: dict[str, Any], controller: Any) -> None:
+    """After `DataParallelController.get_init_info`: what all schedulers behind the controller said."""
+    info[READY_KEY] = all(item.get(READY_KEY, False) for item in controller._scheduler_init_infos)

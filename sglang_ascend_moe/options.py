@@ -1,0 +1,217 @@
+"""The `--ascend-moe` flags, the keyword arguments of `sglang.Engine` and the one struct that both become.
+
+This module is also the one declared place where the options ride to SGLang's workers: `attach` and `options_of`.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import msgspec
+
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
+
+Schedule = Literal["auto", "decode", "prefill", "collective"]
+Quant = Literal["none", "int8"]
+
+ASK_FLAG = "--ascend-moe"
+ASK_KEYWORD = "ascend_moe"
+
+# Key of a worker's ready message that says that its exchange is open.
+READY_KEY = "ascend_moe"
+
+# SGLang's ServerArgs carries names with an underscore that are not its fields to every process it starts, unchanged.
+_ATTRIBUTE = "_ascend_moe_options"
+
+_SUFFIXES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the user asked for. Raises `InvalidInput` or `Unsupported`, naming the flag, when a value cannot be used.
+
+    max_tokens: most tokens that one rank brings to one MoE layer; None: computed from the limits of the scheduler.
+    window_bytes: bytes of one rank's window, everything included; None: one round of `max_tokens` from every rank.
+    timeout_s: seconds that a rank waits for a peer.
+    """
+
+    schedule: Schedule = "auto"
+    max_tokens: int | None = None
+    window_bytes: int | None = None
+    quant: Quant = "none"
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(Schedule):
+            raise InvalidInput(_bad_choice("schedule", self.schedule, get_args(Schedule)))
+        if self.quant not in get_args(Quant):
+            raise InvalidInput(_bad_choice("quant", self.quant, get_args(Quant)))
+        for name in ("max_tokens", "window_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidInput(f"{FLAGS[name].flag} {value}: must be at least 1")
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise InvalidInput(
+                f"{FLAGS['timeout_s'].flag} {self.timeout_s}: must be a finite number of seconds above 0"
+            )
+        if self.window_bytes is not None and self.schedule == "collective":
+            raise InvalidInput(
+                f"{FLAGS['window_bytes'].flag} with {FLAGS['schedule'].flag} collective: that schedule has no window;"
+                " leave one of them out"
+            )
+        if self.quant == "int8":
+            raise Unsupported(f"{FLAGS['quant'].flag} int8 does not exist yet; use {FLAGS['quant'].flag} none")
+
+
+class Flag(NamedTuple):
+    """One flag: its name, how its text becomes a value, its metavar and its help."""
+
+    flag: str
+    parse: Any
+    metavar: str
+    help: str
+
+    @property
+    def keyword(self) -> str:
+        """The same option as a keyword argument of `sglang.Engine` and as a key of SGLang's `--config` file."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `4096`, `64MiB`, `1.5GiB` or `100MB`. Raises `InvalidInput`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = _SUFFIXES.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise InvalidInput(
+            f"{FLAGS['window_bytes'].flag} {text!r}: write a number of bytes such as 67108864, 64MiB, 1.5GiB or 100MB"
+        )
+    if "." not in match[1]:
+        return int(match[1]) * unit
+    return round(float(match[1]) * unit)
+
+
+def _number(name: str, convert: Any) -> Any:
+    def parse(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError:
+            raise InvalidInput(f"{FLAGS[name].flag} {text!r}: not a number") from None
+
+    return parse
+
+
+def _bad_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    return f"{FLAGS[name].flag} {value!r}: choose one of {', '.join(choices)}"
+
+
+FLAGS: Mapping[str, Flag] = {
+    "schedule": Flag(
+        "--ascend-moe-schedule",
+        str,
+        "{" + ",".join(get_args(Schedule)) + "}",
+        "How tokens travel. auto (the default): the decode schedule for decode batches, the prefill schedule when any"
+        " rank prefills. collective: the buffer-centric baseline over torch.distributed, never chosen by auto.",
+    ),
+    "max_tokens": Flag(
+        "--ascend-moe-max-tokens",
+        _number("max_tokens", int),
+        "TOKENS",
+        "Most tokens that one rank brings to one MoE layer. Default: computed from --chunked-prefill-size (or"
+        " --max-prefill-tokens) and --max-running-requests.",
+    ),
+    "window_bytes": Flag(
+        "--ascend-moe-window-bytes",
+        parse_bytes,
+        "BYTES",
+        "Size of each rank's window in total, for example 64MiB. Default: as much as one round needs when every rank"
+        " brings the most tokens. A smaller window makes prefill take more rounds; the server does not start with one"
+        " that cannot hold the largest decode batch.",
+    ),
+    "quant": Flag(
+        "--ascend-moe-quant",
+        str,
+        "{" + ",".join(get_args(Quant)) + "}",
+        "Format of the rows that travel. Default: none (the model's dtype). int8 does not exist yet.",
+    ),
+    "timeout_s": Flag(
+        "--ascend-moe-timeout",
+        _number("timeout_s", float),
+        "SECONDS",
+        "How long a rank waits for a peer before the server stops and names it. Default: 30.",
+    ),
+}
+
+
+def add_flags(parser: argparse.ArgumentParser, ask_action: Any = "store_true") -> None:
+    """Add the flags to SGLang's parser. `ask_action` is the argparse action of `--ascend-moe` itself."""
+    group = parser.add_argument_group("expert-parallel exchange without relay buffers (sglang-ascend-moe)")
+    group.add_argument(
+        ASK_FLAG,
+        action=ask_action,
+        default=False,
+        help="Let the MoE layers exchange tokens without relay buffers; the expert-parallel size becomes --tp-size.",
+    )
+    for item in FLAGS.values():
+        # Values stay text here: `from_values` parses flags and keyword arguments alike, with the same messages.
+        group.add_argument(item.flag, dest=item.keyword, metavar=item.metavar, default=None, help=item.help)
+
+
+def from_namespace(namespace: argparse.Namespace) -> Options | None:
+    """Options of a parsed command line, or None when `--ascend-moe` was not given.
+
+    Raises `InvalidInput` for a wrong value and for an `--ascend-moe-*` flag without `--ascend-moe`.
+    """
+    keywords = {name: value for name, value in vars(namespace).items() if name.startswith(ASK_KEYWORD)}
+    return take_keywords(keywords)
+
+
+def take_keywords(keywords: MutableMapping[str, Any]) -> Options | None:
+    """Remove the `ascend_moe*` keywords of `sglang.Engine` from `keywords` and return them as options.
+
+    Values may be of the option's type or text as on the command line. Raises like `from_namespace`.
+    """
+    asked = keywords.pop(ASK_KEYWORD, False)
+    if not isinstance(asked, bool):
+        raise InvalidInput(f"{ASK_KEYWORD}={asked!r}: must be True or False")
+    given = {}
+    for field, item in FLAGS.items():
+        value = keywords.pop(item.keyword, None)
+        if value is not None:
+            given[field] = value
+    if not asked:
+        for field in given:
+            raise InvalidInput(f"{FLAGS[field].flag} has no effect without {ASK_FLAG}: give both or neither")
+        return None
+    return _from_values(given)
+
+
+def _from_values(given: Mapping[str, Any]) -> Options:
+    values: dict[str, Any] = {}
+    for field, value in given.items():
+        parsed = FLAGS[field].parse(value) if isinstance(value, str) else value
+        wanted = float if field == "timeout_s" else int if field in ("max_tokens", "window_bytes") else str
+        if isinstance(parsed, bool) or not isinstance(parsed, (int, float) if wanted is float else wanted):
+            raise InvalidInput(f"{FLAGS[field].flag} {value!r}: must be of type {wanted.__name__}")
+        values[field] = float(parsed) if wanted is float else parsed
+    return Options(**values)
+
+
+def to_flags(options: Options) -> list[str]:
+    """The command line that asks for `options`, every value written out."""
+    flags = [ASK_FLAG]
+    for field, item in FLAGS.items():
+        value = getattr(options, field)
+        if value is not None:
+            flags += [item.flag, repr(value) if isinstance(value, float) else str(value)]
+    return flags
+
+
+def attach(server_args: Any, options: Options) -> None:
+    """Let `options` ride on SGLang's server arguments, into every process that gets them."""
+    setattr(server_args, _ATTRIBUTE, options)
+
+
+def options_of(server_args: Any) -> Options | None:
+    """The options that ride on SGLang's server arguments, or None when `--ascend-moe` was not asked for."""
+    return getattr(server_args, _ATTRIBUTE, None)

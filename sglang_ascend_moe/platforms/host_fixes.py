@@ -1,0 +1,88 @@
+"""What SGLang needs to run more than one rank on a machine without accelerator. Each function is a row of the table."""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+# SGLang's own variable: one list of cores per rank, such as "0-3|4-7".
+BIND_VARIABLE = "SGLANG_CPU_OMP_THREADS_BIND"
+
+
+def cores_of_rank(original: Callable[..., str], *, numa_index: int, world_size: int) -> str:
+    """Around `init_threads_binding`: the cores of one rank, such as `0,1`, an equal share when the user names none.
+
+    With more ranks than cores several ranks share one core.
+    """
+    if os.environ.get(BIND_VARIABLE):
+        return original(numa_index=numa_index, world_size=world_size)
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // world_size
+    if share == 0:
+        return str(cores[numa_index % len(cores)])
+    return ",".join(str(core) for core in cores[numa_index * share : (numa_index + 1) * share])
+
+
+def limit_threads(*, local_omp_cpuid: str, **_: Any) -> None:
+    """In place of `_init_cpu_threads_env`: as many threads as the rank has cores, bound to cores the user named."""
+    cores = parse_cores(local_omp_cpuid)
+    torch.set_num_threads(min(len(cores), torch.get_num_threads()))
+    if os.environ.get(BIND_VARIABLE):
+        os.sched_setaffinity(0, cores)
+
+
+def parse_cores(text: str) -> set[int]:
+    """Cores of a list such as `0-3,8`."""
+    cores: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        cores.update(range(int(first), int(last or first) + 1))
+    return cores
+
+
+def no_shared_memory_all_reduce(*_: Any) -> bool:
+    """In place of `is_shm_available`."""
+    return False
+
+
+def padded_sequence_length(_backend: Any) -> int:
+    """The sequence length of a padded decode row: attention over nothing would give NaN."""
+    return 1
+
+
+def reduce_scatter_tensor(output: torch.Tensor, tensor: torch.Tensor, group_name: str) -> None:
+    """In place of the operator `reg_reduce_scatter_tensor`, for CPU tensors."""
+    _group(group_name)._reduce_scatter_tensor(output, tensor)
+
+
+def all_gather_into_tensor(output: torch.Tensor, tensor: torch.Tensor, group_name: str) -> None:
+    """In place of the operator `reg_all_gather_into_tensor`, for CPU tensors."""
+    _group(group_name)._all_gather_into_tensor(output, tensor)
+
+
+def _group(name: str) -> Any:
+    from sglang.srt.distributed.parallel_state import _groups
+
+    return _groups[name]()
+
+
+def copy_rows(
+    destination: torch.Tensor, source: torch.Tensor, dim: int, offset: int, size: int, offset_src: bool
+) -> None:
+    """In place of `memcpy_func`: SGLang's own form for the CPU."""
+    from sglang.srt.layers.dp_attention import memcpy_cpu
+
+    memcpy_cpu(destination, source, dim, offset, size, offset_src)
+
+
+def dump_without_core_dumps(original: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+    """Around `dump_requests_before_crash`: no wait for GPU core dumps, unless the user asked for one by variable."""
+    from sglang.srt.environ import envs
+
+    with ExitStack() as stack:
+        for variable in (envs.SGLANG_PYSPY_DUMP_BEFORE_CRASH, envs.SGLANG_CUDA_COREDUMP_BEFORE_CRASH):
+            if not variable.is_set():
+                stack.enter_context(variable.override(False))
+        original(*arguments, **keywords)
