@@ -280,7 +280,7 @@ class Exchange:
 
     def _kind(self, phase: str) -> Kind:
         if phase not in _KINDS:
-            raise InvalidInput(f"phase={phase!r} is neither 'decode' nor 'prefill'")
+            self._steps.refuse(Kind.DECODE, f"phase={phase!r} is neither 'decode' nor 'prefill'")
         return _KINDS[phase]
 
     def _checked(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, kind: Kind) -> RoutedTokens:
@@ -290,7 +290,9 @@ class Exchange:
             self._steps.refuse(kind, problem)
         if x.stride(1) != 1:
             x = x.contiguous()
-        return RoutedTokens(x, topk_ids.contiguous(), topk_weights.to(torch.float32).contiguous())
+        # A copy: the caller may reuse its tensor before combine reads the weights.
+        weights = topk_weights.to(torch.float32, copy=True).contiguous()
+        return RoutedTokens(x, topk_ids.contiguous(), weights)
 
     def _problem(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> str | None:
         p = self.parameters

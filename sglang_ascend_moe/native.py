@@ -22,9 +22,10 @@ from sglang_ascend_moe.errors import (
     Unsupported,
     WindowTooSmall,
 )
-from sglang_ascend_moe.windows.layout import WindowLayout
+from sglang_ascend_moe.windows.layout import WindowLayout, bytes_for_capacity
 
 ABI_VERSION = 1
+_REFUSAL_BYTES = 256
 _LIBRARY = "sglang_ascend_moe._host_kernels"
 _ELEMENTS = {"bfloat16": 0, "float16": 1, "float32": 2}
 
@@ -96,15 +97,15 @@ class _Session(ctypes.Structure):
     _fields_ = [
         ("layout", ctypes.POINTER(_Layout)), ("windows", _pointer), ("peer_pidfds", _pointer), ("missing", _pointer),
         ("ended", _pointer), ("on_step", _STEP_HOOK), ("timeout_ns", _u64), ("rank", _u32), ("step", _u32),
-        ("epoch", _u64), ("fault", _Fault),
+        ("epoch", _u64), ("fault", _Fault), ("refusal", ctypes.c_char * _REFUSAL_BYTES),
     ]  # fmt: skip
 
 
 class _Dispatch(ctypes.Structure):
     _fields_ = [
         ("x", _pointer), ("x_stride", _u64), ("ids", _pointer), ("ids_bytes", _u32), ("tokens", _u32), ("kind", _u32),
-        ("input_error", _u32), ("positions", _pointer), ("counts", _pointer), ("matrix", _pointer), ("epoch", _u64),
-        ("total", _u64), ("slot", _u32), ("reserved", _u32),
+        ("slot", _u32), ("positions", _pointer), ("counts", _pointer), ("matrix", _pointer), ("epoch", _u64),
+        ("total", _u64),
     ]  # fmt: skip
 
 
@@ -160,6 +161,7 @@ def _library() -> ctypes.CDLL:
         getattr(library, name).argtypes = [_pointer, _pointer]
     library.exchange_initialise.argtypes = [_pointer, _pointer, _u64]
     library.exchange_initialise.restype = None
+    library.exchange_refuse.argtypes = [_pointer, _u32, ctypes.c_char_p, _u32]
     library.exchange_leave.argtypes = [_pointer, _u32]
     library.exchange_leave.restype = None
     library.exchange_count_chunks.argtypes = [_pointer, _pointer, _u32, _u32, _u32, _pointer, _pointer]
@@ -257,10 +259,10 @@ class NativeSession:
         self._check(self._library.exchange_dispatch(ctypes.byref(self._session), ctypes.byref(call)))
         return Dispatched(call.epoch, call.slot, call.total, positions, counts)
 
-    def refuse_dispatch(self, kind: Kind) -> None:
-        """Tells every rank that this one's arguments are invalid; raises what the exchange as a whole comes to."""
-        call = _Dispatch(kind=kind, input_error=InputError.ARGUMENT, matrix=self._matrix.data_ptr())
-        self._check(self._library.exchange_dispatch(ctypes.byref(self._session), ctypes.byref(call)))
+    def refuse(self, kind: Kind, problem: str) -> None:
+        """Takes part in an exchange of `kind` only to tell every rank why this one's arguments are wrong; raises."""
+        text = problem.encode()[:_REFUSAL_BYTES]
+        self._check(self._library.exchange_refuse(ctypes.byref(self._session), kind, text, len(text)))
 
     def combine(self, dispatched: Dispatched, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Steps done and reduce; weights fp32 [tokens, topk] contiguous, out [tokens, hidden] with dense rows."""
@@ -325,7 +327,7 @@ class NativeSession:
         if result == Result.INVALID_INPUT:
             return InvalidInput(f"{culprit}: {self._input_error(InputError(fault.cause), fault.detail)}")
         if result == Result.WINDOW_TOO_SMALL:
-            needed = layout.total_bytes + 2 * p.slots * (fault.detail - layout.capacity) * p.row_bytes
+            needed = bytes_for_capacity(p, fault.detail)
             return WindowTooSmall(
                 f"{fault.detail} rows for rank {fault.culprit} do not fit its window of {layout.capacity} rows in one "
                 f"round; set window_bytes to {needed} or more, or use run(phase='prefill'), which takes several rounds"
@@ -366,7 +368,7 @@ class NativeSession:
             return f"expert id {detail} is outside -1 .. {p.num_experts - 1} (num_experts={p.num_experts})"
         if error == InputError.REPEATED_EXPERT:
             return f"expert id {detail} is repeated within a token although distinct_topk=True; set distinct_topk=False"
-        return "an argument of that call has a wrong dtype or shape; the exception of that rank says which"
+        return str(self._session.refusal.decode(errors="replace"))
 
 
 def _kind_name(value: int) -> str:

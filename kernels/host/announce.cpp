@@ -2,6 +2,12 @@
 
 namespace ascend_moe {
 
+void post_mailboxes(Session &session, const uint8_t *block, uint64_t bytes) {
+    for (uint32_t peer = 0; peer < session.ranks(); ++peer)
+        // @protocol post-mailbox. Ordered before the header word by push-header.
+        memcpy(session.window(peer).mailbox(session.epoch(), session.rank()), block, bytes);
+}
+
 void push_headers(Session &session, const Announcement &announcement) {
     const uint64_t word = sequence_word(session.epoch(), announcement.kind);
     for (uint32_t peer = 0; peer < session.ranks(); ++peer) {
@@ -34,6 +40,8 @@ int wait_for_headers(Session &session, uint32_t kind) {
     }
     for (uint32_t source = 0; source < session.ranks(); ++source) {
         const HeaderUnit &header = own.header(epoch, source);
+        if (header.error == EXCHANGE_INPUT_ARGUMENT)
+            session.keep_refusal(source, header.block_bytes);
         if (header.error != EXCHANGE_INPUT_OK)
             return session.fail(EXCHANGE_INVALID_INPUT, source, header.error, header.detail);
     }

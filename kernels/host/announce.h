@@ -13,6 +13,9 @@ struct Announcement {
     uint64_t block_bytes;
 };
 
+// Writes `block` into this rank's mailbox in every window; push_headers makes it visible.
+void post_mailboxes(Session &session, const uint8_t *block, uint64_t bytes);
+
 // Pushes the header unit of the current epoch to every rank, after whatever belongs to it has been written.
 void push_headers(Session &session, const Announcement &announcement);
 

@@ -124,9 +124,7 @@ int dispatch(Session &session, ExchangeDispatch &call) {
         return result;
     const Routing ids(call.ids, call.ids_bytes);
     std::vector<uint32_t> counts(layout.experts);
-    InputCheck check = {call.input_error, call.tokens};
-    if (check.error == EXCHANGE_INPUT_OK)
-        check = count_experts(layout, ids, call.tokens, counts);
+    const InputCheck check = count_experts(layout, ids, call.tokens, counts);
     if (check.error == EXCHANGE_INPUT_OK)
         push_counts(session, counts, call.kind);
     push_headers(session, {call.kind, call.tokens, check.error, check.detail, 0});

@@ -1,4 +1,4 @@
-// An exchange of serialised blocks through the mailboxes, and the calls around an exchange.
+// Exchanges that place no rows: of serialised blocks, and refused ones; and the calls around an exchange.
 #include "announce.h"
 
 namespace ascend_moe {
@@ -10,9 +10,7 @@ int plan(Session &session, ExchangePlan &call) {
         return result;
     if (const int result = session.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
-    for (uint32_t peer = 0; peer < session.ranks(); ++peer)
-        // @protocol post-mailbox. Ordered before the header word by push-header.
-        memcpy(session.window(peer).mailbox(session.epoch(), session.rank()), call.block, call.block_bytes);
+    post_mailboxes(session, call.block, call.block_bytes);
     push_headers(session, {EXCHANGE_PLAN, call.tokens, call.input_error, call.detail, call.block_bytes});
 
     if (const int result = session.begin_step(EXCHANGE_STEP_COUNTS); result != EXCHANGE_OK)
@@ -30,8 +28,25 @@ int plan(Session &session, ExchangePlan &call) {
     return EXCHANGE_OK;
 }
 
+int refuse(Session &session, uint32_t kind, const uint8_t *text, uint32_t text_bytes) {
+    if (const int result = session.begin_exchange(); result != EXCHANGE_OK)
+        return result;
+    if (const int result = session.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
+        return result;
+    post_mailboxes(session, text, text_bytes);
+    push_headers(session, {kind, 0, EXCHANGE_INPUT_ARGUMENT, text_bytes, text_bytes});
+    if (const int result = session.begin_step(EXCHANGE_STEP_COUNTS); result != EXCHANGE_OK)
+        return result;
+    return wait_for_headers(session, kind);
+}
+
 } // namespace
 } // namespace ascend_moe
+
+int exchange_refuse(ExchangeSession *session, uint32_t kind, const uint8_t *text, uint32_t text_bytes) {
+    ascend_moe::Session wrapped(*session);
+    return ascend_moe::refuse(wrapped, kind, text, text_bytes);
+}
 
 int exchange_plan(ExchangeSession *session, ExchangePlan *call) {
     ascend_moe::Session wrapped(*session);

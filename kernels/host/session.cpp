@@ -1,5 +1,7 @@
 #include "session.h"
 
+#include <algorithm>
+
 #include <poll.h>
 #include <sched.h>
 #include <time.h>
@@ -86,6 +88,11 @@ void Session::push_status(const Status &status) {
     // release: whoever reads the status may then look at anything this rank did before it.
     for (uint32_t peer = 0; peer < ranks(); ++peer)
         window(peer).status(rank()).store(status.packed(), std::memory_order_release);
+}
+
+void Session::keep_refusal(uint32_t source, uint64_t bytes) {
+    memset(session_.refusal, 0, sizeof session_.refusal);
+    memcpy(session_.refusal, own().mailbox(session_.epoch, source), std::min<uint64_t>(bytes, EXCHANGE_REFUSAL_BYTES));
 }
 
 // A status that a peer pushed: fails with the peer's finding, so that the real culprit is named everywhere.

@@ -30,6 +30,8 @@ class Session {
     // Records a fault; from EXCHANGE_PEER_LOST on also pushes it into every window. Returns `result`.
     int fail(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0);
     void push_status(const Status &status);
+    // Copies the text with which `source` refused its arguments out of its mailbox.
+    void keep_refusal(uint32_t source, uint64_t bytes);
 
     // Waits until ready(source) is Seen::ready for every source rank; the only loop in which a kernel waits.
     template <class Ready> int wait_for_all(Ready ready) {

@@ -12,6 +12,7 @@
 #define EXCHANGE_LINE_BYTES 64u // no two writers share a line
 #define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
 #define EXCHANGE_COUNTS_PER_UNIT 6u
+#define EXCHANGE_REFUSAL_BYTES 256u // longest text with which a rank refuses its own arguments
 
 #ifdef __cplusplus
 extern "C" {
@@ -52,7 +53,7 @@ enum ExchangeResult {
 // Why a rank's input is invalid; travels in its header unit.
 enum ExchangeInputError {
     EXCHANGE_INPUT_OK = 0,
-    EXCHANGE_INPUT_ARGUMENT = 1,       // a dtype or a shape, found before the kernel was entered
+    EXCHANGE_INPUT_ARGUMENT = 1,       // a dtype or a shape; the text is in the mailbox, detail = its bytes
     EXCHANGE_INPUT_TOKENS = 2,         // more tokens than max_tokens; detail = tokens
     EXCHANGE_INPUT_EXPERT_ID = 3,      // an id outside -1 .. experts-1; detail = id
     EXCHANGE_INPUT_REPEATED_EXPERT = 4 // distinct_topk was promised; detail = id
@@ -107,6 +108,7 @@ typedef struct ExchangeSession {
     uint32_t step;  // out: the last step begun
     uint64_t epoch; // out: the last epoch begun
     ExchangeFault fault;
+    uint8_t refusal[EXCHANGE_REFUSAL_BYTES]; // out, with EXCHANGE_INPUT_ARGUMENT: fault.detail bytes of UTF-8
 } ExchangeSession;
 
 typedef struct ExchangeDispatch {
@@ -115,15 +117,13 @@ typedef struct ExchangeDispatch {
     const void *ids;    // [tokens, topk] int32 or int64, contiguous; -1 = not routed
     uint32_t ids_bytes; // 4 or 8
     uint32_t tokens;
-    uint32_t kind;        // EXCHANGE_DECODE or EXCHANGE_PREFILL
-    uint32_t input_error; // ExchangeInputError found by the caller; the other inputs are then not read
-    int64_t *positions;   // out [tokens, topk]: destination rank << 32 | row, or -1
-    int64_t *counts;      // out [local experts]: rows of each in this rank's window
-    uint32_t *matrix;     // out [ranks, experts]: counts of every source
-    uint64_t epoch;       // out
-    uint64_t total;       // out: rows in this rank's window
-    uint32_t slot;        // out
-    uint32_t reserved;
+    uint32_t kind;      // EXCHANGE_DECODE or EXCHANGE_PREFILL
+    uint32_t slot;      // out
+    int64_t *positions; // out [tokens, topk]: destination rank << 32 | row, or -1
+    int64_t *counts;    // out [local experts]: rows of each in this rank's window
+    uint32_t *matrix;   // out [ranks, experts]: counts of every source
+    uint64_t epoch;     // out
+    uint64_t total;     // out: rows in this rank's window
 } ExchangeDispatch;
 
 typedef struct ExchangeCombine {
@@ -140,7 +140,7 @@ typedef struct ExchangePlan {
     const uint8_t *block; // this rank's serialised block
     uint32_t block_bytes; // at most layout.mailbox_bytes
     uint32_t tokens;
-    uint32_t input_error; // as in ExchangeDispatch
+    uint32_t input_error; // ExchangeInputError found by the caller
     uint32_t reserved;
     int64_t detail;
     uint32_t *lengths; // out [ranks]: bytes of each rank's block
@@ -163,6 +163,11 @@ int exchange_combine(ExchangeSession *session, const ExchangeCombine *call);
 
 // An exchange of serialised blocks instead of rows.
 int exchange_plan(ExchangeSession *session, ExchangePlan *call);
+
+// An exchange of `kind` that this rank refuses, for its own arguments are wrong: `text` of at most
+// EXCHANGE_REFUSAL_BYTES says why. Never returns EXCHANGE_OK; EXCHANGE_INVALID_INPUT on every rank unless worse
+// happens.
+int exchange_refuse(ExchangeSession *session, uint32_t kind, const uint8_t *text, uint32_t text_bytes);
 
 // Tells every rank that this one cannot go on (EXCHANGE_PEER_FAILED) or leaves (EXCHANGE_PEER_CLOSED).
 void exchange_leave(ExchangeSession *session, uint32_t result);

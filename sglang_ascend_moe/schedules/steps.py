@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 import torch
 
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.native import Dispatched, InputError, Kind, NativeSession
+from sglang_ascend_moe.native import Dispatched, Kind, NativeSession
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.windows.host import MappedWindow
 from sglang_ascend_moe.windows.layout import WindowLayout
@@ -34,7 +35,8 @@ class RoutedTokens(NamedTuple):
 class Ticket:
     """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
 
-    def __init__(self, dispatched: Dispatched, weights: torch.Tensor) -> None:
+    def __init__(self, session: NativeSession, dispatched: Dispatched, weights: torch.Tensor) -> None:
+        self.session = session
         self.dispatched = dispatched
         self.weights = weights
         self.combines = 0
@@ -64,24 +66,21 @@ class ExchangeSteps:
         slot = dispatched.slot
         self._holders[slot] = dispatched.epoch
         return ExpertRows(
-            self._rows[slot], None, dispatched.counts, self._out[slot], Ticket(dispatched, tokens.weights)
+            self._rows[slot], None, dispatched.counts, self._out[slot], Ticket(self.session, dispatched, tokens.weights)
         )
 
     def refuse(self, kind: Kind, problem: str) -> NoReturn:
         """Tells every rank that this one's arguments are invalid, then raises `InvalidInput` here as on the others."""
-        try:
-            if kind == Kind.PLAN:
-                self.session.plan(b"", 0, InputError.ARGUMENT, 0)
-            else:
-                self.session.refuse_dispatch(kind)
-        except InvalidInput:
-            pass
+        with suppress(InvalidInput):
+            self.session.refuse(kind, problem)
         raise InvalidInput(problem)
 
     def combine(self, expert_out: torch.Tensor, rows: ExpertRows, out: torch.Tensor) -> None:
         """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
         ticket: Ticket = rows.ticket
         dispatched = ticket.dispatched
+        if ticket.session is not self.session:
+            raise InvalidInput("these rows were dispatched by another Exchange; combine them there")
         if self._holders[dispatched.slot] != dispatched.epoch:
             raise InvalidInput(
                 f"the rows of epoch {dispatched.epoch} are gone: slot {dispatched.slot} holds those of epoch "

@@ -140,56 +140,69 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
     """
     check_parameters(parameters)
     p = parameters
-    count_units = -(-p.num_experts // COUNTS_PER_UNIT)
-    mailbox_bytes = _round_up(512 + 5 * MAX_PLAN_CHUNKS * p.ranks, LINE_BYTES)
-    control_sizes = (
-        (1 + p.slots) * LINE_BYTES,
-        p.ranks * LINE_BYTES,
-        _round_up(2 * p.ranks * (1 + count_units) * UNIT_BYTES, LINE_BYTES),
-        2 * p.ranks * mailbox_bytes,
-        p.slots * p.ranks * LINE_BYTES,
-        p.slots * p.ranks * LINE_BYTES,
-    )
-    control_bytes = _round_up(sum(control_sizes), PAGE_BYTES)
+    control = _control_sizes(p)
+    control_bytes = _round_up(sum(control), PAGE_BYTES)
     capacity = _capacity(p, control_bytes)
-    row_region = _round_up(p.slots * capacity * p.row_bytes, PAGE_BYTES)
-
-    sizes = Regions(*control_sizes, row_region, row_region)
-    offsets: list[int] = []
-    position = 0
-    for size in control_sizes:
-        offsets.append(position)
-        position += size
-    offsets += [control_bytes, control_bytes + row_region]
+    row_region = _row_region(p, capacity)
+    offsets = [sum(control[:region]) for region in range(len(control))]
     return WindowLayout(
         parameters=p,
         capacity=capacity,
-        count_units=count_units,
-        mailbox_bytes=mailbox_bytes,
-        offsets=Regions(*offsets),
-        sizes=sizes,
+        count_units=_count_units(p),
+        mailbox_bytes=_mailbox_bytes(p),
+        offsets=Regions(*offsets, control_bytes, control_bytes + row_region),
+        sizes=Regions(*control, row_region, row_region),
         total_bytes=control_bytes + 2 * row_region,
     )
+
+
+def bytes_for_capacity(parameters: ExchangeParameters, rows: int) -> int:
+    """The smallest `window_bytes` whose window has a capacity of `rows` per slot."""
+    return _round_up(sum(_control_sizes(parameters)), PAGE_BYTES) + 2 * _row_region(parameters, rows)
 
 
 def window_memory(layout: WindowLayout) -> WindowMemory:
     return WindowMemory(regions=layout.sizes, total=layout.total_bytes, capacity_rows=layout.capacity)
 
 
+def _count_units(p: ExchangeParameters) -> int:
+    return -(-p.num_experts // COUNTS_PER_UNIT)
+
+
+def _mailbox_bytes(p: ExchangeParameters) -> int:
+    # A PrefillPlan: at most 5 bytes a count, and 512 for everything around the counts.
+    return _round_up(512 + 5 * MAX_PLAN_CHUNKS * p.ranks, LINE_BYTES)
+
+
+def _control_sizes(p: ExchangeParameters) -> tuple[int, ...]:
+    """Bytes of all regions but rows and out, in the order of `Regions`; each a multiple of a line."""
+    return (
+        (1 + p.slots) * LINE_BYTES,
+        p.ranks * LINE_BYTES,
+        _round_up(2 * p.ranks * (1 + _count_units(p)) * UNIT_BYTES, LINE_BYTES),
+        2 * p.ranks * _mailbox_bytes(p),
+        p.slots * p.ranks * LINE_BYTES,
+        p.slots * p.ranks * LINE_BYTES,
+    )
+
+
+def _row_region(p: ExchangeParameters, capacity: int) -> int:
+    return _round_up(p.slots * capacity * p.row_bytes, PAGE_BYTES)
+
+
 def _capacity(p: ExchangeParameters, control_bytes: int) -> int:
+    enough = p.ranks * p.max_tokens * p.rows_per_token
     if p.window_bytes is None:
-        return p.ranks * p.max_tokens * p.rows_per_token
-    least = p.ranks * p.rows_per_token
-    # The two row regions are rounded up to pages, so each gets whole pages of what is left.
+        return enough
     region = max(p.window_bytes - control_bytes, 0) // 2 // PAGE_BYTES * PAGE_BYTES
     capacity = region // (p.slots * p.row_bytes)
+    least = p.ranks * p.rows_per_token
     if capacity < least:
-        needed = control_bytes + 2 * _round_up(p.slots * least * p.row_bytes, PAGE_BYTES)
         raise WindowTooSmall(
             f"window_bytes={p.window_bytes} cannot hold one token of each of {p.ranks} ranks; "
-            f"at least window_bytes={needed} is needed"
+            f"at least window_bytes={bytes_for_capacity(p, least)} is needed"
         )
-    return min(capacity, p.ranks * p.max_tokens * p.rows_per_token)
+    return min(capacity, enough)
 
 
 def _round_up(value: int, multiple: int) -> int:
