@@ -13,6 +13,7 @@ PYTHON ?=
 CXX ?= g++
 NATIVE := sglang_ascend_moe/_host_kernels.so
 KERNELS := $(wildcard kernels/*/*.cpp kernels/*/*.h)
+CPP_SOURCES := $(KERNELS) $(wildcard tests/*/*.cpp tests/*/*.h)
 # Debian packages that the tests use, each named like its command.
 SYSTEM_PACKAGES := spin
 
@@ -77,12 +78,12 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(KERNELS)
+	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 wheel: venv
 	$(BIN)/python -m build --wheel --no-isolation

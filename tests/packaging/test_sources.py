@@ -14,7 +14,8 @@ SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".pml", ".sh"}
 SOURCE_FOLDERS = (*PACKAGE_FOLDERS, "kernels", "tests")
 # Modules that may read the environment, each with its reason.
 ENVIRONMENT_READERS = {
-    "sglang_ascend_moe.platforms": "SGLang's own switch for its CPU platform decides whether ours steps back"
+    "sglang_ascend_moe.platforms": "SGLang's switch for its own CPU platform, which ours steps back for",
+    "sglang_ascend_moe.platforms.host_fixes": "SGLang's list of cores per rank, which wins over an equal share",
 }
 
 
