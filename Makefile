@@ -86,6 +86,7 @@ format: venv
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 wheel: venv
+	rm -rf build
 	$(BIN)/python -m build --wheel --no-isolation
 
 lock: $(STAMPS)/uv-$(UV_VERSION)
