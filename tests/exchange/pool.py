@@ -125,13 +125,20 @@ class Pool:
     def signal(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.pids[rank], number)
 
+    def next_note(self, rank: int, *, deadline_s: float = 30.0) -> str:
+        """Wait for the next note of a rank."""
+        message = self._receive(rank, time.monotonic() + deadline_s)
+        if not isinstance(message, _Note):
+            self._fail({rank: f"sent {message!r} instead of a note"}, [])
+        return message.text
+
     def await_notes(self, text: str, ranks: Collection[int], *, deadline_s: float = 30.0) -> None:
         """Wait until each of `ranks` noted `text`."""
         end = time.monotonic() + deadline_s
         for rank in ranks:
-            message = self._receive(rank, end)
-            if message != _Note(text):
-                self._fail({rank: f"sent {message!r} instead of the note {text!r}"}, [])
+            noted = self.next_note(rank, deadline_s=max(0.0, end - time.monotonic()))
+            if noted != text:
+                self._fail({rank: f"noted {noted!r} instead of {text!r}"}, [])
 
     def collect(self, *, deadline_s: float = 60.0, dead: Collection[int] = ()) -> list[Any]:
         """Results in rank order. Ranks in `dead` have to end without a result and are reported as `Ended`."""
@@ -237,7 +244,7 @@ def _serve(connection: Connection, rank: int, size: int, directory: Path) -> Non
             program, arguments = order
             try:
                 _send(connection, program(context, *arguments))
-            except BaseException:  # a failed rank must be reported, whatever it raised
+            except BaseException:  # noqa: BLE001 - a failed rank is reported, whatever it raised
                 _send(connection, _Raised(traceback.format_exc()))
     # Threads of gloo may outlive the group; nothing of this process is worth an orderly end.
     os._exit(0)

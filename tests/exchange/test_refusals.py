@@ -108,7 +108,7 @@ def refuse_unknown_phase(rank: Rank, implementation: str) -> None:
     good = SCENARIO.inputs(rank.size)[rank.rank]
     with open_exchange(implementation, rank, SCENARIO) as exchange:
         for method in ("dispatch", "run"):
-            with pytest.raises(InvalidInput, match="encode.*decode.*prefill"):
+            with pytest.raises(InvalidInput, match=r"encode.*decode.*prefill"):
                 call(exchange, f"{method}-encode", good, rank)
         require_works(exchange, rank)
 
@@ -125,7 +125,7 @@ def refuse_broken_promise(rank: Rank, implementation: str, how: str) -> None:
     # -1 may repeat: it names no expert.
     ids[0] = -1
     with open_exchange(implementation, rank, scenario, distinct_topk=True) as exchange:
-        with pytest.raises(InvalidInput, match="4.*distinct_topk"):
+        with pytest.raises(InvalidInput, match=r"4.*distinct_topk"):
             call(exchange, how, good._replace(topk_ids=ids) if rank.rank == 1 else good, rank)
         require_works(exchange, rank, scenario)
 

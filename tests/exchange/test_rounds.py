@@ -60,7 +60,8 @@ def test_many_rounds_equal_the_reference_to_the_bit(pools, ranks, scenario, toke
 
 def test_eight_ranks_in_many_rounds(pools):
     rounds = pools.run(8, run_in_rounds, SCENARIOS["hot-rank"], 1)
-    assert len(set(rounds)) == 1 and rounds[0] > 1
+    assert len(set(rounds)) == 1
+    assert rounds[0] > 1
 
 
 def test_a_small_window_takes_many_rounds_and_a_large_one_takes_one(pools):

@@ -1,0 +1,277 @@
+"""A rank that dies, stalls, fails or leaves is named by every other rank; afterwards a new exchange works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from sglang_ascend_moe.errors import PeerFault, PeerLost, SessionPoisoned
+from sglang_ascend_moe.native import Step
+
+from .faults import (
+    CALLS,
+    SCENARIO,
+    Seen,
+    call,
+    call_repeatedly,
+    harm_at,
+    require_new_exchange_works,
+    require_poisoned,
+    see_fault,
+    small_window,
+)
+from .pool import Ended, Rank
+from .reference import scale_by_expert
+from .surface import compute, open_exchange
+
+CULPRIT = 1
+STEPS = [Step.ANNOUNCE, Step.COUNTS, Step.PLACE, Step.ARRIVALS, Step.EXPERTS, Step.DONE, Step.REDUCE]
+
+
+def survivors(ranks: int) -> list[int]:
+    return [rank for rank in range(ranks) if rank != CULPRIT]
+
+
+def lose_a_rank(rank: Rank, how: str, step: Step) -> Seen | None:
+    exchange = open_exchange("windows", rank, SCENARIO, **small_window(rank) if how == "run-prefill" else {})
+    call(exchange, how, rank)
+    if rank.rank == CULPRIT:
+        exchange.watch_steps(harm_at(step, signal.SIGKILL))
+        rank.note(str(time.monotonic()))
+        call(exchange, how, rank)
+        raise AssertionError(f"step {step.name} never began")
+    # Who dies in the last step has done its part of that call: the next one finds out.
+    seen = see_fault(exchange, rank, how, calls=2)
+    require_poisoned(exchange, rank)
+    require_new_exchange_works(rank, "windows", "after the loss", survivors(rank.size))
+    return seen
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name.lower())
+@pytest.mark.parametrize("how", ["decode", "prefill", "run-prefill"])
+@pytest.mark.parametrize("ranks", [2, 3], ids=lambda ranks: f"{ranks}ranks")
+def test_a_killed_rank_is_named_by_every_survivor(fresh_pool, record_property, ranks, how, step):
+    pool = fresh_pool(ranks)
+    pool.start(lose_a_rank, how, step)
+    died_after = float(pool.next_note(CULPRIT))
+    results = pool.collect(dead={CULPRIT})
+    assert results[CULPRIT] == Ended(-signal.SIGKILL)
+    for rank in survivors(ranks):
+        seen = results[rank]
+        # The timeout is 30 s: a PeerLost means that the death was noticed, not waited out.
+        assert (seen.kind, seen.rank) == ("PeerLost", CULPRIT), seen
+        assert f"rank {CULPRIT}" in seen.message
+        record_property(f"rank{rank}_noticed_after_s", round(seen.at - died_after, 4))
+
+
+def lose_a_rank_before_a_second_combine(rank: Rank) -> Seen | None:
+    exchange = open_exchange("windows", rank, SCENARIO)
+    rows = exchange.dispatch(*SCENARIO.inputs(rank.size)[rank.rank])
+    exchange.combine(rows.out.zero_(), rows)
+    if rank.rank == CULPRIT:
+        exchange.watch_steps(harm_at(Step.REJOIN, signal.SIGKILL))
+    with pytest.raises(PeerLost, match=f"rank {CULPRIT}") as caught:
+        exchange.combine(rows.out, rows)
+    require_poisoned(exchange, rank)
+    return caught.value.rank
+
+
+def test_a_rank_killed_before_a_second_combine_is_named(fresh_pool):
+    pool = fresh_pool(3)
+    pool.start(lose_a_rank_before_a_second_combine)
+    assert pool.collect(dead={CULPRIT}) == [CULPRIT, Ended(-signal.SIGKILL), CULPRIT]
+
+
+def stall_a_rank(rank: Rank, how: str, step: Step) -> Seen | str:
+    exchange = open_exchange("windows", rank, SCENARIO, timeout_s=1.0)
+    call(exchange, how, rank)
+    if rank.rank == CULPRIT:
+        exchange.watch_steps(harm_at(step, signal.SIGSTOP))
+        with pytest.raises((PeerFault, SessionPoisoned)) as caught:
+            call_repeatedly(exchange, how, rank, calls=2)
+        exchange.watch_steps(None)
+        require_poisoned(exchange, rank)
+        require_new_exchange_works(rank, "windows", "after the stall", list(range(rank.size)))
+        return type(caught.value).__name__
+    seen = see_fault(exchange, rank, how, calls=2)
+    require_poisoned(exchange, rank)
+    rank.note("timed out")
+    require_new_exchange_works(rank, "windows", "after the stall", list(range(rank.size)))
+    return seen
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name.lower())
+@pytest.mark.parametrize("how", ["decode", "run-prefill"])
+def test_a_stopped_rank_is_named_and_learns_of_it_when_it_resumes(fresh_pool, how, step):
+    pool = fresh_pool(3)
+    pool.start(stall_a_rank, how, step)
+    pool.await_notes("timed out", survivors(3))
+    pool.signal(CULPRIT, signal.SIGCONT)
+    results = pool.collect()
+    for rank in survivors(3):
+        seen = results[rank]
+        assert (seen.kind, seen.rank) == ("PeerTimeout", CULPRIT), seen
+        assert f"rank {CULPRIT}" in seen.message
+        assert "timeout_s" in seen.message
+
+
+def fail_in_experts(rank: Rank, implementation: str, how: str, failing_call: int) -> None:
+    calls = 0
+
+    def experts(rows) -> None:
+        nonlocal calls
+        calls += 1
+        if rank.rank == CULPRIT and calls == failing_call:
+            raise ArithmeticError("no such expert")
+        compute(rows, scale_by_expert, rank)
+
+    options = small_window(rank) if failing_call > 1 else {}
+    exchange = open_exchange(implementation, rank, SCENARIO, **options)
+    mine = SCENARIO.inputs(rank.size)[rank.rank]
+    expected = ArithmeticError if rank.rank == CULPRIT else PeerLost
+    with pytest.raises(expected, match="no such expert" if rank.rank == CULPRIT else f"rank {CULPRIT}"):
+        exchange.run(*mine, experts, phase=how)
+    require_poisoned(exchange, rank)
+    require_new_exchange_works(rank, implementation, "after the failure", list(range(rank.size)))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "how", "failing_call"),
+    [
+        ("windows", "decode", 1),
+        ("windows", "prefill", 1),
+        ("windows", "prefill", 2),
+        ("collective", "decode", 1),
+        ("collective", "prefill", 1),
+    ],
+    ids=["windows-decode", "windows-prefill", "windows-second-round", "collective-decode", "collective-prefill"],
+)
+def test_a_rank_whose_experts_raise_is_named_by_the_others(fresh_pool, implementation, how, failing_call):
+    fresh_pool(3).run(fail_in_experts, implementation, how, failing_call)
+
+
+def leave_by_an_exception(rank: Rank) -> None:
+    with open_exchange("windows", rank, SCENARIO) as exchange:
+        exchange.dispatch(*SCENARIO.inputs(rank.size)[rank.rank])
+        raise ArithmeticError("no such expert")
+
+
+def fail_between_dispatch_and_combine(rank: Rank) -> None:
+    if rank.rank == CULPRIT:
+        with pytest.raises(ArithmeticError):
+            leave_by_an_exception(rank)
+        return
+    exchange = open_exchange("windows", rank, SCENARIO)
+    rows = exchange.dispatch(*SCENARIO.inputs(rank.size)[rank.rank])
+    with pytest.raises(PeerLost, match=f"rank {CULPRIT}"):
+        exchange.combine(rows.out.zero_(), rows)
+    require_poisoned(exchange, rank)
+
+
+def test_a_rank_that_leaves_the_context_by_an_exception_is_named(pools):
+    pools.run(3, fail_between_dispatch_and_combine)
+
+
+def close_early(rank: Rank, how: str) -> None:
+    exchange = open_exchange("windows", rank, SCENARIO)
+    call(exchange, how, rank)
+    if rank.rank == CULPRIT:
+        exchange.close()
+        return
+    with pytest.raises(PeerLost, match=f"rank {CULPRIT}.*closed"):
+        call(exchange, how, rank)
+    require_poisoned(exchange, rank)
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_a_rank_that_closes_while_others_go_on_is_named(pools, how):
+    pools.run(3, close_early, how)
+
+
+def close_after_the_same_calls(rank: Rank, how: str) -> None:
+    for _ in range(20):
+        with open_exchange("windows", rank, SCENARIO) as exchange:
+            call(exchange, how, rank)
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_closing_after_the_same_calls_harms_nobody(pools, ranks, how):
+    pools.run(ranks, close_after_the_same_calls, how)
+
+
+def interrupt_the_hook(rank: Rank) -> None:
+    exchange = open_exchange("windows", rank, SCENARIO)
+    if rank.rank == CULPRIT:
+        exchange.watch_steps(raise_at_place)
+    expected = ArithmeticError if rank.rank == CULPRIT else PeerLost
+    with pytest.raises(expected):
+        call(exchange, "decode", rank)
+    require_poisoned(exchange, rank)
+
+
+def raise_at_place(step: Step) -> None:
+    if step == Step.PLACE:
+        raise ArithmeticError("not this step")
+
+
+def test_what_a_step_hook_raises_ends_the_call_everywhere(pools):
+    pools.run(3, interrupt_the_hook)
+
+
+def lose_a_rank_at_create(rank: Rank, implementation: str) -> None:
+    if rank.rank == CULPRIT:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(PeerLost):
+        open_exchange(implementation, rank, SCENARIO)
+
+
+def test_a_rank_that_dies_before_create_is_lost(fresh_pool, implementation):
+    pool = fresh_pool(3)
+    pool.start(lose_a_rank_at_create, implementation)
+    assert pool.collect(dead={CULPRIT})[CULPRIT] == Ended(-signal.SIGKILL)
+
+
+def lose_a_rank_of_the_baseline(rank: Rank) -> None:
+    exchange = open_exchange("collective", rank, SCENARIO)
+    call(exchange, "decode", rank)
+    if rank.rank == CULPRIT:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(PeerLost):
+        call(exchange, "decode", rank)
+    require_poisoned(exchange, rank)
+
+
+def test_the_baseline_reports_a_lost_rank(fresh_pool):
+    pool = fresh_pool(3)
+    pool.start(lose_a_rank_of_the_baseline)
+    assert pool.collect(dead={CULPRIT})[CULPRIT] == Ended(-signal.SIGKILL)
+
+
+def wait_for_an_absent_rank(rank: Rank, how: str) -> None:
+    exchange = open_exchange("windows", rank, SCENARIO)
+    call(exchange, how, rank)
+    if rank.rank == CULPRIT:
+        rank.wait_for_parent()
+        exchange.close()
+        return
+    exchange.watch_steps(lambda step: rank.note("waiting") if step == Step.COUNTS else None)
+    with pytest.raises(KeyboardInterrupt):
+        call(exchange, how, rank)
+    rank.note("interrupted")
+    exchange.watch_steps(None)
+    require_poisoned(exchange, rank)
+
+
+@pytest.mark.parametrize("how", ["decode", "run-prefill"])
+def test_ctrl_c_ends_a_wait(fresh_pool, how):
+    pool = fresh_pool(2)
+    pool.start(wait_for_an_absent_rank, how)
+    pool.await_notes("waiting", [0])
+    pool.signal(0, signal.SIGINT)
+    # The timeout is 30 s, and nothing else would end the wait: rank 1 is not released before rank 0 is done.
+    pool.await_notes("interrupted", [0], deadline_s=10.0)
+    pool.release(CULPRIT)
+    pool.collect()
