@@ -133,14 +133,15 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
         return original(server_args)
     if not getattr(server_args, "_resolution_finished", False):
         hooks.require_all()
-        _refuse_machine(server_args)
+        refuse_machine(server_args)
         _choose_backend(server_args)
     original(server_args)
     refuse_conflicts(server_args)
     return None
 
 
-def _refuse_machine(server_args: Any) -> None:
+def refuse_machine(server_args: Any) -> None:
+    """Raise `Unsupported` if `--ascend-moe` cannot run on this machine with the device that is asked for."""
     device = str(server_args.device or "cpu").split(":")[0]
     if device == "npu" and importlib.util.find_spec("torch_npu") is None:
         raise Unsupported(

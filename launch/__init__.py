@@ -1,0 +1,1 @@
+"""The command `ascend-moe` and what it runs."""

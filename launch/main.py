@@ -1,0 +1,81 @@
+"""The command `ascend-moe`."""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import NamedTuple
+
+from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
+
+
+class Command(NamedTuple):
+    """A subcommand: `run` takes its arguments and returns an exit code."""
+
+    run: Callable[[list[str]], int]
+    help: str
+
+
+def _serve(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.serve import main
+
+    return main(arguments)
+
+
+def _demo(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.demo import main
+
+    return main(arguments)
+
+
+def _doctor(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.doctor import main
+
+    return main(arguments)
+
+
+COMMANDS = {
+    "serve": Command(_serve, "SGLang's server with --ascend-moe"),
+    "demo": Command(_demo, "serve a small model on two ranks and compare its tokens with stock SGLang"),
+    "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
+}
+
+
+def usage() -> str:
+    """The text of `ascend-moe --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ascend-moe COMMAND [arguments]",
+            "",
+            "Expert-parallel communication without relay buffers for SGLang.",
+            "",
+            "commands (each has --help):",
+            *lines,
+            "",
+            "exit codes: 0 well, 1 a check failed, 2 wrong usage, 3 the environment cannot do it",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `ascend-moe` with `arguments` (default: those of the process) and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    match arguments:
+        case ["-h" | "--help", *_]:
+            print(usage())
+            return OK
+        case ["--version", *_]:
+            print(f"sglang-ascend-moe {version('sglang-ascend-moe')}")
+            return OK
+        case [name, *rest] if name in COMMANDS:
+            return COMMANDS[name].run(rest)
+        case [name, *_]:
+            print(f"ascend-moe: there is no command {name!r}\n\n{usage()}", file=sys.stderr)
+        case _:
+            print(usage(), file=sys.stderr)
+    return WRONG_USAGE
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
