@@ -1,0 +1,50 @@
+"""The numbers that the kernels and Python share (`kernels/include/exchange.h`)."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Kind(enum.IntEnum):
+    """What an exchange carries: the tag of its sequence words."""
+
+    DECODE = 1
+    PREFILL = 2
+    PLAN = 3
+
+
+class Step(enum.IntEnum):
+    """Steps of the protocol (docs/architecture.md), as faults and step hooks name them."""
+
+    NONE = 0
+    ANNOUNCE = 1
+    COUNTS = 2
+    PLACE = 3
+    ARRIVALS = 4
+    EXPERTS = 5
+    DONE = 6
+    REDUCE = 7
+    REJOIN = 8
+
+
+class Result(enum.IntEnum):
+    OK = 0
+    INVALID_INPUT = 1
+    WINDOW_TOO_SMALL = 2
+    MISMATCH = 3
+    PEER_LOST = 4
+    PEER_TIMEOUT = 5
+    PEER_FAILED = 6
+    PEER_CLOSED = 7
+    POISONED = 8
+    CORRUPTION = 9
+
+
+class InputError(enum.IntEnum):
+    """Why a rank's input was refused; travels to the other ranks in its header."""
+
+    OK = 0
+    ARGUMENT = 1
+    TOKENS = 2
+    EXPERT_ID = 3
+    REPEATED_EXPERT = 4

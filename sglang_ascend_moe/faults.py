@@ -1,0 +1,93 @@
+"""What a kernel found wrong, as the exception that says so to a person."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sglang_ascend_moe.codes import InputError, Kind, Result, Step
+from sglang_ascend_moe.errors import (
+    AscendMoeError,
+    Corruption,
+    InvalidInput,
+    PeerLost,
+    PeerTimeout,
+    ProtocolMismatch,
+    SessionPoisoned,
+    WindowTooSmall,
+)
+from sglang_ascend_moe.windows.layout import WindowLayout, bytes_for_capacity
+
+
+class Fault(NamedTuple):
+    """Why a call ended without its result, as rank `rank` saw it at `step` of `epoch`.
+
+    culprit: the rank to blame; missing: the ranks for which a failed wait still waited.
+    cause: an `InputError`, the other rank's `Kind`, or the `Result` that poisoned the session, as `result` has it.
+    detail: the offending value, or the rows needed. refusal: with `InputError.ARGUMENT`, the words of the culprit.
+    """
+
+    result: Result
+    rank: int
+    culprit: int
+    step: Step
+    epoch: int
+    cause: int
+    detail: int
+    missing: tuple[int, ...]
+    refusal: str
+
+
+def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
+    """The exception for `fault`; its message names rank, value and remedy."""
+    p = layout.parameters
+    step, result = fault.step.name.lower(), fault.result
+    where = f"at step {step} of epoch {fault.epoch}"
+    culprit = f"this rank ({fault.rank})" if fault.culprit == fault.rank else f"rank {fault.culprit}"
+    blame = (fault.culprit, step, fault.epoch)
+    if result == Result.INVALID_INPUT:
+        return InvalidInput(f"{culprit}: {_input_error(fault, layout)}")
+    if result == Result.WINDOW_TOO_SMALL:
+        return WindowTooSmall(
+            f"{fault.detail} rows for rank {fault.culprit} do not fit its window of {layout.capacity} rows in one "
+            f"round; set window_bytes to {bytes_for_capacity(p, fault.detail)} or more, or use run(phase='prefill'), which "
+            f"takes several rounds"
+        )
+    if result == Result.MISMATCH:
+        ours, theirs = _kind_name(fault.detail), _kind_name(fault.cause)
+        return ProtocolMismatch(
+            f"rank {fault.culprit} began a {theirs} exchange while this rank ({fault.rank}) began a {ours} exchange "
+            f"({where}); every rank must make the same calls in the same order"
+        )
+    if result == Result.PEER_LOST:
+        return PeerLost(f"{culprit} has died; noticed {where}", *blame)
+    if result == Result.PEER_FAILED:
+        return PeerLost(f"{culprit} failed {where} and gave up", *blame)
+    if result == Result.PEER_CLOSED:
+        return PeerLost(f"{culprit} closed the exchange; noticed {where}", *blame)
+    if result == Result.PEER_TIMEOUT:
+        return PeerTimeout(
+            f"{culprit} did not answer within {p.timeout_s} s {where} (waiting for ranks "
+            f"{list(fault.missing) or [fault.culprit]}); if it is only slow, raise timeout_s (--ascend-moe-timeout)",
+            *blame,
+        )
+    if result == Result.CORRUPTION:
+        return Corruption(f"a word of {culprit} cannot have been written by it {where}")
+    return SessionPoisoned(
+        f"this exchange failed before ({Result(fault.cause).name.lower().replace('_', ' ')}, {culprit}); its memory is "
+        f"not safe to use, create a new Exchange"
+    )
+
+
+def _input_error(fault: Fault, layout: WindowLayout) -> str:
+    p, value = layout.parameters, fault.detail
+    if fault.cause == InputError.TOKENS:
+        return f"{value} tokens exceed max_tokens={p.max_tokens}; raise max_tokens (--ascend-moe-max-tokens)"
+    if fault.cause == InputError.EXPERT_ID:
+        return f"expert id {value} is outside -1 .. {p.num_experts - 1} (num_experts={p.num_experts})"
+    if fault.cause == InputError.REPEATED_EXPERT:
+        return f"expert id {value} is repeated within a token although distinct_topk=True; set distinct_topk=False"
+    return fault.refusal
+
+
+def _kind_name(value: int) -> str:
+    return Kind(value).name.lower() if value in Kind.__members__.values() else f"unknown ({value})"
