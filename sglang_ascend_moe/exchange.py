@@ -12,11 +12,12 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from sglang_ascend_moe.codes import Kind, Result
 from sglang_ascend_moe.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
 from sglang_ascend_moe.control.rendezvous import agree
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
-from sglang_ascend_moe.native import Kind, NativeSession, Result, StepHook, initialise_window
+from sglang_ascend_moe.native import NativeSession, StepHook, initialise_window
 from sglang_ascend_moe.schedules.decode import run_decode
 from sglang_ascend_moe.schedules.prefill import run_prefill
 from sglang_ascend_moe.schedules.rows import ExpertRows

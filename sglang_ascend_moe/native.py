@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import enum
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -11,68 +10,15 @@ from typing import NamedTuple
 
 import torch
 
-from sglang_ascend_moe.errors import (
-    AscendMoeError,
-    Corruption,
-    InvalidInput,
-    PeerLost,
-    PeerTimeout,
-    ProtocolMismatch,
-    SessionPoisoned,
-    Unsupported,
-    WindowTooSmall,
-)
-from sglang_ascend_moe.windows.layout import WindowLayout, bytes_for_capacity
+from sglang_ascend_moe.codes import InputError, Kind, Result, Step
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported
+from sglang_ascend_moe.faults import Fault, fault_error
+from sglang_ascend_moe.windows.layout import WindowLayout
 
 ABI_VERSION = 1
 _REFUSAL_BYTES = 256
 _LIBRARY = "sglang_ascend_moe._host_kernels"
 _ELEMENTS = {"bfloat16": 0, "float16": 1, "float32": 2}
-
-
-class Kind(enum.IntEnum):
-    """What an exchange carries: the tag of its sequence words."""
-
-    DECODE = 1
-    PREFILL = 2
-    PLAN = 3
-
-
-class Step(enum.IntEnum):
-    """Steps of the protocol (docs/architecture.md), as faults and step hooks name them."""
-
-    NONE = 0
-    ANNOUNCE = 1
-    COUNTS = 2
-    PLACE = 3
-    ARRIVALS = 4
-    EXPERTS = 5
-    DONE = 6
-    REDUCE = 7
-    REJOIN = 8
-
-
-class Result(enum.IntEnum):
-    OK = 0
-    INVALID_INPUT = 1
-    WINDOW_TOO_SMALL = 2
-    MISMATCH = 3
-    PEER_LOST = 4
-    PEER_TIMEOUT = 5
-    PEER_FAILED = 6
-    PEER_CLOSED = 7
-    POISONED = 8
-    CORRUPTION = 9
-
-
-class InputError(enum.IntEnum):
-    """Why a rank's input was refused; travels to the other ranks in its header."""
-
-    OK = 0
-    ARGUMENT = 1
-    TOKENS = 2
-    EXPERT_ID = 3
-    REPEATED_EXPERT = 4
 
 
 _u32, _u64, _i64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p
@@ -93,10 +39,15 @@ class _Fault(ctypes.Structure):
     _fields_ = [("result", _u32), ("culprit", _u32), ("step", _u32), ("cause", _u32), ("epoch", _u64), ("detail", _i64)]
 
 
+class _Interpreter(ctypes.Structure):
+    _fields_ = [("release", _pointer), ("acquire", _pointer), ("check_signals", _pointer)]
+
+
 class _Session(ctypes.Structure):
     _fields_ = [
         ("layout", ctypes.POINTER(_Layout)), ("windows", _pointer), ("peer_pidfds", _pointer), ("missing", _pointer),
-        ("ended", _pointer), ("on_step", _STEP_HOOK), ("timeout_ns", _u64), ("rank", _u32), ("step", _u32),
+        ("ended", _pointer), ("on_step", _STEP_HOOK), ("interpreter", _Interpreter), ("timeout_ns", _u64),
+        ("rank", _u32), ("step", _u32),
         ("epoch", _u64), ("fault", _Fault), ("refusal", ctypes.c_char * _REFUSAL_BYTES),
     ]  # fmt: skip
 
@@ -152,7 +103,8 @@ def _library() -> ctypes.CDLL:
         raise Unsupported(
             "the native kernels are not built; install the package with `pip install -e .` (or `make venv`)"
         )
-    library = ctypes.CDLL(found.origin)
+    # PyDLL: the kernels release the interpreter themselves, and raise what a signal handler raised during a wait.
+    library = ctypes.PyDLL(found.origin)
     library.exchange_abi_version.restype = _u32
     version = library.exchange_abi_version()
     if version != ABI_VERSION:
@@ -179,6 +131,10 @@ def _native_layout(layout: WindowLayout) -> _Layout:
         mailboxes=offsets.mailboxes, arrive=offsets.arrive, done=offsets.done, rows=offsets.rows, out=offsets.out,
         total_bytes=layout.total_bytes,
     )  # fmt: skip
+
+
+def _address(python_function: str) -> int | None:
+    return ctypes.cast(getattr(ctypes.pythonapi, python_function), _pointer).value
 
 
 def layout_bytes(layout: WindowLayout) -> bytes:
@@ -215,6 +171,9 @@ class NativeSession:
             peer_pidfds=ctypes.cast(self._pidfds, _pointer),
             missing=ctypes.cast(self._missing, _pointer),
             ended=ctypes.cast(self._ended, _pointer),
+            interpreter=_Interpreter(
+                *map(_address, ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals"))
+            ),
             timeout_ns=int(layout.parameters.timeout_s * 1e9),
             rank=rank,
             epoch=layout.parameters.first_epoch,
@@ -316,60 +275,18 @@ class NativeSession:
         if self._hook_error is not None:
             error, self._hook_error = self._hook_error, None
             raise error
-        raise self._error(Result(result))
-
-    def _error(self, result: Result) -> AscendMoeError:
-        fault, layout = self._session.fault, self._window_layout
-        p = layout.parameters
-        step = Step(fault.step).name.lower()
-        where = f"at step {step} of epoch {fault.epoch}"
-        culprit = "this rank" if fault.culprit == self._session.rank else f"rank {fault.culprit}"
-        if result == Result.INVALID_INPUT:
-            return InvalidInput(f"{culprit}: {self._input_error(InputError(fault.cause), fault.detail)}")
-        if result == Result.WINDOW_TOO_SMALL:
-            needed = bytes_for_capacity(p, fault.detail)
-            return WindowTooSmall(
-                f"{fault.detail} rows for rank {fault.culprit} do not fit its window of {layout.capacity} rows in one "
-                f"round; set window_bytes to {needed} or more, or use run(phase='prefill'), which takes several rounds"
-            )
-        if result == Result.MISMATCH:
-            own, other = Kind(fault.detail).name.lower(), _kind_name(fault.cause)
-            return ProtocolMismatch(
-                f"rank {fault.culprit} began a {other} exchange while this rank began a {own} exchange ({where}); "
-                f"every rank must make the same calls in the same order"
-            )
-        if result == Result.PEER_LOST:
-            return PeerLost(f"rank {fault.culprit} has died; noticed {where}", fault.culprit, step, fault.epoch)
-        if result == Result.PEER_FAILED:
-            return PeerLost(f"rank {fault.culprit} failed {where} and gave up", fault.culprit, step, fault.epoch)
-        if result == Result.PEER_CLOSED:
-            return PeerLost(
-                f"rank {fault.culprit} closed the exchange; noticed {where}", fault.culprit, step, fault.epoch
-            )
-        if result == Result.PEER_TIMEOUT:
-            missing = [rank for rank, flag in enumerate(self._missing) if flag] or [fault.culprit]
-            return PeerTimeout(
-                f"rank {fault.culprit} did not answer within {p.timeout_s} s {where} (waiting for ranks {missing}); "
-                f"if it is only slow, raise timeout_s (--ascend-moe-timeout)",
-                fault.culprit, step, fault.epoch,
-            )  # fmt: skip
-        if result == Result.CORRUPTION:
-            return Corruption(f"a word of {culprit} cannot have been written by it {where}")
-        cause = Result(fault.cause).name.lower().replace("_", " ")
-        return SessionPoisoned(
-            f"this exchange failed before ({cause}, {culprit}); its memory is not safe to use, create a new Exchange"
+        fault, ranks = self._session.fault, self._window_layout.parameters.ranks
+        raise fault_error(
+            Fault(
+                result=Result(result),
+                rank=self._session.rank,
+                culprit=fault.culprit,
+                step=Step(fault.step),
+                epoch=fault.epoch,
+                cause=fault.cause,
+                detail=fault.detail,
+                missing=tuple(rank for rank in range(ranks) if self._missing[rank]),
+                refusal=bytes(self._session.refusal).decode(errors="replace"),
+            ),
+            self._window_layout,
         )
-
-    def _input_error(self, error: InputError, detail: int) -> str:
-        p = self._window_layout.parameters
-        if error == InputError.TOKENS:
-            return f"{detail} tokens exceed max_tokens={p.max_tokens}; raise max_tokens (--ascend-moe-max-tokens)"
-        if error == InputError.EXPERT_ID:
-            return f"expert id {detail} is outside -1 .. {p.num_experts - 1} (num_experts={p.num_experts})"
-        if error == InputError.REPEATED_EXPERT:
-            return f"expert id {detail} is repeated within a token although distinct_topk=True; set distinct_topk=False"
-        return str(self._session.refusal.decode(errors="replace"))
-
-
-def _kind_name(value: int) -> str:
-    return Kind(value).name.lower() if value in Kind.__members__.values() else f"unknown ({value})"

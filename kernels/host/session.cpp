@@ -58,6 +58,18 @@ bool Session::Pause::check_due() {
 
 bool Session::Pause::expired() const { return checked_ns_ - started_ns_ >= timeout_ns_; }
 
+bool Session::Pause::signals_due() { return ++checks_ % 50 == 0; }
+
+bool Session::signal_wants_to_end() {
+    const ExchangeInterpreter &interpreter = session_.interpreter;
+    if (interpreter.check_signals == nullptr)
+        return false;
+    interpreter.acquire(released_);
+    const bool wanted = interpreter.check_signals() != 0;
+    released_ = interpreter.release();
+    return wanted;
+}
+
 int Session::begin_exchange() {
     if (const int result = refuse_poisoned(); result != EXCHANGE_OK)
         return result;

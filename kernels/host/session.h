@@ -9,9 +9,19 @@ namespace ascend_moe {
 
 enum class Seen { pending, ready, impossible };
 
+// For the duration of one call. The interpreter, where there is one, runs other threads meanwhile.
 class Session {
   public:
-    explicit Session(ExchangeSession &session) : session_(session), layout_(*session.layout) {}
+    explicit Session(ExchangeSession &session) : session_(session), layout_(*session.layout) {
+        if (session_.interpreter.release != nullptr)
+            released_ = session_.interpreter.release();
+    }
+    ~Session() {
+        if (session_.interpreter.acquire != nullptr)
+            session_.interpreter.acquire(released_);
+    }
+    Session(const Session &) = delete;
+    Session &operator=(const Session &) = delete;
 
     const ExchangeLayout &layout() const { return layout_; }
     uint32_t rank() const { return session_.rank; }
@@ -47,6 +57,8 @@ class Session {
                     continue;
                 // Who has ended is looked up before who is missing: what a peer did in time still counts.
                 const bool expired = pause.expired();
+                if (pause.signals_due() && signal_wants_to_end())
+                    return fail(EXCHANGE_PEER_FAILED, rank());
                 note_ended();
                 for (uint32_t peer = 0; peer < ranks(); ++peer)
                     session_.missing[peer] = ready(peer) != Seen::ready;
@@ -64,14 +76,17 @@ class Session {
         explicit Pause(uint64_t timeout_ns) : timeout_ns_(timeout_ns) {}
         bool check_due(); // true about once a millisecond
         bool expired() const;
+        bool signals_due(); // true at every fiftieth check
 
       private:
         uint64_t timeout_ns_;
         uint64_t started_ns_ = 0;
         uint64_t checked_ns_ = 0;
         uint32_t turns_ = 0;
+        uint32_t checks_ = 0;
     };
 
+    bool signal_wants_to_end();
     void note_ended();
     int judge(bool expired);
     int refuse_poisoned();
@@ -79,6 +94,7 @@ class Session {
 
     ExchangeSession &session_;
     const ExchangeLayout &layout_;
+    void *released_ = nullptr;
 };
 
 } // namespace ascend_moe

@@ -95,6 +95,14 @@ typedef struct ExchangeFault {
     int64_t detail; // offending value, or rows needed
 } ExchangeFault;
 
+// The interpreter that calls the kernels: they let it run other threads meanwhile, and ask it in long waits whether a
+// signal wants to end the call. All null: there is none.
+typedef struct ExchangeInterpreter {
+    void *(*release)(void);
+    void (*acquire)(void *released);
+    int (*check_signals)(void); // with the interpreter acquired; not 0: the call must end, an exception is set
+} ExchangeInterpreter;
+
 // One rank's view of an open exchange. Not thread-safe: one call at a time.
 typedef struct ExchangeSession {
     const ExchangeLayout *layout;
@@ -103,7 +111,8 @@ typedef struct ExchangeSession {
     uint8_t *missing;                  // [ranks] out: 1 for each rank that a failed wait was still waiting for
     uint8_t *ended;                    // [ranks] scratch of the waits
     int32_t (*on_step)(uint32_t step); // called as each step begins, may be null; not 0: this rank gives up
-    uint64_t timeout_ns;               // of each wait
+    ExchangeInterpreter interpreter;
+    uint64_t timeout_ns; // of each wait
     uint32_t rank;
     uint32_t step;  // out: the last step begun
     uint64_t epoch; // out: the last epoch begun

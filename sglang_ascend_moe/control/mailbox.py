@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from sglang_ascend_moe.codes import InputError
 from sglang_ascend_moe.control.blocks import AnyBlock, decode, encode
 from sglang_ascend_moe.errors import ProtocolMismatch
-from sglang_ascend_moe.native import InputError, NativeSession
+from sglang_ascend_moe.native import NativeSession
 
 
 def gather_blocks(

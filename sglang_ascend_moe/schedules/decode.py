@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from sglang_ascend_moe.native import Kind
+from sglang_ascend_moe.codes import Kind
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.schedules.steps import ExchangeSteps, RoutedTokens
 

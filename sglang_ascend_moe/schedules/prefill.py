@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 
+from sglang_ascend_moe.codes import Kind
 from sglang_ascend_moe.control.blocks import PrefillPlan
 from sglang_ascend_moe.control.mailbox import gather_blocks
 from sglang_ascend_moe.errors import ProtocolMismatch
-from sglang_ascend_moe.native import Kind
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.schedules.steps import ExchangeSteps, RoutedTokens
 from sglang_ascend_moe.windows.layout import MAX_PLAN_CHUNKS

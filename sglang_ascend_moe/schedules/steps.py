@@ -7,8 +7,9 @@ from typing import NamedTuple, NoReturn
 
 import torch
 
+from sglang_ascend_moe.codes import Kind
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.native import Dispatched, Kind, NativeSession
+from sglang_ascend_moe.native import Dispatched, NativeSession
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.windows.host import MappedWindow
 from sglang_ascend_moe.windows.layout import WindowLayout
@@ -54,6 +55,7 @@ class ExchangeSteps:
         self.session = session
         self.layout = layout
         self.dtype = dtype
+        self._rank = rank
         self._windows = windows
         shape = (p.slots, layout.capacity, p.hidden)
         self._rows = window.rows(layout.offsets.rows, p.slots * layout.capacity, p.hidden, dtype).view(shape)
@@ -73,7 +75,7 @@ class ExchangeSteps:
         """Tells every rank that this one's arguments are invalid, then raises `InvalidInput` here as on the others."""
         with suppress(InvalidInput):
             self.session.refuse(kind, problem)
-        raise InvalidInput(problem)
+        raise InvalidInput(f"this rank ({self._rank}): {problem}")
 
     def combine(self, expert_out: torch.Tensor, rows: ExpertRows, out: torch.Tensor) -> None:
         """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""

@@ -144,13 +144,12 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
     control_bytes = _round_up(sum(control), PAGE_BYTES)
     capacity = _capacity(p, control_bytes)
     row_region = _row_region(p, capacity)
-    offsets = [sum(control[:region]) for region in range(len(control))]
     return WindowLayout(
         parameters=p,
         capacity=capacity,
         count_units=_count_units(p),
         mailbox_bytes=_mailbox_bytes(p),
-        offsets=Regions(*offsets, control_bytes, control_bytes + row_region),
+        offsets=_offsets(control, control_bytes, row_region),
         sizes=Regions(*control, row_region, row_region),
         total_bytes=control_bytes + 2 * row_region,
     )
@@ -174,7 +173,7 @@ def _mailbox_bytes(p: ExchangeParameters) -> int:
     return _round_up(512 + 5 * MAX_PLAN_CHUNKS * p.ranks, LINE_BYTES)
 
 
-def _control_sizes(p: ExchangeParameters) -> tuple[int, ...]:
+def _control_sizes(p: ExchangeParameters) -> tuple[int, int, int, int, int, int]:
     """Bytes of all regions but rows and out, in the order of `Regions`; each a multiple of a line."""
     return (
         (1 + p.slots) * LINE_BYTES,
@@ -184,6 +183,11 @@ def _control_sizes(p: ExchangeParameters) -> tuple[int, ...]:
         p.slots * p.ranks * LINE_BYTES,
         p.slots * p.ranks * LINE_BYTES,
     )
+
+
+def _offsets(control: tuple[int, ...], control_bytes: int, row_region: int) -> Regions:
+    state, status, records, mailboxes, arrive, done = (sum(control[:region]) for region in range(len(control)))
+    return Regions(state, status, records, mailboxes, arrive, done, rows=control_bytes, out=control_bytes + row_region)
 
 
 def _row_region(p: ExchangeParameters, capacity: int) -> int:

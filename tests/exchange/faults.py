@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import PeerFault, SessionPoisoned
-from sglang_ascend_moe.native import Step
+from sglang_ascend_moe.codes import Step
 
 from . import reference
 from .bits import require_same_values

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sglang_ascend_moe.errors import PeerFault, PeerLost, SessionPoisoned
-from sglang_ascend_moe.native import Step
+from sglang_ascend_moe.codes import Step
 
 from .faults import (
     CALLS,
