@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sglang_ascend_moe.errors import PeerFault, SessionPoisoned
 from sglang_ascend_moe.codes import Step
+from sglang_ascend_moe.errors import PeerFault, SessionPoisoned
 
 from . import reference
 from .bits import require_same_values

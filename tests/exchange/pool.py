@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import os
 import pickle
 import re
@@ -231,6 +232,8 @@ def _trace_path(directory: Path, rank: int) -> Path:
 def _serve(connection: Connection, rank: int, size: int, directory: Path) -> None:
     """The life of a rank: run programs until told to stop."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # What was forked is shared memory as long as nobody touches it: keep the garbage collector away from it.
+    gc.freeze()
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     with open(_trace_path(directory, rank), "w") as trace:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from sglang_ascend_moe.errors import PeerFault, PeerLost, SessionPoisoned
 from sglang_ascend_moe.codes import Step
+from sglang_ascend_moe.errors import PeerFault, PeerLost, SessionPoisoned
 
 from .faults import (
     CALLS,
