@@ -25,6 +25,7 @@ class Step(enum.IntEnum):
     DONE = 6
     REDUCE = 7
     REJOIN = 8
+    VERIFY = 9
 
 
 class Result(enum.IntEnum):

@@ -75,6 +75,7 @@ class Exchange:
         timeout_s: float = 30.0,
         slots: int = 1,
         layout: str = "compact",
+        verify: bool = False,
         first_epoch: int = 0,
     ) -> Exchange:
         """Opens an exchange among the ranks of `group`; every rank calls it with the same arguments.
@@ -89,6 +90,7 @@ class Exchange:
         window_bytes: bytes of each rank's window; None takes what one round of max_tokens needs.
         timeout_s: bound of every single wait for other ranks.
         slots: dispatches that can be open at the same time.
+        verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
         first_epoch: exchanges to pretend to have behind; for tests.
 
         Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the argument,
@@ -98,7 +100,7 @@ class Exchange:
         parameters = _parameters(
             ranks=ranks, num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk, dtype=dtype,
             quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s, slots=slots,
-            layout=layout, first_epoch=first_epoch,
+            layout=layout, verify=verify, first_epoch=first_epoch,
         )  # fmt: skip
         with ExitStack() as bring_up, ExitStack() as kept:
             listener = bring_up.enter_context(open_listener())
@@ -144,13 +146,14 @@ class Exchange:
         timeout_s: float = 30.0,
         slots: int = 1,
         layout: str = "compact",
+        verify: bool = False,
         first_epoch: int = 0,
     ) -> WindowMemory:
         """The bytes of one rank's window, by region, before anything is allocated; arguments as `create`."""
         parameters = _parameters(
             ranks=ranks, num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk, dtype=dtype,
             quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s, slots=slots,
-            layout=layout, first_epoch=first_epoch,
+            layout=layout, verify=verify, first_epoch=first_epoch,
         )  # fmt: skip
         return window_memory(plan_window(parameters))
 

@@ -23,7 +23,8 @@ class Fault(NamedTuple):
 
     culprit: the rank to blame; missing: the ranks for which a failed wait still waited.
     cause: an `InputError`, the other rank's `Kind`, or the `Result` that poisoned the session, as `result` has it.
-    detail: the offending value, or the rows needed. refusal: with `InputError.ARGUMENT`, the words of the culprit.
+    detail: the offending value, the rows needed, or the row whose checksum differs.
+    refusal: with `InputError.ARGUMENT`, the words of the culprit.
     """
 
     result: Result
@@ -49,8 +50,8 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
     if result == Result.WINDOW_TOO_SMALL:
         return WindowTooSmall(
             f"{fault.detail} rows for rank {fault.culprit} do not fit its window of {layout.capacity} rows in one "
-            f"round; set window_bytes to {bytes_for_capacity(p, fault.detail)} or more, or use run(phase='prefill'), which "
-            f"takes several rounds"
+            f"round; set window_bytes to {bytes_for_capacity(p, fault.detail)} or more, or use run(phase='prefill'), "
+            f"which takes several rounds"
         )
     if result == Result.MISMATCH:
         ours, theirs = _kind_name(fault.detail), _kind_name(fault.cause)
@@ -71,7 +72,9 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
             *blame,
         )
     if result == Result.CORRUPTION:
-        return Corruption(f"a word of {culprit} cannot have been written by it {where}")
+        if fault.detail < 0:
+            return Corruption(f"a word of {culprit} cannot have been written by it {where}")
+        return Corruption(f"row {fault.detail} from {culprit} is not what was written: its checksum differs {where}")
     return SessionPoisoned(
         f"this exchange failed before ({Result(fault.cause).name.lower().replace('_', ' ')}, {culprit}); its memory is "
         f"not safe to use, create a new Exchange"

@@ -29,10 +29,10 @@ StepHook = Callable[[Step], None]
 class _Layout(ctypes.Structure):
     _fields_ = [(name, _u32) for name in
                 ("abi_version", "ranks", "experts", "hidden", "topk", "max_tokens", "slots", "element",
-                 "distinct_topk", "count_units")] + [
+                 "distinct_topk", "count_units", "verify", "reserved")] + [
                (name, _u64) for name in
                 ("capacity", "row_bytes", "mailbox_bytes", "state", "status", "records", "mailboxes", "arrive", "done",
-                 "rows", "out", "total_bytes")]  # fmt: skip
+                 "rows", "out", "row_checks", "out_checks", "total_bytes")]  # fmt: skip
 
 
 class _Fault(ctypes.Structure):
@@ -46,9 +46,8 @@ class _Interpreter(ctypes.Structure):
 class _Session(ctypes.Structure):
     _fields_ = [
         ("layout", ctypes.POINTER(_Layout)), ("windows", _pointer), ("peer_pidfds", _pointer), ("missing", _pointer),
-        ("ended", _pointer), ("on_step", _STEP_HOOK), ("interpreter", _Interpreter), ("timeout_ns", _u64),
-        ("rank", _u32), ("step", _u32),
-        ("epoch", _u64), ("fault", _Fault), ("refusal", ctypes.c_char * _REFUSAL_BYTES),
+        ("ended", _pointer), ("waited_ns", _pointer), ("on_step", _STEP_HOOK), ("interpreter", _Interpreter),
+        ("timeout_ns", _u64), ("rank", _u32), ("step", _u32), ("epoch", _u64), ("fault", _Fault), ("refusal", ctypes.c_char * _REFUSAL_BYTES),
     ]  # fmt: skip
 
 
@@ -63,7 +62,7 @@ class _Dispatch(ctypes.Structure):
 class _Combine(ctypes.Structure):
     _fields_ = [
         ("positions", _pointer), ("weights", _pointer), ("out", _pointer), ("out_stride", _u64), ("epoch", _u64),
-        ("tokens", _u32), ("slot", _u32),
+        ("total", _u64), ("tokens", _u32), ("slot", _u32),
     ]  # fmt: skip
 
 
@@ -126,9 +125,10 @@ def _native_layout(layout: WindowLayout) -> _Layout:
     return _Layout(
         abi_version=ABI_VERSION, ranks=p.ranks, experts=p.num_experts, hidden=p.hidden, topk=p.topk,
         max_tokens=p.max_tokens, slots=p.slots, element=_ELEMENTS[p.dtype], distinct_topk=p.distinct_topk,
-        count_units=layout.count_units, capacity=layout.capacity, row_bytes=p.row_bytes,
+        count_units=layout.count_units, verify=p.verify, capacity=layout.capacity, row_bytes=p.row_bytes,
         mailbox_bytes=layout.mailbox_bytes, state=offsets.state, status=offsets.status, records=offsets.records,
         mailboxes=offsets.mailboxes, arrive=offsets.arrive, done=offsets.done, rows=offsets.rows, out=offsets.out,
+        row_checks=offsets.row_checks, out_checks=offsets.out_checks,
         total_bytes=layout.total_bytes,
     )  # fmt: skip
 
@@ -162,6 +162,7 @@ class NativeSession:
         self._pidfds = (ctypes.c_int32 * ranks)(*peer_pidfds)
         self._missing = (ctypes.c_uint8 * ranks)()
         self._ended = (ctypes.c_uint8 * ranks)()
+        self._waited_ns = (_u64 * ranks)()
         self._matrix = torch.zeros(ranks, layout.parameters.num_experts, dtype=torch.int32)
         self._hook = _STEP_HOOK()
         self._hook_error: BaseException | None = None
@@ -171,6 +172,7 @@ class NativeSession:
             peer_pidfds=ctypes.cast(self._pidfds, _pointer),
             missing=ctypes.cast(self._missing, _pointer),
             ended=ctypes.cast(self._ended, _pointer),
+            waited_ns=ctypes.cast(self._waited_ns, _pointer),
             interpreter=_Interpreter(
                 *map(_address, ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals"))
             ),
@@ -183,6 +185,11 @@ class NativeSession:
     def epoch(self) -> int:
         """The last epoch begun."""
         return int(self._session.epoch)
+
+    @property
+    def waited_s(self) -> list[float]:
+        """Seconds for which each rank has held this one up so far."""
+        return [nanoseconds / 1e9 for nanoseconds in self._waited_ns]
 
     @property
     def matrix(self) -> torch.Tensor:
@@ -265,7 +272,8 @@ class NativeSession:
 
     def _combine_call(self, dispatched: Dispatched) -> _Combine:
         return _Combine(
-            positions=dispatched.positions.data_ptr(), epoch=dispatched.epoch, slot=dispatched.slot,
+            positions=dispatched.positions.data_ptr(), epoch=dispatched.epoch, total=dispatched.total,
+            slot=dispatched.slot,
             tokens=dispatched.positions.shape[0],
         )  # fmt: skip
 

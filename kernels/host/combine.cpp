@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "checksum.h"
 #include "elements.h"
 #include "session.h"
 
@@ -67,13 +68,46 @@ template <class Element> void reduce(Session &session, const ExchangeCombine &ca
     }
 }
 
+// Gives every row of this rank's experts the checksum that its readers compare.
+void seal_out(Session &session, const ExchangeCombine &call) {
+    const Window own = session.own();
+    for (uint64_t row = 0; row < call.total; ++row)
+        own.out_check(call.slot, row) =
+            row_checksum(own.out(call.slot, row), session.layout().row_bytes, session.epoch(), row);
+}
+
+int verify_out(Session &session, const ExchangeCombine &call) {
+    const ExchangeLayout &layout = session.layout();
+    for (uint64_t index = 0; index < uint64_t{call.tokens} * layout.topk; ++index) {
+        const int64_t position = call.positions[index];
+        if (position < 0)
+            continue;
+        const auto owner = static_cast<uint32_t>(position >> 32);
+        const auto row = static_cast<uint64_t>(position & 0xffffffff);
+        const Window window = session.window(owner);
+        if (window.out_check(call.slot, row) !=
+            row_checksum(window.out(call.slot, row), layout.row_bytes, session.epoch(), row))
+            return session.fail(EXCHANGE_CORRUPTION, owner, 0, static_cast<int64_t>(row));
+    }
+    return EXCHANGE_OK;
+}
+
 int combine(Session &session, const ExchangeCombine &call) {
     if (const int result = session.resume_exchange(call.epoch); result != EXCHANGE_OK)
         return result;
+    const bool verify = session.layout().verify;
+    if (verify)
+        seal_out(session, call);
     if (const int result = session.begin_step(EXCHANGE_STEP_DONE); result != EXCHANGE_OK)
         return result;
     if (const int result = meet(session, call.slot); result != EXCHANGE_OK)
         return result;
+    if (verify) {
+        if (const int result = session.begin_step(EXCHANGE_STEP_VERIFY); result != EXCHANGE_OK)
+            return result;
+        if (const int result = verify_out(session, call); result != EXCHANGE_OK)
+            return result;
+    }
     if (const int result = session.begin_step(EXCHANGE_STEP_REDUCE); result != EXCHANGE_OK)
         return result;
     switch (session.layout().element) {

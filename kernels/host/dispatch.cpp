@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "announce.h"
+#include "checksum.h"
 #include "routing.h"
 
 namespace ascend_moe {
@@ -90,6 +91,9 @@ void place_rows(Session &session, const ExchangeDispatch &call, const Routing &i
             const uint64_t row = offsets[expert]++;
             // @protocol place-row
             memcpy(session.window(destination).row(call.slot, row), x + token * call.x_stride, layout.row_bytes);
+            if (layout.verify)
+                session.window(destination).row_check(call.slot, row) =
+                    row_checksum(x + token * call.x_stride, layout.row_bytes, session.epoch(), row);
             call.positions[index] = static_cast<int64_t>(uint64_t{destination} << 32 | row);
         }
     }
@@ -112,6 +116,21 @@ int wait_for_arrivals(Session &session, uint32_t slot, uint32_t kind) {
             return Seen::ready;
         return seen < expected ? Seen::pending : Seen::impossible;
     });
+}
+
+// Compares every row that arrived with the checksum that its source sent along.
+int verify_rows(Session &session, const ExchangeDispatch &call) {
+    const ExchangeLayout &layout = session.layout();
+    const Window own = session.own();
+    const uint32_t first_expert = session.rank() * (layout.experts / layout.ranks);
+    uint64_t row = 0;
+    for (uint32_t local = 0; local < layout.experts / layout.ranks; ++local)
+        for (uint32_t source = 0; source < layout.ranks; ++source)
+            for (uint32_t i = 0; i < call.matrix[source * layout.experts + first_expert + local]; ++i, ++row)
+                if (own.row_check(call.slot, row) !=
+                    row_checksum(own.row(call.slot, row), layout.row_bytes, session.epoch(), row))
+                    return session.fail(EXCHANGE_CORRUPTION, source, 0, static_cast<int64_t>(row));
+    return EXCHANGE_OK;
 }
 
 int dispatch(Session &session, ExchangeDispatch &call) {
@@ -151,6 +170,12 @@ int dispatch(Session &session, ExchangeDispatch &call) {
         return result;
     if (const int result = wait_for_arrivals(session, call.slot, call.kind); result != EXCHANGE_OK)
         return result;
+    if (layout.verify) {
+        if (const int result = session.begin_step(EXCHANGE_STEP_VERIFY); result != EXCHANGE_OK)
+            return result;
+        if (const int result = verify_rows(session, call); result != EXCHANGE_OK)
+            return result;
+    }
     return session.begin_step(EXCHANGE_STEP_EXPERTS);
 }
 

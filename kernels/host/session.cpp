@@ -58,6 +58,15 @@ bool Session::Pause::check_due() {
 
 bool Session::Pause::expired() const { return checked_ns_ - started_ns_ >= timeout_ns_; }
 
+uint64_t Session::Pause::held_up_ns() {
+    if (started_ns_ == 0)
+        return 0;
+    const uint64_t now = now_ns();
+    const uint64_t held_up = now - (told_ns_ == 0 ? started_ns_ : told_ns_);
+    told_ns_ = now;
+    return held_up;
+}
+
 bool Session::Pause::signals_due() { return ++checks_ % 50 == 0; }
 
 bool Session::signal_wants_to_end() {

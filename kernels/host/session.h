@@ -47,24 +47,10 @@ class Session {
     template <class Ready> int wait_for_all(Ready ready) {
         Pause pause(session_.timeout_ns);
         for (uint32_t source = 0; source < ranks(); ++source) {
-            for (;;) {
-                const Seen seen = ready(source);
-                if (seen == Seen::ready)
-                    break;
-                if (seen == Seen::impossible)
-                    return fail(EXCHANGE_CORRUPTION, source);
-                if (!pause.check_due())
-                    continue;
-                // Who has ended is looked up before who is missing: what a peer did in time still counts.
-                const bool expired = pause.expired();
-                if (pause.signals_due() && signal_wants_to_end())
-                    return fail(EXCHANGE_PEER_FAILED, rank());
-                note_ended();
-                for (uint32_t peer = 0; peer < ranks(); ++peer)
-                    session_.missing[peer] = ready(peer) != Seen::ready;
-                if (const int result = judge(expired); result != EXCHANGE_OK)
-                    return result;
-            }
+            const int result = wait_for(source, ready, pause);
+            session_.waited_ns[source] += pause.held_up_ns();
+            if (result != EXCHANGE_OK)
+                return result;
         }
         return EXCHANGE_OK;
     }
@@ -76,16 +62,36 @@ class Session {
         explicit Pause(uint64_t timeout_ns) : timeout_ns_(timeout_ns) {}
         bool check_due(); // true about once a millisecond
         bool expired() const;
-        bool signals_due(); // true at every fiftieth check
+        uint64_t held_up_ns(); // since the last call, beyond a short spin
+        bool signals_due();    // true at every fiftieth check
 
       private:
         uint64_t timeout_ns_;
         uint64_t started_ns_ = 0;
         uint64_t checked_ns_ = 0;
+        uint64_t told_ns_ = 0;
         uint32_t turns_ = 0;
         uint32_t checks_ = 0;
     };
 
+    template <class Ready> int wait_for(uint32_t source, Ready ready, Pause &pause) {
+        for (Seen seen = ready(source); seen != Seen::ready; seen = ready(source)) {
+            if (seen == Seen::impossible)
+                return fail(EXCHANGE_CORRUPTION, source, 0, -1);
+            if (!pause.check_due())
+                continue;
+            const bool expired = pause.expired();
+            if (pause.signals_due() && signal_wants_to_end())
+                return fail(EXCHANGE_PEER_FAILED, rank());
+            // Who has ended is looked up before who is missing: what a peer did in time still counts.
+            note_ended();
+            for (uint32_t peer = 0; peer < ranks(); ++peer)
+                session_.missing[peer] = ready(peer) != Seen::ready;
+            if (const int result = judge(expired); result != EXCHANGE_OK)
+                return result;
+        }
+        return EXCHANGE_OK;
+    }
     bool signal_wants_to_end();
     void note_ended();
     int judge(bool expired);

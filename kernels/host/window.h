@@ -81,7 +81,13 @@ class Window {
         return at<uint8_t>(layout_.out + (slot * layout_.capacity + row) * layout_.row_bytes);
     }
 
+    uint64_t &row_check(uint32_t slot, uint64_t row) const { return check(layout_.row_checks, slot, row); }
+    uint64_t &out_check(uint32_t slot, uint64_t row) const { return check(layout_.out_checks, slot, row); }
+
   private:
+    uint64_t &check(uint64_t region, uint32_t slot, uint64_t row) const {
+        return *at<uint64_t>(region + (slot * layout_.capacity + row) * sizeof(uint64_t));
+    }
     template <class T> T *at(uint64_t offset) const { return reinterpret_cast<T *>(base_ + offset); }
     Word &line(uint64_t region, uint64_t index) const { return *at<Word>(region + index * EXCHANGE_LINE_BYTES); }
     uint64_t record(uint64_t epoch, uint32_t source) const {

@@ -33,7 +33,8 @@ enum ExchangeStep {
     EXCHANGE_STEP_EXPERTS = 5,
     EXCHANGE_STEP_DONE = 6,
     EXCHANGE_STEP_REDUCE = 7,
-    EXCHANGE_STEP_REJOIN = 8
+    EXCHANGE_STEP_REJOIN = 8,
+    EXCHANGE_STEP_VERIFY = 9
 };
 
 // Results of every function below. The codes from PEER_LOST on poison the session.
@@ -71,7 +72,9 @@ typedef struct ExchangeLayout {
     uint32_t element;       // ExchangeElement
     uint32_t distinct_topk; // 1: a token names an expert at most once
     uint32_t count_units;   // units per source after its header unit
-    uint64_t capacity;      // rows per slot
+    uint32_t verify;        // 1: rows travel with checksums, which are compared before rows are used
+    uint32_t reserved;
+    uint64_t capacity; // rows per slot
     uint64_t row_bytes;
     uint64_t mailbox_bytes; // per source and parity
     uint64_t state;         // line 0: ExchangeState; line 1 + slot: SlotState
@@ -82,6 +85,8 @@ typedef struct ExchangeLayout {
     uint64_t done;          // [slots][ranks] lines
     uint64_t rows;          // [slots][capacity] rows
     uint64_t out;           // [slots][capacity] rows
+    uint64_t row_checks;    // [slots][capacity] u64, written with the row by its source; only if verify
+    uint64_t out_checks;    // [slots][capacity] u64, written by the owner before its done word; only if verify
     uint64_t total_bytes;
 } ExchangeLayout;
 
@@ -92,7 +97,7 @@ typedef struct ExchangeFault {
     uint32_t step;    // ExchangeStep in which this rank was
     uint32_t cause;   // ExchangeInputError, the other rank's ExchangeKind, or the first ExchangeResult of a poison
     uint64_t epoch;
-    int64_t detail; // offending value, or rows needed
+    int64_t detail; // offending value, rows needed, or the row whose checksum differs (-1: a word is impossible)
 } ExchangeFault;
 
 // The interpreter that calls the kernels: they let it run other threads meanwhile, and ask it in long waits whether a
@@ -110,6 +115,7 @@ typedef struct ExchangeSession {
     const int32_t *peer_pidfds;        // [ranks] readable once the peer's process has ended; -1: not watched
     uint8_t *missing;                  // [ranks] out: 1 for each rank that a failed wait was still waiting for
     uint8_t *ended;                    // [ranks] scratch of the waits
+    uint64_t *waited_ns;               // [ranks] added to: time for which this rank was held up by each
     int32_t (*on_step)(uint32_t step); // called as each step begins, may be null; not 0: this rank gives up
     ExchangeInterpreter interpreter;
     uint64_t timeout_ns; // of each wait
@@ -141,6 +147,7 @@ typedef struct ExchangeCombine {
     void *out;                // [tokens] rows of hidden elements
     uint64_t out_stride;      // bytes from row to row
     uint64_t epoch;           // of the dispatch
+    uint64_t total;           // rows in this rank's window
     uint32_t tokens;
     uint32_t slot;
 } ExchangeCombine;

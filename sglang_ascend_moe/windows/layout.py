@@ -17,6 +17,7 @@ LINE_BYTES = 64
 UNIT_BYTES = 32
 COUNTS_PER_UNIT = 6
 PAGE_BYTES = 4096
+CHECKSUM_BYTES = 8
 HIDDEN_MULTIPLE = 16
 MAX_RANKS = 4096
 MAX_PLAN_CHUNKS = 64
@@ -40,6 +41,7 @@ class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     timeout_s: float = 30.0
     slots: int = 1
     layout: str = "compact"
+    verify: bool = False
     first_epoch: int = 0
 
     @property
@@ -67,6 +69,8 @@ class Regions(msgspec.Struct, frozen=True):
     done: int
     rows: int
     out: int
+    row_checks: int
+    out_checks: int
 
 
 class WindowLayout(msgspec.Struct, frozen=True):
@@ -143,21 +147,22 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
     control = _control_sizes(p)
     control_bytes = _round_up(sum(control), PAGE_BYTES)
     capacity = _capacity(p, control_bytes)
-    row_region = _row_region(p, capacity)
+    row_region, check_region = _row_region(p, capacity), _check_region(p, capacity)
     return WindowLayout(
         parameters=p,
         capacity=capacity,
         count_units=_count_units(p),
         mailbox_bytes=_mailbox_bytes(p),
-        offsets=_offsets(control, control_bytes, row_region),
-        sizes=Regions(*control, row_region, row_region),
-        total_bytes=control_bytes + 2 * row_region,
+        offsets=_offsets(control, control_bytes, row_region, check_region),
+        sizes=Regions(*control, row_region, row_region, check_region, check_region),
+        total_bytes=control_bytes + 2 * (row_region + check_region),
     )
 
 
 def bytes_for_capacity(parameters: ExchangeParameters, rows: int) -> int:
     """The smallest `window_bytes` whose window has a capacity of `rows` per slot."""
-    return _round_up(sum(_control_sizes(parameters)), PAGE_BYTES) + 2 * _row_region(parameters, rows)
+    control_bytes = _round_up(sum(_control_sizes(parameters)), PAGE_BYTES)
+    return control_bytes + 2 * (_row_region(parameters, rows) + _check_region(parameters, rows))
 
 
 def window_memory(layout: WindowLayout) -> WindowMemory:
@@ -185,21 +190,33 @@ def _control_sizes(p: ExchangeParameters) -> tuple[int, int, int, int, int, int]
     )
 
 
-def _offsets(control: tuple[int, ...], control_bytes: int, row_region: int) -> Regions:
+def _offsets(control: tuple[int, ...], control_bytes: int, row_region: int, check_region: int) -> Regions:
     state, status, records, mailboxes, arrive, done = (sum(control[:region]) for region in range(len(control)))
-    return Regions(state, status, records, mailboxes, arrive, done, rows=control_bytes, out=control_bytes + row_region)
+    rows = control_bytes
+    out = rows + row_region
+    row_checks = out + row_region
+    out_checks = row_checks + check_region
+    return Regions(state, status, records, mailboxes, arrive, done, rows, out, row_checks, out_checks)
 
 
 def _row_region(p: ExchangeParameters, capacity: int) -> int:
     return _round_up(p.slots * capacity * p.row_bytes, PAGE_BYTES)
 
 
+def _check_region(p: ExchangeParameters, capacity: int) -> int:
+    return _round_up(p.slots * capacity * CHECKSUM_BYTES, PAGE_BYTES) if p.verify else 0
+
+
 def _capacity(p: ExchangeParameters, control_bytes: int) -> int:
     enough = p.ranks * p.max_tokens * p.rows_per_token
     if p.window_bytes is None:
         return enough
-    region = max(p.window_bytes - control_bytes, 0) // 2 // PAGE_BYTES * PAGE_BYTES
-    capacity = region // (p.slots * p.row_bytes)
+    half = max(p.window_bytes - control_bytes, 0) // 2 // PAGE_BYTES * PAGE_BYTES
+    if p.verify:
+        # The rows and the checksums of a half each begin on a page.
+        capacity = max(half - PAGE_BYTES, 0) // (p.slots * (p.row_bytes + CHECKSUM_BYTES))
+    else:
+        capacity = half // (p.slots * p.row_bytes)
     least = p.ranks * p.rows_per_token
     if capacity < least:
         raise WindowTooSmall(
