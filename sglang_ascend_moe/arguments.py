@@ -30,7 +30,7 @@ def _is_on(name: str) -> Callable[[Any], bool]:
 
 
 def _above_one(name: str) -> Callable[[Any], bool]:
-    return lambda settings: getattr(settings, name) > 1
+    return lambda settings: (getattr(settings, name) or 1) > 1
 
 
 CONFLICTS = (
@@ -134,9 +134,12 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     if not getattr(server_args, "_resolution_finished", False):
         hooks.require_all()
         refuse_machine(server_args)
+        # Before SGLang finds a problem of its own with the same flag, and after it has made up its mind.
+        refuse_conflicts(server_args)
         _choose_backend(server_args)
     original(server_args)
     refuse_conflicts(server_args)
+    refuse_model(server_args)
     return None
 
 
@@ -173,8 +176,8 @@ def _choose_backend(server_args: Any) -> None:
 
 
 def refuse_conflicts(server_args: Any) -> None:
-    """Raise `Unsupported` if the resolved `server_args` ask for something that `--ascend-moe` does not work with."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    """Raise `Unsupported` if `server_args` (resolved or not) ask for what `--ascend-moe` does not work with."""
+    from sglang.srt.arg_groups.overrides import resolving_view
 
     settings = resolving_view(server_args)
     for conflict in CONFLICTS:
@@ -184,6 +187,13 @@ def refuse_conflicts(server_args: Any) -> None:
             raise Unsupported(
                 f"{conflict.flag}{shown} does not work with --ascend-moe: {conflict.cause}. Instead: {conflict.instead}"
             )
+
+
+def refuse_model(server_args: Any) -> None:
+    """Raise `Unsupported` if the model of the resolved `server_args` cannot be served with `--ascend-moe`."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+
+    settings = resolving_view(server_args)
     config = model_config_of(server_args)
     if config.quantization is not None:
         raise Unsupported(
