@@ -6,6 +6,7 @@ import platform
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import msgspec
 import torch
@@ -15,6 +16,7 @@ from sglang_ascend_moe import Exchange, hooks
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.hooks import State
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
+from sglang_ascend_moe.launch.post_mortem import account_of
 from sglang_ascend_moe.platforms import activate, ascend_device_nodes
 
 DISTRIBUTIONS = ("sglang-ascend-moe", "sglang", "torch", "torch_npu", "msgspec")
@@ -56,16 +58,34 @@ def main(arguments: list[str]) -> int:
     """Print the report; see `Report.exit_code` for what is returned."""
     parser = argparse.ArgumentParser(prog="ascend-moe doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    as_json = parser.parse_args(arguments).json
+    parser.add_argument(
+        "--post-mortem", type=Path, metavar="DIR", help="read the accounts of a failed exchange instead (text only)"
+    )
+    parsed = parser.parse_args(arguments)
+    if parsed.post_mortem is not None:
+        return _post_mortem(parsed.post_mortem)
     # SGLang logs what it does with plugins, and warns of devices that are not there; the report says it better.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     report = examine()
-    if as_json:
+    if parsed.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
         print(text_of(report))
     return report.exit_code()
+
+
+def _post_mortem(folder: Path) -> int:
+    try:
+        account = account_of(folder)
+    except AscendMoeError as error:
+        print(f"{folder}: {error}", file=sys.stderr)
+        return CHECK_FAILED
+    if not account:
+        print(f"{folder} holds no post-mortem files; ranks write them with --ascend-moe-post-mortem", file=sys.stderr)
+        return CHECK_FAILED
+    print(account)
+    return OK
 
 
 def examine() -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from sglang_ascend_moe.codes import Kind, Result
 from sglang_ascend_moe.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
+from sglang_ascend_moe.control.post_mortem import Recorder
 from sglang_ascend_moe.control.rendezvous import agree
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import NativeSession, StepHook, initialise_window
@@ -76,6 +78,7 @@ class Exchange:
         slots: int = 1,
         layout: str = "compact",
         verify: bool = False,
+        post_mortem: str | os.PathLike[str] | None = None,
         first_epoch: int = 0,
     ) -> Exchange:
         """Opens an exchange among the ranks of `group`; every rank calls it with the same arguments.
@@ -91,6 +94,8 @@ class Exchange:
         timeout_s: bound of every single wait for other ranks.
         slots: dispatches that can be open at the same time.
         verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
+        post_mortem: folder into which this rank writes an account if the exchange fails; `ascend-moe doctor
+            --post-mortem` reads those of all ranks together.
         first_epoch: exchanges to pretend to have behind; for tests.
 
         Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the argument,
@@ -128,6 +133,8 @@ class Exchange:
                 own_window if peer == rank else MappedWindow(descriptors[peer], window_layout) for peer in range(ranks)
             ]
             session = NativeSession(window_layout, rank, [window.address for window in windows], pidfds)
+            if post_mortem is not None:
+                _record_faults(session, Recorder(Path(post_mortem), hellos[0].session, rank, ranks))
             steps = ExchangeSteps(session, rank, windows, window_layout, dtype)
             return cls(hellos[0].session, rank, steps, kept.pop_all())
 
@@ -243,13 +250,11 @@ class Exchange:
         out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype)
 
         def guarded_experts(rows: ExpertRows) -> None:
-            finished = False
             try:
                 experts(rows)
-                finished = True
-            finally:
-                if not finished:
-                    self._steps.session.leave(Result.PEER_FAILED)
+            except BaseException as error:
+                self._steps.session.give_up(error)
+                raise
 
         if prefill:
             run_prefill(self._steps, self._identity, tokens, guarded_experts, out)
@@ -259,7 +264,11 @@ class Exchange:
 
     def close(self) -> None:
         """Leaves the exchange; peers that still wait for this rank get `PeerLost`. Safe to call again."""
-        self._close(Result.PEER_CLOSED)
+        if self._open_steps is None:
+            return
+        self._open_steps.session.leave(Result.PEER_CLOSED)
+        self._open_steps = None
+        self._pidfds.close()
 
     def __enter__(self) -> Exchange:
         return self
@@ -267,14 +276,9 @@ class Exchange:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close(Result.PEER_CLOSED if kind is None else Result.PEER_FAILED)
-
-    def _close(self, result: Result) -> None:
-        if self._open_steps is None:
-            return
-        self._open_steps.session.leave(result)
-        self._open_steps = None
-        self._pidfds.close()
+        if value is not None and self._open_steps is not None:
+            self._open_steps.session.give_up(value)
+        self.close()
 
     @property
     def _steps(self) -> ExchangeSteps:
@@ -318,6 +322,12 @@ def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParamete
         return msgspec.convert({"dtype": str(dtype).removeprefix("torch."), **parameters}, ExchangeParameters)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"arguments of an exchange: {error}") from error
+
+
+def _record_faults(session: NativeSession, recorder: Recorder) -> None:
+    session.watch_faults(
+        lambda fault, error: recorder.write(fault, error, session.waited_s, session.matrix.tolist()),
+    )
 
 
 def _close_later(stack: ExitStack, descriptors: list[int]) -> None:

@@ -72,7 +72,9 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
             *blame,
         )
     if result == Result.CORRUPTION:
-        if fault.detail < 0:
+        if fault.detail == -2:
+            return Corruption(f"another rank found data of {culprit} corrupt; noticed {where}")
+        if fault.detail == -1:
             return Corruption(f"a word of {culprit} cannot have been written by it {where}")
         return Corruption(f"row {fault.detail} from {culprit} is not what was written: its checksum differs {where}")
     return SessionPoisoned(

@@ -24,6 +24,7 @@ _ELEMENTS = {"bfloat16": 0, "float16": 1, "float32": 2}
 _u32, _u64, _i64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p
 _STEP_HOOK = ctypes.CFUNCTYPE(ctypes.c_int32, _u32)
 StepHook = Callable[[Step], None]
+FaultHook = Callable[[Fault, BaseException], None]
 
 
 class _Layout(ctypes.Structure):
@@ -47,7 +48,8 @@ class _Session(ctypes.Structure):
     _fields_ = [
         ("layout", ctypes.POINTER(_Layout)), ("windows", _pointer), ("peer_pidfds", _pointer), ("missing", _pointer),
         ("ended", _pointer), ("waited_ns", _pointer), ("on_step", _STEP_HOOK), ("interpreter", _Interpreter),
-        ("timeout_ns", _u64), ("rank", _u32), ("step", _u32), ("epoch", _u64), ("fault", _Fault), ("refusal", ctypes.c_char * _REFUSAL_BYTES),
+        ("timeout_ns", _u64), ("rank", _u32), ("step", _u32), ("epoch", _u64), ("fault", _Fault),
+        ("refusal", ctypes.c_char * _REFUSAL_BYTES),
     ]  # fmt: skip
 
 
@@ -166,6 +168,7 @@ class NativeSession:
         self._matrix = torch.zeros(ranks, layout.parameters.num_experts, dtype=torch.int32)
         self._hook = _STEP_HOOK()
         self._hook_error: BaseException | None = None
+        self._on_fault: FaultHook | None = None
         self._session = _Session(
             layout=ctypes.pointer(self._layout),
             windows=ctypes.cast(self._windows, _pointer),
@@ -203,6 +206,10 @@ class NativeSession:
         """
         self._hook = _STEP_HOOK() if hook is None else _STEP_HOOK(lambda step: self._call_hook(hook, Step(step)))
         self._session.on_step = self._hook
+
+    def watch_faults(self, hook: FaultHook) -> None:
+        """Calls `hook` with each fault that poisons the session, before it is raised."""
+        self._on_fault = hook
 
     def _call_hook(self, hook: StepHook, step: Step) -> int:
         try:
@@ -270,6 +277,11 @@ class NativeSession:
         """Tells every rank that this one has failed or closes; nothing is waited for."""
         self._library.exchange_leave(ctypes.byref(self._session), result)
 
+    def give_up(self, error: BaseException) -> None:
+        """Tells every rank that `error` keeps this one from going on."""
+        self.leave(Result.PEER_FAILED)
+        self._report(self._own_fault(), error)
+
     def _combine_call(self, dispatched: Dispatched) -> _Combine:
         return _Combine(
             positions=dispatched.positions.data_ptr(), epoch=dispatched.epoch, total=dispatched.total,
@@ -282,19 +294,33 @@ class NativeSession:
             return
         if self._hook_error is not None:
             error, self._hook_error = self._hook_error, None
+            self._report(self._own_fault(), error)
             raise error
-        fault, ranks = self._session.fault, self._window_layout.parameters.ranks
-        raise fault_error(
-            Fault(
-                result=Result(result),
-                rank=self._session.rank,
-                culprit=fault.culprit,
-                step=Step(fault.step),
-                epoch=fault.epoch,
-                cause=fault.cause,
-                detail=fault.detail,
-                missing=tuple(rank for rank in range(ranks) if self._missing[rank]),
-                refusal=bytes(self._session.refusal).decode(errors="replace"),
-            ),
-            self._window_layout,
+        fault = self._fault()
+        refusal = fault_error(fault, self._window_layout)
+        if Result.PEER_LOST <= result != Result.POISONED:
+            self._report(fault, refusal)
+        raise refusal
+
+    def _report(self, fault: Fault, error: BaseException) -> None:
+        if self._on_fault is not None:
+            self._on_fault(fault, error)
+
+    def _fault(self) -> Fault:
+        fault = self._session.fault
+        return Fault(
+            result=Result(fault.result),
+            rank=self._session.rank,
+            culprit=fault.culprit,
+            step=Step(fault.step),
+            epoch=fault.epoch,
+            cause=fault.cause,
+            detail=fault.detail,
+            missing=tuple(rank for rank, flag in enumerate(self._missing) if flag),
+            refusal=bytes(self._session.refusal).decode(errors="replace"),
         )
+
+    def _own_fault(self) -> Fault:
+        session = self._session
+        step = Step(session.step)
+        return Fault(Result.PEER_FAILED, session.rank, session.rank, step, session.epoch, 0, 0, (), "")

@@ -118,11 +118,11 @@ void Session::keep_refusal(uint32_t source, uint64_t bytes) {
 
 // A status that a peer pushed: fails with the peer's finding, so that the real culprit is named everywhere.
 int Session::fail_as_told(const Status &status) {
-    if (status.culprit == rank())
+    if (status.culprit == rank() && status.result != EXCHANGE_CORRUPTION)
         return fail(EXCHANGE_POISONED, status.culprit, status.result);
     const uint32_t own_step = session_.step;
     session_.step = status.step;
-    const int result = fail(status.result, status.culprit, status.result);
+    const int result = fail(status.result, status.culprit, status.result, -2);
     session_.step = own_step;
     return result;
 }

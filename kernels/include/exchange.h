@@ -97,7 +97,8 @@ typedef struct ExchangeFault {
     uint32_t step;    // ExchangeStep in which this rank was
     uint32_t cause;   // ExchangeInputError, the other rank's ExchangeKind, or the first ExchangeResult of a poison
     uint64_t epoch;
-    int64_t detail; // offending value, rows needed, or the row whose checksum differs (-1: a word is impossible)
+    int64_t detail; // offending value, rows needed, or the row whose checksum differs (-1: a word is impossible, -2:
+                    // told by another rank)
 } ExchangeFault;
 
 // The interpreter that calls the kernels: they let it run other threads meanwhile, and ask it in long waits whether a
