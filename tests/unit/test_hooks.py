@@ -1,0 +1,237 @@
+"""A hook into SGLang either works or stops the server that asked for it; it is never silently absent.
+
+SGLang is imported inside the tests only: it takes long, and other tests fork their ranks from this process.
+"""
+
+import argparse
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from sglang_ascend_moe import arguments, hooks, plugin
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.hooks import Hook, Kind, State, Where
+from sglang_ascend_moe.options import READY_KEY, Options, attach
+
+REASON = "the test needs it"
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """SGLang's registry without any hook in it."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    monkeypatch.setattr(HookRegistry, "_hooks", type(HookRegistry._hooks)(list))
+    monkeypatch.setattr(HookRegistry, "_patched", set())
+    monkeypatch.setattr(hooks, "_table", ())
+    return HookRegistry
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module with something to hook, importable as `hook_target`."""
+    module = types.ModuleType("hook_target")
+    module.answer = lambda: 1
+    module.flag = False
+    module.Thing = type("Thing", (), {"size": lambda _self: 1})
+    monkeypatch.setitem(sys.modules, "hook_target", module)
+    return module
+
+
+def installed(registry: Any, *table: Hook) -> list[hooks.HookState]:
+    hooks.install(table)
+    registry.apply_hooks()
+    return hooks.states()
+
+
+@pytest.mark.parametrize("hook", plugin.TABLE, ids=lambda hook: hook.target.removeprefix("sglang.srt."))
+def test_the_target_exists_in_the_installed_sglang(hook: Hook):
+    assert hooks.obstacle(hook) == ""
+
+
+def test_every_row_says_why_and_hooks_another_target():
+    assert [hook.target for hook in plugin.TABLE if len(hook.reason.split()) < 5] == []
+    assert len({hook.target for hook in plugin.TABLE}) == len(plugin.TABLE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "result"),
+    [
+        (Kind.BEFORE, lambda: None, 1),
+        (Kind.AFTER, lambda result: result + 10, 11),
+        (Kind.AROUND, lambda original: original() + 20, 21),
+        (Kind.REPLACE, lambda: 30, 30),
+        (Kind.SET, lambda: 40, 40),
+    ],
+    ids=lambda value: value.value if isinstance(value, Kind) else None,
+)
+def test_a_hook_changes_its_target_and_is_seen_applied(registry, target, kind: Kind, value, result: int):
+    (found,) = installed(registry, Hook("hook_target.answer", kind, value, REASON))
+    assert (found.state, found.detail) == (State.APPLIED, "")
+    assert target.answer() == result
+    hooks.require_all()
+
+
+def test_an_added_attribute_must_be_new(registry, target):
+    new = Hook("hook_target.Thing.weight", Kind.ADD, lambda _self: 7, REASON)
+    taken = Hook("hook_target.Thing.size", Kind.ADD, lambda _self: 7, REASON)
+    first, second = installed(registry, new, taken)
+    assert (first.state, second.state) == (State.APPLIED, State.FAILED)
+    assert "'size' of its own" in second.detail
+    assert (target.Thing().weight(), target.Thing().size()) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("hook_target.question", "no attribute 'question'"),
+        ("hook_target.Absent.size", "Absent"),
+        ("hook_target_that_is_not_there.answer", "hook_target_that_is_not_there"),
+    ],
+    ids=["no function", "no class", "no module"],
+)
+@pytest.mark.parametrize("kind", [Kind.AROUND, Kind.SET], ids=lambda kind: kind.value)
+@pytest.mark.usefixtures("target")
+def test_a_target_that_does_not_exist_is_named_with_its_reason(registry, kind: Kind, path: str, detail: str):
+    good = Hook("hook_target.answer", Kind.AFTER, lambda result: result, REASON)
+    _, bad = installed(registry, good, Hook(path, kind, lambda original: original(), REASON))
+    assert bad.state is State.FAILED
+    assert detail in bad.detail
+    with pytest.raises(Unsupported) as refusal:
+        hooks.require_all()
+    assert f"1 of 2 hooks did not apply: {path}" in str(refusal.value)
+    assert REASON in str(refusal.value)
+    assert "hook_target.answer" not in str(refusal.value)
+
+
+@pytest.mark.usefixtures("target")
+def test_a_hook_that_sglang_could_not_apply_counts_as_failed(registry):
+    # SGLang refuses to wrap a class, and only logs it.
+    (found,) = installed(registry, Hook("hook_target.Thing", Kind.AROUND, lambda original: original(), REASON))
+    assert (found.state, found.detail) == (State.FAILED, "SGLang did not apply it")
+
+
+def test_a_host_hook_is_left_out_on_another_platform(registry, target, monkeypatch: pytest.MonkeyPatch):
+    from sglang.srt import platforms
+    from sglang.srt.platforms.interface import SRTPlatform
+
+    monkeypatch.setattr(platforms, "_current_platform", SRTPlatform())
+    (found,) = installed(registry, Hook("hook_target.flag", Kind.SET, True, REASON, Where.HOST))
+    assert found.state is State.NOT_APPLICABLE
+    assert target.flag is False
+    hooks.require_all()
+
+
+BROKEN = "hook_target.question"
+
+
+@pytest.fixture
+def broken(registry, target) -> None:
+    """A hook that does not apply."""
+    assert not hasattr(target, "question")
+    installed(registry, Hook(BROKEN, Kind.AFTER, lambda result: result, REASON))
+
+
+def arguments_of_a_server(options: Options | None = None, **settings: object) -> Any:
+    from sglang.srt.server_args import ServerArgs
+
+    server_args = ServerArgs(model_path="dummy", **{"device": "cpu", **settings})
+    if options is not None:
+        attach(server_args, options)
+    return server_args
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_broken_hook_stops_the_start_up_that_asked_for_it():
+    resolved = []
+    with pytest.raises(Unsupported, match=BROKEN):
+        arguments.resolve_once(resolved.append, arguments_of_a_server(Options()))
+    assert resolved == []
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_broken_hook_leaves_stock_sglang_alone():
+    server_args, resolved = arguments_of_a_server(), []
+    arguments.resolve_once(resolved.append, server_args)
+    assert resolved == [server_args]
+    assert server_args.moe_a2a_backend == "none"
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_broken_hook_stops_a_worker_before_it_builds_the_model():
+    from sglang_ascend_moe import layer
+
+    layer.check_before_model(argparse.Namespace(server_args=arguments_of_a_server()))
+    with pytest.raises(Unsupported, match=BROKEN):
+        layer.check_before_model(argparse.Namespace(server_args=arguments_of_a_server(Options())))
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_broken_hook_refuses_the_flag_on_the_command_line(capsys: pytest.CaptureFixture[str]):
+    parser = argparse.ArgumentParser()
+    arguments.add_flags_to_parser(None, parser)
+    assert parser.parse_args([]).ascend_moe is False
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--ascend-moe"])
+    assert stop.value.code == 2
+    assert BROKEN in capsys.readouterr().err
+
+
+def test_a_worker_without_an_open_exchange_stops_the_launcher(monkeypatch: pytest.MonkeyPatch):
+    server_args = argparse.Namespace()
+    attach(server_args, Options())
+    monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", lambda: server_args)
+    arguments.require_ready_workers([{READY_KEY: True}, {READY_KEY: True}])
+    with pytest.raises(Unsupported, match="not active in scheduler process 1, 2"):
+        arguments.require_ready_workers([{READY_KEY: True}, {READY_KEY: False}, {}])
+
+
+SETTINGS = {
+    "--speculative-algorithm": {"speculative_algorithm": "NGRAM"},
+    "--enable-two-batch-overlap": {"enable_two_batch_overlap": True},
+    "--enable-single-batch-overlap": {"enable_single_batch_overlap": True},
+    "--enable-mixed-chunk": {"enable_mixed_chunk": True},
+    "--pp-size": {"pp_size": 2},
+    "--moe-dp-size": {"moe_dp_size": 2},
+    "--attn-cp-size": {"attn_cp_size": 2},
+    "--dwdp-size": {"dwdp_size": 2},
+    "--nnodes": {"nnodes": 2},
+    "--use-ray": {"use_ray": True},
+    "--quantization": {"quantization": "fp8"},
+    "--enable-eplb": {"enable_eplb": True},
+    "--ep-num-redundant-experts": {"ep_num_redundant_experts": 2},
+    "--elastic-ep-backend": {"elastic_ep_backend": "mooncake"},
+    "--enable-lora": {"enable_lora": True},
+    "--kt-weight-path": {"kt_weight_path": "weights"},
+    "--enable-torch-compile": {"enable_torch_compile": True},
+}
+
+
+@pytest.mark.parametrize("conflict", arguments.CONFLICTS, ids=lambda conflict: conflict.flag)
+def test_a_setting_that_cannot_work_is_refused_by_name_with_cause_and_remedy(conflict: arguments.Conflict):
+    arguments.refuse_conflicts(arguments_of_a_server(Options()))
+    with pytest.raises(Unsupported) as refusal:
+        arguments.refuse_conflicts(arguments_of_a_server(Options(), **SETTINGS[conflict.flag]))
+    assert str(refusal.value).startswith(f"{conflict.flag} ")
+    assert conflict.cause in str(refusal.value)
+    assert conflict.instead in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "named"),
+    [
+        ({"moe_a2a_backend": "deepep"}, InvalidInput, "--moe-a2a-backend deepep"),
+        ({"tp_size": 4, "ep_size": 2}, Unsupported, "use --ep-size 4"),
+        ({"device": "npu"}, Unsupported, "torch_npu is not installed"),
+        ({"device": "cuda"}, Unsupported, "--device cuda"),
+    ],
+    ids=["another backend", "ep smaller than tp", "npu without torch_npu", "cuda"],
+)
+@pytest.mark.usefixtures("registry")
+def test_a_start_up_that_cannot_work_is_refused_before_resolution(settings, error, named: str):
+    resolved = []
+    with pytest.raises(error, match=named):
+        arguments.resolve_once(resolved.append, arguments_of_a_server(Options(), **settings))
+    assert resolved == []

@@ -1,0 +1,135 @@
+"""The MoE layer gives bit for bit what SGLang's own layer gives for the same rows."""
+
+import argparse
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sglang_ascend_moe import layer
+from sglang_ascend_moe.errors import SessionPoisoned
+from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.options import Options, attach
+
+EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
+
+
+@pytest.fixture
+def group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def moe_layer(dtype: torch.dtype, activation: str) -> argparse.Namespace:
+    """What the override reads of SGLang's FusedMoE."""
+    generator = torch.Generator().manual_seed(1)
+    config = argparse.Namespace(
+        activation=activation, apply_router_weight_on_input=False, gemm1_alpha=None, gemm1_clamp_limit=None
+    )
+    return argparse.Namespace(
+        num_experts=EXPERTS,
+        hidden_size=HIDDEN,
+        top_k=TOPK,
+        moe_runner_config=config,
+        w13_weight=(torch.randn(EXPERTS, 2 * EXPERT_HIDDEN, HIDDEN, generator=generator) * HIDDEN**-0.5).to(dtype),
+        w2_weight=(torch.randn(EXPERTS, HIDDEN, EXPERT_HIDDEN, generator=generator) * EXPERT_HIDDEN**-0.5).to(dtype),
+    )
+
+
+@pytest.fixture
+def serve(group, monkeypatch: pytest.MonkeyPatch):
+    """Opens an exchange for a layer as a worker does, with a window that a prefill needs several rounds for."""
+    from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
+
+    opened = []
+
+    def open_exchange(moe, options: Options) -> None:
+        shape = layer.shape_of(moe)
+        exchange = Exchange.create(
+            group, max_tokens=TOKENS, distinct_topk=True, window_bytes=options.window_bytes, **shape._asdict()
+        )
+        opened.append(exchange)
+        activations = {"silu": SiluAndMul(), "gelu": GeluAndMul()}
+        monkeypatch.setattr(layer, "_serving", layer._Serving(options, {shape: exchange}, activations))
+
+    yield open_exchange
+    for exchange in opened:
+        exchange.close()
+
+
+def routed(tokens: int) -> argparse.Namespace:
+    generator = torch.Generator().manual_seed(2)
+    scores = torch.rand(tokens, EXPERTS, generator=generator)
+    weights, ids = scores.topk(TOPK)
+    return argparse.Namespace(topk_ids=ids, topk_weights=weights / weights.sum(-1, keepdim=True))
+
+
+def sglang_output(moe, x: torch.Tensor, topk: argparse.Namespace) -> torch.Tensor:
+    from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
+
+    return moe_forward_native(moe, x, (topk.topk_weights, topk.topk_ids, None), moe.moe_runner_config)
+
+
+def never(*_: object) -> torch.Tensor:
+    raise AssertionError("SGLang's own layer was called")
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("schedule", ["decode", "prefill"])
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+def test_one_rank_computes_what_sglang_computes(serve, tokens: int, schedule: str, dtype: torch.dtype, activation: str):
+    moe = moe_layer(dtype, activation)
+    serve(moe, Options(schedule=schedule))
+    x = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(3)).to(dtype)
+    found = layer.forward(never, moe, x, routed(tokens))
+    assert torch.equal(found, sglang_output(moe, x, routed(tokens)))
+
+
+def test_rounds_of_a_small_window_compute_the_same_experts(serve):
+    moe = moe_layer(torch.float32, "silu")
+    shape = layer.shape_of(moe)
+    window = Exchange.memory(ranks=1, max_tokens=8, distinct_topk=True, **shape._asdict()).total
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(3))
+    serve(moe, Options(schedule="prefill", window_bytes=window))
+    found = layer.forward(never, moe, x, routed(TOKENS))
+    # Fewer rows per product: another kernel may sum in another order.
+    torch.testing.assert_close(found, sglang_output(moe, x, routed(TOKENS)), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_are_not_routed_give_zeros_whatever_they_hold(serve):
+    moe = moe_layer(torch.bfloat16, "silu")
+    serve(moe, Options(schedule="decode"))
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+    topk = routed(TOKENS)
+    kept = argparse.Namespace(topk_ids=topk.topk_ids[:-2].clone(), topk_weights=topk.topk_weights[:-2])
+    x[-2:] = torch.nan
+    topk.topk_ids[-2:] = -1
+    found = layer.forward(never, moe, x, topk)
+    assert torch.equal(found[:-2], sglang_output(moe, x[:-2], kept))
+    assert torch.equal(found[-2:], torch.zeros(2, HIDDEN, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(("is_extend", "phase"), [(True, "prefill"), (False, "decode")], ids=["extend", "decode"])
+def test_auto_takes_the_phase_that_the_ranks_agreed_on(monkeypatch: pytest.MonkeyPatch, is_extend: bool, phase: str):
+    monkeypatch.setattr("sglang.srt.layers.dp_attention.get_is_extend_in_batch", lambda: is_extend)
+    assert layer._phase(Options(schedule="auto")) == phase
+    assert layer._phase(Options(schedule="collective")) == phase
+    assert [layer._phase(Options(schedule=forced)) for forced in ("decode", "prefill")] == ["decode", "prefill"]
+
+
+def test_without_the_flag_sglang_runs_its_own_layer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layer, "_serving", None)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", argparse.Namespace)
+    x = torch.ones(1, HIDDEN)
+    assert layer.forward(lambda _layer, rows, _topk: rows + 1, None, x, None).equal(x + 1)
+
+
+def test_a_layer_that_runs_before_its_exchange_is_open_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    server_args = argparse.Namespace()
+    attach(server_args, Options())
+    monkeypatch.setattr(layer, "_serving", None)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", lambda: server_args)
+    with pytest.raises(SessionPoisoned, match="before its exchange was opened"):
+        layer.forward(never, None, torch.ones(1, HIDDEN), None)
