@@ -54,8 +54,8 @@ class Init(NamedTuple):
     value_out: float = 0.7
     query_norm: float = 2.0  # the constant weight of q_norm: how sharply attention chooses
     router: float = 3.0
-    expert_in: float = 1.0
-    expert_out: float = 0.8
+    expert_in: float = 0.5
+    expert_out: float = 2.5
     head: float = 4.0
 
 

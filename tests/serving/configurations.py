@@ -1,0 +1,37 @@
+"""The engines that the serving tests start."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.serving.engines import EngineConfig
+
+MAX_RUNNING_REQUESTS = 32
+
+# How the experts and the attention are spread over ranks; every one uses our MoE layer.
+PARALLEL: dict[str, dict[str, Any]] = {
+    "tp2-ep2": {"tp_size": 2},
+    "tp4-ep4": {"tp_size": 4},
+    "dp2-attention-ep2": {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True},
+}
+
+
+def stock(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> EngineConfig:
+    """SGLang on one rank of the host platform, our MoE layer off."""
+    return EngineConfig(
+        {
+            "model_path": str(checkpoint),
+            "device": "cpu",
+            "dtype": dtype,
+            "log_level": "info",
+            "random_seed": 0,
+            "max_total_tokens": 8192,
+            "max_running_requests": MAX_RUNNING_REQUESTS,
+            **arguments,
+        },
+        patches,
+    )
+
+
+def ours(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> EngineConfig:
+    """Our MoE layer on two ranks, if `arguments` do not say otherwise."""
+    return stock(checkpoint, dtype, *patches, **{"tp_size": 2, "ascend_moe": True, **arguments})

@@ -1,0 +1,97 @@
+"""One checkpoint, one fork server and one set of stock answers per session; a summary of what was compared."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, compare
+from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from tests.serving.configurations import stock
+from tests.serving.engines import Engine, ForkServer
+from tests.serving.prompts import NEW_TOKENS, chosen_prompts
+
+
+class Compared(NamedTuple):
+    """One line of the summary: what was compared with what, and the outcome of every prompt."""
+
+    name: str
+    comparisons: list[Comparison]
+
+
+COMPARED = pytest.StashKey[list[Compared]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[COMPARED] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How many tokens were compared, how many were close calls, and how far logprobs moved."""
+    if not config.stash[COMPARED]:
+        return
+    terminalreporter.section("greedy tokens compared with stock SGLang")
+    for name, comparisons in config.stash[COMPARED]:
+        close = sum(comparison.close_call is not None for comparison in comparisons)
+        equal = sum(comparison.equal_tokens for comparison in comparisons)
+        moved = max(comparison.logprob_difference for comparison in comparisons)
+        terminalreporter.write_line(f"{name}: {equal} tokens equal, {close} close calls, logprobs moved by <= {moved:.2g}")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny Qwen3-MoE checkpoint."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """The process that has imported SGLang."""
+    with ForkServer(tmp_path_factory.mktemp("logs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Token ids of every prompt."""
+    return chosen_prompts()
+
+
+@pytest.fixture(scope="session")
+def stock_answers(fork_server: ForkServer, checkpoint: Path, prompts: list[list[int]]) -> Callable[[str], list[Answer]]:
+    """Stock SGLang's answer to every prompt, one prompt after the other on one rank, for a dtype."""
+    known: dict[str, list[Answer]] = {}
+
+    def answers(dtype: str) -> list[Answer]:
+        if dtype not in known:
+            with fork_server.start(stock(checkpoint, dtype)) as engine:
+                known[dtype] = engine.generate(prompts, NEW_TOKENS)
+        return known[dtype]
+
+    return answers
+
+
+@pytest.fixture
+def compare_all(request: pytest.FixtureRequest) -> Callable[[Engine, list[list[int]], list[Answer], str], list[Comparison]]:
+    """Compares an engine's answers with expected ones, to the last token, and writes the outcome into the summary.
+
+    After a close call the engine continues from the expected token, so that the rest is compared as well.
+    """
+
+    def compare_engine(engine: Engine, prompts: list[list[int]], expected: list[Answer], dtype: str) -> list[Comparison]:
+        tolerance = TOLERANCES[dtype]
+        outcomes = []
+        for prompt, wanted, found in zip(prompts, expected, engine.generate(prompts, NEW_TOKENS), strict=True):
+            outcome = compare(wanted, found, tolerance)
+            outcomes.append(outcome)
+            start = 0
+            while outcome.close_call is not None and start + outcome.close_call + 1 < NEW_TOKENS:
+                start += outcome.close_call + 1
+                [found] = engine.generate([prompt + wanted.tokens[:start]], NEW_TOKENS - start)
+                outcome = compare(wanted.after(start), found, tolerance)
+                outcomes.append(outcome)
+        request.config.stash[COMPARED].append(Compared(request.node.name, outcomes))
+        return outcomes
+
+    return compare_engine
