@@ -116,7 +116,8 @@ class Pool:
     def start(self, program: Program, *arguments: Any) -> None:
         """Send a module-level function and its arguments to every rank."""
         for connection in self._connections:
-            connection.send((program, arguments))
+            with contextlib.suppress(BrokenPipeError):  # of a rank that has ended, as `collect` will find
+                connection.send((program, arguments))
 
     def release(self, *ranks: int) -> None:
         """Let ranks go on that are in `Rank.wait_for_parent`."""

@@ -137,6 +137,25 @@ def overwrite_inputs_after_dispatch(rank: Rank, implementation: str) -> None:
         require_same_values(combined, expected.combined[rank.rank], "combine")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=lambda dtype: f"{dtype}"[6:])
+def test_weights_of_any_floating_dtype_are_taken_as_float32(pools, implementation, dtype):
+    pools.run(2, exchange_with_weights_of, implementation, dtype)
+
+
+def exchange_with_weights_of(rank: Rank, implementation: str, dtype: torch.dtype) -> None:
+    scenario = Scenario(topk=4)
+    inputs = scenario.inputs(rank.size)
+    # Times a number that only float64 holds, so that those weights have to be rounded.
+    weights = [given.topk_weights.double().mul(1 + 2.0**-30).to(dtype) for given in inputs]
+    rounded = [given._replace(topk_weights=weight.float()) for given, weight in zip(inputs, weights, strict=True)]
+    require_match(rank, implementation, scenario, rounded, inputs[rank.rank]._replace(topk_weights=weights[rank.rank]))
+
+
+def test_a_large_batch_equals_the_reference_to_the_bit(pools, implementation):
+    scenario = Scenario(tokens=(700, 513), experts_per_rank=32, hidden=1024, topk=8, routing="distinct")
+    pools.run(2, exchange_in_every_schedule, implementation, scenario)
+
+
 @pytest.mark.parametrize("routing", ["distinct", "sparse-distinct"])
 def test_distinct_topk_holds_what_routers_without_repetition_need(pools, ranks, routing):
     pools.run(ranks, exchange_with_distinct_topk, routing)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sglang_ascend_moe.codes import Step
-from sglang_ascend_moe.errors import PeerFault, PeerLost, SessionPoisoned
+from sglang_ascend_moe.errors import PeerFault, PeerLost, ProtocolMismatch, SessionPoisoned
 
 from .faults import (
     CALLS,
@@ -221,8 +221,27 @@ def test_what_a_step_hook_raises_ends_the_call_everywhere(pools):
     pools.run(3, interrupt_the_hook)
 
 
+def call_in_another_order(rank: Rank) -> None:
+    exchange = open_exchange("windows", rank, SCENARIO, timeout_s=1.0)
+    mine = SCENARIO.inputs(rank.size)[rank.rank]
+    rows = exchange.dispatch(*mine)
+    exchange.combine(rows.out.zero_(), rows)
+    out_of_step = (
+        (lambda: exchange.combine(rows.out, rows)) if rank.rank == CULPRIT else (lambda: exchange.dispatch(*mine))
+    )
+    with pytest.raises((PeerFault, ProtocolMismatch, SessionPoisoned)):
+        out_of_step()
+    require_poisoned(exchange, rank)
+
+
+def test_a_rank_that_combines_while_others_dispatch_hangs_nobody(pools):
+    pools.run(3, call_in_another_order)
+
+
 def lose_a_rank_at_create(rank: Rank, implementation: str) -> None:
+    rank.note("connected")
     if rank.rank == CULPRIT:
+        rank.wait_for_parent()
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(PeerLost):
         open_exchange(implementation, rank, SCENARIO)
@@ -231,6 +250,8 @@ def lose_a_rank_at_create(rank: Rank, implementation: str) -> None:
 def test_a_rank_that_dies_before_create_is_lost(fresh_pool, implementation):
     pool = fresh_pool(3)
     pool.start(lose_a_rank_at_create, implementation)
+    pool.await_notes("connected", range(3))
+    pool.release(CULPRIT)
     assert pool.collect(dead={CULPRIT})[CULPRIT] == Ended(-signal.SIGKILL)
 
 

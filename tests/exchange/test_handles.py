@@ -186,6 +186,44 @@ def test_the_handle_of_another_exchange_is_refused(pools, implementation):
     pools.run(2, confuse_two_exchanges, implementation)
 
 
+def look_at_views(rank: Rank, implementation: str) -> None:
+    slots = 2
+    addresses: list[tuple[int, int]] = []
+    with open_exchange(implementation, rank, SCENARIO, slots=slots) as exchange:
+        for seed in range(3 * slots):
+            rows = Call(exchange, rank, seed).rows
+            if rows.rows.shape != rows.out.shape or rows.rows.shape[1] != SCENARIO.hidden:
+                raise AssertionError(f"rows are {list(rows.rows.shape)}, out is {list(rows.out.shape)}")
+            if rows.scales is not None or rows.counts.dtype != torch.int64 or rows.counts.dim() != 1:
+                raise AssertionError(f"scales are {rows.scales}, counts are {rows.counts}")
+            if not (rows.rows.is_contiguous() and rows.out.is_contiguous()):
+                raise AssertionError("rows and out have to be contiguous")
+            addresses.append((rows.rows.data_ptr(), rows.out.data_ptr()))
+            exchange.combine(rows.out, rows)
+    if implementation == "windows" and addresses != 3 * addresses[:slots]:
+        raise AssertionError(f"the slots of the window are not used in turn: {addresses}")
+
+
+def test_rows_and_out_are_contiguous_and_stay_where_they_are_in_the_window(pools, implementation):
+    pools.run(3, look_at_views, implementation)
+
+
+def keep_results(rank: Rank, implementation: str) -> None:
+    inputs = [SCENARIO._replace(seed=seed).inputs(rank.size) for seed in range(6)]
+    experts = SCENARIO.num_experts(rank.size)
+    results = []
+    with open_exchange(implementation, rank, SCENARIO) as exchange:
+        for given in inputs:
+            results.append(exchange.run(*given[rank.rank], lambda rows: compute(rows, scale_by_expert, rank)))
+    for seed, (given, result) in enumerate(zip(inputs, results, strict=True)):
+        expected = reference.exchange(given, experts, scale_by_expert).combined[rank.rank]
+        require_same_values(result, expected, f"result {seed}, looked at after the exchange was closed")
+
+
+def test_results_belong_to_the_caller(pools, implementation):
+    pools.run(3, keep_results, implementation)
+
+
 def cross_epochs(rank: Rank, implementation: str, first_epoch: int) -> None:
     inputs = SCENARIO.inputs(rank.size)
     expected = reference.exchange(inputs, SCENARIO.num_experts(rank.size), scale_by_expert)

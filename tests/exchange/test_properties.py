@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from .scenario import DTYPES, ID_DTYPES, Routing, Rows, Scenario, Weights
 from .test_bit_exact import exchange_in_every_schedule
+from .test_rounds import run_in_rounds
 
 EXAMPLES = {2: 60, 3: 40, 4: 30, 8: 15}
 """Examples by number of ranks: more ranks cost more and find less."""
@@ -43,9 +44,28 @@ def test_drawn_exchanges_equal_the_reference(pools, implementation, ranks):
         derandomize=True,
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
+        phases=[Phase.generate],  # a failure costs new ranks, and the scenario that failed says enough
     )
     @given(scenario=scenarios(ranks))
     def equals_the_reference(scenario: Scenario) -> None:
         pools.run(ranks, exchange_in_every_schedule, implementation, scenario)
+
+    equals_the_reference()
+
+
+@pytest.mark.parametrize("ranks", EXAMPLES, ids=lambda ranks: f"{ranks}ranks")
+def test_drawn_windows_of_any_size_equal_the_reference(pools, ranks):
+    @settings(
+        max_examples=EXAMPLES[ranks] // 2,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        phases=[Phase.generate],  # a failure costs new ranks, and the scenario that failed says enough
+    )
+    @given(scenario=scenarios(ranks), hidden=st.sampled_from([256, 512, 1024]), tokens_of_window=st.integers(1, 9))
+    def equals_the_reference(scenario: Scenario, hidden: int, tokens_of_window: int) -> None:
+        rounds = pools.run(ranks, run_in_rounds, scenario._replace(hidden=hidden), tokens_of_window)
+        assert len(set(rounds)) == 1, f"ranks took different numbers of rounds: {rounds}"
 
     equals_the_reference()
