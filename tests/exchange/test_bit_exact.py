@@ -131,7 +131,8 @@ def overwrite_inputs_after_dispatch(rank: Rank, implementation: str) -> None:
     x, ids, weights = (tensor.clone() for tensor in inputs[rank.rank])
     with open_exchange(implementation, rank, scenario) as exchange:
         rows = exchange.dispatch(x, ids, weights)
-        x.fill_(torch.nan), ids.fill_(-1), weights.fill_(torch.nan)
+        for tensor, value in ((x, torch.nan), (ids, -1), (weights, torch.nan)):
+            tensor.fill_(value)
         compute(rows, scale_by_place, rank)
         combined = exchange.combine(rows.out, rows)
         require_same_values(combined, expected.combined[rank.rank], "combine")

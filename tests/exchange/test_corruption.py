@@ -80,11 +80,14 @@ def test_a_flipped_bit_in_a_result_is_named_by_its_readers(fresh_pool):
         assert f"from rank {HOT} is not what was written" in messages[rank], messages
 
 
-def without_verify(rank: Rank) -> None:
-    exchange = open_exchange("windows", rank, SCENARIO)
-    rows = exchange.dispatch(*SCENARIO.inputs(rank.size)[rank.rank])
-    exchange.combine(rows.out.zero_(), rows)
+def watch_for_verification(rank: Rank, verify: dict[str, bool]) -> bool:
+    steps = set()
+    with open_exchange("windows", rank, SCENARIO, **verify) as exchange:
+        exchange.watch_steps(steps.add)
+        call(exchange, "decode", rank, SCENARIO)
+    return Step.VERIFY in steps
 
 
 def test_checksums_are_off_unless_asked_for(pools):
-    pools.run(3, without_verify)
+    assert pools.run(3, watch_for_verification, {}) == [False] * 3
+    assert pools.run(3, watch_for_verification, {"verify": True}) == [True] * 3

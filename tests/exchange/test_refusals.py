@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from sglang_ascend_moe.control.blocks import PROTOCOL_VERSION, Hello
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported, WindowTooSmall
 
 from . import reference
@@ -256,6 +260,34 @@ def create_with_different_windows(rank: Rank) -> None:
 
 def test_windows_of_different_sizes_are_a_mismatch_on_every_rank(pools):
     pools.run(3, create_with_different_windows)
+
+
+def create_with_different_versions(rank: Rank, name: str, replacement: object) -> None:
+    with patch(f"sglang_ascend_moe.exchange.{name}", replacement) if rank.rank == 1 else nullcontext():
+        with pytest.raises(ProtocolMismatch, match=r"rank.*\b9\b.*same version") as caught:
+            open_exchange("windows", rank, SCENARIO)
+        if str(PROTOCOL_VERSION) not in str(caught.value):
+            raise AssertionError(f"rank {rank.rank} does not name the usual version: {caught.value}")
+    with open_exchange("windows", rank, SCENARIO) as exchange:
+        require_works(exchange, rank)
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement"),
+    [("LAYOUT_VERSION", 9), ("Hello", partial(Hello, protocol=9))],
+    ids=["layout", "protocol"],
+)
+def test_versions_that_differ_are_a_mismatch_on_every_rank(pools, name, replacement):
+    pools.run(3, create_with_different_versions, name, replacement)
+
+
+def create_with_different_timeouts(rank: Rank) -> None:
+    with pytest.raises(ProtocolMismatch, match=r"timeout_s.*5\.0.*6\.0"):
+        open_exchange("windows", rank, SCENARIO, timeout_s=5.0 + rank.rank)
+
+
+def test_timeouts_that_differ_are_a_mismatch_on_every_rank(pools):
+    pools.run(2, create_with_different_timeouts)
 
 
 REFUSED_OPTIONS = {
