@@ -17,7 +17,7 @@ from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.hooks import State
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
 from sglang_ascend_moe.launch.post_mortem import account_of
-from sglang_ascend_moe.platforms import activate, ascend_device_nodes
+from sglang_ascend_moe.platforms import ascend_device_nodes
 
 DISTRIBUTIONS = ("sglang-ascend-moe", "sglang", "torch", "torch_npu", "msgspec")
 ABSENT = "absent"
@@ -92,7 +92,7 @@ def examine() -> Report:
     """Load SGLang's plugins in this process and look at everything."""
     versions = {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}}
     found: list[HookReport] = []
-    plugin = "SGLang is not installed"
+    plugin, selected = "SGLang is not installed", ABSENT
     if versions["sglang"] != ABSENT:
         from sglang.srt.plugins import load_plugins
 
@@ -104,12 +104,13 @@ def examine() -> Report:
             )
             for item in hooks.states()
         ]  # fmt: skip
+        selected = "host, without accelerator" if hooks.on_host() else "SGLang's own"
         plugin = "works" if found else "SGLang did not load it; SGLANG_PLUGINS, if set, must contain ascend_moe"
     nodes = ascend_device_nodes()
     return Report(
         versions=versions,
         machine=f"{platform.machine()}, {len(nodes)} Ascend NPUs",
-        platform="host (no accelerator)" if activate() else "SGLang's own",
+        platform=selected,
         kernels=_kernels(),
         plugin=plugin,
         hooks=found,

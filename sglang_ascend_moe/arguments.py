@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from sglang_ascend_moe import hooks, options
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.platforms import activate
 
 # The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
 A2A_BACKEND = "ascend_fuseep"
@@ -153,10 +152,10 @@ def refuse_machine(server_args: Any) -> None:
         )
     if device != "cpu":
         raise Unsupported(f"--device {device}: --ascend-moe runs with --device cpu only in this version")
-    if activate() is None:
+    if not hooks.on_host():
         raise Unsupported(
-            "--device cpu with --ascend-moe needs a machine without accelerator and SGLANG_USE_CPU_ENGINE unset: the"
-            " platform of sglang-ascend-moe is not active here"
+            "--device cpu: the host platform of sglang-ascend-moe is not active. It needs a machine without"
+            " accelerator, SGLANG_USE_CPU_ENGINE unset, and ascend_moe_host in SGLANG_PLUGINS if that variable is set"
         )
 
 

@@ -92,10 +92,14 @@ def install(table: Sequence[Hook]) -> None:
 
 def applies(hook: Hook) -> bool:
     """Whether `hook` is meant for this machine."""
+    return hook.where is Where.ALWAYS or on_host()
+
+
+def on_host() -> bool:
+    """Whether SGLang runs on our host platform in this process."""
     from sglang.srt.platforms import current_platform
 
-    on_host = f"{type(current_platform).__module__}.{type(current_platform).__qualname__}" == HOST_PLATFORM
-    return hook.where is Where.ALWAYS or on_host
+    return f"{type(current_platform).__module__}.{type(current_platform).__qualname__}" == HOST_PLATFORM
 
 
 def obstacle(hook: Hook) -> str:

@@ -124,6 +124,16 @@ def test_a_host_hook_is_left_out_on_another_platform(registry, target, monkeypat
     hooks.require_all()
 
 
+def test_the_cpu_of_another_platform_is_refused(registry, monkeypatch: pytest.MonkeyPatch):
+    from sglang.srt import platforms
+    from sglang.srt.platforms.interface import SRTPlatform
+
+    monkeypatch.setattr(platforms, "_current_platform", SRTPlatform())
+    assert registry._hooks == {}
+    with pytest.raises(Unsupported, match="host platform of sglang-ascend-moe is not active"):
+        arguments.refuse_machine(arguments_of_a_server(Options()))
+
+
 BROKEN = "hook_target.question"
 
 
