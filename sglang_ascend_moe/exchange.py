@@ -89,6 +89,7 @@ class Exchange:
         max_tokens: most tokens that one rank brings to one call.
         topk: ids per token.
         dtype: bfloat16, float16 or float32.
+        quant: "int8" places rows as int8 with one scale per row (`ExpertRows.scales`); results stay in dtype.
         distinct_topk: promises that no token names an expert twice, which makes windows smaller.
         window_bytes: bytes of each rank's window; None takes what one round of max_tokens needs.
         timeout_s: bound of every single wait for other ranks.

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
+import msgspec
 import torch
 
 from sglang_ascend_moe.codes import InputError, Kind, Result, Step
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported
 from sglang_ascend_moe.faults import Fault, fault_error
-from sglang_ascend_moe.windows.layout import WindowLayout
+from sglang_ascend_moe.windows.layout import Regions, WindowLayout
 
 ABI_VERSION = 1
 _REFUSAL_BYTES = 256
@@ -28,12 +29,15 @@ FaultHook = Callable[[Fault, BaseException], None]
 
 
 class _Layout(ctypes.Structure):
-    _fields_ = [(name, _u32) for name in
-                ("abi_version", "ranks", "experts", "hidden", "topk", "max_tokens", "slots", "element",
-                 "distinct_topk", "count_units", "verify", "reserved")] + [
-               (name, _u64) for name in
-                ("capacity", "row_bytes", "mailbox_bytes", "state", "status", "records", "mailboxes", "arrive", "done",
-                 "rows", "out", "row_checks", "out_checks", "total_bytes")]  # fmt: skip
+    _fields_ = [
+        *((name, _u32) for name in (
+            "abi_version", "ranks", "experts", "hidden", "topk", "max_tokens", "slots", "element", "distinct_topk",
+            "count_units", "verify", "quantised",
+        )),
+        *((name, _u64) for name in (
+            "capacity", "row_bytes", "out_row_bytes", "mailbox_bytes", *Regions.__struct_fields__, "total_bytes",
+        )),
+    ]  # fmt: skip
 
 
 class _Fault(ctypes.Structure):
@@ -114,6 +118,8 @@ def _library() -> ctypes.CDLL:
         getattr(library, name).argtypes = [_pointer, _pointer]
     library.exchange_initialise.argtypes = [_pointer, _pointer, _u64]
     library.exchange_initialise.restype = None
+    library.exchange_select_kernels.argtypes = [ctypes.c_char_p]
+    library.exchange_selected_kernels.restype = ctypes.c_char_p
     library.exchange_refuse.argtypes = [_pointer, _u32, ctypes.c_char_p, _u32]
     library.exchange_leave.argtypes = [_pointer, _u32]
     library.exchange_leave.restype = None
@@ -123,15 +129,13 @@ def _library() -> ctypes.CDLL:
 
 
 def _native_layout(layout: WindowLayout) -> _Layout:
-    p, offsets = layout.parameters, layout.offsets
+    p = layout.parameters
     return _Layout(
         abi_version=ABI_VERSION, ranks=p.ranks, experts=p.num_experts, hidden=p.hidden, topk=p.topk,
         max_tokens=p.max_tokens, slots=p.slots, element=_ELEMENTS[p.dtype], distinct_topk=p.distinct_topk,
-        count_units=layout.count_units, verify=p.verify, capacity=layout.capacity, row_bytes=p.row_bytes,
-        mailbox_bytes=layout.mailbox_bytes, state=offsets.state, status=offsets.status, records=offsets.records,
-        mailboxes=offsets.mailboxes, arrive=offsets.arrive, done=offsets.done, rows=offsets.rows, out=offsets.out,
-        row_checks=offsets.row_checks, out_checks=offsets.out_checks,
-        total_bytes=layout.total_bytes,
+        count_units=layout.count_units, verify=p.verify, quantised=p.quant is not None, capacity=layout.capacity,
+        row_bytes=p.row_bytes, out_row_bytes=p.out_row_bytes, mailbox_bytes=layout.mailbox_bytes,
+        total_bytes=layout.total_bytes, **msgspec.structs.asdict(layout.offsets),
     )  # fmt: skip
 
 
@@ -142,6 +146,17 @@ def _address(python_function: str) -> int | None:
 def layout_bytes(layout: WindowLayout) -> bytes:
     """The `ExchangeLayout` that kernels receive, as bytes; for harnesses that are not written in Python."""
     return bytes(_native_layout(layout))
+
+
+def select_kernels(name: str | None) -> str:
+    """Makes this process use the row kernels of an instruction set; None takes the widest. Returns which are in use.
+
+    All give the same bits. Raises `Unsupported` if this processor has not that instruction set.
+    """
+    library = _library()
+    if library.exchange_select_kernels(None if name is None else name.encode()) != 0:
+        raise Unsupported(f"this processor cannot run the row kernels {name!r}; None selects those that it can")
+    return str(library.exchange_selected_kernels().decode())
 
 
 def initialise_window(layout: WindowLayout, address: int) -> None:

@@ -1,9 +1,8 @@
 // Combine: done, reduce.
-#include <algorithm>
 #include <vector>
 
 #include "checksum.h"
-#include "elements.h"
+#include "row_kernels.h"
 #include "session.h"
 
 namespace ascend_moe {
@@ -26,32 +25,10 @@ int meet(Session &session, uint32_t slot) {
     });
 }
 
-constexpr uint32_t strip = 32; // elements; hidden is a multiple of 16
-
-struct Term {
-    const uint8_t *row;
-    float weight;
-};
-
-// One token: acc = acc + weight * value in k order from zero, in fp32, rounded once.
-template <class Element> void reduce_token(const Term *terms, uint32_t count, uint32_t hidden, Element *out) {
-    for (uint32_t begin = 0; begin < hidden; begin += strip) {
-        const uint32_t width = std::min(strip, hidden - begin);
-        float sums[strip] = {};
-        for (uint32_t k = 0; k < count; ++k) {
-            const Element *row = reinterpret_cast<const Element *>(terms[k].row) + begin;
-            const float weight = terms[k].weight;
-            // @protocol read-out
-            for (uint32_t i = 0; i < width; ++i)
-                sums[i] = sums[i] + weight * row[i].to_float();
-        }
-        for (uint32_t i = 0; i < width; ++i)
-            out[begin + i] = Element::from_float(sums[i]);
-    }
-}
-
-template <class Element> void reduce(Session &session, const ExchangeCombine &call) {
+// Reads each token's results where their experts wrote them, and sums them up.
+void reduce_tokens(Session &session, const ExchangeCombine &call) {
     const ExchangeLayout &layout = session.layout();
+    const auto reduce = row_kernels().reduce[layout.element];
     std::vector<Term> terms(layout.topk);
     for (uint64_t token = 0; token < call.tokens; ++token) {
         uint32_t count = 0;
@@ -63,8 +40,7 @@ template <class Element> void reduce(Session &session, const ExchangeCombine &ca
             const auto row = static_cast<uint64_t>(position & 0xffffffff);
             terms[count++] = {session.window(owner).out(call.slot, row), call.weights[token * layout.topk + k]};
         }
-        uint8_t *out = static_cast<uint8_t *>(call.out) + token * call.out_stride;
-        reduce_token(terms.data(), count, layout.hidden, reinterpret_cast<Element *>(out));
+        reduce(terms.data(), count, layout.hidden, static_cast<uint8_t *>(call.out) + token * call.out_stride);
     }
 }
 
@@ -73,7 +49,7 @@ void seal_out(Session &session, const ExchangeCombine &call) {
     const Window own = session.own();
     for (uint64_t row = 0; row < call.total; ++row)
         own.out_check(call.slot, row) =
-            row_checksum(own.out(call.slot, row), session.layout().row_bytes, session.epoch(), row);
+            row_checksum(own.out(call.slot, row), session.layout().out_row_bytes, session.epoch(), row);
 }
 
 int verify_out(Session &session, const ExchangeCombine &call) {
@@ -86,7 +62,7 @@ int verify_out(Session &session, const ExchangeCombine &call) {
         const auto row = static_cast<uint64_t>(position & 0xffffffff);
         const Window window = session.window(owner);
         if (window.out_check(call.slot, row) !=
-            row_checksum(window.out(call.slot, row), layout.row_bytes, session.epoch(), row))
+            row_checksum(window.out(call.slot, row), layout.out_row_bytes, session.epoch(), row))
             return session.fail(EXCHANGE_CORRUPTION, owner, 0, static_cast<int64_t>(row));
     }
     return EXCHANGE_OK;
@@ -110,17 +86,7 @@ int combine(Session &session, const ExchangeCombine &call) {
     }
     if (const int result = session.begin_step(EXCHANGE_STEP_REDUCE); result != EXCHANGE_OK)
         return result;
-    switch (session.layout().element) {
-    case EXCHANGE_BF16:
-        reduce<Bf16>(session, call);
-        break;
-    case EXCHANGE_FP16:
-        reduce<Fp16>(session, call);
-        break;
-    default:
-        reduce<Fp32>(session, call);
-        break;
-    }
+    reduce_tokens(session, call);
     return EXCHANGE_OK;
 }
 

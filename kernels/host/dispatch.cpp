@@ -1,9 +1,11 @@
 // Dispatch: announce, counts, place, arrivals.
+#include <bit>
 #include <vector>
 
 #include "announce.h"
 #include "checksum.h"
 #include "routing.h"
+#include "row_kernels.h"
 
 namespace ascend_moe {
 namespace {
@@ -73,30 +75,67 @@ int derive_offsets(Session &session, ExchangeDispatch &call, std::vector<uint64_
     return EXCHANGE_OK;
 }
 
-// Writes each routed row into the place where its expert reads it, and notes that place for combine.
+uint64_t placed_checksum(const Session &session, const uint8_t *row, float scale, uint64_t place) {
+    const uint64_t seed = place ^ uint64_t{std::bit_cast<uint32_t>(scale)} << 32;
+    return row_checksum(row, session.layout().row_bytes, session.epoch(), seed);
+}
+
+// What goes with a placed row: the scale of its int8 values, and its checksum.
+void place_beside(Session &session, uint32_t slot, const int64_t *positions, const uint8_t *row, float scale) {
+    const ExchangeLayout &layout = session.layout();
+    for (uint64_t k = 0; k < layout.topk; ++k) {
+        if (positions[k] < 0)
+            continue;
+        const Window window = session.window(static_cast<uint32_t>(positions[k] >> 32));
+        const auto place = static_cast<uint64_t>(positions[k] & 0xffffffff);
+        // @protocol place-scale
+        if (layout.quantised)
+            window.scale(slot, place) = scale;
+        // @protocol place-check
+        if (layout.verify)
+            window.row_check(slot, place) = placed_checksum(session, row, scale, place);
+    }
+}
+
+// Payloads of more bytes than this are stored past the caches (measured: docs/benchmarks.md).
+constexpr uint64_t streaming_bytes = 12 << 20;
+
+// Writes each routed row into the places where its experts read it, and notes those places for combine.
 void place_rows(Session &session, const ExchangeDispatch &call, const Routing &ids, std::vector<uint64_t> &offsets) {
     const ExchangeLayout &layout = session.layout();
+    const RowKernels &kernels = row_kernels();
     const uint32_t local_experts = layout.experts / layout.ranks;
-    const auto *x = static_cast<const uint8_t *>(call.x);
+    const bool streaming = uint64_t{call.tokens} * layout.topk * layout.row_bytes > streaming_bytes;
+    const auto scatter = streaming ? kernels.scatter_streaming : kernels.scatter;
+    std::vector<uint8_t *> places(layout.topk);
+    std::vector<int8_t> quantised(layout.quantised ? layout.hidden : 0);
     for (uint64_t token = 0; token < call.tokens; ++token) {
+        const uint8_t *row = static_cast<const uint8_t *>(call.x) + token * call.x_stride;
+        int64_t *positions = call.positions + token * layout.topk;
+        uint32_t count = 0;
         for (uint64_t k = 0; k < layout.topk; ++k) {
-            const uint64_t index = token * layout.topk + k;
-            const int64_t id = ids[index];
-            if (id < 0) {
-                call.positions[index] = -1;
+            const int64_t id = ids[token * layout.topk + k];
+            positions[k] = -1;
+            if (id < 0)
                 continue;
-            }
             const auto expert = static_cast<uint32_t>(id);
             const uint32_t destination = expert / local_experts;
-            const uint64_t row = offsets[expert]++;
-            // @protocol place-row
-            memcpy(session.window(destination).row(call.slot, row), x + token * call.x_stride, layout.row_bytes);
-            if (layout.verify)
-                session.window(destination).row_check(call.slot, row) =
-                    row_checksum(x + token * call.x_stride, layout.row_bytes, session.epoch(), row);
-            call.positions[index] = static_cast<int64_t>(uint64_t{destination} << 32 | row);
+            const uint64_t place = offsets[expert]++;
+            places[count++] = session.window(destination).row(call.slot, place);
+            positions[k] = static_cast<int64_t>(uint64_t{destination} << 32 | place);
         }
+        float scale = 0;
+        if (layout.quantised && count > 0) {
+            scale = kernels.quantise[layout.element](row, layout.hidden, quantised.data());
+            row = reinterpret_cast<const uint8_t *>(quantised.data());
+        }
+        // @protocol place-row
+        scatter(places.data(), count, row, layout.row_bytes);
+        if (layout.quantised || layout.verify)
+            place_beside(session, call.slot, positions, row, scale);
     }
+    if (streaming)
+        kernels.drain();
 }
 
 void push_arrivals(Session &session, uint32_t slot, uint32_t kind) {
@@ -126,10 +165,11 @@ int verify_rows(Session &session, const ExchangeDispatch &call) {
     uint64_t row = 0;
     for (uint32_t local = 0; local < layout.experts / layout.ranks; ++local)
         for (uint32_t source = 0; source < layout.ranks; ++source)
-            for (uint32_t i = 0; i < call.matrix[source * layout.experts + first_expert + local]; ++i, ++row)
-                if (own.row_check(call.slot, row) !=
-                    row_checksum(own.row(call.slot, row), layout.row_bytes, session.epoch(), row))
+            for (uint32_t i = 0; i < call.matrix[source * layout.experts + first_expert + local]; ++i, ++row) {
+                const float scale = layout.quantised ? own.scale(call.slot, row) : 0;
+                if (own.row_check(call.slot, row) != placed_checksum(session, own.row(call.slot, row), scale, row))
                     return session.fail(EXCHANGE_CORRUPTION, source, 0, static_cast<int64_t>(row));
+            }
     return EXCHANGE_OK;
 }
 

@@ -9,8 +9,8 @@ namespace ascend_moe {
 struct Bf16 {
     uint16_t bits;
 
-    float to_float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
-    static Bf16 from_float(float value) {
+    [[gnu::always_inline]] float to_float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
+    [[gnu::always_inline]] static Bf16 from_float(float value) {
         const auto raw = std::bit_cast<uint32_t>(value);
         const bool is_nan = (raw & 0x7fffffff) > 0x7f800000;
         const uint32_t rounded = (raw + 0x7fff + (raw >> 16 & 1)) >> 16;
@@ -21,15 +21,15 @@ struct Bf16 {
 struct Fp16 {
     _Float16 value;
 
-    float to_float() const { return static_cast<float>(value); }
-    static Fp16 from_float(float value) { return {static_cast<_Float16>(value)}; }
+    [[gnu::always_inline]] float to_float() const { return static_cast<float>(value); }
+    [[gnu::always_inline]] static Fp16 from_float(float value) { return {static_cast<_Float16>(value)}; }
 };
 
 struct Fp32 {
     float value;
 
-    float to_float() const { return value; }
-    static Fp32 from_float(float value) { return {value}; }
+    [[gnu::always_inline]] float to_float() const { return value; }
+    [[gnu::always_inline]] static Fp32 from_float(float value) { return {value}; }
 };
 
 } // namespace ascend_moe

@@ -77,8 +77,11 @@ class Window {
     uint8_t *row(uint32_t slot, uint64_t row) const {
         return at<uint8_t>(layout_.rows + (slot * layout_.capacity + row) * layout_.row_bytes);
     }
+    float &scale(uint32_t slot, uint64_t row) const {
+        return *at<float>(layout_.scales + (slot * layout_.capacity + row) * EXCHANGE_LINE_BYTES);
+    }
     const uint8_t *out(uint32_t slot, uint64_t row) const {
-        return at<uint8_t>(layout_.out + (slot * layout_.capacity + row) * layout_.row_bytes);
+        return at<uint8_t>(layout_.out + (slot * layout_.capacity + row) * layout_.out_row_bytes);
     }
 
     uint64_t &row_check(uint32_t slot, uint64_t row) const { return check(layout_.row_checks, slot, row); }

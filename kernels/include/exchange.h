@@ -73,9 +73,10 @@ typedef struct ExchangeLayout {
     uint32_t distinct_topk; // 1: a token names an expert at most once
     uint32_t count_units;   // units per source after its header unit
     uint32_t verify;        // 1: rows travel with checksums, which are compared before rows are used
-    uint32_t reserved;
-    uint64_t capacity; // rows per slot
-    uint64_t row_bytes;
+    uint32_t quantised;     // 1: rows are placed as int8 with a scale each, results stay of the element type
+    uint64_t capacity;      // rows per slot
+    uint64_t row_bytes;     // of a placed row
+    uint64_t out_row_bytes; // of a result
     uint64_t mailbox_bytes; // per source and parity
     uint64_t state;         // line 0: ExchangeState; line 1 + slot: SlotState
     uint64_t status;        // [ranks] lines, pushed by the source
@@ -84,7 +85,8 @@ typedef struct ExchangeLayout {
     uint64_t arrive;        // [slots][ranks] lines
     uint64_t done;          // [slots][ranks] lines
     uint64_t rows;          // [slots][capacity] rows
-    uint64_t out;           // [slots][capacity] rows
+    uint64_t scales;        // [slots][capacity] lines that begin with a float; only if quantised
+    uint64_t out;           // [slots][capacity] results
     uint64_t row_checks;    // [slots][capacity] u64, written with the row by its source; only if verify
     uint64_t out_checks;    // [slots][capacity] u64, written by the owner before its done word; only if verify
     uint64_t total_bytes;
@@ -165,6 +167,11 @@ typedef struct ExchangePlan {
 } ExchangePlan;
 
 uint32_t exchange_abi_version(void);
+
+// Row kernels by instruction set: "portable", "avx2", "avx512". Null selects the widest that the processor has, which
+// is also what runs if nothing was selected. Returns -1 if the processor has not that one. Results are equal with all.
+int32_t exchange_select_kernels(const char *name);
+const char *exchange_selected_kernels(void);
 
 // Prepares this rank's own window, before any peer maps it: zero words, `first_epoch` exchanges behind it.
 void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t first_epoch);

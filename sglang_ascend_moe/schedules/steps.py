@@ -12,7 +12,7 @@ from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.native import Dispatched, NativeSession
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.windows.host import MappedWindow
-from sglang_ascend_moe.windows.layout import WindowLayout
+from sglang_ascend_moe.windows.layout import LINE_BYTES, WindowLayout
 
 MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
@@ -58,8 +58,11 @@ class ExchangeSteps:
         self._rank = rank
         self._windows = windows
         shape = (p.slots, layout.capacity, p.hidden)
-        self._rows = window.rows(layout.offsets.rows, p.slots * layout.capacity, p.hidden, dtype).view(shape)
-        self._out = window.rows(layout.offsets.out, p.slots * layout.capacity, p.hidden, dtype).view(shape)
+        self._rows = window.view(layout.offsets.rows, shape, torch.int8 if p.quant else dtype)
+        self._out = window.view(layout.offsets.out, shape, dtype)
+        # A scale lies at the beginning of a line of its own.
+        scale_lines = (p.slots, layout.capacity, LINE_BYTES // 4)
+        self._scales = window.view(layout.offsets.scales, scale_lines, torch.float32)[..., 0] if p.quant else None
         self._holders: list[int | None] = [None] * p.slots
 
     def dispatch(self, tokens: RoutedTokens, kind: Kind) -> ExpertRows:
@@ -67,8 +70,13 @@ class ExchangeSteps:
         dispatched = self.session.dispatch(tokens.x, tokens.ids, kind)
         slot = dispatched.slot
         self._holders[slot] = dispatched.epoch
+        scales = None if self._scales is None else self._scales[slot]
         return ExpertRows(
-            self._rows[slot], None, dispatched.counts, self._out[slot], Ticket(self.session, dispatched, tokens.weights)
+            self._rows[slot],
+            scales,
+            dispatched.counts,
+            self._out[slot],
+            Ticket(self.session, dispatched, tokens.weights),
         )
 
     def refuse(self, kind: Kind, problem: str) -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import mmap
 import os
 
@@ -51,6 +52,6 @@ class MappedWindow:
         self._memory = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
-    def rows(self, offset: int, count: int, hidden: int, dtype: torch.dtype) -> torch.Tensor:
-        """A [count, hidden] view of the bytes from `offset` on."""
-        return torch.frombuffer(self._memory, dtype=dtype, count=count * hidden, offset=offset).view(count, hidden)
+    def view(self, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The bytes from `offset` on as a tensor."""
+        return torch.frombuffer(self._memory, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)

@@ -24,6 +24,7 @@ MAX_PLAN_CHUNKS = 64
 """Most chunks into which a rank divides its tokens in a `PrefillPlan`."""
 
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+QUANTISATIONS = ("int8",)
 
 
 class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,6 +56,12 @@ class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row as it is placed in the expert's window."""
+        return self.hidden if self.quant == "int8" else self.out_row_bytes
+
+    @property
+    def out_row_bytes(self) -> int:
+        """Bytes of an expert's result."""
         return self.hidden * ELEMENT_BYTES[self.dtype]
 
 
@@ -68,6 +75,7 @@ class Regions(msgspec.Struct, frozen=True):
     arrive: int
     done: int
     rows: int
+    scales: int
     out: int
     row_checks: int
     out_checks: int
@@ -127,8 +135,8 @@ def check_parameters(parameters: ExchangeParameters) -> None:
         raise InvalidInput(f"first_epoch={p.first_epoch} is outside 0 .. 2**47")
     if p.dtype not in ELEMENT_BYTES:
         raise InvalidInput(f"dtype={p.dtype} is not one of {', '.join(ELEMENT_BYTES)}")
-    if p.quant is not None:
-        raise Unsupported(f"quant={p.quant!r}: rows travel in dtype only in this version; use quant=None")
+    if p.quant is not None and p.quant not in QUANTISATIONS:
+        raise Unsupported(f"quant={p.quant!r} is none of {', '.join(QUANTISATIONS)}; None sends rows in dtype")
     if p.layout != "compact":
         raise Unsupported(f"layout={p.layout!r}: only 'compact' exists in this version")
 
@@ -145,24 +153,29 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
     check_parameters(parameters)
     p = parameters
     control = _control_sizes(p)
-    control_bytes = _round_up(sum(control), PAGE_BYTES)
-    capacity = _capacity(p, control_bytes)
-    row_region, check_region = _row_region(p, capacity), _check_region(p, capacity)
+    capacity = _capacity(p, _round_up(sum(control), PAGE_BYTES))
+    sizes = (*control, *_row_sizes(p, capacity))
+    offsets = []
+    position = 0
+    for region, size in enumerate(sizes):
+        if region == len(control):
+            position = _round_up(position, PAGE_BYTES)
+        offsets.append(position)
+        position += size
     return WindowLayout(
         parameters=p,
         capacity=capacity,
         count_units=_count_units(p),
         mailbox_bytes=_mailbox_bytes(p),
-        offsets=_offsets(control, control_bytes, row_region, check_region),
-        sizes=Regions(*control, row_region, row_region, check_region, check_region),
-        total_bytes=control_bytes + 2 * (row_region + check_region),
+        offsets=Regions(*offsets),
+        sizes=Regions(*sizes),
+        total_bytes=position,
     )
 
 
 def bytes_for_capacity(parameters: ExchangeParameters, rows: int) -> int:
     """The smallest `window_bytes` whose window has a capacity of `rows` per slot."""
-    control_bytes = _round_up(sum(_control_sizes(parameters)), PAGE_BYTES)
-    return control_bytes + 2 * (_row_region(parameters, rows) + _check_region(parameters, rows))
+    return _round_up(sum(_control_sizes(parameters)), PAGE_BYTES) + sum(_row_sizes(parameters, rows))
 
 
 def window_memory(layout: WindowLayout) -> WindowMemory:
@@ -190,40 +203,33 @@ def _control_sizes(p: ExchangeParameters) -> tuple[int, int, int, int, int, int]
     )
 
 
-def _offsets(control: tuple[int, ...], control_bytes: int, row_region: int, check_region: int) -> Regions:
-    state, status, records, mailboxes, arrive, done = (sum(control[:region]) for region in range(len(control)))
-    rows = control_bytes
-    out = rows + row_region
-    row_checks = out + row_region
-    out_checks = row_checks + check_region
-    return Regions(state, status, records, mailboxes, arrive, done, rows, out, row_checks, out_checks)
+def _row_sizes(p: ExchangeParameters, capacity: int) -> tuple[int, ...]:
+    """Bytes of rows, scales, out, row_checks and out_checks, in the order of `Regions`; each of whole pages."""
+    return tuple(_round_up(p.slots * capacity * size, PAGE_BYTES) for size in _row_parts(p))
 
 
-def _row_region(p: ExchangeParameters, capacity: int) -> int:
-    return _round_up(p.slots * capacity * p.row_bytes, PAGE_BYTES)
-
-
-def _check_region(p: ExchangeParameters, capacity: int) -> int:
-    return _round_up(p.slots * capacity * CHECKSUM_BYTES, PAGE_BYTES) if p.verify else 0
+def _row_parts(p: ExchangeParameters) -> tuple[int, int, int, int, int]:
+    scale_bytes = LINE_BYTES if p.quant else 0
+    check_bytes = CHECKSUM_BYTES if p.verify else 0
+    return p.row_bytes, scale_bytes, p.out_row_bytes, check_bytes, check_bytes
 
 
 def _capacity(p: ExchangeParameters, control_bytes: int) -> int:
     enough = p.ranks * p.max_tokens * p.rows_per_token
     if p.window_bytes is None:
         return enough
-    half = max(p.window_bytes - control_bytes, 0) // 2 // PAGE_BYTES * PAGE_BYTES
-    if p.verify:
-        # The rows and the checksums of a half each begin on a page.
-        capacity = max(half - PAGE_BYTES, 0) // (p.slots * (p.row_bytes + CHECKSUM_BYTES))
-    else:
-        capacity = half // (p.slots * p.row_bytes)
+    parts = _row_parts(p)
+    capacity = min(enough, max(p.window_bytes - control_bytes, 0) // (p.slots * sum(parts)))
+    # Each region is rounded up to pages: what that adds has to be given up in rows, a few at most.
+    while capacity > 0 and bytes_for_capacity(p, capacity) > p.window_bytes:
+        capacity -= 1
     least = p.ranks * p.rows_per_token
     if capacity < least:
         raise WindowTooSmall(
             f"window_bytes={p.window_bytes} cannot hold one token of each of {p.ranks} ranks; "
             f"at least window_bytes={bytes_for_capacity(p, least)} is needed"
         )
-    return min(capacity, enough)
+    return capacity
 
 
 def _round_up(value: int, multiple: int) -> int:

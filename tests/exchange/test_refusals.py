@@ -300,7 +300,7 @@ REFUSED_OPTIONS = {
     "no-slots": ({"slots": 0}, InvalidInput, "slots=0"),
     "no-timeout": ({"timeout_s": 0.0}, InvalidInput, "timeout_s=0"),
     "dtype": ({"dtype": torch.float64}, InvalidInput, "float64"),
-    "int8": ({"quant": "int8"}, Unsupported, "quant='int8'"),
+    "quant": ({"quant": "int4"}, Unsupported, "quant='int4'"),
     "padded": ({"layout": "padded"}, Unsupported, "layout='padded'"),
 }
 

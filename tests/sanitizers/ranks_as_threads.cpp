@@ -29,12 +29,13 @@ class Rank {
   public:
     Rank(const ExchangeLayout &layout, const std::vector<void *> &windows, uint32_t rank)
         : layout_(layout), windows_(windows), random_(17 + rank), pidfds_(layout.ranks, -1), missing_(layout.ranks),
-          ended_(layout.ranks) {
+          ended_(layout.ranks), waited_ns_(layout.ranks) {
         session_.layout = &layout_;
         session_.windows = windows_.data();
         session_.peer_pidfds = pidfds_.data();
         session_.missing = missing_.data();
         session_.ended = ended_.data();
+        session_.waited_ns = waited_ns_.data();
         session_.timeout_ns = 60'000'000'000;
         session_.rank = rank;
     }
@@ -54,7 +55,7 @@ class Rank {
   private:
     float *rows(uint64_t region, uint32_t slot) const {
         auto *base = static_cast<uint8_t *>(windows_[session_.rank]) + region;
-        return reinterpret_cast<float *>(base + slot * layout_.capacity * layout_.row_bytes);
+        return reinterpret_cast<float *>(base + slot * layout_.capacity * layout_.out_row_bytes);
     }
 
     ExchangeDispatch new_dispatch(uint64_t exchange) {
@@ -95,6 +96,7 @@ class Rank {
         combine.out = out.data();
         combine.out_stride = layout_.row_bytes;
         combine.epoch = call.epoch;
+        combine.total = call.total;
         combine.tokens = call.tokens;
         combine.slot = call.slot;
         check(exchange_combine(&session_, &combine) == EXCHANGE_OK, "combine failed", session_.rank, exchange);
@@ -158,6 +160,7 @@ class Rank {
     std::mt19937 random_;
     std::vector<int32_t> pidfds_;
     std::vector<uint8_t> missing_, ended_;
+    std::vector<uint64_t> waited_ns_;
     ExchangeSession session_ = {};
     std::vector<float> x_;
     std::vector<int32_t> ids_;

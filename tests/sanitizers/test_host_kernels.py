@@ -43,18 +43,20 @@ def compile_object(source: Path, target: Path, sanitizer: Sanitizer) -> Path:
     return target
 
 
-def run_harness(objects: dict[str, Path], sanitizer: Sanitizer, folder: Path, ranks: int, slots: int) -> str:
+def run_harness(
+    objects: dict[str, Path], sanitizer: Sanitizer, folder: Path, ranks: int, slots: int, verify: bool = False
+) -> str:
     """Links and runs the harness; returns what it and the sanitizer printed."""
     binary = folder / "ranks_as_threads"
     compiler = os.environ.get("CXX", "g++")
     subprocess.run([compiler, *sanitizer.flags, *map(str, objects.values()), "-pthread", "-o", str(binary)], check=True)
     parameters = ExchangeParameters(
-        ranks=ranks, num_experts=4 * ranks, hidden=48, max_tokens=6, topk=3, dtype="float32", slots=slots
+        ranks=ranks, num_experts=4 * ranks, hidden=48, max_tokens=6, topk=3, dtype="float32", slots=slots, verify=verify
     )
     layout = folder / "layout"
     layout.write_bytes(layout_bytes(plan_window(parameters)))
     # Without address randomisation: the shadow memory of older ThreadSanitizers needs the classic address map.
-    command = ["setarch", "--addr-no-randomize", str(binary), str(layout), "2000"]
+    command = ["setarch", "--addr-no-randomize", str(binary), str(layout), "500"]
     environment = dict(os.environ) | dict(sanitizer.environment)
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     return ended.stdout + ended.stderr
@@ -77,13 +79,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     return build
 
 
+@pytest.mark.parametrize("verify", [False, True], ids=["plain", "verified"])
 @pytest.mark.parametrize("slots", [1, 2], ids=lambda slots: f"{slots}-slots")
 @pytest.mark.parametrize("ranks", [2, 3], ids=lambda ranks: f"{ranks}-ranks")
 @pytest.mark.parametrize("sanitizer", [MEMORY, RACES], ids=lambda sanitizer: sanitizer.name)
 def test_no_access_is_wrong_or_races(
-    built: Objects, sanitizer: Sanitizer, tmp_path: Path, ranks: int, slots: int
+    built: Objects, sanitizer: Sanitizer, tmp_path: Path, ranks: int, slots: int, verify: bool
 ) -> None:
-    assert run_harness(built(sanitizer), sanitizer, tmp_path, ranks, slots) == "all results exact\n"
+    assert run_harness(built(sanitizer), sanitizer, tmp_path, ranks, slots, verify) == "all results exact\n"
 
 
 class Weakened(NamedTuple):

@@ -1,0 +1,40 @@
+// What touches rows: scatter, quantise, reduce. One source, compiled for several instruction sets with equal results.
+#pragma once
+
+#include <cstdint>
+
+#include "exchange.h"
+
+namespace ascend_moe {
+
+// One row that a token's sum is made of.
+struct Term {
+    const uint8_t *row;
+    float weight;
+};
+
+struct RowKernels {
+    const char *name;
+    // Writes a row into `count` places; both rows and places are 16-byte aligned, `bytes` a multiple of 16.
+    void (*scatter)(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes);
+    // The same past the caches, for payloads that do not fit them. Ordered before later words only after drain().
+    void (*scatter_streaming)(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes);
+    void (*drain)();
+    // By ExchangeElement. int8 values of a row of `hidden` elements and its scale: value = int8 * scale, where scale =
+    // max / 127 and int8 = x * (127 / max) rounded to even. A row below 2^-120 counts as zero and has scale 0; a row
+    // that is not finite has scale NaN; both have zeros only.
+    float (*quantise[3])(const void *row, uint32_t hidden, int8_t *values);
+    // By ExchangeElement. sum = sum + weight * value in the order of `terms` from zero, in fp32, rounded once.
+    void (*reduce[3])(const Term *terms, uint32_t count, uint32_t hidden, void *out);
+};
+
+extern const RowKernels portable_kernels;
+#if defined(__x86_64__)
+extern const RowKernels avx2_kernels;
+extern const RowKernels avx512_kernels;
+#endif
+
+// The kernels in use: the widest that this processor has, unless exchange_select_kernels chose others.
+const RowKernels &row_kernels();
+
+} // namespace ascend_moe

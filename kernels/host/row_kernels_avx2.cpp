@@ -1,0 +1,21 @@
+// Row kernels for AVX2. What is included before the pragma is compiled for every processor.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "elements.h"
+#include "row_kernels.h"
+
+#pragma GCC target("avx2,f16c")
+
+#define ROW_KERNELS avx2_kernels
+#define ROW_KERNELS_NAME "avx2"
+#define ROW_KERNELS_STREAM_BYTES 32
+#define ROW_KERNELS_STREAM(place, source)                                                                              \
+    _mm256_stream_si256(reinterpret_cast<__m256i *>(place),                                                            \
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i *>(source)))
+#include "row_kernels_impl.h"
+#endif

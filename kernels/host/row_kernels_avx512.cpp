@@ -1,0 +1,20 @@
+// Row kernels for AVX-512 (F, BW, DQ, VL).
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "elements.h"
+#include "row_kernels.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512")
+
+#define ROW_KERNELS avx512_kernels
+#define ROW_KERNELS_NAME "avx512"
+#define ROW_KERNELS_STREAM_BYTES 64
+#define ROW_KERNELS_STREAM(place, source)                                                                              \
+    _mm512_stream_si512(reinterpret_cast<__m512i *>(place), _mm512_loadu_si512(source))
+#include "row_kernels_impl.h"
+#endif

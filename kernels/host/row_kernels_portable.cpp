@@ -1,0 +1,4 @@
+// Row kernels for the least that the compiler targets: SSE2 on x86-64, NEON on aarch64.
+#define ROW_KERNELS portable_kernels
+#define ROW_KERNELS_NAME "portable"
+#include "row_kernels_impl.h"
