@@ -106,9 +106,7 @@ def qwen3_moe(sizes: TinySizes, weights: RandomWeights, init: Init, producible: 
     head = torch.zeros(sizes.vocab, hidden, dtype=torch.bfloat16)
     head[producible] = weights.linear("lm_head.weight", len(producible), hidden, gain=init.head)
     tensors = {
-        "model.embed_tokens.weight": weights.normal(
-            "model.embed_tokens.weight", sizes.vocab, hidden, std=1.0
-        ),
+        "model.embed_tokens.weight": weights.normal("model.embed_tokens.weight", sizes.vocab, hidden, std=1.0),
         "model.norm.weight": torch.ones(hidden, dtype=torch.bfloat16),
         "lm_head.weight": head,
     }

@@ -36,7 +36,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         close = sum(comparison.close_call is not None for comparison in comparisons)
         equal = sum(comparison.equal_tokens for comparison in comparisons)
         moved = max(comparison.logprob_difference for comparison in comparisons)
-        terminalreporter.write_line(f"{name}: {equal} tokens equal, {close} close calls, logprobs moved by <= {moved:.2g}")
+        terminalreporter.write_line(
+            f"{name}: {equal} tokens equal, {close} close calls, logprobs moved by <= {moved:.2g}"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -72,26 +74,32 @@ def stock_answers(fork_server: ForkServer, checkpoint: Path, prompts: list[list[
     return answers
 
 
-@pytest.fixture
-def compare_all(request: pytest.FixtureRequest) -> Callable[[Engine, list[list[int]], list[Answer], str], list[Comparison]]:
+class CompareAll:
     """Compares an engine's answers with expected ones, to the last token, and writes the outcome into the summary.
 
     After a close call the engine continues from the expected token, so that the rest is compared as well.
     """
 
-    def compare_engine(engine: Engine, prompts: list[list[int]], expected: list[Answer], dtype: str) -> list[Comparison]:
-        tolerance = TOLERANCES[dtype]
-        outcomes = []
-        for prompt, wanted, found in zip(prompts, expected, engine.generate(prompts, NEW_TOKENS), strict=True):
-            outcome = compare(wanted, found, tolerance)
-            outcomes.append(outcome)
+    def __init__(self, name: str, compared: list[Compared]) -> None:
+        self._name = name
+        self._compared = compared
+
+    def __call__(
+        self, engine: Engine, prompts: list[list[int]], expected: list[Answer], dtype: str, *, together: bool = True
+    ) -> list[Comparison]:
+        answers = engine.generate(prompts, NEW_TOKENS, together=together)
+        outcomes: list[Comparison] = []
+        for prompt, wanted, found in zip(prompts, expected, answers, strict=True):
+            outcomes.append(compare(wanted, found, TOLERANCES[dtype]))
             start = 0
-            while outcome.close_call is not None and start + outcome.close_call + 1 < NEW_TOKENS:
-                start += outcome.close_call + 1
+            while outcomes[-1].close_call is not None and start + outcomes[-1].close_call + 1 < NEW_TOKENS:
+                start += outcomes[-1].close_call + 1
                 [found] = engine.generate([prompt + wanted.tokens[:start]], NEW_TOKENS - start)
-                outcome = compare(wanted.after(start), found, tolerance)
-                outcomes.append(outcome)
-        request.config.stash[COMPARED].append(Compared(request.node.name, outcomes))
+                outcomes.append(compare(wanted.after(start), found, TOLERANCES[dtype]))
+        self._compared.append(Compared(self._name, outcomes))
         return outcomes
 
-    return compare_engine
+
+@pytest.fixture
+def compare_all(request: pytest.FixtureRequest) -> CompareAll:
+    return CompareAll(request.node.name, request.config.stash[COMPARED])

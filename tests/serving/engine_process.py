@@ -24,7 +24,7 @@ def run_engine(request: StartEngine, channel: Connection) -> None:
 
     try:
         engine = Engine(**request.arguments)
-    except Exception as error:  # noqa: BLE001 - reported to the test, which decides whether it was expected
+    except Exception as error:
         channel.send_bytes(msgspec.msgpack.encode(Refused(f"{type(error).__name__}: {error}")))
         raise
     with engine:

@@ -1,11 +1,11 @@
 """The test process's side: start the fork server, start engines, ask them, and see them end."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from sglang_ascend_moe.launch.comparison import Answer
+from sglang_ascend_moe.launch.server_process import group_members, log_tail
 from tests.serving.messages import Exited, Generate, Generated, Ready, Reap, Refused, Started, StartEngine
 
 REPOSITORY = Path(__file__).parents[2]
@@ -21,7 +22,6 @@ IMPORT_TIMEOUT = 180.0
 START_TIMEOUT = 120.0
 ANSWER_TIMEOUT = 120.0
 EXIT_TIMEOUT = 60.0
-LOG_TAIL_LINES = 60
 
 
 class EngineFailure(Exception):
@@ -113,7 +113,9 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def wait_until_ready(self) -> None:
@@ -148,10 +150,8 @@ class Engine:
     def kill(self) -> None:
         """Kill every process of the engine at once."""
         self._channel.close()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._fork_server.reap(self.pid, EXIT_TIMEOUT)
 
     def _receive(self, kind: Any, timeout: float) -> Any:
@@ -161,25 +161,3 @@ class Engine:
             return msgspec.msgpack.decode(self._channel.recv_bytes(), type=kind)
         except (EOFError, ConnectionResetError):
             raise EngineFailure(f"the engine died\n{log_tail(self.log)}") from None
-
-
-def group_members(group: int) -> list[int]:
-    """Pids of the living processes of process group `group`; zombies do not count."""
-    members = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        state, process_group = fields[0], int(fields[2])
-        if process_group == group and state != "Z":
-            members.append(int(entry.name))
-    return members
-
-
-def log_tail(log: Path) -> str:
-    """The last lines of a log file, for an error message."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else ["(no log)"]
-    return "\n".join(lines[-LOG_TAIL_LINES:])

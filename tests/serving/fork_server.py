@@ -7,6 +7,7 @@ from it in turn. Forking needs a parent with a single thread, which is why this 
 Started by `tests.serving.engines.ForkServer`; ends when the other end of its socket is closed.
 """
 
+import importlib
 import os
 import select
 import signal
@@ -41,9 +42,8 @@ def serve(control: socket.socket) -> None:
 
 def import_sglang() -> None:
     """Import what an engine and its schedulers need, without loading plugins: each engine does that for itself."""
-    import sglang.srt.entrypoints.engine
-    import sglang.srt.managers.scheduler
-    import sglang.srt.models.registry
+    for name in ("entrypoints.engine", "managers.scheduler", "models.registry"):
+        importlib.import_module(f"sglang.srt.{name}")
 
     threads = os.listdir("/proc/self/task")
     if len(threads) != 1:
@@ -58,6 +58,7 @@ def fork_engine(request: StartEngine, channel: int, control: socket.socket) -> i
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         control.close()
         log = os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, sys.stdout.fileno())

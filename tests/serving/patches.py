@@ -1,4 +1,4 @@
-"""Deliberate damage and observation, applied inside an engine's process before SGLang loads its plugins."""
+"""Deliberate damage, applied inside an engine's process before SGLang loads its plugins; its ranks inherit it."""
 
 
 def zero_moe_output() -> None:
@@ -8,7 +8,30 @@ def zero_moe_output() -> None:
 
     forward = FusedMoE.forward
 
-    def zeros(self, hidden_states, topk_output, **kwargs):
-        return torch.zeros_like(forward(self, hidden_states, topk_output, **kwargs))
+    def zeros(*arguments, **keywords):
+        return torch.zeros_like(forward(*arguments, **keywords))
 
     FusedMoE.forward = zeros
+
+
+def corrupt_one_row() -> None:
+    """In the first layer, the first row that rank 0 receives has its sign changed before the experts run."""
+    from sglang.srt.runtime_context import get_parallel
+
+    from sglang_ascend_moe import layer
+
+    compute_experts = layer.compute_experts
+
+    def corrupted(moe_layer, rows):
+        if moe_layer.layer_id == 0 and get_parallel().moe_ep_rank == 0 and rows.counts.sum() > 0:
+            rows.rows[0].neg_()
+        compute_experts(moe_layer, rows)
+
+    layer.compute_experts = corrupted
+
+
+def remove_moe_entry_point() -> None:
+    """The function that our MoE layer hooks is not there, as in a version of SGLang that renamed it."""
+    from sglang.srt.hardware_backend.npu.moe import fuseep
+
+    del fuseep.forward_fuseep

@@ -1,0 +1,187 @@
+"""`ascend-moe demo`: serve a small MoE model on two ranks and compare its answers with stock SGLang's on one.
+
+Both servers are started as a user would start them, one after the other, and asked the same questions over HTTP.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from sglang_ascend_moe.launch.comparison import TOLERANCES, Comparison, Tolerance, compare
+from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
+from sglang_ascend_moe.launch.openai_client import OpenAIClient, Reply
+from sglang_ascend_moe.launch.server_process import Progress, ServerFailed, ServerProcess
+from sglang_ascend_moe.launch.tiny_model import TinySizes, write_checkpoint
+from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer
+from sglang_ascend_moe.platforms import activate
+
+NEW_TOKENS = 16
+DTYPE = "bfloat16"
+READY_SECONDS = 600.0
+# A line of progress where the output is not a terminal.
+PROGRESS_SECONDS = 15.0
+
+
+class Question(NamedTuple):
+    """One request: the route it goes to and its text."""
+
+    route: str
+    text: str
+
+
+# A random model decides one token in five by less than the rounding of bfloat16 may move it. These texts are such that
+# every one of NEW_TOKENS tokens has a margin of 0.25 or more.
+QUESTIONS = (
+    Question("completion", "The experts"),
+    Question("completion", "The light over the forest"),
+    Question("completion", "The story of the sea"),
+    Question("completion", "The road to the garden"),
+    Question("completion", "The numbers of the forest"),
+    Question("completion", "A letter from the tower"),
+    Question("chat", "Where is the tower?"),
+    Question("chat", "What is the name of the forest?"),
+)
+
+
+class Setup(NamedTuple):
+    """A server of the demo: what it is called and the flags that make it so."""
+
+    title: str
+    flags: list[str]
+
+
+OURS = Setup("SGLang with --ascend-moe on two ranks, half of the experts on each", ["--ascend-moe", "--tp-size", "2"])
+STOCK = Setup("stock SGLang on one rank, our MoE layer off", ["--tp-size", "1"])
+
+
+class ProgressLine:
+    """Shows how a server comes up: one line rewritten on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown_at = -PROGRESS_SECONDS
+
+    def __call__(self, progress: Progress) -> None:
+        line = f"      {progress.seconds:4.0f} s  waiting: {progress.stage}"
+        if sys.stdout.isatty():
+            print(f"\r\033[K{line}", end="", flush=True)
+        elif progress.seconds - self._shown_at >= PROGRESS_SECONDS:
+            self._shown_at = progress.seconds
+            print(line, flush=True)
+
+    def done(self, line: str) -> None:
+        """Replace the line by a last one."""
+        print(f"\r\033[K{line}" if sys.stdout.isatty() else line, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the demo. Returns 0 if all tokens are equal, 1 if not or if a server fails, 3 if it cannot run here."""
+    parser = argparse.ArgumentParser(prog="ascend-moe demo", description=__doc__.splitlines()[0].split(": ")[1])
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="write checkpoint and server logs there and keep them"
+    )
+    folder = parser.parse_args(arguments).keep
+    if activate() is None:
+        print(
+            "ascend-moe demo: needs a machine without accelerator, and SGLANG_USE_CPU_ENGINE unset: the host platform"
+            " of sglang-ascend-moe is not active here",
+            file=sys.stderr,
+        )
+        return CANNOT
+    signal.signal(signal.SIGTERM, _end_by_signal)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return run(folder)
+    with tempfile.TemporaryDirectory(prefix="ascend-moe-demo-") as temporary:
+        return run(Path(temporary))
+
+
+def run(folder: Path) -> int:
+    """The demo with checkpoint and logs in `folder`; see `main` for what is returned."""
+    sizes = TinySizes()
+    checkpoint = write_checkpoint(folder / "checkpoint", sizes=sizes)
+    print(
+        f"A random Qwen3-MoE: {sizes.layers} layers, {sizes.experts} experts, top-{sizes.topk}, hidden {sizes.hidden},"
+        f" {DTYPE}. Its text means nothing; only its tokens count.\n"
+    )
+    try:
+        found = answers_of(OURS, 1, checkpoint, folder / "ours.log")
+        expected = answers_of(STOCK, 2, checkpoint, folder / "stock.log")
+    except ServerFailed as error:
+        print(f"\nascend-moe demo: {error}", file=sys.stderr)
+        return CHECK_FAILED
+    except KeyboardInterrupt:
+        print("\nascend-moe demo: interrupted; the servers are stopped", file=sys.stderr)
+        return CHECK_FAILED
+    outcomes = [
+        compare(want.answer, have.answer, TOLERANCES[DTYPE]) for want, have in zip(expected, found, strict=True)
+    ]
+    print_table(outcomes, expected)
+    return verdict(outcomes, TOLERANCES[DTYPE])
+
+
+def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path) -> list[Reply]:
+    """Start one server, ask every question, print the answers, and stop it. Raises ServerFailed."""
+    flags = ["--device", "cpu", "--dtype", DTYPE, "--max-running-requests", "16", "--max-total-tokens", "4096"]
+    print(f"[{number}/2] {setup.title}")
+    print(f"      python -m sglang.launch_server --model-path {checkpoint.name} {' '.join(setup.flags)}", flush=True)
+    line = ProgressLine()
+    with ServerProcess(["--model-path", str(checkpoint), *flags, *setup.flags], log) as server:
+        seconds = server.wait_until_ready(READY_SECONDS, line)
+        line.done(f"      ready after {seconds:.0f} s at {server.url}")
+        client = OpenAIClient(server.url, checkpoint.name, build_tokenizer(TinySizes().vocab))
+        ask: dict[str, Callable[[str, int], Reply]] = {"completion": client.complete, "chat": client.chat}
+        replies = []
+        for question in QUESTIONS:
+            reply = ask[question.route](question.text, NEW_TOKENS)
+            print(f"      {question.route:<10}  {question.text:<32} -> {reply.text!r}", flush=True)
+            replies.append(reply)
+    print("      stopped\n" if server.ended_by_itself else "      had to be killed\n", flush=True)
+    return replies
+
+
+def print_table(outcomes: list[Comparison], expected: list[Reply]) -> None:
+    """A line per question: equal tokens, close calls, the smallest margin of stock SGLang, how far logprobs moved."""
+    print(f"{'tokens compared with stock SGLang':<46}{'equal':>8}{'close':>8}{'margin':>9}{'moved':>8}")
+    for question, outcome, reply in zip(QUESTIONS, outcomes, expected, strict=True):
+        margin = min(reply.answer.margin(position) for position in range(len(reply.answer.tokens)))
+        close = "-" if outcome.close_call is None else f"at {outcome.close_call}"
+        print(
+            f"  {question.route:<10}  {question.text:<32}{outcome.equal_tokens:>5}/{NEW_TOKENS}"
+            f"{close:>8}{margin:>9.2f}{outcome.logprob_difference:>8.2f}"
+        )
+        if outcome.fault:
+            print(f"              DIFFERS: {outcome.fault}")
+    print(
+        "  margin: smallest distance between stock SGLang's best and second logprob; moved: largest change of a logprob"
+    )
+
+
+def verdict(outcomes: list[Comparison], tolerance: Tolerance) -> int:
+    """Say what the table means, and return the exit code for it."""
+    faults = sum(bool(outcome.fault) for outcome in outcomes)
+    close = sum(outcome.close_call is not None for outcome in outcomes)
+    if close:
+        rule = (
+            f"close: a token may differ where its logprob is within {tolerance.margin} of stock SGLang's best and all"
+            f" logprobs agree within {tolerance.logprob}; tokens after it are not compared."
+        )
+        print(textwrap.indent(rule, "  "))
+    if faults:
+        print(f"\nDIFFERENT: {faults} of {len(outcomes)} answers are not stock SGLang's")
+        return CHECK_FAILED
+    equal = sum(outcome.equal_tokens for outcome in outcomes)
+    print(f"\nEQUAL: {equal} tokens are stock SGLang's" + (f", {close} close calls" if close else ", every one"))
+    return OK
+
+
+def _end_by_signal(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""An SGLang server as a child process: started with a log, awaited with visible progress, and stopped for certain."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+LOG_TAIL_LINES = 40
+LOG_LINE_CHARACTERS = 300
+POLL_SECONDS = 0.5
+STOP_SECONDS = 30.0
+# From linux/prctl.h.
+PR_SET_PDEATHSIG = 1
+
+# What a server is busy with, known by the last of these texts that its log contains.
+STAGES = (
+    ("server_args=", "starting ranks, which import SGLang in turn"),
+    ("Init parallel begin", "connecting ranks"),
+    ("Load weight begin", "loading weights"),
+    ("Load weight end", "allocating memory"),
+    ("max_total_num_tokens=", "starting to serve"),
+    ("Uvicorn running", "warming up"),
+)
+
+
+class ServerFailed(Exception):
+    """A server ended, or was not ready in time. The message holds the end of its log."""
+
+
+class Progress(NamedTuple):
+    """What a waiting caller can show: seconds since the start, and what the server is busy with."""
+
+    seconds: float
+    stage: str
+
+
+class ServerProcess:
+    """`python -m sglang.launch_server` with `arguments`, listening on a free port of 127.0.0.1.
+
+    A context manager: on leaving it, whatever the reason, the server and everything it started has ended. The server
+    leads a process group of its own, so Ctrl-C in a terminal reaches the caller only, who then leaves the context.
+    Should the caller be killed, the kernel interrupts the server.
+    """
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self._arguments = arguments
+        self._begun = time.monotonic()
+        # Known once the context is left.
+        self.ended_by_itself: bool | None = None
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(self.port)]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, *self._arguments],
+                env={**os.environ, "SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_interrupt_when_parent_dies,
+            )
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.ended_by_itself = self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The server's process, and the id of its process group."""
+        return self._process.pid
+
+    def wait_until_ready(self, timeout: float, show: Callable[[Progress], None]) -> float:
+        """Wait until the server answers; call `show` twice a second meanwhile. Returns the seconds it took.
+
+        Raises ServerFailed if the server ends or is not ready within `timeout` seconds.
+        """
+        while True:
+            seconds = time.monotonic() - self._begun
+            if (code := self._process.poll()) is not None:
+                raise ServerFailed(f"the server ended with exit code {code}; the end of its log:\n{log_tail(self.log)}")
+            if self._answers():
+                return seconds
+            if seconds > timeout:
+                raise ServerFailed(
+                    f"the server was not ready after {timeout:.0f} s; the end of its log:\n{log_tail(self.log)}"
+                )
+            show(Progress(seconds, stage(self.log)))
+            time.sleep(POLL_SECONDS)
+
+    def wait_until_ended(self, timeout: float) -> int:
+        """Wait for the server's own process and return its exit code. Raises ServerFailed after `timeout` seconds."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ServerFailed(f"the server still runs after {timeout:.0f} s\n{log_tail(self.log)}") from None
+
+    def stop(self) -> bool:
+        """Interrupt the server as Ctrl-C does, and kill what is left of its process group half a minute later.
+
+        Returns whether everything ended by itself.
+        """
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+        by_itself = not group_members(self.pid)
+        if not by_itself:
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        return by_itself
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=20) as response:
+                return response.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def _interrupt_when_parent_dies() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def group_members(group: int) -> list[int]:
+    """Pids of the living processes of process group `group`; zombies do not count."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            state, _parent, its_group, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its_group) == group and state != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def stage(log: Path) -> str:
+    """What the server is busy with, judged by its log."""
+    text = log.read_text(errors="replace")
+    reached = [name for sign, name in STAGES if sign in text]
+    return reached[-1] if reached else "importing SGLang"
+
+
+def log_tail(log: Path) -> str:
+    """The last lines of a log, long ones cut."""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(line[:LOG_LINE_CHARACTERS] for line in lines[-LOG_TAIL_LINES:])

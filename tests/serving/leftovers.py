@@ -1,0 +1,51 @@
+"""What servers leave behind: processes that carry a mark in their environment, and names in /dev/shm."""
+
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+MARK = "SERVING_TEST_MARK"
+POLL_SECONDS = 0.1
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class Leftovers(NamedTuple):
+    """Pids of marked processes, and names in /dev/shm that were not there before."""
+
+    processes: list[int]
+    names: list[str]
+
+
+NOTHING = Leftovers([], [])
+
+
+def shared_memory_names() -> set[str]:
+    """Names in /dev/shm."""
+    return set(os.listdir(SHARED_MEMORY))
+
+
+def marked_processes(mark: str) -> list[int]:
+    """Living processes, other than this one, that inherited `MARK=mark`. Zombies have no environment."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if wanted in environment.split(b"\0"):
+            found.append(int(entry.name))
+    return found
+
+
+def leftovers(mark: str, names_before: set[str], timeout: float) -> Leftovers:
+    """What is left; returns as soon as it is nothing, at the latest after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        left = Leftovers(marked_processes(mark), sorted(shared_memory_names() - names_before))
+        if left == NOTHING or time.monotonic() > deadline:
+            return left
+        time.sleep(POLL_SECONDS)

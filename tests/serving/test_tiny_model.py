@@ -1,0 +1,72 @@
+"""The tiny checkpoint is always the same, and a fair subject for tests of routing."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from sglang_ascend_moe.launch.tiny_model import TinySizes
+from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer, readable_ids
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_every_process_writes_the_same_bytes(checkpoint, tmp_path):
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, "-m", "sglang_ascend_moe.launch.tiny_model", str(tmp_path / hash_seed)]
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, check=True, timeout=120)
+        assert digests(tmp_path / hash_seed) == digests(checkpoint)
+
+
+def test_the_seed_changes_every_random_weight(checkpoint, tmp_path):
+    command = [sys.executable, "-m", "sglang_ascend_moe.launch.tiny_model", str(tmp_path), "--seed", "1"]
+    subprocess.run(command, check=True, timeout=120)
+    ours, theirs = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert [name for name in ours if "norm" not in name and torch.equal(ours[name], theirs[name])] == []
+
+
+def test_it_is_a_sparse_model_in_bfloat16(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["num_experts"], config["num_experts_per_tok"]) == (4, 16, 4)
+    tensors = load_file(checkpoint / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    experts = {tuple(name.split(".")[2:6:3]) for name in tensors if ".experts." in name}
+    assert len(experts) == 4 * 16
+
+
+def test_routing_depends_on_the_token(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    rows = tensors["model.embed_tokens.weight"].float()
+    rows = rows / rows.square().mean(-1, keepdim=True).sqrt()
+    chosen = (rows @ tensors["model.layers.0.mlp.gate.weight"].float().T).topk(TinySizes().topk).indices
+    assert len({tuple(sorted(row)) for row in chosen.tolist()}) > 300
+    share = chosen.flatten().bincount(minlength=TinySizes().experts) / chosen.numel()
+    assert share.min() > 0.01
+
+
+@pytest.mark.parametrize("text", ["The experts read a row.\n", "x = [1, 2]\t# Größe, 数", "<|im_start|>user"])
+def test_the_tokenizer_gives_the_text_back(checkpoint, text):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text) == build_tokenizer(TinySizes().vocab).encode(text).ids
+
+
+def test_the_chat_template_marks_turns(checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    messages = [{"role": "user", "content": "Who?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_only_readable_tokens_can_be_produced(checkpoint):
+    head = load_file(checkpoint / "model.safetensors")["lm_head.weight"]
+    producible = head.abs().sum(-1).nonzero().flatten().tolist()
+    assert producible == readable_ids(build_tokenizer(TinySizes().vocab))
