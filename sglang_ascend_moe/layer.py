@@ -74,16 +74,24 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
 def _open(
     shape: LayerShape, options: Options, limits: SchedulerLimits, ranks: list[int]
 ) -> Exchange | CollectiveExchange:
-    max_tokens = tokens_per_rank(options, limits)
     # SGLang's routers choose distinct experts for a token.
-    settings = {**shape._asdict(), "distinct_topk": True}
-    check_window(options, limits, lambda tokens: Exchange.memory(ranks=len(ranks), max_tokens=tokens, **settings).total)
+    settings = {
+        **shape._asdict(),
+        "distinct_topk": True,
+        "max_tokens": tokens_per_rank(options, limits),
+        "timeout_s": options.timeout_s,
+    }
     # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
     group = torch.distributed.new_group(ranks, backend="gloo", timeout=timedelta(seconds=options.timeout_s))
-    settings.update(max_tokens=max_tokens, timeout_s=options.timeout_s)
     if options.schedule == "collective":
         return CollectiveExchange.create(group, **settings)
-    return Exchange.create(group, window_bytes=options.window_bytes, **settings)
+    settings["verify"] = options.verify
+
+    def bytes_for(tokens: int) -> int:
+        return Exchange.memory(ranks=len(ranks), **{**settings, "max_tokens": tokens}).total
+
+    check_window(options, limits, bytes_for)
+    return Exchange.create(group, window_bytes=options.window_bytes, post_mortem=options.post_mortem, **settings)
 
 
 def scheduler_limits(model_runner: Any) -> SchedulerLimits:

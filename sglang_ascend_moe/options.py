@@ -6,7 +6,7 @@ This module is also the one declared place where the options ride to SGLang's wo
 import argparse
 import math
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
@@ -34,6 +34,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     max_tokens: most tokens that one rank brings to one MoE layer; None: computed from the limits of the scheduler.
     window_bytes: bytes of one rank's window, everything included; None: one round of `max_tokens` from every rank.
     timeout_s: seconds that a rank waits for a peer.
+    verify: send a checksum with every row.
+    post_mortem: folder for an account of each rank after a failure.
     """
 
     schedule: Schedule = "auto"
@@ -41,6 +43,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     window_bytes: int | None = None
     quant: Quant = "none"
     timeout_s: float = 30.0
+    verify: bool = False
+    post_mortem: str | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -55,20 +59,25 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise InvalidInput(
                 f"{FLAGS['timeout_s'].flag} {self.timeout_s}: must be a finite number of seconds above 0"
             )
-        if self.window_bytes is not None and self.schedule == "collective":
-            raise InvalidInput(
-                f"{FLAGS['window_bytes'].flag} with {FLAGS['schedule'].flag} collective: that schedule has no window;"
-                " leave one of them out"
-            )
+        for name in ("window_bytes", "verify", "post_mortem"):
+            if getattr(self, name) not in (None, False) and self.schedule == "collective":
+                raise InvalidInput(
+                    f"{FLAGS[name].flag} with {FLAGS['schedule'].flag} collective: that schedule has no window and no"
+                    " protocol of ours; leave one of them out"
+                )
         if self.quant == "int8":
             raise Unsupported(f"{FLAGS['quant'].flag} int8 does not exist yet; use {FLAGS['quant'].flag} none")
 
 
 class Flag(NamedTuple):
-    """One flag: its name, how its text becomes a value, its metavar and its help."""
+    """One flag: its name, the type of its value, how text becomes one, its metavar and its help.
+
+    A flag of type bool takes no value on the command line.
+    """
 
     flag: str
-    parse: Any
+    type: type
+    parse: Callable[[str], Any]
     metavar: str
     help: str
 
@@ -91,7 +100,7 @@ def parse_bytes(text: str) -> int:
     return round(float(match[1]) * unit)
 
 
-def _number(name: str, convert: Any) -> Any:
+def _number(name: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             return convert(text)
@@ -99,6 +108,10 @@ def _number(name: str, convert: Any) -> Any:
             raise InvalidInput(f"{FLAGS[name].flag} {text!r}: not a number") from None
 
     return parse
+
+
+def _switch(text: str) -> bool:
+    raise InvalidInput(f"{FLAGS['verify'].flag} {text!r}: must be True or False")
 
 
 def _bad_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -109,12 +122,14 @@ FLAGS: Mapping[str, Flag] = {
     "schedule": Flag(
         "--ascend-moe-schedule",
         str,
+        str,
         "{" + ",".join(get_args(Schedule)) + "}",
         "How tokens travel. auto (the default): the decode schedule for decode batches, the prefill schedule when any"
         " rank prefills. collective: the buffer-centric baseline over torch.distributed, never chosen by auto.",
     ),
     "max_tokens": Flag(
         "--ascend-moe-max-tokens",
+        int,
         _number("max_tokens", int),
         "TOKENS",
         "Most tokens that one rank brings to one MoE layer. Default: computed from --chunked-prefill-size (or"
@@ -122,6 +137,7 @@ FLAGS: Mapping[str, Flag] = {
     ),
     "window_bytes": Flag(
         "--ascend-moe-window-bytes",
+        int,
         parse_bytes,
         "BYTES",
         "Size of each rank's window in total, for example 64MiB. Default: as much as one round needs when every rank"
@@ -131,14 +147,30 @@ FLAGS: Mapping[str, Flag] = {
     "quant": Flag(
         "--ascend-moe-quant",
         str,
+        str,
         "{" + ",".join(get_args(Quant)) + "}",
         "Format of the rows that travel. Default: none (the model's dtype). int8 does not exist yet.",
     ),
     "timeout_s": Flag(
         "--ascend-moe-timeout",
+        float,
         _number("timeout_s", float),
         "SECONDS",
         "How long a rank waits for a peer before the server stops and names it. Default: 30.",
+    ),
+    "verify": Flag(
+        "--ascend-moe-verify",
+        bool,
+        _switch,
+        "",
+        "Send a checksum with every row and stop the server when a row does not arrive as it was sent.",
+    ),
+    "post_mortem": Flag(
+        "--ascend-moe-post-mortem",
+        str,
+        str,
+        "FOLDER",
+        "Where each rank writes an account if an exchange fails; `ascend-moe doctor --post-mortem FOLDER` reads them.",
     ),
 }
 
@@ -153,6 +185,9 @@ def add_flags(parser: argparse.ArgumentParser, ask_action: Any = "store_true") -
         help="Let the MoE layers exchange tokens without relay buffers; the expert-parallel size becomes --tp-size.",
     )
     for item in FLAGS.values():
+        if item.type is bool:
+            group.add_argument(item.flag, dest=item.keyword, action="store_true", default=None, help=item.help)
+            continue
         # Values stay text here: `from_values` parses flags and keyword arguments alike, with the same messages.
         group.add_argument(item.flag, dest=item.keyword, metavar=item.metavar, default=None, help=item.help)
 
@@ -177,7 +212,7 @@ def take_keywords(keywords: MutableMapping[str, Any]) -> Options | None:
     given = {}
     for field, item in FLAGS.items():
         value = keywords.pop(item.keyword, None)
-        if value is not None:
+        if value is not None and value is not False:
             given[field] = value
     if not asked:
         for field in given:
@@ -189,11 +224,14 @@ def take_keywords(keywords: MutableMapping[str, Any]) -> Options | None:
 def _from_values(given: Mapping[str, Any]) -> Options:
     values: dict[str, Any] = {}
     for field, value in given.items():
+        wanted = FLAGS[field].type
         parsed = FLAGS[field].parse(value) if isinstance(value, str) else value
-        wanted = float if field == "timeout_s" else int if field in ("max_tokens", "window_bytes") else str
-        if isinstance(parsed, bool) or not isinstance(parsed, (int, float) if wanted is float else wanted):
+        if wanted is float and type(parsed) is int:
+            parsed = float(parsed)
+        # Not isinstance: True is an int.
+        if type(parsed) is not wanted:
             raise InvalidInput(f"{FLAGS[field].flag} {value!r}: must be of type {wanted.__name__}")
-        values[field] = float(parsed) if wanted is float else parsed
+        values[field] = parsed
     return Options(**values)
 
 
@@ -202,8 +240,11 @@ def to_flags(options: Options) -> list[str]:
     flags = [ASK_FLAG]
     for field, item in FLAGS.items():
         value = getattr(options, field)
-        if value is not None:
-            flags += [item.flag, repr(value) if isinstance(value, float) else str(value)]
+        if value is True:
+            flags.append(item.flag)
+        elif value is not None and value is not False:
+            # As one word, since a folder may begin with a dash. repr of a float gives the same float back.
+            flags.append(f"{item.flag}={value!r}" if isinstance(value, float) else f"{item.flag}={value}")
     return flags
 
 

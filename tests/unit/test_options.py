@@ -22,15 +22,21 @@ from sglang_ascend_moe.options import (
 )
 
 positive_seconds = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
+folders = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 counts = st.none() | st.integers(min_value=1, max_value=2**63 - 1)
 
 
 @st.composite
 def any_options(draw: st.DrawFn) -> Options:
     schedule = draw(st.sampled_from(["auto", "decode", "prefill", "collective"]))
-    window_bytes = None if schedule == "collective" else draw(counts)
+    ours = schedule != "collective"
     return Options(
-        schedule=schedule, max_tokens=draw(counts), window_bytes=window_bytes, timeout_s=draw(positive_seconds)
+        schedule=schedule,
+        max_tokens=draw(counts),
+        window_bytes=draw(counts) if ours else None,
+        timeout_s=draw(positive_seconds),
+        verify=ours and draw(st.booleans()),
+        post_mortem=draw(folders) if ours else None,
     )
 
 
@@ -107,6 +113,14 @@ def test_bytes_are_read_with_their_unit(text: str, expected: int):
             ["--ascend-moe-schedule", "collective", "--ascend-moe-window-bytes", "64MiB"],
             ["--ascend-moe-window-bytes", "--ascend-moe-schedule collective"],
         ),
+        (
+            ["--ascend-moe-schedule", "collective", "--ascend-moe-verify"],
+            ["--ascend-moe-verify", "--ascend-moe-schedule collective"],
+        ),
+        (
+            ["--ascend-moe-schedule", "collective", "--ascend-moe-post-mortem", "folder"],
+            ["--ascend-moe-post-mortem", "--ascend-moe-schedule collective"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -124,7 +138,7 @@ def test_int8_is_refused_as_unsupported():
 @pytest.mark.parametrize("flag", FLAGS.values(), ids=lambda flag: flag.flag)
 def test_a_flag_without_ascend_moe_is_refused(flag):
     with pytest.raises(InvalidInput, match=f"{flag.flag} has no effect without --ascend-moe"):
-        parsed([flag.flag, "1"])
+        parsed([flag.flag] if flag.type is bool else [flag.flag, "1"])
 
 
 @pytest.mark.parametrize(
@@ -134,6 +148,8 @@ def test_a_flag_without_ascend_moe_is_refused(flag):
         ({"ascend_moe": True, "ascend_moe_max_tokens": True}, "--ascend-moe-max-tokens True"),
         ({"ascend_moe": True, "ascend_moe_max_tokens": 1.5}, "--ascend-moe-max-tokens 1.5"),
         ({"ascend_moe": True, "ascend_moe_schedule": 1}, "--ascend-moe-schedule 1"),
+        ({"ascend_moe": True, "ascend_moe_verify": 1}, "--ascend-moe-verify 1"),
+        ({"ascend_moe": True, "ascend_moe_verify": "yes"}, "--ascend-moe-verify 'yes'"),
         ({"ascend_moe": True, "ascend_moe_timeout": math.nan}, "--ascend-moe-timeout nan"),
     ],
     ids=lambda value: None if isinstance(value, str) else str(value),
