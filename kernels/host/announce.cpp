@@ -34,6 +34,7 @@ int wait_for_headers(Session &session, uint32_t kind) {
     if (result != EXCHANGE_OK)
         return result;
     for (uint32_t source = 0; source < session.ranks(); ++source) {
+        // @protocol check-kind
         const uint32_t other = tag_of(own.header(epoch, source).word.load(std::memory_order_relaxed));
         if (other != kind)
             return session.fail(EXCHANGE_MISMATCH, source, other, kind);
@@ -42,6 +43,7 @@ int wait_for_headers(Session &session, uint32_t kind) {
         const HeaderUnit &header = own.header(epoch, source);
         if (header.error == EXCHANGE_INPUT_ARGUMENT)
             session.keep_refusal(source, header.block_bytes);
+        // @protocol check-error
         if (header.error != EXCHANGE_INPUT_OK)
             return session.fail(EXCHANGE_INVALID_INPUT, source, header.error, header.detail);
     }

@@ -55,7 +55,7 @@ int exchange_plan(ExchangeSession *session, ExchangePlan *call) {
 
 void exchange_leave(ExchangeSession *session, uint32_t result) {
     ascend_moe::Session wrapped(*session);
-    // What this rank has said about an earlier failure stands: it names the real culprit.
+    // @protocol keep-finding. What this rank has said about an earlier failure stands: it names the real culprit.
     if (wrapped.own().status(session->rank).load(std::memory_order_relaxed) == 0)
         wrapped.push_status({result, session->rank, session->step, static_cast<uint32_t>(session->epoch)});
 }

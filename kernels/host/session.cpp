@@ -82,6 +82,7 @@ bool Session::signal_wants_to_end() {
 int Session::begin_exchange() {
     if (const int result = refuse_poisoned(); result != EXCHANGE_OK)
         return result;
+    // @protocol advance-epoch
     session_.epoch = ++own().state().epoch;
     return EXCHANGE_OK;
 }
@@ -106,7 +107,7 @@ int Session::fail(uint32_t result, uint32_t culprit, uint32_t cause, int64_t det
 }
 
 void Session::push_status(const Status &status) {
-    // release: whoever reads the status may then look at anything this rank did before it.
+    // @protocol push-status. release: whoever reads the status may then look at anything this rank did before it.
     for (uint32_t peer = 0; peer < ranks(); ++peer)
         window(peer).status(rank()).store(status.packed(), std::memory_order_release);
 }
@@ -128,7 +129,7 @@ int Session::fail_as_told(const Status &status) {
 }
 
 int Session::refuse_poisoned() {
-    // acquire: pairs with push_status.
+    // @protocol refuse-poisoned. acquire: pairs with push-status.
     const uint64_t own_word = own().status(rank()).load(std::memory_order_acquire);
     if (own_word != 0) {
         const Status status = Status::unpack(own_word);
@@ -145,6 +146,7 @@ int Session::refuse_poisoned() {
 void Session::note_ended() {
     for (uint32_t source = 0; source < ranks(); ++source) {
         const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
+        // @protocol watch-processes
         session_.ended[source] =
             status.result == EXCHANGE_PEER_CLOSED || process_has_ended(session_.peer_pidfds[source]);
     }
@@ -152,6 +154,7 @@ void Session::note_ended() {
 
 // Decides whether a wait can still end well, from what note_ended and the last look at the words found.
 int Session::judge(bool expired) {
+    // @protocol judge-status
     for (uint32_t source = 0; source < ranks(); ++source) {
         const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
         if (status.result != EXCHANGE_OK && status.result != EXCHANGE_PEER_CLOSED)
@@ -162,6 +165,7 @@ int Session::judge(bool expired) {
             const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
             return fail(status.result == EXCHANGE_PEER_CLOSED ? EXCHANGE_PEER_CLOSED : EXCHANGE_PEER_LOST, source);
         }
+    // @protocol deadline
     if (expired)
         for (uint32_t source = 0; source < ranks(); ++source)
             if (session_.missing[source])
