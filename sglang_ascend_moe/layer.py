@@ -86,6 +86,7 @@ def _open(
     if options.schedule == "collective":
         return CollectiveExchange.create(group, **settings)
     settings["verify"] = options.verify
+    settings["quant"] = None if options.quant == "none" else options.quant
 
     def bytes_for(tokens: int) -> int:
         return Exchange.memory(ranks=len(ranks), **{**settings, "max_tokens": tokens}).total
@@ -176,9 +177,16 @@ def compute_experts(layer: Any, rows: ExpertRows) -> None:
     for expert, count in enumerate(rows.counts.tolist()):
         end = start + count
         if count:
-            gate_up = F.linear(rows.rows[start:end], layer.w13_weight[expert])
+            gate_up = F.linear(_expert_rows(rows, start, end), layer.w13_weight[expert])
             torch.mm(activation(gate_up), layer.w2_weight[expert].t(), out=rows.out[start:end])
         start = end
+
+
+def _expert_rows(rows: ExpertRows, start: int, end: int) -> Tensor:
+    """Rows `start` to `end` of the window in the dtype of the model; a view unless they travelled as int8."""
+    if rows.scales is None:
+        return rows.rows[start:end]
+    return (rows.rows[start:end].float() * rows.scales[start:end, None]).to(rows.out.dtype)
 
 
 def report_ready(info: dict[str, Any], _scheduler: Any) -> None:

@@ -20,7 +20,11 @@ def test_a_hook_that_does_not_apply_is_named(fork_server, checkpoint):
             {"ascend_moe_window_bytes": "64KiB"}, "WindowTooSmall: --ascend-moe-window-bytes 65536", id="window"
         ),
         pytest.param({"ascend_moe_max_tokens": 8}, "InvalidInput: --ascend-moe-max-tokens 8", id="max-tokens"),
-        pytest.param({"ascend_moe_quant": "int8"}, "Unsupported: --ascend-moe-quant int8", id="quant"),
+        pytest.param(
+            {"ascend_moe_schedule": "collective", "ascend_moe_quant": "int8"},
+            "InvalidInput: --ascend-moe-quant with --ascend-moe-schedule collective",
+            id="quant",
+        ),
         pytest.param(
             {"ascend_moe_schedule": "fastest"}, "InvalidInput: --ascend-moe-schedule 'fastest'", id="schedule"
         ),

@@ -47,7 +47,12 @@ def serve(group, monkeypatch: pytest.MonkeyPatch):
     def open_exchange(moe, options: Options) -> None:
         shape = layer.shape_of(moe)
         exchange = Exchange.create(
-            group, max_tokens=TOKENS, distinct_topk=True, window_bytes=options.window_bytes, **shape._asdict()
+            group,
+            max_tokens=TOKENS,
+            distinct_topk=True,
+            window_bytes=options.window_bytes,
+            quant=None if options.quant == "none" else options.quant,
+            **shape._asdict(),
         )
         opened.append(exchange)
         activations = {"silu": SiluAndMul(), "gelu": GeluAndMul()}
@@ -96,6 +101,28 @@ def test_rounds_of_a_small_window_compute_the_same_experts(serve):
     found = layer.forward(never, moe, x, routed(TOKENS))
     # Fewer rows per product: another kernel may sum in another order.
     torch.testing.assert_close(found, sglang_output(moe, x, routed(TOKENS)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_int8_rows_are_computed_as_the_row_that_the_scale_gives(serve, dtype: torch.dtype):
+    moe = moe_layer(dtype, "silu")
+    serve(moe, Options(schedule="decode", quant="int8"))
+    # Whole numbers up to 127 with a power of two as scale: quantisation loses nothing, in no dtype.
+    x = torch.randint(-127, 128, (TOKENS, HIDDEN), generator=torch.Generator().manual_seed(3)).to(dtype)
+    x[:, 0] = 127
+    x /= 64
+    found = layer.forward(never, moe, x, routed(TOKENS))
+    assert torch.equal(found, sglang_output(moe, x, routed(TOKENS)))
+
+
+def test_int8_is_close_to_the_rows_that_were_sent(serve):
+    moe = moe_layer(torch.float32, "silu")
+    serve(moe, Options(schedule="decode", quant="int8"))
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(3))
+    found = layer.forward(never, moe, x, routed(TOKENS))
+    expected = sglang_output(moe, x, routed(TOKENS))
+    assert not torch.equal(found, expected)
+    assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_rows_that_are_not_routed_give_zeros_whatever_they_hold(serve):

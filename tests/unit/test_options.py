@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.options import (
     FLAGS,
     Options,
@@ -37,6 +37,7 @@ def any_options(draw: st.DrawFn) -> Options:
         timeout_s=draw(positive_seconds),
         verify=ours and draw(st.booleans()),
         post_mortem=draw(folders) if ours else None,
+        quant=draw(st.sampled_from(["none", "int8"])) if ours else "none",
     )
 
 
@@ -114,6 +115,10 @@ def test_bytes_are_read_with_their_unit(text: str, expected: int):
             ["--ascend-moe-window-bytes", "--ascend-moe-schedule collective"],
         ),
         (
+            ["--ascend-moe-schedule", "collective", "--ascend-moe-quant", "int8"],
+            ["--ascend-moe-quant", "--ascend-moe-schedule collective"],
+        ),
+        (
             ["--ascend-moe-schedule", "collective", "--ascend-moe-verify"],
             ["--ascend-moe-verify", "--ascend-moe-schedule collective"],
         ),
@@ -128,11 +133,6 @@ def test_a_value_that_cannot_be_used_is_refused_by_its_flag(arguments: list[str]
     with pytest.raises(InvalidInput) as refusal:
         parsed(["--ascend-moe", *arguments])
     assert [text for text in named if text not in str(refusal.value)] == []
-
-
-def test_int8_is_refused_as_unsupported():
-    with pytest.raises(Unsupported, match="--ascend-moe-quant int8"):
-        parsed(["--ascend-moe", "--ascend-moe-quant", "int8"])
 
 
 @pytest.mark.parametrize("flag", FLAGS.values(), ids=lambda flag: flag.flag)
