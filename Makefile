@@ -14,8 +14,8 @@ CXX ?= g++
 NATIVE := sglang_ascend_moe/_host_kernels.so
 KERNELS := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 CPP_SOURCES := $(KERNELS) $(wildcard tests/*/*.cpp tests/*/*.h)
-# Debian packages that the tests use, each named like its command.
-SYSTEM_PACKAGES := spin
+# What the tests use besides: command:Debian package.
+SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin
 
 export UV_HTTP_TIMEOUT ?= 300
 
@@ -95,7 +95,7 @@ lock: $(STAMPS)/uv-$(UV_VERSION)
 
 system-packages:
 	@missing=; \
-	for package in $(SYSTEM_PACKAGES); do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
+	for needed in $(SYSTEM_PACKAGES); do command -v $${needed%%:*} >/dev/null || missing="$$missing $${needed##*:}"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; \
