@@ -33,10 +33,24 @@ def _doctor(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _bench(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.bench.cli import main
+
+    return main(arguments)
+
+
+def _plan(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.plan import main
+
+    return main(arguments)
+
+
 COMMANDS = {
     "serve": Command(_serve, "SGLang's server with --ascend-moe"),
     "demo": Command(_demo, "serve a small model on two ranks and compare its tokens with stock SGLang"),
     "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
+    "bench": Command(_bench, "measure the exchange against other ways to move the same rows"),
+    "plan": Command(_plan, "the bytes of a configuration, before anything is allocated"),
 }
 
 

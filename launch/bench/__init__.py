@@ -1,0 +1,1 @@
+"""`ascend-moe bench`: the exchange against other ways to move the same rows, measured in one run."""

@@ -1,0 +1,97 @@
+"""Starts the ranks of a run, by themselves or under mpirun, and waits for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from sglang_ascend_moe.launch.bench.cases import Case, Run
+from sglang_ascend_moe.launch.bench.records import Record
+
+RANK_MODULE = "sglang_ascend_moe.launch.bench.rank"
+_GRACE_S = 5.0
+
+
+class Outcome(NamedTuple):
+    """`exit_code` of the first rank that failed, else 0; `records` of the cases that were finished."""
+
+    exit_code: int
+    records: list[Record]
+
+
+def absent_variants(names: list[str]) -> dict[str, str]:
+    """Of `names`, those that this installation cannot run, and why."""
+    if "mpi" not in names:
+        return {}
+    if importlib.util.find_spec("mpi4py") is None:
+        return {"mpi": "mpi4py is not installed (pip install 'sglang-ascend-moe[bench]')"}
+    if shutil.which("mpirun") is None:
+        return {"mpi": "mpirun was not found (Debian: apt-get install openmpi-bin)"}
+    return {}
+
+
+def run_ranks(
+    cases: list[Case], variants: list[str], iterations: int, case_seconds: float, total_seconds: float
+) -> Outcome:
+    """Measures `cases`, all of as many ranks, with all variants in one run. See `Run` for the arguments."""
+    with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
+        folder = Path(name)
+        run = Run(
+            cases=cases, variants=variants, iterations=iterations, case_seconds=case_seconds,
+            total_seconds=total_seconds, store=str(folder / "store"), results=str(folder / "results"),
+            absent=absent_variants(variants),
+        )  # fmt: skip
+        (folder / "run").write_bytes(msgspec.json.encode(run))
+        exit_code = _run_processes(_commands(run, folder / "run"))
+        results = Path(run.results)
+        records = msgspec.json.decode(results.read_bytes(), type=list[Record]) if results.exists() else []
+        return Outcome(exit_code, records)
+
+
+def _commands(run: Run, run_file: Path) -> list[list[str]]:
+    size = run.cases[0].ranks
+    rank = [sys.executable, "-m", RANK_MODULE, str(run_file)]
+    if "mpi" in run.variants and "mpi" not in run.absent:
+        root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+        # The ranks pin themselves, all variants alike.
+        return [["mpirun", "-n", str(size), *root, "--quiet", "--oversubscribe", "--bind-to", "none", *rank, "mpi"]]
+    return [[*rank, str(number)] for number in range(size)]
+
+
+def _run_processes(commands: list[list[str]]) -> int:
+    """Runs all of them at once. When one fails the others get a moment to end by themselves."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    exit_code = 0
+    with ExitStack() as cleanup:
+        running = {}
+        for command in commands:
+            process = subprocess.Popen(command, env=environment)
+            cleanup.callback(_end, process)
+            descriptor = os.pidfd_open(process.pid)
+            cleanup.callback(os.close, descriptor)
+            running[descriptor] = process
+        while running and (ended := wait(list(running), timeout=_GRACE_S if exit_code else None)):
+            for descriptor in ended:
+                ended_with = running.pop(descriptor).wait()
+                exit_code = exit_code or ended_with
+    return exit_code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

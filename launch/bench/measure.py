@@ -1,0 +1,139 @@
+"""The timed part: every variant in every iteration, in an order that is drawn anew each time."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sglang_ascend_moe.launch.bench.cases import Case
+from sglang_ascend_moe.launch.bench.records import OPS, Op
+from sglang_ascend_moe.launch.bench.routing import Batch
+from sglang_ascend_moe.launch.bench.row_kernels import Shape, library
+from sglang_ascend_moe.launch.bench.statistics import quantile, slowest_rank
+from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
+
+WARM_UPS = 2
+LEAST_ITERATIONS = 3
+STORE_TRIALS = 5
+STORE_TRIAL_SECONDS = 2.0
+
+
+class Measured(NamedTuple):
+    """`times` [variant][op]: nanoseconds of each iteration, of the slowest rank. `stores` [variant][op]: see
+    `Variant.stores`."""
+
+    times: dict[str, dict[Op, list[int]]]
+    stores: dict[str, dict[Op, str]]
+
+
+class Stopwatch:
+    """Takes one batch through variants and times the two operations."""
+
+    def __init__(self, case: Case, ranks: Ranks, batch: Batch, received_rows: int) -> None:
+        self._shape = Shape.of(case, ranks.rank)
+        self._ranks = ranks
+        self._batch = batch
+        self._pristine = batch.x.clone()
+        self._rows = received_rows
+
+    def run(self, variant: Variant) -> tuple[int, int]:
+        """Nanoseconds of dispatch and combine on this rank.
+
+        Before dispatch x is written anew; between the two every rank reads the rows that arrived and writes results, as
+        experts would. Each operation begins when all ranks have come.
+        """
+        variant.prepare(self._batch, self._pristine)
+        self._ranks.barrier.wait()
+        begin = time.perf_counter_ns()
+        handle = variant.dispatch(self._batch)
+        dispatched = time.perf_counter_ns() - begin
+        self._ranks.barrier.wait()
+        self._experts(variant.arrived(handle))
+        self._ranks.barrier.wait()
+        begin = time.perf_counter_ns()
+        variant.combine(handle)
+        return dispatched, time.perf_counter_ns() - begin
+
+    def _experts(self, arrived: Arrived) -> None:
+        scales, stride = (None, 0) if arrived.scales is None else (arrived.scales.data_ptr(), arrived.scales.stride(0))
+        library().bench_experts(
+            ctypes.byref(self._shape), arrived.rows.data_ptr(), scales, stride, self._rows, arrived.out.data_ptr()
+        )
+
+
+def measure(
+    case: Case, ranks: Ranks, variants: Mapping[str, Variant], stopwatch: Stopwatch, iterations: int, seconds: float
+) -> Measured:
+    """At most `iterations`, ended after `seconds`, but never before LEAST_ITERATIONS."""
+    clock = SharedClock(ranks)
+    stores = {name: choose_stores(variant, stopwatch, ranks, clock) for name, variant in variants.items()}
+    order = list(variants)
+    shuffle = random.Random(case.seed).shuffle
+    own: dict[str, dict[Op, list[int]]] = {name: {op: [] for op in OPS} for name in order}
+    gc.collect()
+    gc.disable()
+    try:
+        for iteration in range(-WARM_UPS, iterations):
+            if iteration >= LEAST_ITERATIONS and clock.elapsed() > seconds:
+                break
+            shuffle(order)
+            for name in order:
+                times = stopwatch.run(variants[name])
+                if iteration >= 0:
+                    for op, nanoseconds in zip(OPS, times, strict=True):
+                        own[name][op].append(nanoseconds)
+    finally:
+        gc.enable()
+    everyone = _gather(torch.tensor([own[name][op] for name in variants for op in OPS]), ranks)
+    slowest = iter(everyone.transpose(0, 1).tolist())
+    return Measured({name: {op: slowest_rank(next(slowest)) for op in OPS} for name in variants}, stores)
+
+
+def choose_stores(variant: Variant, stopwatch: Stopwatch, ranks: Ranks, clock: SharedClock) -> dict[Op, str]:
+    """Tries every store that `variant` has and leaves it with the fastest for each operation, the same on all ranks."""
+    medians: dict[str, list[float]] = {}
+    for store in variant.stores if len(variant.stores) > 1 else ():
+        for op in OPS:
+            variant.use(op, store)
+        stopwatch.run(variant)
+        begin = clock.elapsed()
+        trials = []
+        while not trials or (len(trials) < STORE_TRIALS and clock.elapsed() - begin < STORE_TRIAL_SECONDS):
+            trials.append(stopwatch.run(variant))
+        slowest = _gather(torch.tensor(trials), ranks).amax(dim=0)
+        medians[store] = [quantile(sorted(times), 0.5) for times in slowest.t().tolist()]
+    chosen: dict[Op, str] = {op: store for op in OPS for store in variant.stores[:1]}
+    if medians:
+        for index, op in enumerate(OPS):
+            chosen[op] = min(medians, key=lambda store, index=index: medians[store][index])
+            variant.use(op, chosen[op])
+    return chosen
+
+
+class SharedClock:
+    """Seconds since it was made, as rank 0 sees it: all ranks decide alike."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._group = ranks.group
+        self._begin = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Every rank has to call it at the same point."""
+        seconds = torch.tensor(time.monotonic() - self._begin, dtype=torch.float64)
+        dist.broadcast(seconds, 0, group=self._group)
+        return float(seconds)
+
+
+def _gather(own: Tensor, ranks: Ranks) -> Tensor:
+    """own of every rank, [ranks, ...]."""
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(ranks.group))]
+    dist.all_gather(everyone, own, group=ranks.group)
+    return torch.stack(everyone)

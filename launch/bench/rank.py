@@ -1,0 +1,151 @@
+"""One rank of a benchmark, a process of its own: `python -m sglang_ascend_moe.launch.bench.rank RUN_FILE RANK|mpi`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from sglang_ascend_moe.launch.bench.cases import Case, Run
+from sglang_ascend_moe.launch.bench.measure import Measured, SharedClock, Stopwatch, measure
+from sglang_ascend_moe.launch.bench.opening import Opened, open_variants
+from sglang_ascend_moe.launch.bench.records import OPS, Record
+from sglang_ascend_moe.launch.bench.routing import make_batch, traffic
+from sglang_ascend_moe.launch.bench.shared_memory import Barrier
+from sglang_ascend_moe.launch.bench.statistics import spread
+from sglang_ascend_moe.launch.bench.variants.variant import Ranks
+from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
+
+MPI = "mpi"
+MPI_LIBRARY = "mpi4py.MPI"
+
+
+class CaseFailed(Exception):
+    """A variant delivered something else than it had to."""
+
+
+def main(arguments: list[str]) -> int:
+    """Measures every case of the run. Rank 0 writes the records and tells how far it is."""
+    run_file, place = arguments
+    run = msgspec.json.decode(Path(run_file).read_bytes(), type=Run)
+    communicator = _communicator() if place == MPI else None
+    rank = int(place) if communicator is None else communicator.Get_rank()
+    pin(rank)
+    torch.set_num_threads(1)
+    size = run.cases[0].ranks
+    dist.init_process_group("gloo", store=dist.FileStore(run.store, size), rank=rank, world_size=size)
+    group = dist.group.WORLD
+    if group is None:
+        raise RuntimeError("torch.distributed made no default group")
+    ranks = Ranks(rank, group, Barrier(group), communicator)
+    clock = SharedClock(ranks)
+    records: list[Record] = []
+    for index, case in enumerate(run.cases):
+        if rank == 0:
+            print(f"[{index + 1}/{len(run.cases)}] {case.text()}", file=sys.stderr, flush=True)
+        left = (run.total_seconds - clock.elapsed()) / (len(run.cases) - index)
+        try:
+            records += measure_case(run, case, ranks, min(run.case_seconds, left))
+        except CaseFailed as failure:
+            if rank == 0:
+                print(f"check failed: {failure}", file=sys.stderr)
+            return CHECK_FAILED
+        if rank == 0:
+            Path(run.results).write_bytes(msgspec.json.encode(records))
+    dist.barrier(group=group)
+    return OK
+
+
+def pin(rank: int) -> None:
+    """To one of the cores that this process may use, round robin."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+
+
+def measure_case(run: Run, case: Case, ranks: Ranks, seconds: float) -> list[Record]:
+    """About `seconds` from opening to closing. Raises `CaseFailed` on every rank before anything is timed."""
+    clock = SharedClock(ranks)
+    batch = make_batch(case, ranks.rank)
+    sent = traffic(case)
+    opened = open_variants(run.variants, run.absent, case, ranks, batch, sent)
+    try:
+        for name, variant in opened.variants.items():
+            _raise_together(name, variant.problem(case, ranks, batch), ranks)
+        local = case.experts // case.ranks
+        received = int(sent[:, ranks.rank * local : (ranks.rank + 1) * local].sum())
+        stopwatch = Stopwatch(case, ranks, batch, received)
+        measured = measure(case, ranks, opened.variants, stopwatch, run.iterations, seconds - clock.elapsed())
+    finally:
+        for variant in opened.variants.values():
+            variant.close()
+    payload = Payload(rows=int(sent.sum()) // case.ranks, int8=case.dtype == "int8", hidden=case.hidden)
+    return records_of(run, case, opened, measured, payload)
+
+
+class Payload(NamedTuple):
+    """What one rank has to move, on average."""
+
+    rows: int
+    int8: bool
+    hidden: int
+
+    def bytes_of(self, op: str) -> int:
+        return self.rows * (self.hidden + 4 if self.int8 and op == "dispatch" else self.hidden * 2)
+
+
+def records_of(run: Run, case: Case, opened: Opened, measured: Measured, payload: Payload) -> list[Record]:
+    """One record per variant and operation, those that are absent included."""
+    found = []
+    for name in run.variants:
+        for op in OPS:
+            shape = {field: getattr(case, field) for field in Case.__struct_fields__} | {"op": op, "variant": name}
+            if name in opened.absent:
+                found.append(
+                    Record(
+                        **shape, median_us=None, p10_us=None, p90_us=None, iterations=0, checked=False,
+                        absent=opened.absent[name],
+                    )
+                )  # fmt: skip
+                continue
+            times = measured.times[name][op]
+            median, p10, p90 = spread(times)
+            found.append(
+                Record(
+                    **shape, median_us=round(median, 3), p10_us=round(p10, 3), p90_us=round(p90, 3),
+                    iterations=len(times), checked=True, store=measured.stores[name].get(op),
+                    payload_bytes=payload.bytes_of(op),
+                )
+            )  # fmt: skip
+    return found
+
+
+def _communicator() -> Any:
+    from mpi4py.MPI import COMM_WORLD
+
+    return COMM_WORLD
+
+
+def _raise_together(variant: str, problem: str | None, ranks: Ranks) -> None:
+    problems: list[str | None] = [None] * dist.get_world_size(ranks.group)
+    dist.all_gather_object(problems, problem, group=ranks.group)
+    for found in problems:
+        if found is not None:
+            raise CaseFailed(f"{variant}: {found}")
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process at once: threads of gloo may still hold tensors, and abort when the interpreter is taken down
+    under them."""
+    if MPI_LIBRARY in sys.modules:
+        sys.modules[MPI_LIBRARY].Finalize()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main(sys.argv[1:]))

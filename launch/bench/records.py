@@ -1,0 +1,82 @@
+"""The records of a run: what the JSON file is a list of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.launch.bench.cases import Case, Dtype, Phase, Routing
+
+Op = Literal["dispatch", "combine"]
+OPS: tuple[Op, ...] = ("dispatch", "combine")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One operation of one variant in one case.
+
+    Times in microseconds, of the slowest rank in each iteration. `checked`: what it delivered was compared with what
+    had to arrive before anything was timed. `absent`: why the variant could not be measured; then there are no times.
+    `store`: how it writes rows, where it has a choice; `payload_bytes`: what one rank has to move, on average over the
+    ranks.
+    """
+
+    op: Op
+    phase: Phase
+    ranks: int
+    hidden: int
+    tokens: int
+    topk: int
+    experts: int
+    dtype: Dtype
+    routing: Routing
+    seed: int
+    variant: str
+    median_us: float | None
+    p10_us: float | None
+    p90_us: float | None
+    iterations: int
+    checked: bool
+    store: str | None = None
+    payload_bytes: int | None = None
+    absent: str | None = None
+
+    def __post_init__(self) -> None:
+        times = (self.median_us, self.p10_us, self.p90_us)
+        if (self.absent is None) == (None in times) or (self.absent is None) != (self.iterations > 0):
+            raise ValueError("a record has either times or a reason why it is absent")
+
+    @property
+    def case(self) -> Case:
+        return Case(**{name: getattr(self, name) for name in Case.__struct_fields__})
+
+
+def write_records(path: Path, records: list[Record]) -> None:
+    """Raises `OSError`."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n")
+
+
+def read_records(path: Path) -> list[Record]:
+    """Raises `InvalidInput` if the file is not what `write_records` writes; `OSError`."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[Record])
+    except (msgspec.DecodeError, ValueError) as error:
+        raise InvalidInput(f"{path} does not hold benchmark records: {error}") from error
+
+
+def find(records: list[Record], case: Case, op: Op, variant: str) -> Record | None:
+    for record in records:
+        if record.op == op and record.variant == variant and record.case == case:
+            return record
+    return None
+
+
+def cases_of(records: list[Record]) -> list[Case]:
+    """In the order in which they were measured."""
+    return list(dict.fromkeys(record.case for record in records))
+
+
+def variants_of(records: list[Record]) -> list[str]:
+    return list(dict.fromkeys(record.variant for record in records))

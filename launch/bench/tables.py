@@ -1,0 +1,121 @@
+"""Tables of a run: as text for the terminal, as Markdown for the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from sglang_ascend_moe.launch.bench.cases import Case
+from sglang_ascend_moe.launch.bench.records import OPS, Op, Record, cases_of, find, variants_of
+from sglang_ascend_moe.launch.bench.statistics import geometric_mean
+
+OURS = "relay-free"
+BOUND = "memcpy"
+
+
+class Ratio(NamedTuple):
+    """Time of `variant` over that of relay-free, geometric mean over `cases` cases."""
+
+    op: Op
+    variant: str
+    ratio: float
+    cases: int
+
+
+def ratio(records: list[Record], case: Case, op: Op, variant: str) -> float | None:
+    """Median of `variant` over that of relay-free, None where one of them was not measured."""
+    theirs, ours = find(records, case, op, variant), find(records, case, op, OURS)
+    if theirs is None or ours is None or theirs.median_us is None or ours.median_us is None:
+        return None
+    return theirs.median_us / ours.median_us
+
+
+def ratios(records: list[Record]) -> list[Ratio]:
+    """Of every other variant and each operation, over the cases in which both were measured."""
+    found = []
+    for variant in variants_of(records):
+        for op in OPS:
+            values = [value for case in cases_of(records) if (value := ratio(records, case, op, variant)) is not None]
+            if variant != OURS and values:
+                found.append(Ratio(op, variant, geometric_mean(values), len(values)))
+    return found
+
+
+def text_report(records: list[Record]) -> str:
+    """Everything that was measured, ratios at the end."""
+    lines: list[str] = []
+    for case in cases_of(records):
+        lines += [case.text(), f"  {'':<18}{'dispatch':>12}{'p10 .. p90':>25}{'':>9}{'combine':>12}{'p10 .. p90':>25}"]
+        for variant in variants_of(records):
+            lines.append(f"  {variant:<18}" + "".join(_text_cell(records, case, op, variant) for op in OPS))
+        lines.append("")
+    means = ratios(records)
+    if means:
+        lines.append(f"time over that of {OURS} (geometric mean over the cases)")
+        for variant in variants_of(records):
+            of_variant = {mean.op: mean for mean in means if mean.variant == variant}
+            if of_variant:
+                lines.append(
+                    f"  {variant:<18}"
+                    + "   ".join(f"{op} {of_variant[op].ratio:6.2f}x" for op in OPS if op in of_variant)
+                )
+        lines.append("")
+    lines += [f"not measured: {text}" for text in absences(records)]
+    lines.append("microseconds of the slowest rank; every variant's result was compared before it was timed")
+    return "\n".join(lines)
+
+
+def _text_cell(records: list[Record], case: Case, op: Op, variant: str) -> str:
+    record = find(records, case, op, variant)
+    if record is None or record.median_us is None:
+        return f"{'not measured':>12}{'':>34}"
+    times = f"{record.median_us:>12,.1f}{f'{record.p10_us:,.1f} .. {record.p90_us:,.1f}':>25}"
+    value = ratio(records, case, op, variant)
+    return times + (f"{value:>8.2f}x" if value is not None else f"{'':>9}")
+
+
+def absences(records: list[Record]) -> list[str]:
+    """Which variants were not measured and why, each once with the number of cases."""
+    reasons: dict[tuple[str, str], set[Case]] = {}
+    for record in records:
+        if record.absent is not None:
+            reasons.setdefault((record.variant, record.absent), set()).add(record.case)
+    everything = len(cases_of(records))
+    return [
+        f"{variant}" + (f" in {len(cases)} of {everything} cases" if len(cases) < everything else "") + f": {reason}"
+        for (variant, reason), cases in reasons.items()
+    ]
+
+
+def markdown_times(records: list[Record]) -> str:
+    """Medians in microseconds, one table per operation."""
+    variants = variants_of(records)
+    blocks = []
+    for op in OPS:
+        rows = [
+            [case.hidden, case.dtype, f"{case.tokens:,}", *(_median(records, case, op, name) for name in variants)]
+            for case in cases_of(records)
+        ]
+        blocks.append(f"**{op}**, µs\n\n" + markdown_table(["hidden", "dtype", "tokens", *variants], rows))
+    return "\n\n".join(blocks)
+
+
+def markdown_ratios(records: list[Record]) -> str:
+    """Geometric means of time over that of relay-free."""
+    means = {(mean.op, mean.variant): mean.ratio for mean in ratios(records)}
+    names = [name for name in variants_of(records) if any(variant == name for _, variant in means)]
+    rows = [[op, *(f"{means[op, name]:.2f}" if (op, name) in means else "" for name in names)] for op in OPS]
+    return markdown_table([f"time / {OURS}", *names], rows)
+
+
+def _median(records: list[Record], case: Case, op: Op, variant: str) -> str:
+    record = find(records, case, op, variant)
+    if record is None or record.median_us is None:
+        return "-"
+    return f"{record.median_us:,.0f}"
+
+
+def markdown_table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    lines = ["| " + " | ".join(map(str, line)) + " |" for line in (head, *rows)]
+    columns = lines[0].count("|") - 1
+    return "\n".join([lines[0], "|" + "---|" * columns, *lines[1:]])

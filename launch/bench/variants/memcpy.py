@@ -1,0 +1,161 @@
+"""`memcpy`: exactly the payload bytes, copied in large pieces by all ranks at once; the bound for every exchange."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from sglang_ascend_moe.launch.bench.cases import Case
+from sglang_ascend_moe.launch.bench.check import Quantised, quantise
+from sglang_ascend_moe.launch.bench.records import Op
+from sglang_ascend_moe.launch.bench.routing import Batch, make_batch
+from sglang_ascend_moe.launch.bench.row_kernels import STORES, Piece, available_stores, library
+from sglang_ascend_moe.launch.bench.shared_memory import RelayMemory
+from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
+
+
+class Memcpy(Variant):
+    """As many rows as the routing sends to each rank, but in order, without counts, flags or a sum.
+
+    Dispatch copies x to the other ranks, again from its beginning when it ends: like an exchange, it reads every token
+    topk times. Combine copies as many results back into as many rows as there are tokens, over and over. Int8 rows are
+    quantised beforehand.
+    """
+
+    def __init__(self, case: Case, ranks: Ranks, batch: Batch, memory: RelayMemory, traffic: Tensor) -> None:
+        """`traffic` [ranks, experts]: rows that each rank sends to each expert."""
+        self.stores = available_stores()
+        self._case, self._rank = case, ranks.rank
+        self._sent = traffic.view(case.ranks, case.ranks, -1).sum(dim=2)
+        most = int(self._sent.sum(dim=0).max())
+        quantised = case.dtype == "int8"
+        value_bytes = case.hidden if quantised else case.hidden * 2
+        rows = memory.offsets["relay"]
+        self._offsets = {"rows": rows, "scales": rows + most * value_bytes, "out": memory.offsets["back"]}
+        self._shared = memory.shared
+
+        self._pristine = quantise(batch.x) if quantised else None
+        self._source = Quantised(*map(torch.clone, self._pristine)) if self._pristine else None
+        self._combined = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
+        values = self._source.values if self._source else batch.x
+        pieces = self._pieces_out(values.data_ptr(), value_bytes, "rows")
+        if self._source:
+            pieces += self._pieces_out(self._source.scales.data_ptr(), 4, "scales")
+        self._pieces: dict[Op, ctypes.Array[Piece]] = {
+            "dispatch": (Piece * len(pieces))(*pieces),
+            "combine": self._pieces_back(),
+        }
+        self._store: dict[Op, int] = dict.fromkeys(("dispatch", "combine"), STORES["memcpy"])
+        total = int(self._sent[:, self._rank].sum())
+        shape = (total, case.hidden)
+        self._arrived = Arrived(
+            self._shared.view(self._rank, self._offsets["rows"], shape, values.dtype),
+            self._shared.view(self._rank, self._offsets["scales"], (total,), torch.float32) if quantised else None,
+            self._shared.view(self._rank, self._offsets["out"], shape, torch.bfloat16),
+        )
+
+    def use(self, op: Op, store: str) -> None:
+        self._store[op] = STORES[store]
+
+    def prepare(self, batch: Batch, pristine: Tensor) -> None:
+        super().prepare(batch, pristine)
+        if self._source and self._pristine:
+            self._source.values.copy_(self._pristine.values)
+            self._source.scales.copy_(self._pristine.scales)
+
+    def dispatch(self, batch: Batch) -> None:  # noqa: ARG002 - the pieces say where it lies
+        self._copy("dispatch")
+
+    def arrived(self, handle: None) -> Arrived:  # noqa: ARG002
+        return self._arrived
+
+    def combine(self, handle: None) -> Tensor:  # noqa: ARG002
+        self._copy("combine")
+        return self._combined
+
+    def problem(self, case: Case, ranks: Ranks, batch: Batch) -> str | None:
+        """Compares all bytes that arrived, and of the results those that were not copied over again."""
+        for filled in (self._arrived.rows, self._combined):
+            filled.view(torch.uint8).fill_(0xA5)
+        self._fill_out(ranks.rank, self._arrived.out)
+        ranks.barrier.wait()
+        self.combine(self.dispatch(batch))
+        ranks.barrier.wait()
+        return self._problem_of_rows(case) or self._problem_of_results(case)
+
+    def _copy(self, op: Op) -> None:
+        pieces = self._pieces[op]
+        library().bench_copy(self._store[op], pieces, len(pieces))
+
+    def _begin(self, source: int, destination: int) -> int:
+        """Where the rows of `source` begin in the memory of `destination`."""
+        return int(self._sent[:source, destination].sum())
+
+    def _spans(self) -> list[tuple[int, int, int, int]]:
+        """(destination, row there, row of x, rows) of each piece that this rank copies."""
+        spans, token = [], 0
+        for destination in range(self._case.ranks):
+            place = self._begin(self._rank, destination)
+            left = int(self._sent[self._rank, destination])
+            while left:
+                rows = min(left, self._case.tokens - token)
+                spans.append((destination, place, token, rows))
+                place, left, token = place + rows, left - rows, (token + rows) % self._case.tokens
+        return spans
+
+    def _pieces_out(self, source: int, row_bytes: int, region: str) -> list[Piece]:
+        return [
+            Piece(
+                self._shared.addresses[destination] + self._offsets[region] + place * row_bytes,
+                source + token * row_bytes,
+                rows * row_bytes,
+            )
+            for destination, place, token, rows in self._spans()
+        ]
+
+    def _pieces_back(self) -> ctypes.Array[Piece]:
+        row_bytes = self._case.hidden * 2
+        pieces = [
+            Piece(
+                self._combined.data_ptr() + token * row_bytes,
+                self._shared.addresses[destination] + self._offsets["out"] + place * row_bytes,
+                rows * row_bytes,
+            )
+            for destination, place, token, rows in self._spans()
+        ]
+        return (Piece * len(pieces))(*pieces)
+
+    def _problem_of_rows(self, case: Case) -> str | None:
+        for source in range(case.ranks):
+            x = make_batch(case, source).x
+            begin = self._begin(source, self._rank)
+            first = int(self._sent[source, : self._rank].sum())
+            token = torch.arange(first, first + int(self._sent[source, self._rank])) % case.tokens
+            expected = quantise(x) if case.dtype == "int8" else Quantised(x, torch.empty(0))
+            rows = slice(begin, begin + len(token))
+            if not torch.equal(self._arrived.rows[rows], expected.values[token]):
+                return f"the bytes of rank {source} did not arrive at rank {self._rank}"
+            if self._arrived.scales is not None and not torch.equal(self._arrived.scales[rows], expected.scales[token]):
+                return f"the scales of rank {source} did not arrive at rank {self._rank}"
+        return None
+
+    def _problem_of_results(self, case: Case) -> str | None:
+        expected = torch.empty_like(self._combined)
+        expected.view(torch.uint8).fill_(0xA5)
+        for destination in range(case.ranks):
+            rows = int(self._sent[:, destination].sum())
+            out = torch.empty(rows, case.hidden, dtype=torch.bfloat16)
+            self._fill_out(destination, out)
+            for owner, place, token, count in self._spans():
+                if owner == destination:
+                    expected[token : token + count] = out[place : place + count]
+        if torch.equal(self._combined.view(torch.int16), expected.view(torch.int16)):
+            return None
+        return f"the bytes that rank {self._rank} fetched are not those of the results"
+
+    def _fill_out(self, rank: int, out: Tensor) -> None:
+        """Results that are those of `rank`, row and column; whole numbers that bfloat16 has."""
+        rows = (torch.arange(len(out)) * 31 + rank * 101) % 127
+        out.copy_(rows[:, None] + torch.arange(out.shape[1]) % 97)
