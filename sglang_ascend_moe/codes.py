@@ -41,6 +41,14 @@ class Result(enum.IntEnum):
     CORRUPTION = 9
 
 
+class Part(enum.IntEnum):
+    """Which rows of its slot an exchange uses."""
+
+    WHOLE = 0
+    FIRST_HALF = 1
+    SECOND_HALF = 2
+
+
 class InputError(enum.IntEnum):
     """Why a rank's input was refused; travels to the other ranks in its header."""
 

@@ -17,7 +17,7 @@ from sglang_ascend_moe.codes import Kind, Result
 from sglang_ascend_moe.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
 from sglang_ascend_moe.control.post_mortem import Recorder
-from sglang_ascend_moe.control.rendezvous import agree
+from sglang_ascend_moe.control.rendezvous import agree, workers_of
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import NativeSession, StepHook, initialise_window
 from sglang_ascend_moe.schedules.decode import run_decode
@@ -53,6 +53,8 @@ class Exchange:
         rank: int,
         steps: ExchangeSteps,
         pidfds: ExitStack,
+        *,
+        overlap: bool,
     ) -> None:
         """Use `create`. `pidfds` closes the process descriptors that `steps` watches."""
         self.rank = rank
@@ -60,6 +62,7 @@ class Exchange:
         self._identity = (session_id, rank)
         self._open_steps: ExchangeSteps | None = steps
         self._pidfds = pidfds
+        self._overlap = overlap
 
     @classmethod
     def create(
@@ -79,6 +82,7 @@ class Exchange:
         layout: str = "compact",
         verify: bool = False,
         post_mortem: str | os.PathLike[str] | None = None,
+        workers: int | None = None,
         first_epoch: int = 0,
     ) -> Exchange:
         """Opens an exchange among the ranks of `group`; every rank calls it with the same arguments.
@@ -97,12 +101,16 @@ class Exchange:
         verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
         post_mortem: folder into which this rank writes an account if the exchange fails; `ascend-moe doctor
             --post-mortem` reads those of all ranks together.
+        workers: threads with which this rank moves large payloads, 1 to 256; where every rank has 2 or more, rounds of
+            a prefill are also placed while experts run on the round before. None takes this rank's share of the cores.
         first_epoch: exchanges to pretend to have behind; for tests.
 
         Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the argument,
         `ProtocolMismatch` if ranks differ, `PeerLost` or `PeerTimeout` if a rank does not come.
         """
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        if workers is not None and not 1 <= workers <= 256:
+            raise InvalidInput(f"workers={workers} is outside 1 .. 256")
         parameters = _parameters(
             ranks=ranks, num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk, dtype=dtype,
             quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s, slots=slots,
@@ -112,11 +120,13 @@ class Exchange:
             listener = bring_up.enter_context(open_listener())
             hello = Hello(
                 session=os.urandom(16), rank=rank, layout_version=LAYOUT_VERSION, parameters=parameters,
-                process=os.getpid(), address=listener.getsockname(),
+                process=os.getpid(), address=listener.getsockname(), cores=sorted(os.sched_getaffinity(0)),
+                workers=workers or 0,
             )  # fmt: skip
             hellos = agree(group or dist.group.WORLD, hello)
             # After the comparison, so that arguments that cannot be laid out are refused on every rank alike.
             window_layout = plan_window(parameters)
+            all_workers = workers_of(hellos)
 
             descriptor = create_window(window_layout)
             bring_up.callback(os.close, descriptor)
@@ -133,11 +143,13 @@ class Exchange:
             windows = [
                 own_window if peer == rank else MappedWindow(descriptors[peer], window_layout) for peer in range(ranks)
             ]
-            session = NativeSession(window_layout, rank, [window.address for window in windows], pidfds)
+            session = NativeSession(
+                window_layout, rank, [window.address for window in windows], pidfds, all_workers[rank]
+            )
             if post_mortem is not None:
                 _record_faults(session, Recorder(Path(post_mortem), hellos[0].session, rank, ranks))
             steps = ExchangeSteps(session, rank, windows, window_layout, dtype)
-            return cls(hellos[0].session, rank, steps, kept.pop_all())
+            return cls(hellos[0].session, rank, steps, kept.pop_all(), overlap=min(all_workers) > 1)
 
     @staticmethod
     def memory(
@@ -258,7 +270,7 @@ class Exchange:
                 raise
 
         if prefill:
-            run_prefill(self._steps, self._identity, tokens, guarded_experts, out)
+            run_prefill(self._steps, self._identity, tokens, guarded_experts, out, overlap=self._overlap)
         else:
             run_decode(self._steps, tokens, guarded_experts, out)
         return out

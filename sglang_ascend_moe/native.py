@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 
-from sglang_ascend_moe.codes import InputError, Kind, Result, Step
+from sglang_ascend_moe.codes import InputError, Kind, Part, Result, Step
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported
 from sglang_ascend_moe.faults import Fault, fault_error
 from sglang_ascend_moe.windows.layout import Regions, WindowLayout
@@ -52,23 +52,23 @@ class _Session(ctypes.Structure):
     _fields_ = [
         ("layout", ctypes.POINTER(_Layout)), ("windows", _pointer), ("peer_pidfds", _pointer), ("missing", _pointer),
         ("ended", _pointer), ("waited_ns", _pointer), ("on_step", _STEP_HOOK), ("interpreter", _Interpreter),
-        ("timeout_ns", _u64), ("rank", _u32), ("step", _u32), ("epoch", _u64), ("fault", _Fault),
-        ("refusal", ctypes.c_char * _REFUSAL_BYTES),
+        ("timeout_ns", _u64), ("workers", _u32), ("reserved", _u32), ("rank", _u32), ("step", _u32), ("epoch", _u64),
+        ("fault", _Fault), ("refusal", ctypes.c_char * _REFUSAL_BYTES),
     ]  # fmt: skip
 
 
 class _Dispatch(ctypes.Structure):
     _fields_ = [
         ("x", _pointer), ("x_stride", _u64), ("ids", _pointer), ("ids_bytes", _u32), ("tokens", _u32), ("kind", _u32),
-        ("slot", _u32), ("positions", _pointer), ("counts", _pointer), ("matrix", _pointer), ("epoch", _u64),
-        ("total", _u64),
+        ("part", _u32), ("continues", _u32), ("slot", _u32), ("positions", _pointer), ("counts", _pointer),
+        ("matrix", _pointer), ("epoch", _u64), ("first_row", _u64), ("total", _u64),
     ]  # fmt: skip
 
 
 class _Combine(ctypes.Structure):
     _fields_ = [
         ("positions", _pointer), ("weights", _pointer), ("out", _pointer), ("out_stride", _u64), ("epoch", _u64),
-        ("total", _u64), ("tokens", _u32), ("slot", _u32),
+        ("first_row", _u64), ("total", _u64), ("tokens", _u32), ("slot", _u32), ("part", _u32), ("reserved", _u32),
     ]  # fmt: skip
 
 
@@ -83,11 +83,13 @@ class Dispatched(NamedTuple):
     """What a dispatch leaves behind.
 
     positions: int64 [tokens, topk], destination rank << 32 | row, or -1; counts: int64 [local experts];
-    total: rows in this rank's window.
+    total: rows in this rank's window, which lie in its slot from first_row on.
     """
 
     epoch: int
     slot: int
+    part: Part
+    first_row: int
     total: int
     positions: torch.Tensor
     counts: torch.Tensor
@@ -120,6 +122,8 @@ def _library() -> ctypes.CDLL:
     library.exchange_initialise.restype = None
     library.exchange_select_kernels.argtypes = [ctypes.c_char_p]
     library.exchange_selected_kernels.restype = ctypes.c_char_p
+    library.exchange_cut_segments.argtypes = [_pointer, _u32, _u32, _u32, _pointer]
+    library.exchange_cut_segments.restype = None
     library.exchange_refuse.argtypes = [_pointer, _u32, ctypes.c_char_p, _u32]
     library.exchange_leave.argtypes = [_pointer, _u32]
     library.exchange_leave.restype = None
@@ -148,6 +152,14 @@ def layout_bytes(layout: WindowLayout) -> bytes:
     return bytes(_native_layout(layout))
 
 
+def cut_segments(positions: torch.Tensor, count: int) -> list[int]:
+    """Bounds of `count` ranges of tokens that move equally many rows; positions int64 [tokens, topk], -1 = none."""
+    bounds = (_u32 * (count + 1))()
+    tokens, topk = positions.shape
+    _library().exchange_cut_segments(positions.contiguous().data_ptr(), tokens, topk, count, bounds)
+    return list(bounds)
+
+
 def select_kernels(name: str | None) -> str:
     """Makes this process use the row kernels of an instruction set; None takes the widest. Returns which are in use.
 
@@ -168,9 +180,16 @@ class NativeSession:
     """One rank's open exchange, as the kernels see it. Not thread-safe."""
 
     def __init__(
-        self, layout: WindowLayout, rank: int, window_addresses: Sequence[int], peer_pidfds: Sequence[int]
+        self,
+        layout: WindowLayout,
+        rank: int,
+        window_addresses: Sequence[int],
+        peer_pidfds: Sequence[int],
+        workers: int = 1,
     ) -> None:
-        """`window_addresses` [ranks] as mapped here; `peer_pidfds` [ranks], -1 for a rank that is not watched."""
+        """`window_addresses` [ranks] as mapped here; `peer_pidfds` [ranks], -1 for a rank that is not watched;
+        `workers`: threads that move large payloads.
+        """
         ranks = layout.parameters.ranks
         self._library = _library()
         self._window_layout = layout
@@ -195,6 +214,7 @@ class NativeSession:
                 *map(_address, ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals"))
             ),
             timeout_ns=int(layout.parameters.timeout_s * 1e9),
+            workers=workers,
             rank=rank,
             epoch=layout.parameters.first_epoch,
         )
@@ -234,18 +254,23 @@ class NativeSession:
             return 1
         return 0
 
-    def dispatch(self, x: torch.Tensor, ids: torch.Tensor, kind: Kind) -> Dispatched:
-        """Steps announce to arrivals; x [tokens, hidden] with dense rows, ids [tokens, topk] contiguous."""
+    def dispatch(
+        self, x: torch.Tensor, ids: torch.Tensor, kind: Kind, part: Part = Part.WHOLE, *, continues: bool = False
+    ) -> Dispatched:
+        """Steps announce to arrivals; x [tokens, hidden] with dense rows, ids [tokens, topk] contiguous.
+
+        A dispatch that `continues` stays in the slot of the one before, as a further round of the same call.
+        """
         p = self._window_layout.parameters
         positions = torch.empty(ids.shape, dtype=torch.int64)
         counts = torch.empty(p.local_experts, dtype=torch.int64)
         call = _Dispatch(
             x=x.data_ptr(), x_stride=x.stride(0) * x.element_size(), ids=ids.data_ptr(),
-            ids_bytes=ids.element_size(), tokens=x.shape[0], kind=kind, positions=positions.data_ptr(),
-            counts=counts.data_ptr(), matrix=self._matrix.data_ptr(),
+            ids_bytes=ids.element_size(), tokens=x.shape[0], kind=kind, part=part, continues=continues,
+            positions=positions.data_ptr(), counts=counts.data_ptr(), matrix=self._matrix.data_ptr(),
         )  # fmt: skip
         self._check(self._library.exchange_dispatch(ctypes.byref(self._session), ctypes.byref(call)))
-        return Dispatched(call.epoch, call.slot, call.total, positions, counts)
+        return Dispatched(call.epoch, call.slot, part, call.first_row, call.total, positions, counts)
 
     def refuse(self, kind: Kind, problem: str) -> None:
         """Takes part in an exchange of `kind` only to tell every rank why this one's arguments are wrong; raises."""
@@ -299,8 +324,8 @@ class NativeSession:
 
     def _combine_call(self, dispatched: Dispatched) -> _Combine:
         return _Combine(
-            positions=dispatched.positions.data_ptr(), epoch=dispatched.epoch, total=dispatched.total,
-            slot=dispatched.slot,
+            positions=dispatched.positions.data_ptr(), epoch=dispatched.epoch, first_row=dispatched.first_row,
+            total=dispatched.total, slot=dispatched.slot, part=dispatched.part,
             tokens=dispatched.positions.shape[0],
         )  # fmt: skip
 

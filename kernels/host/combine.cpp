@@ -3,34 +3,35 @@
 
 #include "checksum.h"
 #include "row_kernels.h"
+#include "segments.h"
 #include "session.h"
 
 namespace ascend_moe {
 namespace {
 
 // Pushes the next done word of this dispatch and waits for everyone's.
-int meet(Session &session, uint32_t slot) {
+int meet(Session &session, Part part) {
     const Window own = session.own();
-    const uint64_t rendezvous = ++own.slot(slot).rendezvous;
+    const uint64_t rendezvous = ++own.part(part).rendezvous;
     const uint64_t word = sequence_word(session.epoch(), rendezvous);
     for (uint32_t peer = 0; peer < session.ranks(); ++peer)
         // @protocol push-done. release: this rank's expert outputs, and its reads so far, come before the word.
-        session.window(peer).done(slot, session.rank()).store(word, std::memory_order_release);
+        session.window(peer).done(part, session.rank()).store(word, std::memory_order_release);
     // @protocol wait-done. acquire: pairs with push-done. A peer may be one rendezvous ahead.
     return session.wait_for_all([&](uint32_t source) {
-        const uint64_t seen = own.done(slot, source).load(std::memory_order_acquire);
+        const uint64_t seen = own.done(part, source).load(std::memory_order_acquire);
         if (epoch_of(seen) > session.epoch())
             return Seen::impossible;
         return seen >= word ? Seen::ready : Seen::pending;
     });
 }
 
-// Reads each token's results where their experts wrote them, and sums them up.
-void reduce_tokens(Session &session, const ExchangeCombine &call) {
+// Reads the results of each token of a segment where their experts wrote them, and sums them up.
+void reduce_segment(const Session &session, const ExchangeCombine &call, uint32_t begin, uint32_t end) {
     const ExchangeLayout &layout = session.layout();
     const auto reduce = row_kernels().reduce[layout.element];
     std::vector<Term> terms(layout.topk);
-    for (uint64_t token = 0; token < call.tokens; ++token) {
+    for (uint64_t token = begin; token < end; ++token) {
         uint32_t count = 0;
         for (uint64_t k = 0; k < layout.topk; ++k) {
             const int64_t position = call.positions[token * layout.topk + k];
@@ -47,7 +48,7 @@ void reduce_tokens(Session &session, const ExchangeCombine &call) {
 // Gives every row of this rank's experts the checksum that its readers compare.
 void seal_out(Session &session, const ExchangeCombine &call) {
     const Window own = session.own();
-    for (uint64_t row = 0; row < call.total; ++row)
+    for (uint64_t row = call.first_row; row < call.first_row + call.total; ++row)
         own.out_check(call.slot, row) =
             row_checksum(own.out(call.slot, row), session.layout().out_row_bytes, session.epoch(), row);
 }
@@ -76,7 +77,7 @@ int combine(Session &session, const ExchangeCombine &call) {
         seal_out(session, call);
     if (const int result = session.begin_step(EXCHANGE_STEP_DONE); result != EXCHANGE_OK)
         return result;
-    if (const int result = meet(session, call.slot); result != EXCHANGE_OK)
+    if (const int result = meet(session, {call.slot, call.part}); result != EXCHANGE_OK)
         return result;
     if (verify) {
         if (const int result = session.begin_step(EXCHANGE_STEP_VERIFY); result != EXCHANGE_OK)
@@ -86,7 +87,8 @@ int combine(Session &session, const ExchangeCombine &call) {
     }
     if (const int result = session.begin_step(EXCHANGE_STEP_REDUCE); result != EXCHANGE_OK)
         return result;
-    reduce_tokens(session, call);
+    run_segments(segment_bounds(session, call.positions, call.tokens),
+                 [&](uint32_t begin, uint32_t end) { reduce_segment(session, call, begin, end); });
     return EXCHANGE_OK;
 }
 
@@ -104,5 +106,6 @@ int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) {
         return result;
     if (const int result = wrapped.begin_step(EXCHANGE_STEP_REJOIN); result != EXCHANGE_OK)
         return result;
-    return ascend_moe::meet(wrapped, call->slot);
+    // @protocol rejoin
+    return ascend_moe::meet(wrapped, {call->slot, call->part});
 }

@@ -1,11 +1,9 @@
 // Dispatch: announce, counts, place, arrivals.
-#include <bit>
 #include <vector>
 
 #include "announce.h"
-#include "checksum.h"
+#include "placement.h"
 #include "routing.h"
-#include "row_kernels.h"
 
 namespace ascend_moe {
 namespace {
@@ -51,11 +49,12 @@ int wait_for_counts(Session &session, uint32_t kind, uint32_t *matrix) {
 
 // Where this rank's next row for each expert goes, and what arrives here. All ranks compute the same totals from the
 // same matrix, so either all of them refuse or none does.
-int derive_offsets(Session &session, ExchangeDispatch &call, std::vector<uint64_t> &offsets) {
+int derive_offsets(Session &session, ExchangeDispatch &call, Part part, std::vector<uint64_t> &offsets) {
     const ExchangeLayout &layout = session.layout();
+    call.first_row = part.first_row(layout);
     const uint32_t local_experts = layout.experts / layout.ranks;
     for (uint32_t destination = 0; destination < layout.ranks; ++destination) {
-        uint64_t row = 0;
+        uint64_t row = call.first_row;
         for (uint32_t local = 0; local < local_experts; ++local) {
             const uint32_t expert = destination * local_experts + local;
             const uint64_t expert_begin = row;
@@ -67,90 +66,29 @@ int derive_offsets(Session &session, ExchangeDispatch &call, std::vector<uint64_
             if (destination == session.rank())
                 call.counts[local] = static_cast<int64_t>(row - expert_begin);
         }
-        if (row > layout.capacity)
-            return session.fail(EXCHANGE_WINDOW_TOO_SMALL, destination, 0, static_cast<int64_t>(row));
+        const uint64_t total = row - call.first_row;
+        // @protocol joint-fit
+        if (total > part.capacity(layout))
+            return session.fail(EXCHANGE_WINDOW_TOO_SMALL, destination, 0, static_cast<int64_t>(total));
         if (destination == session.rank())
-            call.total = row;
+            call.total = total;
     }
     return EXCHANGE_OK;
 }
 
-uint64_t placed_checksum(const Session &session, const uint8_t *row, float scale, uint64_t place) {
-    const uint64_t seed = place ^ uint64_t{std::bit_cast<uint32_t>(scale)} << 32;
-    return row_checksum(row, session.layout().row_bytes, session.epoch(), seed);
-}
-
-// What goes with a placed row: the scale of its int8 values, and its checksum.
-void place_beside(Session &session, uint32_t slot, const int64_t *positions, const uint8_t *row, float scale) {
-    const ExchangeLayout &layout = session.layout();
-    for (uint64_t k = 0; k < layout.topk; ++k) {
-        if (positions[k] < 0)
-            continue;
-        const Window window = session.window(static_cast<uint32_t>(positions[k] >> 32));
-        const auto place = static_cast<uint64_t>(positions[k] & 0xffffffff);
-        // @protocol place-scale
-        if (layout.quantised)
-            window.scale(slot, place) = scale;
-        // @protocol place-check
-        if (layout.verify)
-            window.row_check(slot, place) = placed_checksum(session, row, scale, place);
-    }
-}
-
-// Payloads of more bytes than this are stored past the caches (measured: docs/benchmarks.md).
-constexpr uint64_t streaming_bytes = 12 << 20;
-
-// Writes each routed row into the places where its experts read it, and notes those places for combine.
-void place_rows(Session &session, const ExchangeDispatch &call, const Routing &ids, std::vector<uint64_t> &offsets) {
-    const ExchangeLayout &layout = session.layout();
-    const RowKernels &kernels = row_kernels();
-    const uint32_t local_experts = layout.experts / layout.ranks;
-    const bool streaming = uint64_t{call.tokens} * layout.topk * layout.row_bytes > streaming_bytes;
-    const auto scatter = streaming ? kernels.scatter_streaming : kernels.scatter;
-    std::vector<uint8_t *> places(layout.topk);
-    std::vector<int8_t> quantised(layout.quantised ? layout.hidden : 0);
-    for (uint64_t token = 0; token < call.tokens; ++token) {
-        const uint8_t *row = static_cast<const uint8_t *>(call.x) + token * call.x_stride;
-        int64_t *positions = call.positions + token * layout.topk;
-        uint32_t count = 0;
-        for (uint64_t k = 0; k < layout.topk; ++k) {
-            const int64_t id = ids[token * layout.topk + k];
-            positions[k] = -1;
-            if (id < 0)
-                continue;
-            const auto expert = static_cast<uint32_t>(id);
-            const uint32_t destination = expert / local_experts;
-            const uint64_t place = offsets[expert]++;
-            places[count++] = session.window(destination).row(call.slot, place);
-            positions[k] = static_cast<int64_t>(uint64_t{destination} << 32 | place);
-        }
-        float scale = 0;
-        if (layout.quantised && count > 0) {
-            scale = kernels.quantise[layout.element](row, layout.hidden, quantised.data());
-            row = reinterpret_cast<const uint8_t *>(quantised.data());
-        }
-        // @protocol place-row
-        scatter(places.data(), count, row, layout.row_bytes);
-        if (layout.quantised || layout.verify)
-            place_beside(session, call.slot, positions, row, scale);
-    }
-    if (streaming)
-        kernels.drain();
-}
-
-void push_arrivals(Session &session, uint32_t slot, uint32_t kind) {
+void push_arrivals(Session &session, Part part, uint32_t kind) {
     const uint64_t word = sequence_word(session.epoch(), kind);
     for (uint32_t peer = 0; peer < session.ranks(); ++peer)
         // @protocol push-arrive. release: every row placed in that window is seen before the word.
-        session.window(peer).arrive(slot, session.rank()).store(word, std::memory_order_release);
+        session.window(peer).arrive(part, session.rank()).store(word, std::memory_order_release);
 }
 
-int wait_for_arrivals(Session &session, uint32_t slot, uint32_t kind) {
+int wait_for_arrivals(Session &session, Part part, uint32_t kind) {
     const Window own = session.own();
     const uint64_t expected = sequence_word(session.epoch(), kind);
     // @protocol wait-arrivals. acquire: pairs with push-arrive.
     return session.wait_for_all([&](uint32_t source) {
-        const uint64_t seen = own.arrive(slot, source).load(std::memory_order_acquire);
+        const uint64_t seen = own.arrive(part, source).load(std::memory_order_acquire);
         if (seen == expected)
             return Seen::ready;
         return seen < expected ? Seen::pending : Seen::impossible;
@@ -162,7 +100,7 @@ int verify_rows(Session &session, const ExchangeDispatch &call) {
     const ExchangeLayout &layout = session.layout();
     const Window own = session.own();
     const uint32_t first_expert = session.rank() * (layout.experts / layout.ranks);
-    uint64_t row = 0;
+    uint64_t row = call.first_row;
     for (uint32_t local = 0; local < layout.experts / layout.ranks; ++local)
         for (uint32_t source = 0; source < layout.ranks; ++source)
             for (uint32_t i = 0; i < call.matrix[source * layout.experts + first_expert + local]; ++i, ++row) {
@@ -194,21 +132,26 @@ int dispatch(Session &session, ExchangeDispatch &call) {
         return result;
     if (const int result = wait_for_counts(session, call.kind, call.matrix); result != EXCHANGE_OK)
         return result;
+    // A dispatch that is refused holds no slot: all ranks refuse it together, so all agree on the next one.
+    ExchangeState &state = session.own().state();
+    const uint64_t dispatch_number = call.continues ? state.dispatches - 1 : state.dispatches;
+    const Part part = {static_cast<uint32_t>(dispatch_number % layout.slots), call.part};
     std::vector<uint64_t> offsets(layout.experts);
-    if (const int result = derive_offsets(session, call, offsets); result != EXCHANGE_OK)
+    if (const int result = derive_offsets(session, call, part, offsets); result != EXCHANGE_OK)
         return result;
 
     if (const int result = session.begin_step(EXCHANGE_STEP_PLACE); result != EXCHANGE_OK)
         return result;
-    ExchangeState &state = session.own().state();
-    call.slot = static_cast<uint32_t>(state.dispatches++ % layout.slots);
-    session.own().slot(call.slot) = {session.epoch(), 0};
+    // @protocol take-slot
+    state.dispatches = dispatch_number + 1;
+    call.slot = part.slot;
+    session.own().part(part) = {session.epoch(), 0};
     place_rows(session, call, ids, offsets);
-    push_arrivals(session, call.slot, call.kind);
+    push_arrivals(session, part, call.kind);
 
     if (const int result = session.begin_step(EXCHANGE_STEP_ARRIVALS); result != EXCHANGE_OK)
         return result;
-    if (const int result = wait_for_arrivals(session, call.slot, call.kind); result != EXCHANGE_OK)
+    if (const int result = wait_for_arrivals(session, part, call.kind); result != EXCHANGE_OK)
         return result;
     if (layout.verify) {
         if (const int result = session.begin_step(EXCHANGE_STEP_VERIFY); result != EXCHANGE_OK)

@@ -39,6 +39,7 @@ class Session {
 
     // Records a fault; from EXCHANGE_PEER_LOST on also pushes it into every window. Returns `result`.
     int fail(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0);
+    uint32_t workers() const { return session_.workers; }
     void push_status(const Status &status);
     // Copies the text with which `source` refused its arguments out of its mailbox.
     void keep_refusal(uint32_t source, uint64_t bytes);
@@ -83,6 +84,7 @@ class Session {
             const bool expired = pause.expired();
             if (pause.signals_due() && signal_wants_to_end())
                 return fail(EXCHANGE_PEER_FAILED, rank());
+            // @protocol note-ended
             // Who has ended is looked up before who is missing: what a peer did in time still counts.
             note_ended();
             for (uint32_t peer = 0; peer < ranks(); ++peer)

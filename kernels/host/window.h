@@ -40,8 +40,8 @@ struct alignas(EXCHANGE_LINE_BYTES) ExchangeState {
     uint64_t dispatches; // dispatches that got past the counts; the next one uses slot dispatches % slots
 };
 
-struct alignas(EXCHANGE_LINE_BYTES) SlotState {
-    uint64_t epoch;      // of the dispatch that holds the slot
+struct alignas(EXCHANGE_LINE_BYTES) PartState {
+    uint64_t epoch;      // of the dispatch that holds the part
     uint64_t rendezvous; // done words pushed for that epoch
 };
 
@@ -58,22 +58,41 @@ struct Status {
     }
 };
 
+// A slot, or half of one.
+struct Part {
+    uint32_t slot;
+    uint32_t part; // ExchangePart
+
+    uint32_t words() const { return 2 * slot + (part == EXCHANGE_SECOND_HALF); }
+    uint64_t first_row(const ExchangeLayout &layout) const {
+        return part == EXCHANGE_SECOND_HALF ? layout.capacity / 2 : 0;
+    }
+    uint64_t capacity(const ExchangeLayout &layout) const {
+        return part == EXCHANGE_WHOLE ? layout.capacity : layout.capacity / 2;
+    }
+};
+
 class Window {
   public:
     Window(const ExchangeLayout &layout, void *base) : layout_(layout), base_(static_cast<uint8_t *>(base)) {}
 
     ExchangeState &state() const { return *at<ExchangeState>(layout_.state); }
-    SlotState &slot(uint32_t slot) const { return *at<SlotState>(layout_.state + (1 + slot) * EXCHANGE_LINE_BYTES); }
+    PartState &part(Part part) const {
+        return *at<PartState>(layout_.state + (1 + part.words()) * EXCHANGE_LINE_BYTES);
+    }
     Word &status(uint32_t source) const { return line(layout_.status, source); }
     HeaderUnit &header(uint64_t epoch, uint32_t source) const { return *at<HeaderUnit>(record(epoch, source)); }
     CountUnit *counts(uint64_t epoch, uint32_t source) const {
         return at<CountUnit>(record(epoch, source) + EXCHANGE_UNIT_BYTES);
     }
     uint8_t *mailbox(uint64_t epoch, uint32_t source) const {
+        // @protocol mailbox-parity
         return at<uint8_t>(layout_.mailboxes + ((epoch & 1) * layout_.ranks + source) * layout_.mailbox_bytes);
     }
-    Word &arrive(uint32_t slot, uint32_t source) const { return line(layout_.arrive, slot * layout_.ranks + source); }
-    Word &done(uint32_t slot, uint32_t source) const { return line(layout_.done, slot * layout_.ranks + source); }
+    Word &arrive(Part part, uint32_t source) const {
+        return line(layout_.arrive, part.words() * layout_.ranks + source);
+    }
+    Word &done(Part part, uint32_t source) const { return line(layout_.done, part.words() * layout_.ranks + source); }
     uint8_t *row(uint32_t slot, uint64_t row) const {
         return at<uint8_t>(layout_.rows + (slot * layout_.capacity + row) * layout_.row_bytes);
     }
@@ -94,6 +113,7 @@ class Window {
     template <class T> T *at(uint64_t offset) const { return reinterpret_cast<T *>(base_ + offset); }
     Word &line(uint64_t region, uint64_t index) const { return *at<Word>(region + index * EXCHANGE_LINE_BYTES); }
     uint64_t record(uint64_t epoch, uint32_t source) const {
+        // @protocol record-parity
         return layout_.records +
                ((epoch & 1) * layout_.ranks + source) * (1 + layout_.count_units) * EXCHANGE_UNIT_BYTES;
     }

@@ -51,6 +51,9 @@ enum ExchangeResult {
     EXCHANGE_CORRUPTION = 9
 };
 
+// Which rows of its slot an exchange uses. Halves let the rows of one round arrive while those of another are computed.
+enum ExchangePart { EXCHANGE_WHOLE = 0, EXCHANGE_FIRST_HALF = 1, EXCHANGE_SECOND_HALF = 2 };
+
 // Why a rank's input is invalid; travels in its header unit.
 enum ExchangeInputError {
     EXCHANGE_INPUT_OK = 0,
@@ -78,12 +81,12 @@ typedef struct ExchangeLayout {
     uint64_t row_bytes;     // of a placed row
     uint64_t out_row_bytes; // of a result
     uint64_t mailbox_bytes; // per source and parity
-    uint64_t state;         // line 0: ExchangeState; line 1 + slot: SlotState
+    uint64_t state;         // line 0: ExchangeState; line 1 + 2 * slot + half: PartState
     uint64_t status;        // [ranks] lines, pushed by the source
     uint64_t records;       // [2][ranks][1 + count_units] units, parity of the epoch first
     uint64_t mailboxes;     // [2][ranks] mailbox_bytes
-    uint64_t arrive;        // [slots][ranks] lines
-    uint64_t done;          // [slots][ranks] lines
+    uint64_t arrive;        // [slots][2 halves][ranks] lines; the whole slot uses those of the first half
+    uint64_t done;          // [slots][2 halves][ranks] lines
     uint64_t rows;          // [slots][capacity] rows
     uint64_t scales;        // [slots][capacity] lines that begin with a float; only if quantised
     uint64_t out;           // [slots][capacity] results
@@ -122,6 +125,8 @@ typedef struct ExchangeSession {
     int32_t (*on_step)(uint32_t step); // called as each step begins, may be null; not 0: this rank gives up
     ExchangeInterpreter interpreter;
     uint64_t timeout_ns; // of each wait
+    uint32_t workers;    // threads that place and reduce large payloads; 1: only the calling one
+    uint32_t reserved;
     uint32_t rank;
     uint32_t step;  // out: the last step begun
     uint64_t epoch; // out: the last epoch begun
@@ -136,12 +141,15 @@ typedef struct ExchangeDispatch {
     uint32_t ids_bytes; // 4 or 8
     uint32_t tokens;
     uint32_t kind;      // EXCHANGE_DECODE or EXCHANGE_PREFILL
+    uint32_t part;      // ExchangePart
+    uint32_t continues; // 1: stays in the slot of the dispatch before, as a further round of the same call
     uint32_t slot;      // out
     int64_t *positions; // out [tokens, topk]: destination rank << 32 | row, or -1
     int64_t *counts;    // out [local experts]: rows of each in this rank's window
     uint32_t *matrix;   // out [ranks, experts]: counts of every source
     uint64_t epoch;     // out
-    uint64_t total;     // out: rows in this rank's window
+    uint64_t first_row; // out: where this part begins in the slot
+    uint64_t total;     // out: rows in this rank's window, from first_row on
 } ExchangeDispatch;
 
 typedef struct ExchangeCombine {
@@ -150,9 +158,12 @@ typedef struct ExchangeCombine {
     void *out;                // [tokens] rows of hidden elements
     uint64_t out_stride;      // bytes from row to row
     uint64_t epoch;           // of the dispatch
-    uint64_t total;           // rows in this rank's window
+    uint64_t first_row;
+    uint64_t total; // rows in this rank's window, from first_row on
     uint32_t tokens;
     uint32_t slot;
+    uint32_t part;
+    uint32_t reserved;
 } ExchangeCombine;
 
 typedef struct ExchangePlan {
@@ -195,6 +206,10 @@ int exchange_refuse(ExchangeSession *session, uint32_t kind, const uint8_t *text
 
 // Tells every rank that this one cannot go on (EXCHANGE_PEER_FAILED) or leaves (EXCHANGE_PEER_CLOSED).
 void exchange_leave(ExchangeSession *session, uint32_t result);
+
+// Cuts tokens into `count` ranges with equally many routed rows, one per worker: bounds [count + 1] receives where each
+// begins and the last ends. `positions` [tokens, topk]: negative = not routed.
+void exchange_cut_segments(const int64_t *positions, uint32_t tokens, uint32_t topk, uint32_t count, uint32_t *bounds);
 
 // Rows per destination rank and chunk: `rows` [chunks, ranks] receives how many (token, k) of tokens
 // [c * chunk_tokens, (c + 1) * chunk_tokens) go to each rank. Returns an ExchangeInputError, its value in *detail.

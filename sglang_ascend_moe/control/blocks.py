@@ -34,13 +34,16 @@ class Hello(Block, frozen=True, kw_only=True):
     """Who a rank is and what it was asked for. Every rank compares all of them.
 
     `session` is a proposal; rank 0's is taken. `process` is the rank's process id; `address` names the socket, in the
-    abstract namespace, at which it hands out its window.
+    abstract namespace, at which it hands out its window. `cores` are those that the process may use, `workers` the
+    threads that were asked for (0: a share of the cores).
     """
 
     layout_version: int
     parameters: ExchangeParameters
     process: Annotated[int, Meta(ge=1)]
     address: Annotated[bytes, Meta(max_length=64)]
+    cores: Annotated[list[Count], Meta(max_length=4096)]
+    workers: Annotated[int, Meta(ge=0, le=256)]
 
 
 class WindowHandle(Block, frozen=True, kw_only=True):

@@ -6,7 +6,9 @@ The comparison travels over the caller's torch.distributed group, which has to m
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from datetime import timedelta
+from fractions import Fraction
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,7 @@ from sglang_ascend_moe.windows.layout import ExchangeParameters
 BRING_UP_TIMEOUT_S = 300.0
 """How long a rank waits for the others to call create: they may still be loading a model."""
 
-_HELLO_BYTES = 4096
+_HELLO_BYTES = 1 << 15
 
 
 def agree(group: dist.ProcessGroup, hello: Hello) -> list[Hello]:
@@ -40,6 +42,16 @@ def agree(group: dist.ProcessGroup, hello: Hello) -> list[Hello]:
     hellos = [decode(_unframed(tensor.numpy().tobytes()), Hello) for tensor in gathered]
     _refuse_differences(hellos)
     return hellos
+
+
+def workers_of(hellos: list[Hello]) -> list[int]:
+    """Threads with which each rank moves large payloads: what it asked for, or its share of the cores, at least 1.
+
+    A core that several ranks may use counts for each of them as the equal part of it.
+    """
+    users = Counter(core for hello in hellos for core in set(hello.cores))
+    shares = [sum(Fraction(1, users[core]) for core in set(hello.cores)) for hello in hellos]
+    return [hello.workers or max(1, int(share)) for hello, share in zip(hellos, shares, strict=True)]
 
 
 def _framed(data: bytes) -> bytes:

@@ -8,11 +8,12 @@ Rounds are cut by source tokens, so that a token's sum is made in one round and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 
-from sglang_ascend_moe.codes import Kind
+from sglang_ascend_moe.codes import Kind, Part
 from sglang_ascend_moe.control.blocks import PrefillPlan
 from sglang_ascend_moe.control.mailbox import gather_blocks
 from sglang_ascend_moe.errors import ProtocolMismatch
@@ -86,10 +87,14 @@ def run_prefill(
     tokens: RoutedTokens,
     experts: Callable[[ExpertRows], None],
     out: torch.Tensor,
+    *,
+    overlap: bool,
 ) -> None:
     """The whole layer in as many rounds as needed; the result goes into `out` [tokens, hidden].
 
-    `identity` is the session's id and this rank. `experts` is called once per round.
+    `identity` is the session's id and this rank. `experts` is called once per round. With `overlap` (the same on every
+    rank), more than one round goes through the halves of the window: the rows of a round are placed while the experts
+    run on those of the round before.
     """
     session_id, rank = identity
     count = tokens.x.shape[0]
@@ -97,8 +102,53 @@ def run_prefill(
     counted = steps.session.count_chunks(tokens.ids, chunk)
     block = PrefillPlan(session=session_id, rank=rank, tokens=count, chunk_tokens=chunk, rows=counted.rows)
     plans = gather_blocks(steps.session, block, tokens=count, error=counted.error, detail=counted.detail)
-    for one_round in plan_rounds(plans, steps.layout.capacity, steps.layout.parameters.rows_per_token):
+
+    capacity, rows_per_token = steps.layout.capacity, steps.layout.parameters.rows_per_token
+    rounds = plan_rounds(plans, capacity, rows_per_token)
+    if len(rounds) == 1 or not overlap or capacity // 2 < len(plans) * rows_per_token:
+        _run_in_turn(steps, rank, tokens, rounds, experts, out)
+    else:
+        _run_overlapped(steps, rank, tokens, plan_rounds(plans, capacity // 2, rows_per_token), experts, out)
+
+
+def _run_in_turn(
+    steps: ExchangeSteps,
+    rank: int,
+    tokens: RoutedTokens,
+    rounds: list[Round],
+    experts: Callable[[ExpertRows], None],
+    out: torch.Tensor,
+) -> None:
+    for number, one_round in enumerate(rounds):
         begin, end = one_round.begins[rank], one_round.ends[rank]
-        rows = steps.dispatch(tokens.between(begin, end), Kind.PREFILL)
+        rows = steps.dispatch(tokens.between(begin, end), Kind.PREFILL, continues=number > 0)
         experts(rows)
         steps.combine(rows.out, rows, out[begin:end])
+
+
+def _run_overlapped(
+    steps: ExchangeSteps,
+    rank: int,
+    tokens: RoutedTokens,
+    rounds: list[Round],
+    experts: Callable[[ExpertRows], None],
+    out: torch.Tensor,
+) -> None:
+    """Dispatches round n + 1 on a thread while the experts run on round n. The session has one user at a time: the
+    thread during the experts, this one before and after.
+    """
+
+    def dispatch(number: int) -> ExpertRows:
+        begin, end = rounds[number].begins[rank], rounds[number].ends[rank]
+        part = Part.SECOND_HALF if number % 2 else Part.FIRST_HALF
+        return steps.dispatch(tokens.between(begin, end), Kind.PREFILL, part, continues=number > 0)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ascend-moe-dispatch") as background:
+        rows = dispatch(0)
+        for number, one_round in enumerate(rounds):
+            following = background.submit(dispatch, number + 1) if number + 1 < len(rounds) else None
+            experts(rows)
+            next_rows = following.result() if following is not None else None
+            steps.combine(rows.out, rows, out[one_round.begins[rank] : one_round.ends[rank]])
+            if next_rows is not None:
+                rows = next_rows

@@ -7,7 +7,7 @@ from typing import NamedTuple, NoReturn
 
 import torch
 
-from sglang_ascend_moe.codes import Kind
+from sglang_ascend_moe.codes import Kind, Part
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.native import Dispatched, NativeSession
 from sglang_ascend_moe.schedules.rows import ExpertRows
@@ -63,20 +63,25 @@ class ExchangeSteps:
         # A scale lies at the beginning of a line of its own.
         scale_lines = (p.slots, layout.capacity, LINE_BYTES // 4)
         self._scales = window.view(layout.offsets.scales, scale_lines, torch.float32)[..., 0] if p.quant else None
-        self._holders: list[int | None] = [None] * p.slots
+        self._holders: dict[tuple[int, Part], int] = {}
 
-    def dispatch(self, tokens: RoutedTokens, kind: Kind) -> ExpertRows:
-        """Places every routed row and waits for everyone's; see `Exchange.dispatch`."""
-        dispatched = self.session.dispatch(tokens.x, tokens.ids, kind)
-        slot = dispatched.slot
-        self._holders[slot] = dispatched.epoch
-        scales = None if self._scales is None else self._scales[slot]
+    def dispatch(
+        self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, continues: bool = False
+    ) -> ExpertRows:
+        """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `NativeSession.dispatch`."""
+        dispatched = self.session.dispatch(tokens.x, tokens.ids, kind, part, continues=continues)
+        slot, begin = dispatched.slot, dispatched.first_row
+        end = begin + (self.layout.capacity if part is Part.WHOLE else self.layout.capacity // 2)
+        for held in Part:
+            if part is Part.WHOLE or held in (part, Part.WHOLE):
+                self._holders.pop((slot, held), None)
+        self._holders[slot, part] = dispatched.epoch
         return ExpertRows(
-            self._rows[slot],
-            scales,
-            dispatched.counts,
-            self._out[slot],
-            Ticket(self.session, dispatched, tokens.weights),
+            rows=self._rows[slot, begin:end],
+            scales=None if self._scales is None else self._scales[slot, begin:end],
+            counts=dispatched.counts,
+            out=self._out[slot, begin:end],
+            ticket=Ticket(self.session, dispatched, tokens.weights),
         )
 
     def refuse(self, kind: Kind, problem: str) -> NoReturn:
@@ -91,10 +96,10 @@ class ExchangeSteps:
         dispatched = ticket.dispatched
         if ticket.session is not self.session:
             raise InvalidInput("these rows were dispatched by another Exchange; combine them there")
-        if self._holders[dispatched.slot] != dispatched.epoch:
+        if self._holders.get((dispatched.slot, dispatched.part)) != dispatched.epoch:
             raise InvalidInput(
-                f"the rows of epoch {dispatched.epoch} are gone: slot {dispatched.slot} holds those of epoch "
-                f"{self._holders[dispatched.slot]}; combine before the next dispatch, or create with more slots"
+                f"the rows of epoch {dispatched.epoch} are gone: slot {dispatched.slot} has been dispatched into "
+                f"again; combine before the next dispatch, or create with more slots"
             )
         if ticket.combines == MAX_COMBINES:
             raise InvalidInput(f"one dispatch can be combined {MAX_COMBINES} times; dispatch again")
@@ -103,5 +108,6 @@ class ExchangeSteps:
         ticket.combines += 1
         in_place = expert_out.data_ptr() == rows.out.data_ptr() and expert_out.stride() == rows.out.stride()
         if not in_place:
+            # @protocol write-out. Experts that write rows.out in place do so before the first combine.
             rows.out[: dispatched.total].copy_(expert_out[: dispatched.total])
         self.session.combine(dispatched, ticket.weights, out)

@@ -194,12 +194,12 @@ def _mailbox_bytes(p: ExchangeParameters) -> int:
 def _control_sizes(p: ExchangeParameters) -> tuple[int, int, int, int, int, int]:
     """Bytes of all regions but rows and out, in the order of `Regions`; each a multiple of a line."""
     return (
-        (1 + p.slots) * LINE_BYTES,
+        (1 + 2 * p.slots) * LINE_BYTES,
         p.ranks * LINE_BYTES,
         _round_up(2 * p.ranks * (1 + _count_units(p)) * UNIT_BYTES, LINE_BYTES),
         2 * p.ranks * _mailbox_bytes(p),
-        p.slots * p.ranks * LINE_BYTES,
-        p.slots * p.ranks * LINE_BYTES,
+        2 * p.slots * p.ranks * LINE_BYTES,
+        2 * p.slots * p.ranks * LINE_BYTES,
     )
 
 

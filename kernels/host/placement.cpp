@@ -1,0 +1,112 @@
+#include "placement.h"
+
+#include <bit>
+
+#include "checksum.h"
+#include "row_kernels.h"
+#include "segments.h"
+
+namespace ascend_moe {
+namespace {
+
+// Payloads of more bytes than this are stored past the caches (measured: docs/benchmarks.md).
+constexpr uint64_t streaming_bytes = 12 << 20;
+
+uint32_t destination_of(int64_t position) { return static_cast<uint32_t>(position >> 32); }
+uint64_t row_of(int64_t position) { return static_cast<uint64_t>(position & 0xffffffff); }
+
+// Fills call.positions in token order, so that every row's place is known before any is written.
+void assign_places(const Session &session, const ExchangeDispatch &call, const Routing &ids,
+                   std::vector<uint64_t> offsets) {
+    const ExchangeLayout &layout = session.layout();
+    const uint32_t local_experts = layout.experts / layout.ranks;
+    for (uint64_t index = 0; index < uint64_t{call.tokens} * layout.topk; ++index) {
+        const int64_t id = ids[index];
+        if (id < 0) {
+            call.positions[index] = -1;
+            continue;
+        }
+        const auto expert = static_cast<uint32_t>(id);
+        call.positions[index] = static_cast<int64_t>(uint64_t{expert / local_experts} << 32 | offsets[expert]++);
+    }
+}
+
+// What goes with a placed row: the scale of its int8 values, and its checksum.
+void place_beside(const Session &session, uint32_t slot, const int64_t *positions, const uint8_t *row, float scale) {
+    const ExchangeLayout &layout = session.layout();
+    for (uint64_t k = 0; k < layout.topk; ++k) {
+        if (positions[k] < 0)
+            continue;
+        const Window window = session.window(destination_of(positions[k]));
+        const uint64_t place = row_of(positions[k]);
+        // @protocol place-scale
+        if (layout.quantised)
+            window.scale(slot, place) = scale;
+        // @protocol place-check
+        if (layout.verify)
+            window.row_check(slot, place) = placed_checksum(session, row, scale, place);
+    }
+}
+
+void place_segment(const Session &session, const ExchangeDispatch &call, uint32_t begin, uint32_t end) {
+    const ExchangeLayout &layout = session.layout();
+    const RowKernels &kernels = row_kernels();
+    const bool streaming = uint64_t{call.tokens} * layout.topk * layout.row_bytes > streaming_bytes;
+    const auto scatter = streaming ? kernels.scatter_streaming : kernels.scatter;
+    std::vector<uint8_t *> places(layout.topk);
+    std::vector<int8_t> quantised(layout.quantised ? layout.hidden : 0);
+    for (uint64_t token = begin; token < end; ++token) {
+        const uint8_t *row = static_cast<const uint8_t *>(call.x) + token * call.x_stride;
+        const int64_t *positions = call.positions + token * layout.topk;
+        uint32_t count = 0;
+        for (uint64_t k = 0; k < layout.topk; ++k)
+            if (positions[k] >= 0)
+                places[count++] = session.window(destination_of(positions[k])).row(call.slot, row_of(positions[k]));
+        if (count == 0)
+            continue;
+        float scale = 0;
+        if (layout.quantised) {
+            scale = kernels.quantise[layout.element](row, layout.hidden, quantised.data());
+            row = reinterpret_cast<const uint8_t *>(quantised.data());
+        }
+        // @protocol place-row
+        scatter(places.data(), count, row, layout.row_bytes);
+        if (layout.quantised || layout.verify)
+            place_beside(session, call.slot, positions, row, scale);
+    }
+    // @protocol drain-rows. Streaming stores are not ordered by the release of push-arrive.
+    if (streaming)
+        kernels.drain();
+}
+
+} // namespace
+
+uint64_t placed_checksum(const Session &session, const uint8_t *row, float scale, uint64_t place) {
+    const uint64_t seed = place ^ uint64_t{std::bit_cast<uint32_t>(scale)} << 32;
+    return row_checksum(row, session.layout().row_bytes, session.epoch(), seed);
+}
+
+void place_rows(Session &session, const ExchangeDispatch &call, const Routing &ids,
+                const std::vector<uint64_t> &offsets) {
+    assign_places(session, call, ids, offsets);
+    run_segments(segment_bounds(session, call.positions, call.tokens),
+                 [&](uint32_t begin, uint32_t end) { place_segment(session, call, begin, end); });
+}
+
+} // namespace ascend_moe
+
+void exchange_cut_segments(const int64_t *positions, uint32_t tokens, uint32_t topk, uint32_t count, uint32_t *bounds) {
+    uint64_t total = 0;
+    for (uint64_t index = 0; index < uint64_t{tokens} * topk; ++index)
+        total += positions[index] >= 0;
+    uint64_t routed = 0;
+    uint32_t next = 0;
+    for (uint32_t token = 0; token < tokens; ++token) {
+        while (next < count && routed * count >= total * next)
+            bounds[next++] = token;
+        for (uint32_t k = 0; k < topk; ++k)
+            routed += positions[uint64_t{token} * topk + k] >= 0;
+    }
+    while (next <= count)
+        bounds[next++] = tokens;
+}
