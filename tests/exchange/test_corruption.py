@@ -76,8 +76,10 @@ def flip_in_results(rank: Rank) -> str:
 
 def test_a_flipped_bit_in_a_result_is_named_by_its_readers(fresh_pool):
     messages = fresh_pool(3).run(flip_in_results)
+    # Whoever finds it first names the row; the others may hear of it before they have looked.
+    assert any(message.startswith("row ") for message in messages), messages
     for rank in (0, CULPRIT):
-        assert f"from rank {HOT} is not what was written" in messages[rank], messages
+        assert f"rank {HOT}" in messages[rank], messages
 
 
 def watch_for_verification(rank: Rank, verify: dict[str, bool]) -> bool:

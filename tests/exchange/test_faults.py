@@ -165,9 +165,9 @@ def fail_between_dispatch_and_combine(rank: Rank) -> None:
             leave_by_an_exception(rank)
         return
     exchange = open_exchange("windows", rank, SCENARIO)
-    rows = exchange.dispatch(*SCENARIO.inputs(rank.size)[rank.rank])
+    # It may already be gone while this rank still waits for the third one's rows.
     with pytest.raises(PeerLost, match=f"rank {CULPRIT}"):
-        exchange.combine(rows.out.zero_(), rows)
+        call(exchange, "decode", rank)
     require_poisoned(exchange, rank)
 
 
