@@ -233,6 +233,8 @@ def _trace_path(directory: Path, rank: int) -> Path:
 def _serve(connection: Connection, rank: int, size: int, directory: Path) -> None:
     """The life of a rank: run programs until told to stop."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A suite that runs in the background of a shell has inherited that SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # What was forked is shared memory as long as nobody touches it: keep the garbage collector away from it.
     gc.freeze()
     torch.set_num_threads(1)
