@@ -103,15 +103,33 @@ class ChunkCounts(NamedTuple):
     detail: int
 
 
-@cache
+_chosen_library: str | None = None
+
+
+def use_library(path: str | None) -> None:
+    """Makes sessions that this process opens from now on use the kernels in another library with the same C ABI, such
+    as one under test; None goes back to the package's own."""
+    global _chosen_library
+    _chosen_library = path
+
+
 def _library() -> ctypes.CDLL:
+    return _load(_chosen_library or _own_library())
+
+
+def _own_library() -> str:
     found = importlib.util.find_spec(_LIBRARY)
     if found is None or found.origin is None:
         raise Unsupported(
             "the native kernels are not built; install the package with `pip install -e .` (or `make venv`)"
         )
+    return found.origin
+
+
+@cache
+def _load(path: str) -> ctypes.CDLL:
     # PyDLL: the kernels release the interpreter themselves, and raise what a signal handler raised during a wait.
-    library = ctypes.PyDLL(found.origin)
+    library = ctypes.PyDLL(path)
     library.exchange_abi_version.restype = _u32
     version = library.exchange_abi_version()
     if version != ABI_VERSION:
