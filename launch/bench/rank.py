@@ -133,9 +133,9 @@ def _communicator() -> Any:
 def _raise_together(variant: str, problem: str | None, ranks: Ranks) -> None:
     problems: list[str | None] = [None] * dist.get_world_size(ranks.group)
     dist.all_gather_object(problems, problem, group=ranks.group)
-    for found in problems:
-        if found is not None:
-            raise CaseFailed(f"{variant}: {found}")
+    found = [text for text in problems if text is not None]
+    if found:
+        raise CaseFailed(f"{variant}: {'; '.join(found)}")
 
 
 def _leave(code: int) -> NoReturn:

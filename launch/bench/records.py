@@ -44,8 +44,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     absent: str | None = None
 
     def __post_init__(self) -> None:
-        times = (self.median_us, self.p10_us, self.p90_us)
-        if (self.absent is None) == (None in times) or (self.absent is None) != (self.iterations > 0):
+        times = [value for value in (self.median_us, self.p10_us, self.p90_us) if value is not None]
+        expected = 3 if self.absent is None else 0
+        if len(times) != expected or (self.iterations > 0) != (expected > 0):
             raise ValueError("a record has either times or a reason why it is absent")
 
     @property

@@ -1,0 +1,77 @@
+"""Records say what was measured, survive the way through a file, and never drop a variant silently."""
+
+from pathlib import Path
+
+import pytest
+
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.launch.bench.records import cases_of, find, read_records, write_records
+from sglang_ascend_moe.launch.bench.tables import absences, markdown_ratios, markdown_times, ratios, text_report
+
+from .shapes import SMALL, absent, case, records
+
+LONGER = case(tokens=14)
+RUN = [
+    *records({"relay-free": (10, 20), "relay": (40, 60)}),
+    *absent("mpi", "mpirun was not found"),
+    *records({"relay-free": (10, 20), "relay": (90, 60)}, LONGER),
+    *records({"mpi": (30, 30)}, LONGER),
+]
+
+
+def test_records_come_back_from_a_file_as_they_were(tmp_path: Path):
+    write_records(tmp_path / "run.json", RUN)
+    assert read_records(tmp_path / "run.json") == RUN
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[", "{}", '[{"op": "dispatch"}]', '[{"op": "fetch"}]'],
+    ids=["not json", "no list", "fields missing", "unknown op"],
+)
+def test_a_file_that_is_no_run_is_refused_by_its_name(tmp_path: Path, text: str):
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=r"run\.json"):
+        read_records(path)
+
+
+def test_a_record_has_either_times_or_a_reason():
+    (record, _) = absent("mpi", "no mpirun")
+    values = {name: getattr(record, name) for name in record.__struct_fields__}
+    with pytest.raises(ValueError, match="either times or a reason"):
+        type(record)(**values | {"absent": None})
+    with pytest.raises(ValueError, match="either times or a reason"):
+        type(record)(**values | {"median_us": 1.0})
+
+
+def test_cases_are_found_in_the_order_of_the_run():
+    assert cases_of(RUN) == [SMALL, LONGER]
+    assert find(RUN, LONGER, "dispatch", "mpi").median_us == 30
+    assert find(RUN, LONGER, "dispatch", "memcpy") is None
+
+
+def test_ratios_are_geometric_means_over_the_cases_that_both_have():
+    found = {(mean.op, mean.variant): (mean.ratio, mean.cases) for mean in ratios(RUN)}
+    assert found == {
+        ("dispatch", "relay"): (pytest.approx(6), 2),
+        ("combine", "relay"): (pytest.approx(3), 2),
+        ("dispatch", "mpi"): (pytest.approx(3), 1),
+        ("combine", "mpi"): (pytest.approx(1.5), 1),
+    }
+
+
+def test_what_was_not_measured_is_said_with_its_reason():
+    assert absences(RUN) == ["mpi in 1 of 2 cases: mpirun was not found"]
+    assert "not measured: mpi in 1 of 2 cases: mpirun was not found" in text_report(RUN)
+
+
+def test_text_report_shows_every_median_and_ratio():
+    report = text_report(RUN)
+    for shown in ("40.0", "4.00x", "90.0", "9.00x", "6.00x", "3.00x"):
+        assert shown in report
+
+
+def test_markdown_shows_a_variant_that_is_absent_as_a_gap():
+    assert "| 48 | bf16 | 7 | 10 | 40 | - |" in markdown_times(RUN)
+    assert "| dispatch | 6.00 | 3.00 |" in markdown_ratios(RUN)

@@ -1,0 +1,47 @@
+"""Times become medians without losing the slowest rank or the spread."""
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_ascend_moe.launch.bench.statistics import geometric_mean, quantile, slowest_rank, spread
+
+
+def test_an_iteration_takes_as_long_as_its_slowest_rank():
+    assert slowest_rank([[1, 5, 3], [4, 2, 3], [0, 0, 9]]) == [4, 5, 9]
+
+
+def test_ranks_with_different_numbers_of_iterations_are_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        slowest_rank([[1, 2], [1]])
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "expected"),
+    [
+        ([7000], (7, 7, 7)),
+        ([1000, 3000], (2, 1.2, 2.8)),
+        ([5000, 1000, 3000], (3, 1.4, 4.6)),
+        ([n * 1000 for n in range(11)], (5, 1, 9)),
+    ],
+    ids=["one", "two", "unordered", "eleven"],
+)
+def test_spread_is_median_and_deciles_in_microseconds(nanoseconds: list[int], expected: tuple[float, ...]):
+    assert spread(nanoseconds) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=50))
+def test_median_is_that_of_the_standard_library(values: list[int]):
+    assert quantile(sorted(values), 0.5) == pytest.approx(statistics.median(values))
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=50), st.floats(0, 1))
+def test_a_quantile_lies_between_the_extremes(values: list[int], part: float):
+    assert min(values) <= quantile(sorted(values), part) <= max(values)
+
+
+def test_geometric_mean_of_a_ratio_and_its_inverse_is_one():
+    assert geometric_mean([4, 0.25]) == pytest.approx(1)
+    assert geometric_mean([2, 8]) == pytest.approx(4)
