@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -252,7 +253,7 @@ def _size(text: str) -> int:
 def _with_flags(message: str) -> str:
     """Names of the exchange's parameters as the flags that set them."""
     for parameter, flag in _FLAGS.items():
-        message = message.replace(f"{parameter}=", f"{flag} ")
+        message = re.sub(rf"\b{parameter}=", f"{flag} ", message)
     return message
 
 

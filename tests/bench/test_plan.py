@@ -1,0 +1,203 @@
+"""`ascend-moe plan` tells the bytes that are then mapped, for the model that is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.launch import main as command
+from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.moe_config import MoeShape, read_moe_shape
+from sglang_ascend_moe.launch.peer_memory import deepep_bytes, sgl_kernel_npu_bytes, sgl_kernel_npu_documented_bytes
+from sglang_ascend_moe.launch.plan import MemoryPlan
+from tests.exchange.pool import Rank
+from tests.exchange.process_state import mappings
+
+CONFIGS = {
+    "Qwen3Moe": (
+        {"hidden_size": 4096, "num_experts": 128, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
+        (4096, 128, 8, "bfloat16"),
+    ),
+    "DeepseekV3": (
+        {"hidden_size": 7168, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8},
+        (7168, 256, 8, None),
+    ),
+    "Mixtral": (
+        {"hidden_size": 4096, "num_local_experts": 8, "num_experts_per_tok": 2, "torch_dtype": "bfloat16"},
+        (4096, 8, 2, "bfloat16"),
+    ),
+    "GptOss": (
+        {"hidden_size": 2880, "num_local_experts": 32, "num_experts_per_tok": 4, "experts_per_token": 4},
+        (2880, 32, 4, None),
+    ),
+    "Llama4": (
+        {
+            "dtype": "bfloat16",
+            "text_config": {"hidden_size": 5120, "num_local_experts": 16, "num_experts_per_tok": 1},
+            "vision_config": {"hidden_size": 1408},
+        },
+        (5120, 16, 1, "bfloat16"),
+    ),
+    "Ernie4_5_Moe": ({"hidden_size": 2560, "moe_num_experts": 64, "moe_k": 6}, (2560, 64, 6, None)),
+    "HunYuanMoE": ({"hidden_size": 4096, "num_experts": [64] * 3, "moe_topk": [8, 8, 8]}, (4096, 64, 8, None)),
+    "Dbrx": ({"d_model": 6144, "ffn_config": {"moe_num_experts": 16, "moe_top_k": 4}}, (6144, 16, 4, None)),
+    "LongcatFlash": ({"hidden_size": 6144, "n_routed_experts": 512, "moe_topk": 12}, (6144, 512, 12, None)),
+    "dense": ({"hidden_size": 4096, "num_attention_heads": 32}, (4096, None, None, None)),
+}
+SHAPE = ["--hidden", "64", "--experts", "8", "--topk", "3", "--ranks", "2"]
+
+
+def plan(*arguments: str) -> int:
+    return command.main(["plan", "memory", *arguments])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("as_folder", [True, False], ids=["folder", "file"])
+def test_a_config_of_each_family_is_read(tmp_path: Path, family: str, as_folder: bool):
+    config, expected = CONFIGS[family]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"architectures": [family]} | config))
+    assert read_moe_shape(tmp_path if as_folder else path) == MoeShape(family, *expected)
+
+
+PLANS = {
+    "one round": ["--max-tokens", "20"],
+    "given window": ["--max-tokens", "500", "--decode-tokens", "10", "--window-bytes", "64KiB"],
+    "int8": ["--max-tokens", "20", "--quant", "int8"],
+    "two slots": ["--max-tokens", "20", "--slots", "2"],
+    "checksums": ["--max-tokens", "20", "--verify"],
+    "prefill": ["--max-tokens", "1000", "--role", "prefill", "--window-bytes", "100KiB"],
+    "decode": ["--max-tokens", "9", "--role", "decode", "--dtype", "float32"],
+}
+
+
+def mapped_bytes(rank: Rank, arguments: dict) -> tuple[dict, list[int]]:
+    """What an exchange says that it maps, and the sizes of the memory that this process shares once it is open."""
+    import torch
+
+    keywords = {name: value for name, value in arguments.items() if name != "ranks"}
+    before = mappings()
+    with Exchange.create(rank.group, **keywords | {"dtype": getattr(torch, arguments["dtype"])}) as exchange:
+        sizes = [mapping.bytes for mapping in (mappings() - before).elements()]
+        return msgspec.structs.asdict(exchange.window), sizes
+
+
+@pytest.mark.parametrize("arguments", PLANS.values(), ids=PLANS)
+def test_what_is_planned_is_what_is_mapped(make_pool, capsys: pytest.CaptureFixture[str], arguments: list[str]):
+    assert plan(*SHAPE, *arguments, "--json") == OK
+    planned = msgspec.json.decode(capsys.readouterr().out, type=MemoryPlan)
+    for window, sizes in make_pool(2).run(mapped_bytes, msgspec.structs.asdict(planned.parameters)):
+        assert window == msgspec.structs.asdict(planned.memory)
+        # The own window and that of the other rank.
+        assert sizes == [planned.memory.total] * 2
+
+
+def test_text_shows_every_region_and_the_total(capsys: pytest.CaptureFixture[str]):
+    assert plan(*SHAPE, "--max-tokens", "20", "--json") == OK
+    memory = msgspec.json.decode(capsys.readouterr().out, type=MemoryPlan).memory
+    assert plan(*SHAPE, "--max-tokens", "20") == OK
+    shown = capsys.readouterr().out
+    sizes = msgspec.structs.asdict(memory.regions)
+    for name, size in {**sizes, "window of a rank": memory.total, "of all ranks": 2 * memory.total}.items():
+        assert size == 0 or any(line.startswith(name) and f" {size:,}" in line for line in shown.splitlines()), name
+
+
+def test_a_decode_step_that_does_not_fit_is_a_failed_check_with_the_remedy(capsys: pytest.CaptureFixture[str]):
+    small = [*SHAPE, "--max-tokens", "500", "--window-bytes", "64KiB"]
+    assert plan(*small, "--decode-tokens", "100") == CHECK_FAILED
+    error = capsys.readouterr().err
+    assert "--window-bytes 65536" in error
+    assert "--decode-tokens" in error
+    needed = error.split("Raise it to ")[1].split(",")[0]
+    assert plan(*SHAPE, "--max-tokens", "500", "--window-bytes", needed, "--decode-tokens", "100") == OK
+    fitting = error.rstrip().rsplit(" ", 1)[1]
+    assert plan(*small, "--decode-tokens", fitting) == OK
+
+
+def test_rounds_of_a_prefill_chunk_are_told(capsys: pytest.CaptureFixture[str]):
+    assert plan(*SHAPE, *PLANS["prefill"], "--json") == OK
+    planned = msgspec.json.decode(capsys.readouterr().out, type=MemoryPlan)
+    capacity = planned.memory.capacity_rows
+    # Top 3 of 4 local experts: a token sends at most 3 rows to a rank, so 6 rows of a round belong to a pair of tokens.
+    assert planned.rounds_worst == -(-1000 // (capacity // 6))
+    assert planned.rounds_even == -(-1000 * 3 // capacity)
+    assert 1 < planned.rounds_even < planned.rounds_worst
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--max-tokens", "20", "--frobnicate"], "--frobnicate"),
+        ([], "--max-tokens"),
+        (["--max-tokens", "many"], "--max-tokens"),
+        (["--max-tokens", "20", "--ranks", "3"], "--experts"),
+        (["--max-tokens", "20", "--hidden", "100"], "--hidden"),
+        (["--max-tokens", "20", "--topk", "9"], "--topk"),
+        (["--max-tokens", "20", "--slots", "65"], "--slots"),
+        (["--max-tokens", "20", "--role", "teacher"], "--role"),
+        (["--max-tokens", "20", "--quant", "fp8"], "--quant"),
+        (["--max-tokens", "20", "--dtype", "fp8"], "--dtype"),
+        (["--max-tokens", "20", "--window-bytes", "lots"], "--window-bytes"),
+        (["--max-tokens", "20", "--role", "decode", "--decode-tokens", "5"], "--decode-tokens"),
+        (["--max-tokens", "20", "--decode-tokens", "21"], "--decode-tokens"),
+        (["--max-tokens", "20", "--model", "no/such/model"], "--model"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_flag_is_named_and_ends_with_exit_code_2(
+    arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]
+):
+    try:
+        code = plan(*SHAPE, *arguments)
+    except SystemExit as ended:  # how argparse refuses
+        code = ended.code
+    assert code == WRONG_USAGE
+    assert flag in capsys.readouterr().err
+
+
+def test_a_window_that_cannot_hold_one_token_is_a_failed_check(capsys: pytest.CaptureFixture[str]):
+    assert plan(*SHAPE, "--max-tokens", "20", "--window-bytes", "4096") == CHECK_FAILED
+    assert "--window-bytes 4096" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["experts", "topk", "hidden"])
+def test_what_a_config_does_not_say_is_asked_for_by_its_flag(
+    tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]
+):
+    config = {"hidden": ("hidden_size", 64), "experts": ("num_experts", 16), "topk": ("num_experts_per_tok", 3)}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dict(value for name, value in config.items() if name != missing)))
+    assert plan("--model", str(path), "--ranks", "2", "--max-tokens", "20") == WRONG_USAGE
+    assert f"--{missing} is missing" in capsys.readouterr().err
+    assert plan("--model", str(path), "--ranks", "2", "--max-tokens", "20", f"--{missing}", "16") == OK
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]"], ids=["not json", "no object"])
+def test_a_file_that_is_no_config_is_wrong_usage(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert plan("--model", str(path), "--ranks", "2", "--max-tokens", "20") == WRONG_USAGE
+    assert "--model" in capsys.readouterr().err
+
+
+def test_other_libraries_ask_for_what_their_formulas_say():
+    # 128 tokens of DeepSeek-V3: two send and two receive buffers of 256 * 128 rows, and two of signals.
+    dispatch, combine = 16 + 7168 * 2, 56 * 4 + 7168 * 2
+    assert combine > dispatch
+    assert deepep_bytes(8, 256, 7168, 128) == 2 * (2 * 256 * 128 * combine + 1024) + 128
+    assert sgl_kernel_npu_bytes(8, 256, 7168, 128, 8) == 2 * (128 * 14848 * 8 * 32 + 128 * 14336 * 8)
+    assert sgl_kernel_npu_documented_bytes(8, 256, 7168, 128, 8) == 2 * (128 * 8 * 8 * 14336 + 2097152)
+
+
+def test_comparison_has_a_row_for_each_model_and_number_of_ranks(capsys: pytest.CaptureFixture[str]):
+    assert command.main(["plan", "compare", "--max-tokens", "64", "--ep", "8,16"]) == OK
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| DeepSeek-V3", "8"], ["| DeepSeek-V3", "16"], ["| Qwen3-235B-A22B", "8"], ["| Qwen3-235B-A22B", "16"],
+    ]  # fmt: skip
+    ours = Exchange.memory(ranks=8, num_experts=256, hidden=7168, max_tokens=64, topk=8, distinct_topk=True).total
+    assert rows[0].split(" | ")[2] == f"{ours / 2**20:,.0f}"
