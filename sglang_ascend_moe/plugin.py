@@ -2,7 +2,7 @@
 
 from sglang_ascend_moe import arguments, hooks, layer
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
-from sglang_ascend_moe.platforms import host_fixes
+from sglang_ascend_moe.platforms import host_fixes, shared_memory_names
 
 SRT = "sglang.srt"
 
@@ -138,6 +138,38 @@ TABLE: tuple[Hook, ...] = (
         Kind.REPLACE,
         host_fixes.copy_rows,
         "for an out-of-tree platform SGLang copies the rows of data-parallel attention with a Triton kernel",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.distributed.device_communicators.shm_broadcast.MessageQueue.create_from_process_group",
+        Kind.AFTER,
+        shared_memory_names.unname_queue,
+        "25 MB in /dev/shm would stay behind every server, because SGLang ends its processes with SIGKILL",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.managers.data_parallel_controller.DataParallelController.__init__",
+        Kind.AFTER,
+        shared_memory_names.map_load_reports,
+        "the controller has to map the load reports before their name in /dev/shm goes",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.entrypoints.engine.Engine._set_startup_time",
+        Kind.AFTER,
+        shared_memory_names.unname_load_reports,
+        "the file of the load reports in /dev/shm would stay behind every server",
+        Where.HOST,
+        Process.LAUNCHER,
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.configure_scheduler_process",
+        Kind.BEFORE,
+        shared_memory_names.share_no_progress_bars,
+        "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
         Where.HOST,
         Process.WORKER,
     ),
