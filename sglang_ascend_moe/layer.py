@@ -3,6 +3,7 @@
 One exchange per shape of layer and per process, shared by all layers of that shape: layers run one after the other.
 """
 
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from sglang_ascend_moe.options import READY_KEY, Options, options_of
 from sglang_ascend_moe.schedules.collective import CollectiveExchange
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.sizing import SchedulerLimits, check_window, tokens_per_rank
+
+logger = logging.getLogger(__name__)
 
 
 class LayerShape(NamedTuple):
@@ -82,8 +85,11 @@ def _open(
         "timeout_s": options.timeout_s,
     }
     # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
-    group = torch.distributed.new_group(ranks, backend="gloo", timeout=timedelta(seconds=options.timeout_s))
-    if options.schedule == "collective":
+    # For an exchange it serves bring-up only, when ranks may be as far apart as loading weights lets them be.
+    collective = options.schedule == "collective"
+    timeout = timedelta(seconds=options.timeout_s) if collective else None
+    group = torch.distributed.new_group(ranks, backend="gloo", timeout=timeout)
+    if collective:
         return CollectiveExchange.create(group, **settings)
     settings["verify"] = options.verify
     settings["quant"] = None if options.quant == "none" else options.quant
@@ -92,7 +98,16 @@ def _open(
         return Exchange.memory(ranks=len(ranks), **{**settings, "max_tokens": tokens}).total
 
     check_window(options, limits, bytes_for)
-    return Exchange.create(group, window_bytes=options.window_bytes, post_mortem=options.post_mortem, **settings)
+    exchange = Exchange.create(group, window_bytes=options.window_bytes, post_mortem=options.post_mortem, **settings)
+    logger.info(
+        "Exchange is open: %d ranks, schedule %s, at most %d tokens per rank, window of %d bytes for %s",
+        len(ranks),
+        options.schedule,
+        settings["max_tokens"],
+        exchange.window.total,
+        shape,
+    )
+    return exchange
 
 
 def scheduler_limits(model_runner: Any) -> SchedulerLimits:
@@ -196,4 +211,5 @@ def report_ready(info: dict[str, Any], _scheduler: Any) -> None:
 
 def report_all_ready(info: dict[str, Any], controller: Any) -> None:
     """After `DataParallelController.get_init_info`: what all schedulers behind the controller said."""
-    info[READY_KEY] = all(item.get(READY_KEY, False) for item in controller._scheduler_init_infos)
+    infos = controller._scheduler_init_infos
+    info[READY_KEY] = bool(infos) and all(item.get(READY_KEY) for item in infos)

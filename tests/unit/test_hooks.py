@@ -198,6 +198,20 @@ def test_a_worker_without_an_open_exchange_stops_the_launcher(monkeypatch: pytes
         arguments.require_ready_workers([{READY_KEY: True}, {READY_KEY: False}, {}])
 
 
+@pytest.mark.parametrize(
+    ("said", "ready"),
+    [([True, True], True), ([True, False], False), ([True, None], False), ([], False)],
+    ids=["all open", "one closed", "one silent", "none heard"],
+)
+def test_the_controller_passes_on_that_all_of_its_workers_are_ready(said: list[bool | None], ready: bool):
+    from sglang_ascend_moe import layer
+
+    infos = [{} if value is None else {READY_KEY: value} for value in said]
+    info = {"status": "ready"}
+    layer.report_all_ready(info, argparse.Namespace(_scheduler_init_infos=infos))
+    assert info == {"status": "ready", READY_KEY: ready}
+
+
 SETTINGS = {
     "--speculative-algorithm": {"speculative_algorithm": "NGRAM"},
     "--enable-two-batch-overlap": {"enable_two_batch_overlap": True},
