@@ -1,0 +1,84 @@
+// What a kernel receives, in global memory at a fixed address, and what it leaves there. No NPU has run these kernels.
+//
+// A captured launch replays with the same arguments for ever: epochs and slots are therefore not in here but in the
+// window, where the kernels advance them.
+#pragma once
+
+#include <stdint.h>
+
+#include "exchange.h"
+
+namespace ascend_kernels {
+
+struct KernelArguments {
+    ExchangeLayout layout;
+    uint64_t windows;        // [ranks] addresses of the windows as this device sees them
+    uint64_t workspace;      // of WorkspaceBytes(layout, cores)
+    uint64_t timeout_cycles; // of each wait
+    uint32_t rank;
+    uint32_t reserved;
+};
+
+struct DispatchArguments {
+    KernelArguments common;
+    uint64_t x;         // [tokens] rows of hidden elements
+    uint64_t x_stride;  // bytes from row to row
+    uint64_t ids;       // [tokens, topk] int32 or int64; -1 = not routed
+    uint64_t positions; // out [tokens, topk] int64: destination rank << 32 | row, or -1
+    uint64_t counts;    // out [local experts] int64: rows of each in this rank's window
+    uint64_t matrix;    // out [ranks, experts] uint32: counts of every source
+    uint32_t ids_bytes; // 4 or 8
+    uint32_t tokens;
+    uint32_t kind;      // ExchangeKind
+    uint32_t part;      // ExchangePart
+    uint32_t continues; // 1: stays in the slot of the dispatch before
+    uint32_t reserved;
+};
+
+struct CombineArguments {
+    KernelArguments common;
+    uint64_t positions; // [tokens, topk] int64 as dispatch left them
+    uint64_t weights;   // [tokens, topk] float
+    uint64_t out;       // [tokens] rows of hidden elements
+    uint64_t out_stride;
+    uint32_t tokens;
+    uint32_t slot;
+    uint32_t part;
+    uint32_t only_meet; // 1: the rendezvous before a second combine, no sums
+};
+
+// How a kernel, or a core's part of one, ended: an ExchangeFault, and what dispatch found out. A line of its own each.
+struct Verdict {
+    uint32_t result; // ExchangeResult
+    uint32_t culprit;
+    uint32_t step;
+    uint32_t cause;
+    uint64_t epoch;
+    int64_t detail;
+    uint64_t total;
+    uint32_t slot;
+    uint32_t reserved[5];
+};
+static_assert(sizeof(Verdict) == EXCHANGE_LINE_BYTES, "a verdict fills a line");
+
+// The workspace: the kernel's verdict, one verdict per core and stage, one histogram per core.
+constexpr uint32_t verdict_stages = 2;
+
+inline uint64_t VerdictOffset(uint32_t stage, uint32_t core, uint32_t cores) {
+    return (1 + uint64_t(stage) * cores + core) * EXCHANGE_LINE_BYTES;
+}
+
+inline uint64_t HistogramBytes(const ExchangeLayout &layout) {
+    const uint64_t bytes = uint64_t(layout.experts) * sizeof(int32_t);
+    return (bytes + EXCHANGE_LINE_BYTES - 1) / EXCHANGE_LINE_BYTES * EXCHANGE_LINE_BYTES;
+}
+
+inline uint64_t HistogramOffset(const ExchangeLayout &layout, uint32_t core, uint32_t cores) {
+    return VerdictOffset(verdict_stages, 0, cores) + core * HistogramBytes(layout);
+}
+
+inline uint64_t WorkspaceBytes(const ExchangeLayout &layout, uint32_t cores) {
+    return HistogramOffset(layout, cores, cores);
+}
+
+} // namespace ascend_kernels

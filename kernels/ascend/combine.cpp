@@ -1,0 +1,175 @@
+// Combine for A2 and A3 (dav-2201): done, reduce. No NPU has run this kernel; it was executed on host_model only.
+#include "control.h"
+#include "kernels.h"
+
+namespace ascend_kernels {
+namespace {
+
+constexpr uint32_t sum_tile = 4096; // elements
+constexpr uint32_t sum_unit = 16;   // elements; what cores divide, so that they all move the same bytes
+constexpr uint32_t terms_in_piece = 1024;
+
+class Combine {
+  public:
+    __aicore__ inline void Run(GM_ADDR address) {
+        LoadArguments(arguments_, address);
+        control_.Init(pipe_, arguments_.common);
+        const ExchangeLayout &layout = control_.layout();
+        part_ = {arguments_.slot, arguments_.part};
+        topk_ = layout.topk;
+        hidden_ = layout.hidden;
+        tokens_in_piece_ = terms_in_piece > topk_ ? terms_in_piece / topk_ : 1;
+        const uint32_t tile = Least(hidden_, sum_tile);
+        pipe_.InitBuffer(positions_, tokens_in_piece_ * topk_ * sizeof(int64_t));
+        pipe_.InitBuffer(weights_, tokens_in_piece_ * topk_ * sizeof(float));
+        pipe_.InitBuffer(loads_, 2, tile * ElementBytes());
+        pipe_.InitBuffer(stores_, 2, tile * ElementBytes());
+        pipe_.InitBuffer(products_, tile * sizeof(float));
+        pipe_.InitBuffer(sums_, tile * sizeof(float));
+
+        const Verdict verdict = Meet();
+        if (verdict.result == EXCHANGE_OK && arguments_.only_meet == 0)
+            Reduce();
+        if (control_.core() == 0)
+            control_.Conclude(verdict);
+    }
+
+  private:
+    // One core tells every rank that this one's expert outputs are there and waits for those of all; the others follow.
+    __aicore__ inline Verdict Meet() {
+        uint64_t rendezvous;
+        control_.step = EXCHANGE_STEP_DONE;
+        control_.LoadPair(control_.PartState(part_), control_.epoch, rendezvous);
+        if (control_.core() == 0)
+            control_.StoreVerdict(VerdictOffset(0, 0, control_.cores()), PushAndWait(rendezvous + 1));
+        // The verdict is there before another core loads it; all have loaded the slot's state before it changes.
+        PipeBarrier<PIPE_ALL>();
+        SyncAll<true>();
+        if (control_.core() == 0)
+            control_.StorePair(control_.PartState(part_), control_.epoch, rendezvous + 1);
+        return control_.LoadVerdict(VerdictOffset(0, 0, control_.cores()));
+    }
+    __aicore__ inline Verdict PushAndWait(uint64_t rendezvous) {
+        const ExchangeLayout &layout = control_.layout();
+        if (const Verdict refused = control_.RefusePoisoned(); refused.result != EXCHANGE_OK)
+            return refused;
+        const uint64_t epoch = control_.epoch;
+        const uint64_t word = SequenceWord(epoch, rendezvous);
+        const uint64_t lines = layout.done + part_.Lines(layout.ranks);
+        // @protocol push-done. The experts' kernels, and this rank's earlier reads, ended before this launch began.
+        control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, word);
+        // @protocol wait-done. A peer may be one rendezvous ahead.
+        return control_.WaitForWords(lines, [word, epoch](uint64_t seen) {
+            return EpochOf(seen) > epoch ? Seen::impossible : seen >= word ? Seen::ready : Seen::pending;
+        });
+    }
+
+    // Sums up this core's share of all tokens' elements, which may begin and end within a token.
+    __aicore__ inline void Reduce() {
+        control_.step = EXCHANGE_STEP_REDUCE;
+        const uint64_t units_of_token = hidden_ / sum_unit;
+        const Share share = ShareOf(arguments_.tokens * units_of_token);
+        uint64_t piece_end = 0, piece_begin = 0;
+        for (uint64_t unit = share.begin; unit < share.end;) {
+            const uint64_t token = unit / units_of_token;
+            if (token >= piece_end) {
+                piece_begin = token;
+                piece_end = Least(token + tokens_in_piece_, (share.end + units_of_token - 1) / units_of_token);
+                LoadTerms(piece_begin, piece_end);
+            }
+            const uint64_t end = Least(share.end, (token + 1) * units_of_token);
+            const auto begin_column = static_cast<uint32_t>((unit - token * units_of_token) * sum_unit);
+            const auto end_column = static_cast<uint32_t>((end - token * units_of_token) * sum_unit);
+            for (uint32_t column = begin_column; column < end_column; column += sum_tile)
+                SumTile(token, static_cast<uint32_t>(token - piece_begin) * topk_, column,
+                        Least(end_column - column, sum_tile));
+            unit = end;
+        }
+    }
+    __aicore__ inline void LoadTerms(uint64_t begin, uint64_t end) {
+        const auto count = static_cast<uint32_t>(end - begin) * topk_;
+        Order<HardEvent::S_MTE2>();
+        Load(positions_.Get<int64_t>(), Global<int64_t>(arguments_.positions + begin * topk_ * sizeof(int64_t)), count);
+        Load(weights_.Get<float>(), Global<float>(arguments_.weights + begin * topk_ * sizeof(float)), count);
+        Order<HardEvent::MTE2_S>();
+    }
+
+    __aicore__ inline void SumTile(uint64_t token, uint32_t first_term, uint32_t column, uint32_t count) {
+        const uint32_t element = control_.layout().element;
+        if (element == EXCHANGE_BF16)
+            SumElements<bfloat16_t>(token, first_term, column, count);
+        else if (element == EXCHANGE_FP16)
+            SumElements<half>(token, first_term, column, count);
+        else
+            SumElements<float>(token, first_term, column, count);
+    }
+    // sum = sum + weight * value in k order from zero, in fp32, product and sum rounded each, rounded once at the end.
+    template <class Element>
+    __aicore__ inline void SumElements(uint64_t token, uint32_t first_term, uint32_t column, uint32_t count) {
+        const auto elements = static_cast<int32_t>(count);
+        const auto sums = sums_.Get<float>(), products = products_.Get<float>();
+        PipeBarrier<PIPE_V>();
+        Duplicate(sums, 0.0f, elements);
+        for (uint32_t term = first_term; term < first_term + topk_; ++term) {
+            const int64_t position = positions_.Get<int64_t>().GetValue(term);
+            if (position < 0)
+                continue;
+            const float weight = weights_.Get<float>().GetValue(term);
+            auto row = loads_.template AllocTensor<Element>();
+            // @protocol read-out
+            Load(row, Global<Element>(Result(position) + column * sizeof(Element)), count);
+            loads_.EnQue(row);
+            row = loads_.template DeQue<Element>();
+            PipeBarrier<PIPE_V>();
+            if constexpr (sizeof(Element) == sizeof(float)) {
+                Muls(products, row, weight, elements);
+            } else {
+                Cast(products, row, RoundMode::CAST_NONE, count);
+                PipeBarrier<PIPE_V>();
+                Muls(products, products, weight, elements);
+            }
+            loads_.FreeTensor(row);
+            PipeBarrier<PIPE_V>();
+            Add(sums, sums, products, elements);
+        }
+        PipeBarrier<PIPE_V>();
+        auto result = stores_.template AllocTensor<Element>();
+        if constexpr (sizeof(Element) == sizeof(float))
+            Muls(result, sums, 1.0f, elements);
+        else
+            Cast(result, sums, RoundMode::CAST_RINT, count);
+        stores_.EnQue(result);
+        result = stores_.template DeQue<Element>();
+        Store(Global<Element>(arguments_.out + token * arguments_.out_stride + column * sizeof(Element)), result,
+              count);
+        stores_.FreeTensor(result);
+    }
+
+    __aicore__ inline uint32_t ElementBytes() const {
+        return static_cast<uint32_t>(control_.layout().out_row_bytes / hidden_);
+    }
+    __aicore__ inline uint64_t Result(int64_t position) const {
+        const ExchangeLayout &layout = control_.layout();
+        const uint64_t row = arguments_.slot * layout.capacity + static_cast<uint64_t>(position & 0xffffffff);
+        return control_.Window(static_cast<uint32_t>(position >> 32)) + layout.out + row * layout.out_row_bytes;
+    }
+
+    TPipe pipe_;
+    CombineArguments arguments_;
+    Control control_;
+    Part part_ = {};
+    uint32_t topk_ = 1;
+    uint32_t hidden_ = 0;
+    uint32_t tokens_in_piece_ = 1;
+    TQue<TPosition::VECIN, 1> loads_;
+    TQue<TPosition::VECOUT, 1> stores_;
+    TBuf<TPosition::VECCALC> positions_, weights_, products_, sums_;
+};
+
+} // namespace
+} // namespace ascend_kernels
+
+extern "C" __global__ __aicore__ void moe_combine(GM_ADDR arguments) {
+    ascend_kernels::Combine combine;
+    combine.Run(arguments);
+}

@@ -1,0 +1,209 @@
+// Words, verdicts and waits: what a kernel does besides moving rows. Everything goes through DMA and the unified
+// buffer, so that no scalar cache can hold a stale word.
+#pragma once
+
+#include "order.h"
+#include "words.h"
+
+namespace ascend_kernels {
+
+constexpr uint32_t unit_words = EXCHANGE_UNIT_BYTES / sizeof(uint64_t);
+constexpr uint32_t line_words = EXCHANGE_LINE_BYTES / sizeof(uint64_t);
+
+enum class Seen { pending, ready, impossible };
+
+class Control {
+  public:
+    __aicore__ inline void Init(TPipe &pipe, const KernelArguments &arguments) {
+        arguments_ = &arguments;
+        core_ = static_cast<uint32_t>(GetBlockIdx());
+        cores_ = static_cast<uint32_t>(GetBlockNum());
+        windows_ = Global<uint64_t>(arguments.windows);
+        pipe.InitBuffer(unit_, EXCHANGE_LINE_BYTES);
+        pipe.InitBuffer(words_, ranks() * EXCHANGE_UNIT_BYTES);
+        pipe.InitBuffer(statuses_, ranks() * EXCHANGE_UNIT_BYTES);
+    }
+
+    __aicore__ inline const ExchangeLayout &layout() const { return arguments_->layout; }
+    __aicore__ inline uint32_t ranks() const { return arguments_->layout.ranks; }
+    __aicore__ inline uint32_t rank() const { return arguments_->rank; }
+    __aicore__ inline uint32_t core() const { return core_; }
+    __aicore__ inline uint32_t cores() const { return cores_; }
+    // The table of windows does not change while a kernel runs: the scalar cache may hold it.
+    __aicore__ inline uint64_t Window(uint32_t rank) const { return windows_.GetValue(rank); }
+    __aicore__ inline uint64_t Own(uint64_t offset) const { return Window(rank()) + offset; }
+    __aicore__ inline uint64_t PartState(Part part) const {
+        return Own(layout().state + (1 + part.Index()) * EXCHANGE_LINE_BYTES);
+    }
+
+    // The first two words at `address`, for lines that no other rank writes.
+    __aicore__ inline void LoadPair(uint64_t address, uint64_t &first, uint64_t &second) {
+        const auto line = unit_.Get<uint64_t>();
+        Order<HardEvent::S_MTE2>();
+        Load(line, Global<uint64_t>(address), unit_words);
+        Order<HardEvent::MTE2_S>();
+        first = line.GetValue(0);
+        second = line.GetValue(1);
+    }
+    __aicore__ inline void StorePair(uint64_t address, uint64_t first, uint64_t second) {
+        FillUnit(first, second);
+        Store(Global<uint64_t>(address), unit_.Get<uint64_t>(), unit_words);
+        Order<HardEvent::MTE3_S>();
+    }
+
+    // Stores `word` at `offset` of every window. Everything that it announces has to be visible before.
+    __aicore__ inline void PushWord(uint64_t offset, uint64_t word) {
+        FillUnit(word, 0);
+        for (uint32_t peer = 0; peer < ranks(); ++peer)
+            Store(Global<uint64_t>(Window(peer) + offset), unit_.Get<uint64_t>(), unit_words);
+        Order<HardEvent::MTE3_S>();
+    }
+    __aicore__ inline void PushStatus(const Verdict &verdict) {
+        PushWord(layout().status + rank() * EXCHANGE_LINE_BYTES, StatusWord(verdict));
+    }
+
+    __aicore__ inline Verdict Fault(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0) const {
+        Verdict verdict = {};
+        verdict.result = result;
+        verdict.culprit = culprit;
+        verdict.step = step;
+        verdict.cause = cause;
+        verdict.epoch = epoch;
+        verdict.detail = detail;
+        return verdict;
+    }
+
+    // A verdict at an offset of the workspace. Others may load it after a barrier of MTE3 and SyncAll.
+    __aicore__ inline void StoreVerdict(uint64_t offset, const Verdict &verdict) {
+        const auto line = unit_.Get<uint64_t>();
+        for (uint32_t word = 0; word < line_words; ++word)
+            line.SetValue(word, GetWord(verdict, word));
+        Order<HardEvent::S_MTE3>();
+        Store(Global<uint64_t>(arguments_->workspace + offset), line, line_words);
+        Order<HardEvent::MTE3_S>();
+    }
+    __aicore__ inline Verdict LoadVerdict(uint64_t offset) {
+        Verdict verdict;
+        const auto line = unit_.Get<uint64_t>();
+        Order<HardEvent::S_MTE2>();
+        Load(line, Global<uint64_t>(arguments_->workspace + offset), line_words);
+        Order<HardEvent::MTE2_S>();
+        for (uint32_t word = 0; word < line_words; ++word)
+            SetWord(verdict, word, line.GetValue(word));
+        return verdict;
+    }
+    // What all cores together found in `stage`; the same on every core.
+    __aicore__ inline Verdict MergeVerdicts(uint32_t stage) {
+        Verdict merged = LoadVerdict(VerdictOffset(stage, 0, cores()));
+        for (uint32_t other = 1; other < cores(); ++other) {
+            const Verdict verdict = LoadVerdict(VerdictOffset(stage, other, cores()));
+            if (Outweighs(verdict, merged))
+                merged = verdict;
+        }
+        return merged;
+    }
+    // Ends the kernel: tells the host, and where the session is lost also every rank. One core does it.
+    __aicore__ inline void Conclude(const Verdict &verdict) {
+        if (Poisons(verdict.result))
+            PushStatus(verdict);
+        StoreVerdict(0, verdict);
+    }
+
+    // A session that failed before is not used again.
+    __aicore__ inline Verdict RefusePoisoned() {
+        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status));
+        if (const uint64_t own = Word(statuses_, rank()); own != 0)
+            return Fault(EXCHANGE_POISONED, StatusCulprit(own), StatusResult(own));
+        return JudgeStatuses();
+    }
+
+    // Waits until judge(word) is Seen::ready for the word of every source at `region` of the own window.
+    template <class Judge> __aicore__ inline Verdict WaitForWords(uint64_t region, Judge judge) {
+        BeginWait();
+        for (;;) {
+            LookAround();
+            LoadLines(words_.Get<uint64_t>(), Own(region));
+            uint32_t missing = ranks();
+            for (uint32_t source = ranks(); source-- > 0;) {
+                const Seen seen = judge(Word(words_, source));
+                if (seen == Seen::impossible)
+                    return Fault(EXCHANGE_CORRUPTION, source, 0, -1);
+                if (seen == Seen::pending)
+                    missing = source;
+            }
+            if (missing == ranks())
+                return Fault(EXCHANGE_OK, 0);
+            if (const Verdict verdict = JudgeDelay(missing); verdict.result != EXCHANGE_OK)
+                return verdict;
+        }
+    }
+
+    __aicore__ inline void BeginWait() { wait_began_ = GetSystemCycle(); }
+    // Time and statuses are looked at before words: what a peer did in time still counts.
+    __aicore__ inline void LookAround() {
+        expired_ = static_cast<uint64_t>(GetSystemCycle() - wait_began_) >= arguments_->timeout_cycles;
+        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status));
+    }
+    // Whether a wait for `missing` can still end well.
+    __aicore__ inline Verdict JudgeDelay(uint32_t missing) {
+        if (const Verdict told = JudgeStatuses(); told.result != EXCHANGE_OK)
+            return told;
+        if (StatusResult(Word(statuses_, missing)) == EXCHANGE_PEER_CLOSED)
+            return Fault(EXCHANGE_PEER_CLOSED, missing);
+        // @protocol deadline. No wait is endless.
+        if (expired_)
+            return Fault(EXCHANGE_PEER_TIMEOUT, missing);
+        return Fault(EXCHANGE_OK, 0);
+    }
+
+    uint32_t step = EXCHANGE_STEP_NONE;
+    uint64_t epoch = 0;
+
+  private:
+    __aicore__ inline void FillUnit(uint64_t first, uint64_t second) {
+        const auto unit = unit_.Get<uint64_t>();
+        unit.SetValue(0, first);
+        unit.SetValue(1, second);
+        unit.SetValue(2, 0);
+        unit.SetValue(3, 0);
+        Order<HardEvent::S_MTE3>();
+    }
+    // The first word of each rank's line into a unit of its own.
+    __aicore__ inline void LoadLines(const LocalTensor<uint64_t> &to, uint64_t address) {
+        constexpr uint32_t word_bytes = sizeof(uint64_t);
+        Order<HardEvent::S_MTE2>();
+        DataCopyPad(
+            to, Global<uint64_t>(address),
+            DataCopyExtParams{static_cast<uint16_t>(ranks()), word_bytes, EXCHANGE_LINE_BYTES - word_bytes, 0, 0},
+            DataCopyPadExtParams<uint64_t>{false, 0, 0, 0});
+        Order<HardEvent::MTE2_S>();
+    }
+    __aicore__ inline uint64_t Word(const TBuf<TPosition::VECCALC> &lines, uint32_t rank) const {
+        return lines.Get<uint64_t>().GetValue(rank * unit_words);
+    }
+    // A failure that a peer pushed is reported as the peer found it, so that the real culprit is named everywhere.
+    __aicore__ inline Verdict JudgeStatuses() const {
+        for (uint32_t source = 0; source < ranks(); ++source) {
+            const uint64_t word = Word(statuses_, source);
+            const uint32_t result = StatusResult(word), culprit = StatusCulprit(word);
+            if (result == EXCHANGE_OK || result == EXCHANGE_PEER_CLOSED)
+                continue;
+            if (culprit == rank() && result != EXCHANGE_CORRUPTION)
+                return Fault(EXCHANGE_POISONED, culprit, result);
+            Verdict told = Fault(result, culprit, result, -2);
+            told.step = StatusStep(word);
+            return told;
+        }
+        return Fault(EXCHANGE_OK, 0);
+    }
+
+    const KernelArguments *arguments_ = nullptr;
+    uint32_t core_ = 0;
+    uint32_t cores_ = 1;
+    GlobalTensor<uint64_t> windows_;
+    int64_t wait_began_ = 0;
+    bool expired_ = false;
+    TBuf<TPosition::VECCALC> unit_, words_, statuses_;
+};
+
+} // namespace ascend_kernels

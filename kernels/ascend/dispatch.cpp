@@ -1,0 +1,167 @@
+// Dispatch for A2 and A3 (dav-2201), decode and prefill alike: announce, counts, place, arrivals. No NPU has run this
+// kernel; it was executed on host_model only. Launched on any number of AIV cores, all of them resident.
+#include "counts.h"
+#include "kernels.h"
+#include "rows.h"
+
+namespace ascend_kernels {
+namespace {
+
+class Dispatch {
+  public:
+    __aicore__ inline void Run(GM_ADDR address) {
+        LoadArguments(arguments_, address);
+        control_.Init(pipe_, arguments_.common);
+        routing_.Init(pipe_, arguments_);
+        counts_.Init(pipe_, control_, arguments_);
+        rows_.Init(pipe_, control_, arguments_);
+        pipe_.InitBuffer(positions_, routing_.PairsInPiece() * sizeof(int64_t));
+
+        Verdict verdict = Announce();
+        if (verdict.result == EXCHANGE_OK)
+            verdict = Agree();
+        if (verdict.result == EXCHANGE_OK) {
+            PlaceRows();
+            verdict = MeetAtArrivals();
+        }
+        if (control_.core() == 0)
+            control_.Conclude(verdict);
+    }
+
+  private:
+    // Counts the pairs, and tells every rank how many rows this one brings for each expert. The epoch advances here.
+    __aicore__ inline Verdict Announce() {
+        const ExchangeLayout &layout = control_.layout();
+        control_.step = EXCHANGE_STEP_ANNOUNCE;
+        control_.LoadPair(control_.Own(layout.state), control_.epoch, dispatches_);
+        ++control_.epoch;
+        Verdict found = control_.Fault(EXCHANGE_OK, 0);
+        if (control_.core() == 0)
+            found = control_.RefusePoisoned();
+        if (found.result == EXCHANGE_OK && arguments_.tokens > layout.max_tokens)
+            found = control_.Fault(EXCHANGE_INVALID_INPUT, control_.rank(), EXCHANGE_INPUT_TOKENS, arguments_.tokens);
+        if (found.result == EXCHANGE_OK)
+            found = counts_.CountPairs(routing_);
+        control_.StoreVerdict(VerdictOffset(0, control_.core(), control_.cores()), found);
+        if (found.result == EXCHANGE_OK)
+            counts_.StoreHistogram();
+        // Histograms and verdicts are there before another core loads them.
+        PipeBarrier<PIPE_ALL>();
+        SyncAll<true>();
+
+        input_ = control_.MergeVerdicts(0);
+        if (input_.result == EXCHANGE_POISONED || Poisons(input_.result))
+            return input_;
+        if (control_.core() == 0)
+            control_.StorePair(control_.Own(layout.state), control_.epoch, dispatches_);
+        if (input_.result == EXCHANGE_OK)
+            counts_.AddHistograms();
+        counts_.PushRecord(input_);
+        return control_.Fault(EXCHANGE_OK, 0);
+    }
+
+    // Waits for every rank's counts. All ranks decide alike whether the exchange goes on.
+    __aicore__ inline Verdict Agree() {
+        control_.step = EXCHANGE_STEP_COUNTS;
+        const Verdict found = counts_.WaitForRecords();
+        control_.StoreVerdict(VerdictOffset(1, control_.core(), control_.cores()), found);
+        // The matrix and the verdicts are there before another core loads them.
+        PipeBarrier<PIPE_ALL>();
+        SyncAll<true>();
+        const Verdict merged = control_.MergeVerdicts(1);
+        if (merged.result != EXCHANGE_OK)
+            return merged;
+        // A dispatch that is refused holds no slot: all ranks refuse it together, so all agree on the next one.
+        if (arguments_.continues != 0)
+            --dispatches_;
+        part_ = {static_cast<uint32_t>(dispatches_ % control_.layout().slots), arguments_.part};
+        return counts_.DeriveOffsets(part_, total_);
+    }
+
+    // Stores each routed row of this core's pairs where its expert reads it, and notes the place for combine.
+    __aicore__ inline void PlaceRows() {
+        control_.step = EXCHANGE_STEP_PLACE;
+        rows_.UseSlot(part_.slot);
+        if (control_.core() == 0) {
+            // @protocol take-slot
+            control_.StorePair(control_.Own(control_.layout().state), control_.epoch, dispatches_ + 1);
+            control_.StorePair(control_.PartState(part_), control_.epoch, 0);
+            counts_.StoreTotals();
+        }
+        for (uint64_t begin = routing_.Begin(); begin < routing_.End();) {
+            const Piece piece = routing_.LoadPiece(begin);
+            PlacePiece(piece);
+            begin = piece.end;
+        }
+    }
+
+    __aicore__ inline void PlacePiece(const Piece &piece) {
+        const auto positions = positions_.Get<int64_t>();
+        const uint32_t topk = control_.layout().topk;
+        const auto pairs = static_cast<uint32_t>(piece.end - piece.begin);
+        Order<HardEvent::MTE3_S>();
+        for (uint32_t index = 0; index < pairs; ++index)
+            positions.SetValue(index, TakePosition(routing_.Id(piece, piece.begin + index)));
+        for (uint32_t index = 0; index < pairs;) {
+            const uint64_t token = (piece.begin + index) / topk;
+            const uint32_t end = Least(pairs, static_cast<uint32_t>((token + 1) * topk - piece.begin));
+            bool routed = false;
+            for (uint32_t place = index; place < end; ++place)
+                routed = routed || positions.GetValue(place) >= 0;
+            if (routed)
+                rows_.Place(token, positions, index, end);
+            index = end;
+        }
+        Order<HardEvent::S_MTE3>();
+        Store(Global<int64_t>(arguments_.positions + piece.begin * sizeof(int64_t)), positions, pairs);
+    }
+    __aicore__ inline int64_t TakePosition(int64_t id) {
+        if (id < 0)
+            return -1;
+        const auto expert = static_cast<uint32_t>(id);
+        return static_cast<int64_t>(uint64_t(counts_.RankOf(expert)) << 32 | counts_.TakeRow(expert));
+    }
+
+    // One core tells every rank that all rows of this one are there, and waits for the rows of all.
+    __aicore__ inline Verdict MeetAtArrivals() {
+        // Every row that this core stored is visible, and with SyncAll those of all cores, before a word says so.
+        PipeBarrier<PIPE_ALL>();
+        SyncAll<true>();
+        Verdict verdict = control_.Fault(EXCHANGE_OK, 0);
+        if (control_.core() != 0)
+            return verdict;
+        const ExchangeLayout &layout = control_.layout();
+        const uint64_t word = SequenceWord(control_.epoch, arguments_.kind);
+        const uint64_t lines = layout.arrive + part_.Lines(layout.ranks);
+        // @protocol push-arrive. Ordered after the rows by the barriers above.
+        control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, word);
+        control_.step = EXCHANGE_STEP_ARRIVALS;
+        // @protocol wait-arrivals. The word was stored after the rows it announces.
+        verdict = control_.WaitForWords(lines, [word](uint64_t seen) {
+            return seen == word ? Seen::ready : seen < word ? Seen::pending : Seen::impossible;
+        });
+        verdict.total = total_;
+        verdict.slot = part_.slot;
+        return verdict;
+    }
+
+    TPipe pipe_;
+    DispatchArguments arguments_;
+    Control control_;
+    Routing routing_;
+    Counts counts_;
+    RowPlacer rows_;
+    TBuf<TPosition::VECCALC> positions_;
+    Verdict input_ = {};
+    uint64_t dispatches_ = 0;
+    uint64_t total_ = 0;
+    Part part_ = {};
+};
+
+} // namespace
+} // namespace ascend_kernels
+
+extern "C" __global__ __aicore__ void moe_dispatch(GM_ADDR arguments) {
+    ascend_kernels::Dispatch dispatch;
+    dispatch.Run(arguments);
+}

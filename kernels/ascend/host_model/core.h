@@ -1,0 +1,106 @@
+// One modelled AIV core: its unified buffer, its four pipes, and what each pipe may rely on.
+//
+// Instructions take effect as soon as they are issued, but every access to the unified buffer is checked against
+// vector clocks: a pipe may touch bytes of another instruction only after an event, a barrier or the order of its own
+// pipe has said that the instruction is done. What a device would do wrong sometimes is reported always.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace ascend_model {
+
+enum Pipe : uint32_t { pipe_s, pipe_v, pipe_mte2, pipe_mte3, pipe_count };
+
+constexpr uint32_t ub_capacity = 192 * 1024 - 256;
+constexpr uint32_t block_bytes = 32;
+constexpr uint32_t event_ids = 8;
+
+struct Violation {};
+
+// Ends the launch: the kernel does what a device would punish, or not defines.
+[[noreturn, gnu::format(printf, 1, 2)]] void violate(const char *format, ...);
+
+// Instructions of each pipe that are known to be done.
+using Clock = std::array<uint32_t, pipe_count>;
+
+// What a launch cost one core.
+struct CoreCosts {
+    uint64_t loaded_bytes;  // through MTE2
+    uint64_t stored_bytes;  // through MTE3
+    uint64_t payload_bytes; // the part of both that is rows
+    uint64_t loads;
+    uint64_t stores;
+    uint64_t vector_instructions;
+    uint64_t pipe_barriers;
+    uint64_t core_barriers; // SyncAll
+    uint64_t ub_high_water;
+};
+
+// A store to global memory that nothing has made visible yet.
+struct PostedStore {
+    uint8_t *target;
+    uint32_t region; // index in the launch's memory map
+    std::vector<uint8_t> bytes;
+};
+
+class Core {
+  public:
+    void reset(uint32_t index);
+
+    uint32_t index() const { return index_; }
+    uint8_t *ub() { return ub_.data(); }
+    CoreCosts costs = {};
+    std::vector<PostedStore> posted;
+
+    // Begins an instruction of `pipe`: it may rely on what the scalar unit had seen done when it issued it.
+    void issue(Pipe pipe);
+    // The current instruction of `pipe` reads, or writes, [offset, offset + bytes) of the unified buffer.
+    void read(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
+    void write(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
+    // Bytes of the last write that hold nothing defined (padding).
+    void mark_undefined(uint32_t offset, uint32_t bytes);
+
+    void barrier(Pipe pipe);
+    void barrier_all();
+    void set_event(Pipe from, Pipe to, uint32_t id);
+    void wait_event(Pipe from, Pipe to, uint32_t id);
+
+    uint32_t allocate_event(Pipe from, Pipe to);
+    void release_event(Pipe from, Pipe to, uint32_t id);
+    uint32_t free_event(Pipe from, Pipe to) const;
+
+    uint32_t allocate_ub(uint32_t bytes);
+    void check_end() const;
+
+  private:
+    struct Event {
+        bool allocated = false;
+        bool set = false;
+        Clock clock = {};
+    };
+    struct BlockHistory {
+        Pipe writer;
+        uint32_t written; // instruction of `writer`
+        Clock read;       // last reading instruction of each pipe
+    };
+
+    Event &event(Pipe from, Pipe to, uint32_t id);
+    void check_range(uint32_t offset, uint32_t bytes, const char *what) const;
+    bool knows(Pipe pipe, Pipe other, uint32_t instruction) const;
+
+    uint32_t index_ = 0;
+    uint32_t allocated_ = 0;
+    Clock issued_ = {};
+    std::array<Clock, pipe_count> known_ = {};
+    std::array<std::array<Event, event_ids>, pipe_count * pipe_count> events_;
+    std::vector<uint8_t> ub_;
+    std::vector<uint8_t> defined_; // per byte
+    std::vector<BlockHistory> history_;
+};
+
+// The core whose kernel runs right now.
+Core &this_core();
+
+} // namespace ascend_model

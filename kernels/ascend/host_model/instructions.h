@@ -1,0 +1,241 @@
+// Copies and vector instructions of the Ascend C subset.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "tensors.h"
+
+namespace AscendC {
+
+struct DataCopyExtParams {
+    uint16_t blockCount;
+    uint32_t blockLen;  // bytes
+    uint32_t srcStride; // gap: bytes in global memory, blocks of 32 bytes in the unified buffer
+    uint32_t dstStride;
+    uint32_t rsv;
+};
+
+template <class T> struct DataCopyPadExtParams {
+    bool isPad;
+    uint8_t leftPadding;
+    uint8_t rightPadding;
+    T paddingValue;
+};
+
+template <class T> void require_aligned(const LocalTensor<T> &tensor, const char *what) {
+    if (tensor.offset() % ascend_model::block_bytes != 0)
+        ascend_model::violate("%s: the address %u in the unified buffer is not a multiple of 32", what,
+                              tensor.offset());
+}
+
+template <class T> void require_room(const LocalTensor<T> &tensor, uint64_t bytes, const char *what) {
+    if (bytes > tensor.bytes())
+        ascend_model::violate("%s: %llu bytes in a buffer of %u", what, static_cast<unsigned long long>(bytes),
+                              tensor.bytes());
+}
+
+inline void check_blocks(const DataCopyExtParams &blocks) {
+    if (blocks.blockCount < 1 || blocks.blockCount > 4095 || blocks.blockLen < 1 || blocks.blockLen > 2097151)
+        ascend_model::violate("DataCopyPad of %u blocks of %u bytes", blocks.blockCount, blocks.blockLen);
+}
+
+template <class T>
+void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, const DataCopyExtParams &blocks,
+                 const DataCopyPadExtParams<T> &) {
+    check_blocks(blocks);
+    require_aligned(to, "DataCopyPad");
+    ascend_model::Core &core = ascend_model::this_core();
+    core.issue(ascend_model::pipe_mte2);
+    ++core.costs.loads;
+    const uint32_t pitch = padded(blocks.blockLen) + blocks.dstStride * 32;
+    require_room(to, uint64_t{pitch} * (blocks.blockCount - 1u) + padded(blocks.blockLen), "DataCopyPad");
+    for (uint32_t block = 0; block < blocks.blockCount; ++block) {
+        const uint32_t at = to.offset() + block * pitch;
+        core.write(ascend_model::pipe_mte2, at, padded(blocks.blockLen), "DataCopyPad");
+        core.mark_undefined(at + blocks.blockLen, padded(blocks.blockLen) - blocks.blockLen);
+        ascend_model::Device::current()->load(core, core.ub() + at,
+                                              from.address() + uint64_t{block} * (blocks.blockLen + blocks.srcStride),
+                                              blocks.blockLen);
+    }
+}
+
+template <class T>
+void DataCopyPad(const GlobalTensor<T> &to, const LocalTensor<T> &from, const DataCopyExtParams &blocks) {
+    check_blocks(blocks);
+    require_aligned(from, "DataCopyPad");
+    ascend_model::Core &core = ascend_model::this_core();
+    core.issue(ascend_model::pipe_mte3);
+    ++core.costs.stores;
+    const uint32_t pitch = padded(blocks.blockLen) + blocks.srcStride * 32;
+    require_room(from, uint64_t{pitch} * (blocks.blockCount - 1u) + blocks.blockLen, "DataCopyPad");
+    for (uint32_t block = 0; block < blocks.blockCount; ++block) {
+        const uint32_t at = from.offset() + block * pitch;
+        core.read(ascend_model::pipe_mte3, at, blocks.blockLen, "DataCopyPad");
+        ascend_model::Device::current()->store(core,
+                                               to.address() + uint64_t{block} * (blocks.blockLen + blocks.dstStride),
+                                               core.ub() + at, blocks.blockLen);
+    }
+}
+
+// Moves whole blocks of 32 bytes: a size that is no multiple of them is rounded down.
+template <class T> void DataCopy(const LocalTensor<T> &to, const GlobalTensor<T> &from, uint32_t count) {
+    if (const auto blocks = static_cast<uint32_t>(count * sizeof(T) / 32); blocks > 0)
+        DataCopyPad(to, from, {1, blocks * 32, 0, 0, 0}, DataCopyPadExtParams<T>{});
+}
+
+template <class T> void DataCopy(const GlobalTensor<T> &to, const LocalTensor<T> &from, uint32_t count) {
+    if (const auto blocks = static_cast<uint32_t>(count * sizeof(T) / 32); blocks > 0)
+        DataCopyPad(to, from, {1, blocks * 32, 0, 0, 0});
+}
+
+// One vector instruction: checks and notes its operands, then hands out their memory.
+class VectorInstruction {
+  public:
+    explicit VectorInstruction(const char *name) : name_(name), core_(ascend_model::this_core()) {
+        core_.issue(ascend_model::pipe_v);
+        ++core_.costs.vector_instructions;
+    }
+    template <class T> const T *read(const LocalTensor<T> &tensor, int32_t count) {
+        core_.read(ascend_model::pipe_v, tensor.offset(), checked(tensor, count), name_);
+        return reinterpret_cast<const T *>(core_.ub() + tensor.offset());
+    }
+    template <class T> T *write(const LocalTensor<T> &tensor, int32_t count) {
+        core_.write(ascend_model::pipe_v, tensor.offset(), checked(tensor, count), name_);
+        return reinterpret_cast<T *>(core_.ub() + tensor.offset());
+    }
+
+  private:
+    template <class T> uint32_t checked(const LocalTensor<T> &tensor, int32_t count) {
+        if (count <= 0)
+            ascend_model::violate("%s of %d elements", name_, count);
+        require_aligned(tensor, name_);
+        require_room(tensor, static_cast<uint64_t>(count) * sizeof(T), name_);
+        return static_cast<uint32_t>(static_cast<uint32_t>(count) * sizeof(T));
+    }
+
+    const char *name_;
+    ascend_model::Core &core_;
+};
+
+// The types that A2 and A3 compute in.
+template <class T> constexpr bool is_computed = std::is_same_v<T, float> || std::is_same_v<T, int32_t>;
+
+template <class T> void Duplicate(const LocalTensor<T> &to, const T &value, const int32_t &count) {
+    static_assert(sizeof(T) == 2 || sizeof(T) == 4, "Duplicate takes elements of 2 or 4 bytes");
+    VectorInstruction instruction("Duplicate");
+    std::fill_n(instruction.write(to, count), count, value);
+}
+
+template <class T, class Operation>
+void binary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &left, const LocalTensor<T> &right,
+            int32_t count, Operation operation) {
+    static_assert(is_computed<T>);
+    VectorInstruction instruction(name);
+    const T *one = instruction.read(left, count);
+    const T *other = instruction.read(right, count);
+    T *result = instruction.write(to, count);
+    for (int32_t i = 0; i < count; ++i)
+        result[i] = operation(one[i], other[i]);
+}
+
+template <class T>
+void Add(const LocalTensor<T> &to, const LocalTensor<T> &left, const LocalTensor<T> &right, const int32_t &count) {
+    binary("Add", to, left, right, count, [](T one, T other) { return one + other; });
+}
+
+template <class T>
+void Max(const LocalTensor<T> &to, const LocalTensor<T> &left, const LocalTensor<T> &right, const int32_t &count) {
+    static_assert(std::is_same_v<T, int32_t>, "what Max makes of a NaN is not stated");
+    binary("Max", to, left, right, count, [](T one, T other) { return std::max(one, other); });
+}
+
+template <class T, class Operation>
+void unary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &from, int32_t count, Operation operation) {
+    VectorInstruction instruction(name);
+    const T *source = instruction.read(from, count);
+    T *result = instruction.write(to, count);
+    for (int32_t i = 0; i < count; ++i)
+        result[i] = operation(source[i]);
+}
+
+inline void Muls(const LocalTensor<float> &to, const LocalTensor<float> &from, const float &scalar,
+                 const int32_t &count) {
+    unary("Muls", to, from, count, [scalar](float value) { return value * scalar; });
+}
+
+inline void Mins(const LocalTensor<float> &to, const LocalTensor<float> &from, const float &scalar,
+                 const int32_t &count) {
+    unary("Mins", to, from, count, [scalar](float value) { return std::min(value, scalar); });
+}
+
+inline void Maxs(const LocalTensor<float> &to, const LocalTensor<float> &from, const float &scalar,
+                 const int32_t &count) {
+    unary("Maxs", to, from, count, [scalar](float value) { return std::max(value, scalar); });
+}
+
+inline void Abs(const LocalTensor<float> &to, const LocalTensor<float> &from, const int32_t &count) {
+    unary("Abs", to, from, count,
+          [](float value) { return std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0x7fffffffu); });
+}
+
+inline void Adds(const LocalTensor<int32_t> &to, const LocalTensor<int32_t> &from, const int32_t &scalar,
+                 const int32_t &count) {
+    unary("Adds", to, from, count, [scalar](int32_t value) { return value + scalar; });
+}
+
+enum class RoundMode { CAST_NONE, CAST_RINT, CAST_FLOOR, CAST_CEIL, CAST_ROUND, CAST_TRUNC };
+
+float dequantisation_scale();
+void SetDeqScale(half scale);
+
+inline float to_float(bfloat16_t value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
+inline float to_float(half value) { return static_cast<float>(value); }
+
+inline bfloat16_t to_bfloat16(float value) {
+    const auto raw = std::bit_cast<uint32_t>(value);
+    const bool is_nan = (raw & 0x7fffffff) > 0x7f800000;
+    return {static_cast<uint16_t>(is_nan ? 0x7fc0 : (raw + 0x7fff + (raw >> 16 & 1)) >> 16)};
+}
+
+template <class To, class From> To converted(From value, RoundMode mode) {
+    if constexpr (std::is_same_v<To, float>) {
+        return to_float(value);
+    } else if constexpr (std::is_same_v<From, float> && std::is_same_v<To, bfloat16_t>) {
+        return to_bfloat16(value);
+    } else if constexpr (std::is_same_v<From, float> && std::is_same_v<To, half>) {
+        return static_cast<half>(value);
+    } else if constexpr (std::is_same_v<From, float> && std::is_same_v<To, int32_t>) {
+        const double whole = mode == RoundMode::CAST_RINT ? std::nearbyint(double{value}) : std::trunc(double{value});
+        if (std::isnan(whole))
+            return 0;
+        return static_cast<int32_t>(std::clamp(whole, -2147483648.0, 2147483647.0));
+    } else if constexpr (std::is_same_v<From, int32_t> && std::is_same_v<To, half>) {
+        return static_cast<half>(static_cast<float>(value) * dequantisation_scale());
+    } else {
+        static_assert(std::is_same_v<From, half> && std::is_same_v<To, int8_t>, "no such cast on A2 and A3");
+        return static_cast<int8_t>(std::clamp(std::trunc(static_cast<float>(value)), -128.0f, 127.0f));
+    }
+}
+
+template <class To, class From>
+void Cast(const LocalTensor<To> &to, const LocalTensor<From> &from, const RoundMode &mode, const uint32_t count) {
+    constexpr bool widens = std::is_same_v<To, float>;
+    constexpr bool narrows = std::is_same_v<From, float>;
+    if (widens && mode != RoundMode::CAST_NONE)
+        ascend_model::violate("a cast that loses nothing takes CAST_NONE");
+    if (narrows && mode != RoundMode::CAST_RINT && mode != RoundMode::CAST_TRUNC)
+        ascend_model::violate("the model rounds with CAST_RINT and CAST_TRUNC only");
+    if (narrows && !std::is_same_v<To, int32_t> && mode != RoundMode::CAST_RINT)
+        ascend_model::violate("the model rounds to 16-bit floats with CAST_RINT only");
+    VectorInstruction instruction("Cast");
+    const From *source = instruction.read(from, static_cast<int32_t>(count));
+    To *result = instruction.write(to, static_cast<int32_t>(count));
+    for (uint32_t i = 0; i < count; ++i)
+        result[i] = converted<To>(source[i], mode);
+}
+
+} // namespace AscendC

@@ -1,0 +1,62 @@
+// Small things that every kernel here needs: order between pipes, arguments, and a core's share of the work.
+#pragma once
+
+#include "kernel_operator.h"
+
+namespace ascend_kernels {
+
+using namespace AscendC;
+
+// Everything issued so far on the first pipe of `Event` is done before anything issued later on the second.
+template <HardEvent Event> __aicore__ inline void Order() {
+    const TEventID id = GetTPipePtr()->FetchEventID(Event);
+    SetFlag<Event>(id);
+    WaitFlag<Event>(id);
+}
+
+template <class T> __aicore__ inline GlobalTensor<T> Global(uint64_t address) {
+    GlobalTensor<T> tensor;
+    tensor.SetGlobalBuffer(reinterpret_cast<__gm__ T *>(address));
+    return tensor;
+}
+
+// Objects as the 8-byte words that they travel in.
+template <class T> __aicore__ inline void SetWord(T &object, uint32_t index, uint64_t word) {
+    __builtin_memcpy(reinterpret_cast<char *>(&object) + index * sizeof word, &word, sizeof word);
+}
+template <class T> __aicore__ inline uint64_t GetWord(const T &object, uint32_t index) {
+    uint64_t word;
+    __builtin_memcpy(&word, reinterpret_cast<const char *>(&object) + index * sizeof word, sizeof word);
+    return word;
+}
+
+// Arguments do not change while a kernel runs: the scalar cache may hold them.
+template <class T> __aicore__ inline void LoadArguments(T &arguments, GM_ADDR address) {
+    static_assert(sizeof(T) % sizeof(uint64_t) == 0, "arguments are read in words");
+    const auto words = Global<uint64_t>(reinterpret_cast<uint64_t>(address));
+    for (uint32_t word = 0; word < sizeof(T) / sizeof(uint64_t); ++word)
+        SetWord(arguments, word, words.GetValue(word));
+}
+
+struct Share {
+    uint64_t begin, end;
+};
+
+// The part of `total` things that this core takes; parts differ by one at most.
+__aicore__ inline Share ShareOf(uint64_t total) {
+    const auto core = static_cast<uint64_t>(GetBlockIdx()), cores = static_cast<uint64_t>(GetBlockNum());
+    return {total * core / cores, total * (core + 1) / cores};
+}
+
+template <class T> __aicore__ inline void Load(const LocalTensor<T> &to, const GlobalTensor<T> &from, uint32_t count) {
+    DataCopyPad(to, from, DataCopyExtParams{1, static_cast<uint32_t>(count * sizeof(T)), 0, 0, 0},
+                DataCopyPadExtParams<T>{false, 0, 0, T()});
+}
+
+template <class T> __aicore__ inline void Store(const GlobalTensor<T> &to, const LocalTensor<T> &from, uint32_t count) {
+    DataCopyPad(to, from, DataCopyExtParams{1, static_cast<uint32_t>(count * sizeof(T)), 0, 0, 0});
+}
+
+template <class T> __aicore__ inline T Least(T one, T other) { return one < other ? one : other; }
+
+} // namespace ascend_kernels

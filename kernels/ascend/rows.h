@@ -1,0 +1,93 @@
+// Places rows: loads each once and stores it where its experts read it, as it is or as int8 with a scale.
+#pragma once
+
+#include "control.h"
+#include "quantise.h"
+
+namespace ascend_kernels {
+
+constexpr uint32_t tile_bytes = 16 * 1024;
+
+class RowPlacer {
+  public:
+    __aicore__ inline void Init(TPipe &pipe, Control &control, const DispatchArguments &arguments) {
+        control_ = &control;
+        x_ = arguments.x;
+        x_stride_ = arguments.x_stride;
+        const ExchangeLayout &layout = control.layout();
+        quantised_ = layout.quantised != 0;
+        if (quantised_)
+            quantiser_.Init(pipe, layout);
+        else
+            pipe.InitBuffer(rows_, 2, Least(static_cast<uint32_t>(layout.row_bytes), tile_bytes));
+    }
+    __aicore__ inline void UseSlot(uint32_t slot) { slot_ = slot; }
+
+    // Places the row of `token` at positions [first, last), of which those below zero are no places.
+    __aicore__ inline void Place(uint64_t token, const LocalTensor<int64_t> &positions, uint32_t first, uint32_t last) {
+        const uint64_t row = x_ + token * x_stride_;
+        if (quantised_)
+            PlaceQuantised(row, positions, first, last);
+        else
+            PlaceAsItIs(row, positions, first, last);
+    }
+
+  private:
+    __aicore__ inline void PlaceAsItIs(uint64_t row, const LocalTensor<int64_t> &positions, uint32_t first,
+                                       uint32_t last) {
+        const auto row_bytes = static_cast<uint32_t>(control_->layout().row_bytes);
+        for (uint32_t begin = 0; begin < row_bytes; begin += tile_bytes) {
+            const uint32_t bytes = Least(row_bytes - begin, tile_bytes);
+            auto tile = rows_.AllocTensor<uint8_t>();
+            Load(tile, Global<uint8_t>(row + begin), bytes);
+            rows_.EnQue(tile);
+            tile = rows_.DeQue<uint8_t>();
+            for (uint32_t place = first; place < last; ++place)
+                if (const int64_t position = positions.GetValue(place); position >= 0)
+                    // @protocol place-row
+                    Store(Global<uint8_t>(Row(position) + begin), tile, bytes);
+            rows_.FreeTensor(tile);
+        }
+    }
+
+    __aicore__ inline void PlaceQuantised(uint64_t row, const LocalTensor<int64_t> &positions, uint32_t first,
+                                          uint32_t last) {
+        quantiser_.BeginRow(row);
+        for (uint32_t tile = 0; tile < quantiser_.Tiles(); ++tile) {
+            const QuantisedTile part = quantiser_.NextTile(tile);
+            for (uint32_t place = first; place < last; ++place) {
+                const int64_t position = positions.GetValue(place);
+                if (position < 0)
+                    continue;
+                Store(Global<int8_t>(Row(position) + part.begin), part.values, part.count);
+                // @protocol place-scale. A scale has a line of its own: no two ranks or cores share one.
+                if (tile == 0)
+                    Store(Global<float>(Scale(position)), part.scale, 1);
+            }
+            quantiser_.FreeTile(part);
+        }
+    }
+
+    __aicore__ inline uint64_t Index(int64_t position) const {
+        return slot_ * control_->layout().capacity + static_cast<uint64_t>(position & 0xffffffff);
+    }
+    __aicore__ inline uint64_t Row(int64_t position) const {
+        const ExchangeLayout &layout = control_->layout();
+        return control_->Window(static_cast<uint32_t>(position >> 32)) + layout.rows +
+               Index(position) * layout.row_bytes;
+    }
+    __aicore__ inline uint64_t Scale(int64_t position) const {
+        return control_->Window(static_cast<uint32_t>(position >> 32)) + control_->layout().scales +
+               Index(position) * EXCHANGE_LINE_BYTES;
+    }
+
+    Control *control_ = nullptr;
+    uint64_t x_ = 0;
+    uint64_t x_stride_ = 0;
+    uint32_t slot_ = 0;
+    bool quantised_ = false;
+    TQueBind<TPosition::VECIN, TPosition::VECOUT, 1> rows_;
+    RowQuantiser quantiser_;
+};
+
+} // namespace ascend_kernels

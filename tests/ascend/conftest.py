@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.exchange.conftest import Pools
+from tests.exchange.pool import Program
+
+from .model import HOST_SOURCES, KERNEL_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
+
+
+class Objects(NamedTuple):
+    """Compiled parts of the library, so that tests can exchange one."""
+
+    kernels: list[Path]
+    others: list[Path]
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
+    folder = tmp_path_factory.mktemp("ascend-objects")
+    compiled = build_objects([*KERNEL_SOURCES, *MODEL_SOURCES, *HOST_SOURCES], folder)
+    return Objects(compiled[: len(KERNEL_SOURCES)], compiled[len(KERNEL_SOURCES) :])
+
+
+@pytest.fixture(scope="session")
+def library(objects: Objects) -> str:
+    """The path of the library that runs the Ascend kernels on the model."""
+    folder = objects.others[0].parent
+    return str(link([*objects.kernels, *objects.others], folder / "libascend_model.so"))
+
+
+class AscendPools(Pools):
+    """Ranks that outlive the test, running programs over the Ascend kernels."""
+
+    def run_on(self, ranks: int, library: str, cores: int, program: Program, *arguments: object) -> list:
+        return self.run(ranks, on_ascend, library, cores, program, *arguments)
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator[AscendPools]:
+    pools = AscendPools()
+    yield pools
+    pools.close()
