@@ -50,7 +50,7 @@ def call(exchange: Any, how: str, rank: Rank, scenario: Scenario = SCENARIO) -> 
 
 
 def small_window(rank: Rank) -> dict[str, int]:
-    """Options that make `run-prefill` take several rounds."""
+    """Options that make `run-prefill` take several rounds; with two workers they overlap."""
     return {"window_bytes": window_bytes_for(rank.size, SCENARIO, tokens=2)}
 
 

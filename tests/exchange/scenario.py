@@ -18,6 +18,9 @@ Weights = Literal["softmax", "signed", "zeros", "large", "special"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ID_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 
+_FULL_NANS = torch.tensor([2**31 - 1, -1], dtype=torch.int32).view(torch.float32)
+"""NaN with every bit of the payload set: rounding that does not look carries them over to zero."""
+
 
 class Scenario(NamedTuple):
     """One call of the exchange, described by values that print well and travel to any process."""
@@ -114,4 +117,5 @@ class Scenario(NamedTuple):
                 return drawn * 1e30
             case "special":
                 values = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-38, 1e-42, 3e38, torch.inf, -torch.inf, torch.nan])
+                values = torch.cat([values, _FULL_NANS])
                 return values[torch.randint(0, len(values), shape, generator=generator)]

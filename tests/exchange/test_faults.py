@@ -36,7 +36,9 @@ def survivors(ranks: int) -> list[int]:
 
 
 def lose_a_rank(rank: Rank, how: str, step: Step) -> Seen | None:
-    exchange = open_exchange("windows", rank, SCENARIO, **small_window(rank) if how == "run-prefill" else {})
+    rounds = {"run-prefill": small_window(rank), "run-overlapped": small_window(rank) | {"workers": 2}}
+    exchange = open_exchange("windows", rank, SCENARIO, **rounds.get(how, {}))
+    how = how.replace("overlapped", "prefill")
     call(exchange, how, rank)
     if rank.rank == CULPRIT:
         exchange.watch_steps(harm_at(step, signal.SIGKILL))
@@ -51,7 +53,7 @@ def lose_a_rank(rank: Rank, how: str, step: Step) -> Seen | None:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name.lower())
-@pytest.mark.parametrize("how", ["decode", "prefill", "run-prefill"])
+@pytest.mark.parametrize("how", ["decode", "prefill", "run-prefill", "run-overlapped"])
 @pytest.mark.parametrize("ranks", [2, 3], ids=lambda ranks: f"{ranks}ranks")
 def test_a_killed_rank_is_named_by_every_survivor(fresh_pool, record_property, ranks, how, step):
     pool = fresh_pool(ranks)
@@ -293,6 +295,40 @@ def test_ctrl_c_ends_a_wait(fresh_pool, how):
     pool.await_notes("waiting", [0])
     pool.signal(0, signal.SIGINT)
     # The timeout is 30 s, and nothing else would end the wait: rank 1 is not released before rank 0 is done.
+    pool.await_notes("interrupted", [0], deadline_s=10.0)
+    pool.release(CULPRIT)
+    pool.collect()
+
+
+def wait_for_an_absent_rank_while_overlapping(rank: Rank) -> None:
+    exchange = open_exchange("windows", rank, SCENARIO, **small_window(rank), workers=2)
+    call(exchange, "run-prefill", rank)
+    announced = 0
+
+    def stay_away_from_the_third_round(step: Step) -> None:
+        nonlocal announced
+        announced += step == Step.ANNOUNCE
+        # The plan and two rounds have been announced before.
+        if announced == 4 and step == Step.ANNOUNCE:
+            rank.note("away")
+            rank.wait_for_parent()
+
+    if rank.rank == CULPRIT:
+        exchange.watch_steps(stay_away_from_the_third_round)
+        with pytest.raises((PeerFault, SessionPoisoned)):
+            call(exchange, "run-prefill", rank)
+        return
+    with pytest.raises(KeyboardInterrupt):
+        call(exchange, "run-prefill", rank)
+    rank.note("interrupted")
+    require_poisoned(exchange, rank)
+
+
+def test_ctrl_c_ends_overlapping_rounds(fresh_pool):
+    pool = fresh_pool(2)
+    pool.start(wait_for_an_absent_rank_while_overlapping)
+    pool.await_notes("away", [CULPRIT])
+    pool.signal(0, signal.SIGINT)
     pool.await_notes("interrupted", [0], deadline_s=10.0)
     pool.release(CULPRIT)
     pool.collect()

@@ -63,9 +63,14 @@ def test_drawn_windows_of_any_size_equal_the_reference(pools, ranks):
         suppress_health_check=[HealthCheck.too_slow],
         phases=[Phase.generate],  # a failure costs new ranks, and the scenario that failed says enough
     )
-    @given(scenario=scenarios(ranks), hidden=st.sampled_from([256, 512, 1024]), tokens_of_window=st.integers(1, 9))
-    def equals_the_reference(scenario: Scenario, hidden: int, tokens_of_window: int) -> None:
-        rounds = pools.run(ranks, run_in_rounds, scenario._replace(hidden=hidden), tokens_of_window)
+    @given(
+        scenario=scenarios(ranks),
+        hidden=st.sampled_from([256, 512, 1024]),
+        tokens_of_window=st.integers(1, 9),
+        workers=st.integers(1, 2),
+    )
+    def equals_the_reference(scenario: Scenario, hidden: int, tokens_of_window: int, workers: int) -> None:
+        rounds = pools.run(ranks, run_in_rounds, scenario._replace(hidden=hidden), tokens_of_window, workers)
         assert len(set(rounds)) == 1, f"ranks took different numbers of rounds: {rounds}"
 
     equals_the_reference()

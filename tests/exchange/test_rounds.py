@@ -28,9 +28,13 @@ SCENARIOS = {
 }
 
 
-def run_in_rounds(rank: Rank, scenario: Scenario, tokens_of_window: int | None, phase: str = "prefill") -> int:
-    """Checks the result; returns the number of rounds. `tokens_of_window` None = the window that is made by default."""
-    options = {}
+def run_in_rounds(
+    rank: Rank, scenario: Scenario, tokens_of_window: int | None, workers: int = 1, phase: str = "prefill"
+) -> int:
+    """Checks the result; returns the number of rounds. `tokens_of_window` None = the window that is made by default;
+    with 2 workers rounds overlap.
+    """
+    options = {"workers": workers}
     if tokens_of_window is not None:
         options["window_bytes"] = window_bytes_for(rank.size, scenario, tokens=tokens_of_window)
     inputs = scenario.inputs(rank.size)
@@ -53,8 +57,9 @@ def run_in_rounds(rank: Rank, scenario: Scenario, tokens_of_window: int | None, 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
 @pytest.mark.parametrize("tokens_of_window", [1, 2, 7], ids=lambda tokens: f"window-of-{tokens}")
 @pytest.mark.parametrize("ranks", [2, 3, 4], ids=lambda ranks: f"{ranks}ranks")
-def test_many_rounds_equal_the_reference_to_the_bit(pools, ranks, scenario, tokens_of_window):
-    rounds = pools.run(ranks, run_in_rounds, scenario, tokens_of_window)
+@pytest.mark.parametrize("workers", [1, 2], ids=["in-turn", "overlapped"])
+def test_many_rounds_equal_the_reference_to_the_bit(pools, workers, ranks, scenario, tokens_of_window):
+    rounds = pools.run(ranks, run_in_rounds, scenario, tokens_of_window, workers)
     assert len(set(rounds)) == 1, f"ranks took different numbers of rounds: {rounds}"
 
 
@@ -78,7 +83,7 @@ def test_a_small_window_takes_many_rounds_and_a_large_one_takes_one(pools):
 )
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
 def test_experts_are_called_once_when_there_is_nothing_to_do(pools, scenario, phase):
-    assert pools.run(3, run_in_rounds, scenario, 1, phase) == [1, 1, 1]
+    assert pools.run(3, run_in_rounds, scenario, 1, 1, phase) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("scenario", [SCENARIOS["uneven"], SCENARIOS["hot-rank"]], ids=["uneven", "hot-rank"])

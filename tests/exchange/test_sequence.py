@@ -57,11 +57,13 @@ def cases(rank: Rank, scenario: Scenario, number: int) -> list[Case]:
     return made
 
 
-def alternate_schedules(rank: Rank, implementation: str, calls: int) -> int:
+def alternate_schedules(rank: Rank, implementation: str, calls: int, workers: int) -> int:
     """Returns how often experts were called by `run`."""
     # The numbers of cases are prime and neither is 3, so that in time every schedule follows every case.
     short, long = cases(rank, SHORT, 61), cases(rank, LONG, 37)
-    options = {"window_bytes": window_bytes_for(rank.size, SHORT, tokens=3)} if implementation == "windows" else {}
+    options = {}
+    if implementation == "windows":
+        options = {"window_bytes": window_bytes_for(rank.size, SHORT, tokens=3), "workers": workers}
     rounds = 0
 
     def experts(rows) -> None:
@@ -86,12 +88,19 @@ def alternate_schedules(rank: Rank, implementation: str, calls: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("implementation", "ranks", "calls"),
-    [("windows", 2, 10_000), ("windows", 3, 1_500), ("windows", 4, 1_200), ("collective", 2, 600)],
-    ids=["windows-2ranks", "windows-3ranks", "windows-4ranks", "collective-2ranks"],
+    ("implementation", "ranks", "calls", "workers"),
+    [
+        ("windows", 2, 10_000, 1),
+        ("windows", 2, 1_500, 2),
+        ("windows", 3, 1_500, 1),
+        ("windows", 3, 1_200, 2),
+        ("windows", 4, 1_200, 1),
+        ("collective", 2, 600, 1),
+    ],
+    ids=lambda value: str(value),
 )
-def test_thousands_of_calls_that_alternate_schedules(pools, implementation, ranks, calls):
-    rounds = pools.run(ranks, alternate_schedules, implementation, calls, deadline_s=200.0)
+def test_thousands_of_calls_that_alternate_schedules(pools, implementation, ranks, calls, workers):
+    rounds = pools.run(ranks, alternate_schedules, implementation, calls, workers, deadline_s=200.0)
     assert len(set(rounds)) == 1, "ranks took different numbers of rounds"
     if implementation == "windows":
         assert rounds[0] > calls // 3, "no call took more than one round"
