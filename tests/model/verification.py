@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
 
 
 def verify(model: str, switches: tuple[str, ...], folder: Path, *, optimised: bool = False) -> Verdict:
-    """Verifies the file `model` with -D `switches`, working in `folder`; `optimised` pays where there are many states."""
+    """Verifies the file `model` with -D `switches`, working in `folder`. `optimised` pays for many states."""
     for program in ("spin", "gcc"):
         if shutil.which(program) is None:
             pytest.fail(f"{program} was not found; install it with `make system-packages` (Debian package: {program})")
