@@ -120,7 +120,6 @@ class RowQuantiser {
     // NaNs does not matter. The last few are compared by the scalar unit.
     __aicore__ inline int32_t Greatest(uint32_t count) {
         const auto bits = scratch_.Get<int32_t>();
-        Order<HardEvent::S_V>();
         Abs(scratch_.Get<float>(), floats_.Get<float>(), static_cast<int32_t>(count));
         while (count > fold_least) {
             const uint32_t half_count = (count / 2 + fold_least - 1) / fold_least * fold_least;
@@ -132,6 +131,7 @@ class RowQuantiser {
         int32_t greatest = 0;
         for (uint32_t i = 0; i < count; ++i)
             greatest = bits.GetValue(i) > greatest ? bits.GetValue(i) : greatest;
+        Order<HardEvent::S_V>();
         return greatest;
     }
 
