@@ -13,19 +13,20 @@ PYTHON ?=
 CXX ?= g++
 NATIVE := sglang_ascend_moe/_host_kernels.so
 KERNELS := $(wildcard kernels/*/*.cpp kernels/*/*.h)
-CPP_SOURCES := $(KERNELS) $(wildcard tests/*/*.cpp tests/*/*.h)
+CPP_SOURCES := $(KERNELS) $(wildcard kernels/*/*/*.cpp kernels/*/*/*.h tests/*/*.cpp tests/*/*.h)
 # What the tests use besides: command:Debian package.
 SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin
 
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help venv demo test test-nightly lint format wheel lock system-packages clean
+.PHONY: help venv demo test test-nightly lint format bench bench-docs wheel lock system-packages clean
 
 help:
 	@echo "make demo          serve a small MoE model with --ascend-moe and compare it with stock SGLang"
 	@echo "make test          run the test suite (PYTEST_ARGS=... to choose tests)"
 	@echo "make test-nightly  run the tests that take long"
 	@echo "make lint, format  check, or rewrite, the source files"
+	@echo "make bench         measure what docs/benchmarks.md shows; bench-docs writes its tables and pictures"
 	@echo "make wheel         build a wheel into dist/"
 	@echo "make lock          resolve requirements.lock again (LOCK_ARGS=--upgrade for newer versions)"
 	@echo "make clean         remove what was built; .venv stays"
@@ -84,6 +85,16 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+# Measures for about 25 minutes; nothing else should run on the machine.
+bench: venv system-packages
+	@mkdir -p docs/benchmarks
+	$(BIN)/ascend-moe bench exchange --preset paper-decode --json docs/benchmarks/decode-2.json
+	$(BIN)/ascend-moe bench exchange --preset paper-decode --ranks 4 --json docs/benchmarks/decode-4.json
+	$(BIN)/ascend-moe bench exchange --preset paper-prefill --json docs/benchmarks/prefill-2.json
+
+bench-docs: venv
+	$(BIN)/ascend-moe bench page docs/benchmarks.md
 
 wheel: venv
 	rm -rf build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -163,17 +164,19 @@ def text_of(plan: MemoryPlan) -> str:
     return "\n".join(lines)
 
 
-def _compare(parsed: argparse.Namespace) -> str:
-    """A Markdown table: MiB per rank of ours, DeepEP and sgl-kernel-npu."""
+def comparison(tokens: int = 128, numbers_of_ranks: Sequence[int] = COMPARED_RANKS) -> str:
+    """A Markdown table: MiB per rank of ours, DeepEP and sgl-kernel-npu, for `tokens` of every rank.
+
+    Raises `InvalidInput` for a number of ranks that does not divide the experts.
+    """
     lines = [
         "| model | EP | ours | ours, two in flight | DeepEP | sgl-kernel-npu, code | sgl-kernel-npu, documented |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, experts, topk, hidden in COMPARED:
-        for ranks in parsed.ep:
+        for ranks in numbers_of_ranks:
             if experts % ranks:
                 raise InvalidInput(f"--ep {ranks}: does not divide the {experts} experts of {name}")
-            tokens = parsed.max_tokens
             ours = [
                 plan_window(
                     ExchangeParameters(
@@ -228,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--json", action="store_true", help="print the plan as JSON")
 
     compare = commands.add_parser("compare", help="the same guarantee in other libraries, as a Markdown table")
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=lambda parsed: comparison(parsed.max_tokens, parsed.ep))
     compare.add_argument("--max-tokens", type=_positive, default=128, help="per rank and decode step (default 128)")
     compare.add_argument(
         "--ep", type=lambda text: [_positive(item) for item in text.split(",")], default=list(COMPARED_RANKS),

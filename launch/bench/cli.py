@@ -90,6 +90,21 @@ def run_report(parsed: argparse.Namespace) -> int:
     return OK
 
 
+def run_page(parsed: argparse.Namespace) -> int:
+    """`bench page`."""
+    if not _can_plot():
+        return CANNOT
+    from sglang_ascend_moe.launch.bench.pages import fill_page
+
+    try:
+        written = fill_page(parsed.page)
+    except (AscendMoeError, OSError) as error:
+        print(f"ascend-moe bench page: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    print("\n".join(map(str, written)))
+    return OK
+
+
 def settings_of(parsed: argparse.Namespace) -> Settings | str:
     """The settings, or what is wrong with the flags."""
     preset = PRESETS[parsed.preset] if parsed.preset else UNNAMED
@@ -157,6 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("records", type=Path, help="what --json wrote")
     report.add_argument("--markdown", action="store_true", help="tables in Markdown")
     report.add_argument("--plot", type=_plot_path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
+
+    page = commands.add_parser("page", help="fill the tables of a Markdown page, and draw its pictures")
+    page.set_defaults(run=run_page)
+    page.add_argument("page", type=Path, help="with blocks <!-- KIND RECORDS.json --> ... <!-- end -->")
     return parser
 
 
@@ -198,8 +217,7 @@ def _can_plot() -> bool:
     if importlib.util.find_spec("matplotlib") is not None:
         return True
     print(
-        "ascend-moe bench: --plot needs matplotlib (pip install 'sglang-ascend-moe[bench]'); leave --plot out to go"
-        " without",
+        "ascend-moe bench: --plot and page need matplotlib: pip install 'sglang-ascend-moe[bench]'",
         file=sys.stderr,
     )
     return False
