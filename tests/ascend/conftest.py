@@ -11,6 +11,9 @@ from tests.exchange.pool import Program
 
 from .model import HOST_SOURCES, KERNEL_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
 
+MUTANT_DEADLINE_S = 8.0
+"""For kernels that may wait for ever."""
+
 
 class Objects(NamedTuple):
     """Compiled parts of the library, so that tests can exchange one."""
@@ -19,11 +22,14 @@ class Objects(NamedTuple):
     others: list[Path]
 
 
-@pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
-    folder = tmp_path_factory.mktemp("ascend-objects")
+def compile_objects(folder: Path) -> Objects:
     compiled = build_objects([*KERNEL_SOURCES, *MODEL_SOURCES, *HOST_SOURCES], folder)
     return Objects(compiled[: len(KERNEL_SOURCES)], compiled[len(KERNEL_SOURCES) :])
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
+    return compile_objects(tmp_path_factory.mktemp("ascend-objects"))
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +42,13 @@ def library(objects: Objects) -> str:
 class AscendPools(Pools):
     """Ranks that outlive the test, running programs over the Ascend kernels."""
 
+    def __init__(self, deadline_s: float = 60.0) -> None:
+        super().__init__()
+        self._deadline_s = deadline_s
+
+    def run(self, ranks: int, program: Program, *arguments: object, deadline_s: float | None = None) -> list:
+        return super().run(ranks, program, *arguments, deadline_s=deadline_s or self._deadline_s)
+
     def run_on(self, ranks: int, library: str, cores: int, program: Program, *arguments: object) -> list:
         return self.run(ranks, on_ascend, library, cores, program, *arguments)
 
@@ -43,5 +56,12 @@ class AscendPools(Pools):
 @pytest.fixture(scope="session")
 def pools() -> Iterator[AscendPools]:
     pools = AscendPools()
+    yield pools
+    pools.close()
+
+
+@pytest.fixture(scope="session")
+def mutant_pools() -> Iterator[AscendPools]:
+    pools = AscendPools(MUTANT_DEADLINE_S)
     yield pools
     pools.close()

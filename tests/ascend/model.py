@@ -25,7 +25,7 @@ HOST_SOURCES = sorted(
     for path in (KERNELS / "host").glob("*.cpp")
     if path.stem not in ("dispatch", "combine") and not path.stem.startswith("bench_")
 )
-FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden")
 
 
 class ModelViolated(AssertionError):
@@ -50,11 +50,12 @@ class _CoreCosts(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in CoreCosts._fields]
 
 
-def compile_source(source: Path, target: Path, first_include: Path | None = None) -> Path:
-    """Compiles one source; headers are looked for in `first_include` before the repository."""
-    folders = [*([] if first_include is None else [first_include]), *(KERNELS / folder for folder in FOLDERS)]
+def compile_source(source: Path, target: Path, *, strict: bool = True) -> Path:
+    """Compiles one source, whose own folder comes first when headers are looked for; `strict`: warnings are errors."""
     compiler = os.environ.get("CXX", "g++").split()
-    command = [*compiler, *FLAGS, *(f"-I{folder}" for folder in folders), "-c", str(source), "-o", str(target)]
+    folders = [f"-I{KERNELS / folder}" for folder in FOLDERS]
+    warnings = ("-Wall", "-Wextra", "-Werror") if strict else ("-w",)
+    command = [*compiler, *FLAGS, *warnings, *folders, "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True, timeout=240)
     return target
 

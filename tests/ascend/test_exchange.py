@@ -15,6 +15,7 @@ from tests.exchange.test_refusals import disagree, overfill_window, refuse_broke
 from tests.exchange.test_rounds import SCENARIOS as ROUNDS
 from tests.exchange.test_rounds import run_in_rounds
 from tests.exchange.test_sequence import alternate_schedules
+from tests.exchange.test_workers import run_overlapped
 
 from .model import on_mixed
 
@@ -58,7 +59,13 @@ def test_many_rounds_equal_the_reference_to_the_bit(pools, library, name):
 
 @pytest.mark.parametrize(("ranks", "calls"), [(2, 300), (4, 60)], ids=["2ranks", "4ranks"])
 def test_calls_that_alternate_schedules(pools, library, ranks, calls):
-    pools.run_on(ranks, library, 2, alternate_schedules, "windows", calls)
+    pools.run_on(ranks, library, 2, alternate_schedules, "windows", calls, 1)
+
+
+@pytest.mark.parametrize("routing", ["hot-rank", "one-expert"])
+def test_rounds_that_overlap_in_half_windows_give_the_same_bits(pools, library, routing):
+    scenario = Scenario(tokens=(40, 3, 29), experts_per_rank=4, hidden=64, topk=3, routing=routing)
+    assert pools.run_on(2, library, 2, run_overlapped, scenario, 6)[0] > 2
 
 
 @pytest.mark.parametrize("routing", ["distinct", "sparse-distinct"])

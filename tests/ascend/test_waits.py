@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import PeerLost, PeerTimeout, SessionPoisoned
+from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.schedules.rows import ExpertRows
 from tests.exchange.pool import Rank
 from tests.exchange.reference import scale_by_expert
 from tests.exchange.scenario import Scenario
@@ -34,27 +36,25 @@ def stop_at(step: Step):
     return hook
 
 
-def dispatch_and_combine(rank: Rank, exchange) -> None:
+def dispatch(rank: Rank, exchange: Exchange) -> ExpertRows:
     rows = exchange.dispatch(*SCENARIO.inputs(rank.size)[rank.rank])
     compute(rows, scale_by_expert, rank)
-    exchange.combine(rows.out, rows)
+    return rows
 
 
 def leave_in_the_middle(rank: Rank, library: str, cores: int, step: Step) -> str:
     """Rank 1 fails at `step`; returns what the Ascend kernels of rank 0 made of it."""
     with (
         on_model(library, cores) if rank.rank == 0 else nullcontext(),
-        open_exchange("windows", rank, SCENARIO) as exchange,
+        open_exchange("windows", rank, SCENARIO, timeout_s=5.0) as exchange,
     ):
-        if rank.rank == 1:
-            exchange.watch_steps(stop_at(step))
-            with pytest.raises(Stop):
-                dispatch_and_combine(rank, exchange)
-            return "left"
-        with pytest.raises(PeerLost) as caught:
-            dispatch_and_combine(rank, exchange)
+        rows = dispatch(rank, exchange) if step == Step.DONE else None
+        exchange.watch_steps(stop_at(step) if rank.rank == 1 else None)
+        with pytest.raises(Stop if rank.rank == 1 else PeerLost) as caught:
+            # What ends this rank is the call in which the other left, no later one.
+            dispatch(rank, exchange) if rows is None else exchange.combine(rows.out, rows)
         with pytest.raises(SessionPoisoned):
-            dispatch_and_combine(rank, exchange)
+            dispatch(rank, exchange)
         return str(caught.value)
 
 
@@ -74,14 +74,12 @@ def stay_away(rank: Rank, library: str, cores: int, calls: int) -> str:
         on_model(library, cores) if rank.rank == 0 else nullcontext(),
         open_exchange("windows", rank, SCENARIO, timeout_s=0.3) as exchange,
     ):
-        given = SCENARIO.inputs(rank.size)[rank.rank]
         text = ""
         if calls == 2:
-            rows = exchange.dispatch(*given)
-            compute(rows, scale_by_expert, rank)
+            rows = dispatch(rank, exchange)
         if rank.rank == 0:
             with pytest.raises(PeerTimeout) as caught:
-                exchange.dispatch(*given) if calls == 1 else exchange.combine(rows.out, rows)
+                dispatch(rank, exchange) if calls == 1 else exchange.combine(rows.out, rows)
             text = str(caught.value)
         dist.barrier(rank.group)
         return text

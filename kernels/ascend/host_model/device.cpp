@@ -268,26 +268,33 @@ void Device::store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes)
     note(core, to, bytes, index, true);
     core.costs.stored_bytes += bytes;
     core.costs.payload_bytes += region.rows ? bytes : 0;
-    core.posted.push_back({reinterpret_cast<uint8_t *>(to), index, {from, from + bytes}});
-    if (core.posted.size() > most_posted)
-        publish_one(core);
+    post(core, to, index, from, bytes);
 }
 
+// Words and units become visible one by one; a row at once, for nobody looks at it before the word that announces it.
+void Device::post(Core &core, uint64_t to, uint32_t region, const uint8_t *from, uint64_t bytes) {
+    const uint64_t piece = polled(memory_[region]) ? uint64_t{block_bytes} : bytes;
+    for (uint64_t begin = 0; begin < bytes; begin += piece) {
+        const uint64_t end = std::min(begin + piece, bytes);
+        core.posted.push_back({reinterpret_cast<uint8_t *>(to + begin), region, {from + begin, from + end}});
+        if (core.posted.size() > most_posted)
+            publish_one(core);
+    }
+}
+
+// A unit's word is made visible after the rest of it, so that a load that takes the word first sees it whole.
 void Device::publish_one(Core &core) {
     std::swap(core.posted[draw(static_cast<uint32_t>(core.posted.size()))], core.posted.back());
     const PostedStore &store = core.posted.back();
-    uint8_t *target = store.target;
-    const bool units = polled(memory_[store.region]) && reinterpret_cast<uintptr_t>(target) % sizeof(uint64_t) == 0;
-    for (size_t unit = 0; unit < store.bytes.size(); unit += block_bytes) {
-        const size_t length = std::min<size_t>(block_bytes, store.bytes.size() - unit);
-        if (!units || length < sizeof(uint64_t)) {
-            memcpy(target + unit, store.bytes.data() + unit, length);
-            continue;
-        }
+    const size_t bytes = store.bytes.size();
+    if (polled(memory_[store.region]) && bytes >= sizeof(uint64_t) &&
+        reinterpret_cast<uintptr_t>(store.target) % sizeof(uint64_t) == 0) {
         uint64_t word;
-        memcpy(&word, store.bytes.data() + unit, sizeof word);
-        memcpy(target + unit + sizeof word, store.bytes.data() + unit + sizeof word, length - sizeof word);
-        std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t *>(target + unit)).store(word, std::memory_order_release);
+        memcpy(&word, store.bytes.data(), sizeof word);
+        memcpy(store.target + sizeof word, store.bytes.data() + sizeof word, bytes - sizeof word);
+        std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t *>(store.target)).store(word, std::memory_order_release);
+    } else {
+        memcpy(store.target, store.bytes.data(), bytes);
     }
     core.posted.pop_back();
 }

@@ -86,6 +86,7 @@ class Device {
     void check_flag_order(const Core &core, const Region &flag) const;
     void check_posted(uint64_t begin, uint64_t bytes, const char *what) const;
     void check_races();
+    void post(Core &core, uint64_t to, uint32_t region, const uint8_t *from, uint64_t bytes);
     void publish_one(Core &core);
     void end_core(Core &core);
     uint32_t draw(uint32_t bound);

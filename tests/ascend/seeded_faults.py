@@ -1,0 +1,319 @@
+"""The faults, and for each the test that has to notice it."""
+
+from __future__ import annotations
+
+from sglang_ascend_moe.codes import Step
+
+from . import test_exchange, test_int8, test_waits
+from .mutations import Mutation
+
+SPLIT = test_exchange.test_any_division_over_cores_gives_the_same_bits
+BITS = test_exchange.test_kernels_equal_the_reference_to_the_bit
+INT8 = test_int8.test_int8_rows_and_scales_are_those_of_the_host_kernels
+HANDLES = test_exchange.test_two_live_handles_are_combined_in_any_order
+LEAVES = test_waits.test_a_rank_that_fails_at_a_step_is_named
+AWAY = test_waits.test_a_rank_that_does_not_come_is_a_timeout_that_names_it
+
+
+def split(name: str) -> dict[str, object]:
+    return {"ranks": 2, "cores": 8, "scenario": test_exchange.SPLITS[name]}
+
+
+def bits(name: str) -> dict[str, object]:
+    return {"ranks": 2, "cores": 8, "scenario": test_exchange.SCENARIOS[name]}
+
+
+def int8(name: str) -> dict[str, object]:
+    return {"ranks": 2, "cores": 8, "scenario": test_int8.CASES[name]}
+
+
+ALL_CORES = split("one-expert-filled-by-all-cores")
+UNEVEN = split("pairs-that-cores-cannot-share-evenly")
+
+FREE_TERM = "            loads_.FreeTensor(row);\n"
+COMBINE_TERM = f"""            if constexpr (sizeof(Element) == sizeof(float)) {{
+                Muls(products, row, weight, elements);
+            }} else {{
+                Cast(products, row, RoundMode::CAST_NONE, count);
+                PipeBarrier<PIPE_V>();
+                Muls(products, products, weight, elements);
+            }}
+{FREE_TERM}"""
+
+MUTATIONS = [
+    # Barriers, events and the order of stores.
+    Mutation(
+        "rows-not-fenced-before-arrive",
+        "dispatch.cpp",
+        "before a word says so.\n        PipeBarrier<PIPE_ALL>();",
+        "before a word says so.",
+        BITS,
+        bits("top4"),
+    ),
+    Mutation(
+        "cores-not-joined-before-arrive",
+        "dispatch.cpp",
+        "before a word says so.\n        PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();",
+        "before a word says so.\n        PipeBarrier<PIPE_ALL>();",
+        SPLIT,
+        ALL_CORES,
+    ),
+    Mutation(
+        "arrive-before-rows",
+        "dispatch.cpp",
+        "PlaceRows();\n            verdict = MeetAtArrivals();",
+        "verdict = MeetAtArrivals();\n            PlaceRows();",
+        BITS,
+        bits("top4"),
+    ),
+    Mutation(
+        "histograms-not-fenced",
+        "dispatch.cpp",
+        "another core loads them.\n        PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();\n\n",
+        "another core loads them.\n        SyncAll<true>();\n\n",
+        SPLIT,
+        ALL_CORES,
+    ),
+    Mutation(
+        "cores-not-joined-after-histograms",
+        "dispatch.cpp",
+        "PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();\n\n        input_",
+        "PipeBarrier<PIPE_ALL>();\n\n        input_",
+        SPLIT,
+        ALL_CORES,
+    ),
+    Mutation(
+        "cores-not-joined-after-counts",
+        "dispatch.cpp",
+        "PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();\n        const Verdict merged",
+        "PipeBarrier<PIPE_ALL>();\n        const Verdict merged",
+        SPLIT,
+        ALL_CORES,
+    ),
+    Mutation(
+        "a-core-leaves-before-the-barrier",
+        "combine.cpp",
+        "PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();",
+        "PipeBarrier<PIPE_ALL>();\n        if (control_.core() != 1)\n            SyncAll<true>();",
+        BITS,
+        bits("top4"),
+    ),
+    Mutation(
+        "ids-used-on-the-wrong-event",
+        "routing.h",
+        "Order<HardEvent::MTE2_S>();",
+        "Order<HardEvent::MTE2_V>();",
+        BITS,
+        bits("top4"),
+    ),
+    Mutation(
+        "product-without-vector-barrier",
+        "combine.cpp",
+        "            PipeBarrier<PIPE_V>();\n            Add(",
+        "            Add(",
+        BITS,
+        bits("top4"),
+    ),
+    Mutation(
+        "buffer-freed-before-it-is-used",
+        "combine.cpp",
+        COMBINE_TERM,
+        COMBINE_TERM.replace(FREE_TERM, "").replace("            if constexpr", f"{FREE_TERM}            if constexpr"),
+        BITS,
+        bits("top4"),
+    ),
+    Mutation("buffer-never-freed", "rows.h", "            rows_.FreeTensor(tile);\n", "", BITS, bits("top4")),
+    Mutation(
+        "positions-overwritten-while-stored",
+        "dispatch.cpp",
+        "        Order<HardEvent::MTE3_S>();\n",
+        "",
+        SPLIT,
+        split("more-pairs-than-a-piece") | {"cores": 1},
+    ),
+    Mutation(
+        "scalar-positions-stored-at-once",
+        "dispatch.cpp",
+        "        Order<HardEvent::S_MTE3>();\n",
+        "",
+        BITS,
+        bits("top4"),
+    ),
+    # Division of the work.
+    Mutation(
+        "share-begins-late",
+        "order.h",
+        "return {total * core / cores,",
+        "return {(total * core + cores - 1) / cores,",
+        SPLIT,
+        UNEVEN,
+    ),
+    Mutation(
+        "shares-overlap",
+        "order.h",
+        "total * (core + 1) / cores}",
+        "total * (core + 1) / cores + (core + 1 < cores ? 1 : 0)}",
+        SPLIT,
+        UNEVEN,
+    ),
+    Mutation("earlier-cores-forgotten", "counts.h", " + own.GetValue(expert)", "", SPLIT, ALL_CORES),
+    Mutation("earlier-ranks-forgotten", "counts.h", " + before.GetValue(expert)", "", BITS, bits("top4")),
+    Mutation(
+        "last-tile-missed",
+        "rows.h",
+        "begin < row_bytes; begin",
+        "begin + tile_bytes <= row_bytes; begin",
+        SPLIT,
+        split("rows-longer-than-a-tile"),
+    ),
+    Mutation(
+        "copy-rounded-down",
+        "rows.h",
+        "Store(Global<int8_t>(Row(position) + part.begin), part.values, part.count);",
+        "DataCopy(Global<int8_t>(Row(position) + part.begin), part.values, part.count);",
+        INT8,
+        int8("rows-of-a-quarter-line"),
+    ),
+    Mutation(
+        "counts-of-the-last-unit-missed",
+        "counts.h",
+        "if (rest > 0)",
+        "if (rest > 9)",
+        SPLIT,
+        split("experts-that-fill-no-count-unit"),
+    ),
+    # Sums and values.
+    Mutation(
+        "wrong-k-order",
+        "combine.cpp",
+        "position = positions_.Get<int64_t>().GetValue(term);\n",
+        "position = positions_.Get<int64_t>().GetValue(2 * first_term + topk_ - 1 - term);\n",
+        BITS,
+        bits("top8"),
+    ),
+    Mutation(
+        "weight-of-another-k",
+        "combine.cpp",
+        "weights_.Get<float>().GetValue(term)",
+        "weights_.Get<float>().GetValue(first_term)",
+        BITS,
+        bits("top4"),
+    ),
+    Mutation("sums-not-cleared", "combine.cpp", "        Duplicate(sums, 0.0f, elements);\n", "", BITS, bits("top4")),
+    Mutation(
+        "sum-truncated",
+        "combine.cpp",
+        "Cast(result, sums, RoundMode::CAST_RINT, count);",
+        "Cast(result, sums, RoundMode::CAST_TRUNC, count);",
+        BITS,
+        bits("top4"),
+    ),
+    Mutation(
+        "unrouted-term-read",
+        "combine.cpp",
+        "if (position < 0)\n                continue;",
+        "if (position < -1)\n                continue;",
+        BITS,
+        bits("minus-one-anywhere"),
+    ),
+    Mutation(
+        "int8-rounded-towards-zero",
+        "quantise.h",
+        "Cast(whole, floats, RoundMode::CAST_RINT, count);",
+        "Cast(whole, floats, RoundMode::CAST_TRUNC, count);",
+        INT8,
+        int8("normal"),
+    ),
+    Mutation(
+        "scales-share-a-line",
+        "rows.h",
+        "Index(position) * EXCHANGE_LINE_BYTES",
+        "Index(position) * sizeof(float)",
+        INT8,
+        int8("normal"),
+    ),
+    # Epochs, slots and the words of the protocol.
+    Mutation("epoch-not-advanced", "dispatch.cpp", "        ++control_.epoch;\n", "", BITS, bits("top4")),
+    Mutation(
+        "epoch-not-kept",
+        "dispatch.cpp",
+        "control_.StorePair(control_.Own(layout.state), control_.epoch, dispatches_);",
+        "control_.StorePair(control_.Own(layout.state), control_.epoch - 1, dispatches_);",
+        test_exchange.test_refusals_and_calls_in_any_order,
+    ),
+    Mutation(
+        "slot-not-taken", "dispatch.cpp", "control_.epoch, dispatches_ + 1);", "control_.epoch, dispatches_);", HANDLES
+    ),
+    Mutation("rows-of-another-slot", "dispatch.cpp", "rows_.UseSlot(part_.slot);", "rows_.UseSlot(0);", HANDLES),
+    Mutation(
+        "half-of-the-window-forgotten",
+        "counts.h",
+        "uint64_t row = first_row;",
+        "uint64_t row = 0;",
+        test_exchange.test_rounds_that_overlap_in_half_windows_give_the_same_bits,
+        {"routing": "one-expert"},
+    ),
+    Mutation(
+        "arrivals-not-waited-for",
+        "dispatch.cpp",
+        "return seen == word ? Seen::ready",
+        "return seen <= word ? Seen::ready",
+        LEAVES,
+        {"cores": 1, "step": Step.PLACE},
+    ),
+    Mutation(
+        "done-not-waited-for",
+        "combine.cpp",
+        "seen >= word ? Seen::ready",
+        "seen <= word ? Seen::ready",
+        AWAY,
+        {"cores": 1, "calls": 2, "step": "done"},
+    ),
+    Mutation(
+        "counts-not-waited-for",
+        "counts.h",
+        "if (seen != expected)",
+        "if (seen > expected)",
+        test_exchange.test_calls_that_alternate_schedules,
+        {"ranks": 2, "calls": 300},
+    ),
+    Mutation(
+        "deadline-dropped",
+        "control.h",
+        "if (expired_)",
+        "if (expired_ && missing > 1)",
+        AWAY,
+        {"cores": 1, "calls": 1, "step": "counts"},
+    ),
+    Mutation(
+        "failed-peer-not-noticed",
+        "control.h",
+        "told = JudgeStatuses(); told.result",
+        "told = Fault(0, 0); told.result",
+        LEAVES,
+        {"cores": 1, "step": Step.COUNTS},
+    ),
+    Mutation(
+        "poisoned-session-used-again",
+        "dispatch.cpp",
+        "found = control_.RefusePoisoned();",
+        "found.result = EXCHANGE_OK;",
+        LEAVES,
+        {"cores": 1, "step": Step.DONE},
+    ),
+    Mutation(
+        "too-large-id-taken",
+        "counts.h",
+        "id < -1 || id >= experts_",
+        "id < -1",
+        test_exchange.test_bad_input_on_one_rank_is_refused_on_every_rank,
+        {"name": "id-past-the-end"},
+    ),
+    Mutation(
+        "full-window-not-refused",
+        "counts.h",
+        "arriving > part.Capacity(control_->layout())",
+        "arriving > 0xffffffff",
+        test_exchange.test_rows_that_do_not_fit_the_window_are_refused_on_every_rank,
+    ),
+]
