@@ -97,25 +97,33 @@ def test_a_failure_while_the_next_round_is_placed_reaches_everyone(fresh_pool) -
     fresh_pool(3).run(fail_while_overlapping)
 
 
-def run_beside_a_live_handle(rank: Rank) -> None:
-    scenario = Scenario(tokens=(40, 3, 29), experts_per_rank=4, hidden=64, topk=3)
+def run_beside_a_live_handle(rank: Rank, workers: int) -> int:
+    scenario = Scenario(tokens=(40, 3, 29), experts_per_rank=4, hidden=512, topk=3)
     inputs = scenario.inputs(rank.size)
     expected = reference.exchange(inputs, scenario.num_experts(rank.size), scale_by_expert)
-    few = Scenario(tokens=(3, 2, 1), experts_per_rank=4, hidden=64, topk=3).inputs(rank.size)[rank.rank]
-    window_bytes = window_bytes_for(rank.size, scenario, tokens=12)
-    with open_exchange("windows", rank, scenario, workers=2, slots=2, window_bytes=2 * window_bytes) as exchange:
+    few = Scenario(tokens=(3, 2, 1), experts_per_rank=4, hidden=512, topk=3).inputs(rank.size)[rank.rank]
+    window_bytes = window_bytes_for(rank.size, scenario, tokens=4)
+    rounds = 0
+
+    def experts(round_rows: ExpertRows) -> None:
+        nonlocal rounds
+        rounds += 1
+        compute(round_rows, scale_by_expert, rank)
+
+    with open_exchange("windows", rank, scenario, workers=workers, slots=2, window_bytes=2 * window_bytes) as exchange:
         rows = exchange.dispatch(*few)
         compute(rows, scale_by_expert, rank)
         first = exchange.combine(rows.out, rows)
-        combined = exchange.run(
-            *inputs[rank.rank], lambda round_rows: compute(round_rows, scale_by_expert, rank), phase="prefill"
-        )
+        combined = exchange.run(*inputs[rank.rank], experts, phase="prefill")
         require_same_values(combined, expected.combined[rank.rank], "rounds")
         require_same_bits(exchange.combine(rows.out, rows), first, "the handle of the other slot")
+    return rounds
 
 
-def test_rounds_stay_in_one_slot_and_leave_the_handle_in_the_other_alone(pools) -> None:
-    pools.run(3, run_beside_a_live_handle)
+@pytest.mark.parametrize("workers", [1, 2], ids=["in-turn", "overlapped"])
+def test_rounds_stay_in_one_slot_and_leave_the_handle_in_the_other_alone(pools, workers: int) -> None:
+    rounds = pools.run(3, run_beside_a_live_handle, workers)
+    assert rounds[0] > 1
 
 
 @given(
