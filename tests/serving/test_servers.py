@@ -16,8 +16,8 @@ from sglang_ascend_moe.launch.server_process import ServerProcess, group_members
 from tests.serving.leftovers import MARK, NOTHING, leftovers, shared_memory_names
 
 DEMO = [sys.executable, "-m", "sglang_ascend_moe.launch.main", "demo"]
-READY_SECONDS = 400.0
-LEFTOVER_SECONDS = 10.0
+READY_SECONDS = 600.0
+LEFTOVER_SECONDS = 60.0
 
 pytestmark = pytest.mark.timeout(900)
 
