@@ -13,7 +13,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.codes import Kind, Result
+from sglang_ascend_moe.codes import Kind, Result, Step
 from sglang_ascend_moe.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
 from sglang_ascend_moe.control.post_mortem import Recorder
@@ -262,24 +262,25 @@ class Exchange:
         tokens = self._checked(x, topk_ids, topk_weights, Kind.PLAN if prefill else kind)
         out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype)
 
-        def guarded_experts(rows: ExpertRows) -> None:
+        def watched_experts(rows: ExpertRows) -> None:
             try:
                 experts(rows)
             except BaseException as error:
-                self._steps.session.give_up(error)
+                self._steps.session.give_up(error, Step.EXPERTS, rows.ticket.dispatched.epoch)
                 raise
 
         if prefill:
-            run_prefill(self._steps, self._identity, tokens, guarded_experts, out, overlap=self._overlap)
+            run_prefill(self._steps, self._identity, tokens, watched_experts, out, overlap=self._overlap)
         else:
-            run_decode(self._steps, tokens, guarded_experts, out)
+            run_decode(self._steps, tokens, watched_experts, out)
         return out
 
     def close(self) -> None:
         """Leaves the exchange; peers that still wait for this rank get `PeerLost`. Safe to call again."""
         if self._open_steps is None:
             return
-        self._open_steps.session.leave(Result.PEER_CLOSED)
+        session = self._open_steps.session
+        session.leave(Result.PEER_CLOSED, session.step, session.epoch)
         self._open_steps = None
         self._pidfds.close()
 
@@ -290,7 +291,8 @@ class Exchange:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if value is not None and self._open_steps is not None:
-            self._open_steps.session.give_up(value)
+            session = self._open_steps.session
+            session.give_up(value, session.step, session.epoch)
         self.close()
 
     @property
@@ -317,17 +319,17 @@ class Exchange:
 
     def _problem(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> str | None:
         p = self.parameters
-        if x.dim() != 2 or x.shape[1] != p.hidden or x.dtype != self._steps.dtype:
-            return f"x is {tuple(x.shape)} of {x.dtype}; it must be [tokens, {p.hidden}] of {self._steps.dtype}"
-        shape = (x.shape[0], p.topk)
-        if tuple(topk_ids.shape) != shape or topk_ids.dtype not in _ID_TYPES:
+        dtype, shape = self._steps.dtype, (*x.shape[:1], p.topk)
+        if x.dim() != 2 or x.shape[1] != p.hidden or x.dtype != dtype:
+            return f"x is {tuple(x.shape)} of {x.dtype}; it must be [tokens, {p.hidden}] of {dtype}"
+        if topk_ids.shape != shape or topk_ids.dtype not in _ID_TYPES:
             return f"topk_ids is {tuple(topk_ids.shape)} of {topk_ids.dtype}; it must be {shape} of int32 or int64"
-        if tuple(topk_weights.shape) != shape or not topk_weights.is_floating_point():
+        if topk_weights.shape != shape or not topk_weights.is_floating_point():
             return f"topk_weights is {tuple(topk_weights.shape)} of {topk_weights.dtype}; it must be {shape}, floating"
-        for name, tensor in (("x", x), ("topk_ids", topk_ids), ("topk_weights", topk_weights)):
-            if tensor.device.type != "cpu":
-                return f"{name} is on {tensor.device}; the windows of this exchange are on the host (cpu)"
-        return None
+        if x.is_cpu and topk_ids.is_cpu and topk_weights.is_cpu:
+            return None
+        devices = f"x, topk_ids, topk_weights on {x.device}, {topk_ids.device}, {topk_weights.device}"
+        return f"{devices}: the windows of this exchange are on the host; pass CPU tensors"
 
 
 def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParameters:

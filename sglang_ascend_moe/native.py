@@ -143,7 +143,7 @@ def _load(path: str) -> ctypes.CDLL:
     library.exchange_cut_segments.argtypes = [_pointer, _u32, _u32, _u32, _pointer]
     library.exchange_cut_segments.restype = None
     library.exchange_refuse.argtypes = [_pointer, _u32, ctypes.c_char_p, _u32]
-    library.exchange_leave.argtypes = [_pointer, _u32]
+    library.exchange_leave.argtypes = [_pointer, _u32, _u32, _u64]
     library.exchange_leave.restype = None
     library.exchange_count_chunks.argtypes = [_pointer, _pointer, _u32, _u32, _u32, _pointer, _pointer]
     library.exchange_count_chunks.restype = _u32
@@ -243,6 +243,11 @@ class NativeSession:
         return int(self._session.epoch)
 
     @property
+    def step(self) -> Step:
+        """The last step begun."""
+        return Step(self._session.step)
+
+    @property
     def waited_s(self) -> list[float]:
         """Seconds for which each rank has held this one up so far."""
         return [nanoseconds / 1e9 for nanoseconds in self._waited_ns]
@@ -331,14 +336,17 @@ class NativeSession:
         )  # fmt: skip
         return ChunkCounts(rows.tolist(), InputError(error), detail.value)
 
-    def leave(self, result: Result) -> None:
-        """Tells every rank that this one has failed or closes; nothing is waited for."""
-        self._library.exchange_leave(ctypes.byref(self._session), result)
+    def leave(self, result: Result, step: Step, epoch: int) -> None:
+        """Tells every rank that this one, at `step` of `epoch`, has failed or closes; nothing is waited for.
 
-    def give_up(self, error: BaseException) -> None:
-        """Tells every rank that `error` keeps this one from going on."""
-        self.leave(Result.PEER_FAILED)
-        self._report(self._own_fault(), error)
+        May be called while another thread is inside a call of this session, which then ends.
+        """
+        self._library.exchange_leave(ctypes.byref(self._session), result, step, epoch)
+
+    def give_up(self, error: BaseException, step: Step, epoch: int) -> None:
+        """Tells every rank that `error` keeps this one from going on; otherwise as `leave`."""
+        self.leave(Result.PEER_FAILED, step, epoch)
+        self._report(self._own_fault(step, epoch), error)
 
     def _combine_call(self, dispatched: Dispatched) -> _Combine:
         return _Combine(
@@ -352,7 +360,7 @@ class NativeSession:
             return
         if self._hook_error is not None:
             error, self._hook_error = self._hook_error, None
-            self._report(self._own_fault(), error)
+            self._report(self._own_fault(self.step, self.epoch), error)
             raise error
         fault = self._fault()
         refusal = fault_error(fault, self._window_layout)
@@ -378,7 +386,6 @@ class NativeSession:
             refusal=bytes(self._session.refusal).decode(errors="replace"),
         )
 
-    def _own_fault(self) -> Fault:
-        session = self._session
-        step = Step(session.step)
-        return Fault(Result.PEER_FAILED, session.rank, session.rank, step, session.epoch, 0, 0, (), "")
+    def _own_fault(self, step: Step, epoch: int) -> Fault:
+        rank = self._session.rank
+        return Fault(Result.PEER_FAILED, rank, rank, step, epoch, 0, 0, (), "")

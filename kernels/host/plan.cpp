@@ -53,11 +53,11 @@ int exchange_plan(ExchangeSession *session, ExchangePlan *call) {
     return ascend_moe::plan(wrapped, *call);
 }
 
-void exchange_leave(ExchangeSession *session, uint32_t result) {
-    ascend_moe::Session wrapped(*session);
+void exchange_leave(const ExchangeSession *session, uint32_t result, uint32_t step, uint64_t epoch) {
+    const ascend_moe::Window own(*session->layout, session->windows[session->rank]);
     // @protocol keep-finding. What this rank has said about an earlier failure stands: it names the real culprit.
-    if (wrapped.own().status(session->rank).load(std::memory_order_relaxed) == 0)
-        wrapped.push_status({result, session->rank, session->step, static_cast<uint32_t>(session->epoch)});
+    if (own.status(session->rank).load(std::memory_order_relaxed) == 0)
+        ascend_moe::push_status(*session, {result, session->rank, step, static_cast<uint32_t>(epoch)});
 }
 
 uint32_t exchange_abi_version() { return EXCHANGE_ABI_VERSION; }

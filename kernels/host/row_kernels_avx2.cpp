@@ -2,8 +2,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "elements.h"
@@ -13,7 +11,7 @@
 
 #define ROW_KERNELS avx2_kernels
 #define ROW_KERNELS_NAME "avx2"
-#define ROW_KERNELS_STREAM_BYTES 32
+#define ROW_KERNELS_VECTOR_BYTES 32
 #define ROW_KERNELS_STREAM(place, source)                                                                              \
     _mm256_stream_si256(reinterpret_cast<__m256i *>(place),                                                            \
                         _mm256_loadu_si256(reinterpret_cast<const __m256i *>(source)))

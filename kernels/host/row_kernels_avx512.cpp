@@ -2,8 +2,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "elements.h"
@@ -13,7 +11,7 @@
 
 #define ROW_KERNELS avx512_kernels
 #define ROW_KERNELS_NAME "avx512"
-#define ROW_KERNELS_STREAM_BYTES 64
+#define ROW_KERNELS_VECTOR_BYTES 64
 #define ROW_KERNELS_STREAM(place, source)                                                                              \
     _mm512_stream_si512(reinterpret_cast<__m512i *>(place), _mm512_loadu_si512(source))
 #include "row_kernels_impl.h"

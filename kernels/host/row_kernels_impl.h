@@ -1,10 +1,10 @@
-// The row kernels, included once per instruction set after the including file has chosen the compiler's target. Plain
-// loops that compilers vectorise; products and sums are never fused (-ffp-contract=off), so all results are equal.
+// The row kernels, included once per instruction set after the including file has chosen the compiler's target. Written
+// with vector types, which any compiler turns into the instructions of that target. Products and sums are never fused
+// (-ffp-contract=off) and every lane does the same in the same order, so all results are equal.
 //
-// Before including: #define ROW_KERNELS the name of the table, and ROW_KERNELS_NAME its name for people.
+// Before including: #define ROW_KERNELS the name of the table, ROW_KERNELS_NAME its name for people, and
+// ROW_KERNELS_VECTOR_BYTES the width of a register; ROW_KERNELS_STREAM(place, value) where there are streaming stores.
 
-#include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "elements.h"
@@ -13,39 +13,81 @@
 namespace ascend_moe {
 namespace {
 
-template <uint32_t Bytes> struct Block {
-    uint8_t bytes[Bytes];
-};
+constexpr uint32_t vector_bytes = ROW_KERNELS_VECTOR_BYTES;
+constexpr uint32_t lanes = vector_bytes / 4;
 
-// Loads each block once and stores it to every place.
-template <uint32_t Bytes>
-void scatter_blocks(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t begin, uint64_t end) {
-    for (uint64_t offset = begin; offset + Bytes <= end; offset += Bytes) {
-        Block<Bytes> block;
-        memcpy(&block, row + offset, Bytes);
-        for (uint32_t place = 0; place < count; ++place)
-            memcpy(places[place] + offset, &block, Bytes);
-    }
+using Bytes [[gnu::vector_size(vector_bytes)]] = uint8_t;
+using Floats [[gnu::vector_size(vector_bytes)]] = float;
+using Words [[gnu::vector_size(vector_bytes)]] = uint32_t;
+using Integers [[gnu::vector_size(vector_bytes)]] = int32_t;
+using HalfWords [[gnu::vector_size(vector_bytes / 2)]] = uint16_t;
+using Halves [[gnu::vector_size(vector_bytes / 2)]] = _Float16;
+using Quarters [[gnu::vector_size(vector_bytes / 4)]] = int8_t;
+
+template <class Vector> [[gnu::always_inline]] inline Vector load(const void *from) {
+    Vector vector;
+    memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+template <class Vector> [[gnu::always_inline]] inline void store(void *to, const Vector &vector) {
+    memcpy(to, &vector, sizeof vector);
+}
+
+[[gnu::always_inline]] inline Floats load_floats(const Bf16 *row) {
+    return reinterpret_cast<Floats>(__builtin_convertvector(load<HalfWords>(row), Words) << 16);
+}
+[[gnu::always_inline]] inline Floats load_floats(const Fp16 *row) {
+    return __builtin_convertvector(load<Halves>(row), Floats);
+}
+[[gnu::always_inline]] inline Floats load_floats(const Fp32 *row) { return load<Floats>(row); }
+
+// As Bf16::from_float: to nearest even, any NaN to 0x7fc0.
+[[gnu::always_inline]] inline void store_floats(Bf16 *row, const Floats &values) {
+    const Words raw = reinterpret_cast<Words>(values);
+    const Words rounded = (raw + 0x7fff + (raw >> 16 & 1)) >> 16;
+    const Integers is_nan = values != values;
+    store(row, __builtin_convertvector(is_nan ? Words{} + 0x7fc0 : rounded, HalfWords));
+}
+[[gnu::always_inline]] inline void store_floats(Fp16 *row, const Floats &values) {
+    store(row, __builtin_convertvector(values, Halves));
+}
+[[gnu::always_inline]] inline void store_floats(Fp32 *row, const Floats &values) { store(row, values); }
+
+// `Vectors` registers are loaded once and stored to every place.
+template <uint32_t Vectors>
+[[gnu::always_inline]] inline void scatter_strip(uint8_t *const *places, uint32_t count, const uint8_t *row,
+                                                 uint64_t offset) {
+    Bytes strip[Vectors];
+    for (uint32_t i = 0; i < Vectors; ++i)
+        strip[i] = load<Bytes>(row + offset + i * vector_bytes);
+    for (uint32_t place = 0; place < count; ++place)
+        for (uint32_t i = 0; i < Vectors; ++i)
+            store(places[place] + offset + i * vector_bytes, strip[i]);
 }
 
 void scatter(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes) {
-    constexpr uint64_t wide = 256;
-    const uint64_t whole = bytes / wide * wide;
-    scatter_blocks<wide>(places, count, row, 0, whole);
-    scatter_blocks<16>(places, count, row, whole, bytes);
+    constexpr uint32_t vectors = 8;
+    uint64_t offset = 0;
+    for (; offset + vectors * vector_bytes <= bytes; offset += vectors * vector_bytes)
+        scatter_strip<vectors>(places, count, row, offset);
+    for (; offset + vector_bytes <= bytes; offset += vector_bytes)
+        scatter_strip<1>(places, count, row, offset);
+    for (; offset < bytes; offset += 16)
+        for (uint32_t place = 0; place < count; ++place)
+            memcpy(places[place] + offset, row + offset, 16);
 }
 
-#if defined(ROW_KERNELS_STREAM_BYTES)
+#if defined(ROW_KERNELS_STREAM)
 void scatter_streaming(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes) {
-    constexpr uint64_t width = ROW_KERNELS_STREAM_BYTES;
-    bool aligned = bytes % width == 0;
+    bool aligned = bytes % vector_bytes == 0;
     for (uint32_t place = 0; place < count; ++place)
-        aligned = aligned && reinterpret_cast<uintptr_t>(places[place]) % width == 0;
+        aligned = aligned && reinterpret_cast<uintptr_t>(places[place]) % vector_bytes == 0;
     if (!aligned)
         return scatter(places, count, row, bytes);
-    // A place at a time: processors combine non-temporal stores in few buffers.
+    // A place at a time: processors combine streaming stores in few buffers.
     for (uint32_t place = 0; place < count; ++place)
-        for (uint64_t offset = 0; offset < bytes; offset += width)
+        for (uint64_t offset = 0; offset < bytes; offset += vector_bytes)
             ROW_KERNELS_STREAM(places[place] + offset, row + offset);
 }
 
@@ -58,12 +100,23 @@ void scatter_streaming(uint8_t *const *places, uint32_t count, const uint8_t *ro
 void drain() {}
 #endif
 
+// The bits of the greatest magnitude of a row. Magnitudes compare like their bits; infinities and NaNs are the
+// greatest.
+template <class Element> uint32_t greatest_magnitude(const Element *row, uint32_t hidden) {
+    Integers greatest = {};
+    for (uint32_t i = 0; i < hidden; i += lanes) {
+        const Integers magnitude = reinterpret_cast<Integers>(load_floats(row + i)) & 0x7fffffff;
+        greatest = magnitude > greatest ? magnitude : greatest;
+    }
+    int32_t result = 0;
+    for (uint32_t lane = 0; lane < lanes; ++lane)
+        result = greatest[lane] > result ? greatest[lane] : result;
+    return static_cast<uint32_t>(result);
+}
+
 template <class Element> float quantise(const void *source, uint32_t hidden, int8_t *values) {
     const auto *row = static_cast<const Element *>(source);
-    // Magnitudes of floats compare like their bits; infinities and NaNs are the greatest.
-    uint32_t greatest = 0;
-    for (uint32_t i = 0; i < hidden; ++i)
-        greatest = std::max(greatest, std::bit_cast<uint32_t>(row[i].to_float()) & 0x7fffffff);
+    const uint32_t greatest = greatest_magnitude(row, hidden);
     const float max = std::bit_cast<float>(greatest);
     const bool is_zero = max < 0x1p-120f; // 127 / max would overflow
     if (is_zero || greatest >= 0x7f800000) {
@@ -73,36 +126,39 @@ template <class Element> float quantise(const void *source, uint32_t hidden, int
     const float inverse = 127.0f / max;
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, as long as |value| < 2^22.
     constexpr float rounder = 12582912.0f;
-    for (uint32_t i = 0; i < hidden; ++i) {
-        const float scaled = std::min(std::max(row[i].to_float() * inverse, -127.0f), 127.0f);
-        values[i] = static_cast<int8_t>(static_cast<int32_t>((scaled + rounder) - rounder));
+    for (uint32_t i = 0; i < hidden; i += lanes) {
+        Floats scaled = load_floats(row + i) * inverse;
+        scaled = scaled > 127.0f ? Floats{} + 127.0f : scaled;
+        scaled = scaled < -127.0f ? Floats{} - 127.0f : scaled;
+        const Integers rounded = __builtin_convertvector((scaled + rounder) - rounder, Integers);
+        store(values + i, __builtin_convertvector(rounded, Quarters));
     }
     return max / 127.0f;
 }
 
-// `Width` elements of a token's sum, kept in registers over all terms.
-template <class Element, uint32_t Width>
-void reduce_strip(const Term *terms, uint32_t count, uint32_t begin, Element *out) {
-    float sums[Width] = {};
+// `Vectors` registers of a token's sum, kept over all terms.
+template <class Element, uint32_t Vectors>
+[[gnu::always_inline]] inline void reduce_strip(const Term *terms, uint32_t count, uint32_t begin, Element *out) {
+    Floats sums[Vectors] = {};
     for (uint32_t k = 0; k < count; ++k) {
         const auto *row = reinterpret_cast<const Element *>(terms[k].row) + begin;
         const float weight = terms[k].weight;
         // @protocol read-out
-        for (uint32_t i = 0; i < Width; ++i)
-            sums[i] = sums[i] + weight * row[i].to_float();
+        for (uint32_t i = 0; i < Vectors; ++i)
+            sums[i] = sums[i] + weight * load_floats(row + i * lanes);
     }
-    for (uint32_t i = 0; i < Width; ++i)
-        out[begin + i] = Element::from_float(sums[i]);
+    for (uint32_t i = 0; i < Vectors; ++i)
+        store_floats(out + begin + i * lanes, sums[i]);
 }
 
 template <class Element> void reduce(const Term *terms, uint32_t count, uint32_t hidden, void *result) {
-    constexpr uint32_t wide = 64;
+    constexpr uint32_t vectors = 4;
     auto *out = static_cast<Element *>(result);
     uint32_t begin = 0;
-    for (; begin + wide <= hidden; begin += wide)
-        reduce_strip<Element, wide>(terms, count, begin, out);
-    for (; begin < hidden; begin += 16)
-        reduce_strip<Element, 16>(terms, count, begin, out);
+    for (; begin + vectors * lanes <= hidden; begin += vectors * lanes)
+        reduce_strip<Element, vectors>(terms, count, begin, out);
+    for (; begin < hidden; begin += lanes)
+        reduce_strip<Element, 1>(terms, count, begin, out);
 }
 
 } // namespace

@@ -37,6 +37,14 @@ bool process_has_ended(int32_t pidfd) {
 
 } // namespace
 
+void push_status(const ExchangeSession &session, const Status &status) {
+    // @protocol push-status. release: whoever reads the status may then look at anything this rank did before it.
+    for (uint32_t peer = 0; peer < session.layout->ranks; ++peer)
+        Window(*session.layout, session.windows[peer])
+            .status(session.rank)
+            .store(status.packed(), std::memory_order_release);
+}
+
 bool Session::Pause::check_due() {
     if (turns_ < spin_turns) {
         ++turns_;
@@ -104,12 +112,6 @@ int Session::fail(uint32_t result, uint32_t culprit, uint32_t cause, int64_t det
     if (result >= EXCHANGE_PEER_LOST && result != EXCHANGE_POISONED)
         push_status({result, culprit, session_.step, static_cast<uint32_t>(session_.epoch)});
     return static_cast<int>(result);
-}
-
-void Session::push_status(const Status &status) {
-    // @protocol push-status. release: whoever reads the status may then look at anything this rank did before it.
-    for (uint32_t peer = 0; peer < ranks(); ++peer)
-        window(peer).status(rank()).store(status.packed(), std::memory_order_release);
 }
 
 void Session::keep_refusal(uint32_t source, uint64_t bytes) {

@@ -7,6 +7,9 @@
 
 namespace ascend_moe {
 
+// Pushes a finding about the session into every window. Reads only what no call changes.
+void push_status(const ExchangeSession &session, const Status &status);
+
 enum class Seen { pending, ready, impossible };
 
 // For the duration of one call. The interpreter, where there is one, runs other threads meanwhile.
@@ -40,7 +43,7 @@ class Session {
     // Records a fault; from EXCHANGE_PEER_LOST on also pushes it into every window. Returns `result`.
     int fail(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0);
     uint32_t workers() const { return session_.workers; }
-    void push_status(const Status &status);
+    void push_status(const Status &status) { ascend_moe::push_status(session_, status); }
     // Copies the text with which `source` refused its arguments out of its mailbox.
     void keep_refusal(uint32_t source, uint64_t bytes);
 

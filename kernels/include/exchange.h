@@ -204,8 +204,10 @@ int exchange_plan(ExchangeSession *session, ExchangePlan *call);
 // happens.
 int exchange_refuse(ExchangeSession *session, uint32_t kind, const uint8_t *text, uint32_t text_bytes);
 
-// Tells every rank that this one cannot go on (EXCHANGE_PEER_FAILED) or leaves (EXCHANGE_PEER_CLOSED).
-void exchange_leave(ExchangeSession *session, uint32_t result);
+// Tells every rank that this one, at `step` of `epoch`, cannot go on (EXCHANGE_PEER_FAILED) or leaves
+// (EXCHANGE_PEER_CLOSED). The only function that may be called while another thread is in a call of the session: that
+// call then ends. Nothing that such a call writes into the session is read.
+void exchange_leave(const ExchangeSession *session, uint32_t result, uint32_t step, uint64_t epoch);
 
 // Cuts tokens into `count` ranges with equally many routed rows, one per worker: bounds [count + 1] receives where each
 // begins and the last ends. `positions` [tokens, topk]: negative = not routed.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sglang_ascend_moe.codes import Kind, Part
+from sglang_ascend_moe.codes import Kind, Part, Step
 from sglang_ascend_moe.control.blocks import PrefillPlan
 from sglang_ascend_moe.control.mailbox import gather_blocks
 from sglang_ascend_moe.errors import ProtocolMismatch
@@ -135,7 +135,7 @@ def _run_overlapped(
     out: torch.Tensor,
 ) -> None:
     """Dispatches round n + 1 on a thread while the experts run on round n. The session has one user at a time: the
-    thread during the experts, this one before and after.
+    thread during the experts, this one before and after. An interrupt here ends the thread's wait as well.
     """
 
     def dispatch(number: int) -> ExpertRows:
@@ -147,8 +147,12 @@ def _run_overlapped(
         rows = dispatch(0)
         for number, one_round in enumerate(rounds):
             following = background.submit(dispatch, number + 1) if number + 1 < len(rounds) else None
-            experts(rows)
-            next_rows = following.result() if following is not None else None
+            try:
+                experts(rows)
+                next_rows = following.result() if following is not None else None
+            except (KeyboardInterrupt, SystemExit) as interrupt:
+                steps.session.give_up(interrupt, Step.EXPERTS, rows.ticket.dispatched.epoch)
+                raise
             steps.combine(rows.out, rows, out[one_round.begins[rank] : one_round.ends[rank]])
             if next_rows is not None:
                 rows = next_rows

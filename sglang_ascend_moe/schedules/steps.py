@@ -18,6 +18,13 @@ MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
 
 
+_HALVES = {
+    Part.WHOLE: (Part.FIRST_HALF, Part.SECOND_HALF),
+    Part.FIRST_HALF: (Part.FIRST_HALF,),
+    Part.SECOND_HALF: (Part.SECOND_HALF,),
+}
+
+
 class RoutedTokens(NamedTuple):
     """A call's checked input.
 
@@ -50,19 +57,17 @@ class ExchangeSteps:
         self, session: NativeSession, rank: int, windows: list[MappedWindow], layout: WindowLayout, dtype: torch.dtype
     ) -> None:
         """`windows` [ranks] stay mapped as long as this object lives, the own one as long as its tensors do too."""
-        p = layout.parameters
-        window = windows[rank]
         self.session = session
         self.layout = layout
         self.dtype = dtype
         self._rank = rank
         self._windows = windows
-        shape = (p.slots, layout.capacity, p.hidden)
-        self._rows = window.view(layout.offsets.rows, shape, torch.int8 if p.quant else dtype)
-        self._out = window.view(layout.offsets.out, shape, dtype)
-        # A scale lies at the beginning of a line of its own.
-        scale_lines = (p.slots, layout.capacity, LINE_BYTES // 4)
-        self._scales = window.view(layout.offsets.scales, scale_lines, torch.float32)[..., 0] if p.quant else None
+        self._views = {
+            (slot, part): self._view(windows[rank], slot, part)
+            for slot in range(layout.parameters.slots)
+            for part in Part
+        }
+        # The epoch whose rows lie in each half of a slot; the whole slot holds both.
         self._holders: dict[tuple[int, Part], int] = {}
 
     def dispatch(
@@ -70,19 +75,27 @@ class ExchangeSteps:
     ) -> ExpertRows:
         """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `NativeSession.dispatch`."""
         dispatched = self.session.dispatch(tokens.x, tokens.ids, kind, part, continues=continues)
-        slot, begin = dispatched.slot, dispatched.first_row
-        end = begin + (self.layout.capacity if part is Part.WHOLE else self.layout.capacity // 2)
-        for held in Part:
-            if part is Part.WHOLE or held in (part, Part.WHOLE):
-                self._holders.pop((slot, held), None)
-        self._holders[slot, part] = dispatched.epoch
-        return ExpertRows(
-            rows=self._rows[slot, begin:end],
-            scales=None if self._scales is None else self._scales[slot, begin:end],
-            counts=dispatched.counts,
-            out=self._out[slot, begin:end],
-            ticket=Ticket(self.session, dispatched, tokens.weights),
-        )
+        slot = dispatched.slot
+        for half in _HALVES[part]:
+            self._holders[slot, half] = dispatched.epoch
+        rows, scales, out = self._views[slot, part]
+        return ExpertRows(rows, scales, dispatched.counts, out, Ticket(self.session, dispatched, tokens.weights))
+
+    def _view(
+        self, window: MappedWindow, slot: int, part: Part
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Rows, scales and results of a slot or half of one."""
+        p, offsets, capacity = self.layout.parameters, self.layout.offsets, self.layout.capacity
+        begin = slot * capacity + (capacity // 2 if part is Part.SECOND_HALF else 0)
+        count = capacity if part is Part.WHOLE else capacity // 2
+        row_dtype = torch.int8 if p.quant else self.dtype
+        rows = window.view(offsets.rows + begin * p.row_bytes, (count, p.hidden), row_dtype)
+        out = window.view(offsets.out + begin * p.out_row_bytes, (count, p.hidden), self.dtype)
+        if not p.quant:
+            return rows, None, out
+        # A scale lies at the beginning of a line of its own.
+        lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
+        return rows, lines[:, 0], out
 
     def refuse(self, kind: Kind, problem: str) -> NoReturn:
         """Tells every rank that this one's arguments are invalid, then raises `InvalidInput` here as on the others."""
@@ -96,7 +109,7 @@ class ExchangeSteps:
         dispatched = ticket.dispatched
         if ticket.session is not self.session:
             raise InvalidInput("these rows were dispatched by another Exchange; combine them there")
-        if self._holders.get((dispatched.slot, dispatched.part)) != dispatched.epoch:
+        if any(self._holders[dispatched.slot, half] != dispatched.epoch for half in _HALVES[dispatched.part]):
             raise InvalidInput(
                 f"the rows of epoch {dispatched.epoch} are gone: slot {dispatched.slot} has been dispatched into "
                 f"again; combine before the next dispatch, or create with more slots"

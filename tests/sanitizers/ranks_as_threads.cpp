@@ -49,7 +49,7 @@ class Rank {
             else
                 exchange_rows(exchange);
         }
-        exchange_leave(&session_, EXCHANGE_PEER_CLOSED);
+        exchange_leave(&session_, EXCHANGE_PEER_CLOSED, session_.step, session_.epoch);
     }
 
   private:
