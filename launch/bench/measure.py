@@ -20,10 +20,10 @@ from sglang_ascend_moe.launch.bench.row_kernels import Shape, library
 from sglang_ascend_moe.launch.bench.statistics import quantile, slowest_rank
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
 
-WARM_UPS = 2
+WARM_UPS = 1
 LEAST_ITERATIONS = 3
 STORE_TRIALS = 5
-STORE_TRIAL_SECONDS = 2.0
+STORE_TRIAL_SECONDS = 1.0
 
 
 class Measured(NamedTuple):

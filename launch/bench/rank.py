@@ -48,9 +48,13 @@ def main(arguments: list[str]) -> int:
     for index, case in enumerate(run.cases):
         if rank == 0:
             print(f"[{index + 1}/{len(run.cases)}] {case.text()}", file=sys.stderr, flush=True)
-        left = (run.total_seconds - clock.elapsed()) / (len(run.cases) - index)
+        left = run.total_seconds - clock.elapsed()
         try:
-            records += measure_case(run, case, ranks, min(run.case_seconds, left))
+            if left > 0:
+                records += measure_case(run, case, ranks, min(run.case_seconds, left / (len(run.cases) - index)))
+            else:
+                reason = f"the {run.total_seconds:g} s of the run were over"
+                records += [record for name in run.variants for record in absent_records(case, name, reason)]
         except CaseFailed as failure:
             if rank == 0:
                 print(f"check failed: {failure}", file=sys.stderr)
@@ -102,26 +106,31 @@ def records_of(run: Run, case: Case, opened: Opened, measured: Measured, payload
     """One record per variant and operation, those that are absent included."""
     found = []
     for name in run.variants:
+        if name in opened.absent:
+            found += absent_records(case, name, opened.absent[name])
+            continue
         for op in OPS:
-            shape = {field: getattr(case, field) for field in Case.__struct_fields__} | {"op": op, "variant": name}
-            if name in opened.absent:
-                found.append(
-                    Record(
-                        **shape, median_us=None, p10_us=None, p90_us=None, iterations=0, checked=False,
-                        absent=opened.absent[name],
-                    )
-                )  # fmt: skip
-                continue
             times = measured.times[name][op]
-            median, p10, p90 = spread(times)
+            median, p10, p90 = (round(value, 3) for value in spread(times))
             found.append(
                 Record(
-                    **shape, median_us=round(median, 3), p10_us=round(p10, 3), p90_us=round(p90, 3),
+                    **msgspec.structs.asdict(case), op=op, variant=name, median_us=median, p10_us=p10, p90_us=p90,
                     iterations=len(times), checked=True, store=measured.stores[name].get(op),
                     payload_bytes=payload.bytes_of(op),
                 )
             )  # fmt: skip
     return found
+
+
+def absent_records(case: Case, variant: str, reason: str) -> list[Record]:
+    """Say why `variant` was not measured."""
+    return [
+        Record(
+            **msgspec.structs.asdict(case), op=op, variant=variant, median_us=None, p10_us=None, p90_us=None,
+            iterations=0, checked=False, absent=reason,
+        )
+        for op in OPS
+    ]  # fmt: skip
 
 
 def _communicator() -> Any:
@@ -138,7 +147,7 @@ def _raise_together(variant: str, problem: str | None, ranks: Ranks) -> None:
         raise CaseFailed(f"{variant}: {'; '.join(found)}")
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Ends this process at once: threads of gloo may still hold tensors, and abort when the interpreter is taken down
     under them."""
     if MPI_LIBRARY in sys.modules:
@@ -148,4 +157,4 @@ def _leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

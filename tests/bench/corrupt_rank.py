@@ -17,4 +17,4 @@ def wrong_dispatch(self, *arguments, **keywords):
 
 if __name__ == "__main__":
     Exchange.dispatch = wrong_dispatch
-    rank._leave(rank.main(sys.argv[1:]))
+    rank.leave(rank.main(sys.argv[1:]))

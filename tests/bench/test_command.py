@@ -12,8 +12,11 @@ from sglang_ascend_moe.launch import main as command
 from sglang_ascend_moe.launch.bench import launcher
 from sglang_ascend_moe.launch.bench.cases import PRESETS, VARIANTS, problem_with
 from sglang_ascend_moe.launch.bench.cli import _parser, settings_of
+from sglang_ascend_moe.launch.bench.records import write_records
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from tests.packaging.source_tree import ROOT
+
+from .shapes import case, records
 
 TINY = ["--hidden", "64", "--tokens", "6", "--experts", "8", "--topk", "3", "--iters", "3"]
 RECORDS = {
@@ -66,13 +69,13 @@ def read(path: Path) -> list[dict]:
 def test_every_variant_is_measured_in_one_run_and_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     path, plot = tmp_path / "run.json", tmp_path / "run.svg"
     assert bench("--preset", "quick", *TINY, "--dtype", "bf16,int8", "--json", str(path), "--plot", str(plot)) == OK
-    records = read(path)
-    assert {(record["dtype"], record["op"], record["variant"]) for record in records} == {
+    found = read(path)
+    assert {(record["dtype"], record["op"], record["variant"]) for record in found} == {
         (dtype, op, variant) for dtype in ("bf16", "int8") for op in ("dispatch", "combine") for variant in VARIANTS
     }
-    assert [record for record in records if record["absent"] is not None] == []
-    assert {record["iterations"] for record in records} == {3}
-    assert {(record["op"], record["dtype"], record["payload_bytes"]) for record in records} == {
+    assert [record for record in found if record["absent"] is not None] == []
+    assert {record["iterations"] for record in found} == {3}
+    assert {(record["op"], record["dtype"], record["payload_bytes"]) for record in found} == {
         ("dispatch", "bf16", 18 * 128), ("combine", "bf16", 18 * 128),
         ("dispatch", "int8", 18 * 68), ("combine", "int8", 18 * 128),
     }  # fmt: skip
@@ -105,6 +108,12 @@ def test_a_wrong_row_ends_the_run_with_exit_code_1(
     assert "check failed: relay-free: " in captured.err
     assert "row 0 of rank 1 is not the token that belongs there" in captured.err
     assert captured.out == ""
+
+
+def test_cases_for_which_no_time_is_left_are_said_to_be_absent():
+    outcome = launcher.run_ranks([case(ranks=1)], ["relay-free"], 3, case_seconds=1, total_seconds=0)
+    assert outcome.exit_code == OK
+    assert {record.absent for record in outcome.records} == {"the 0 s of the run were over"}
 
 
 @pytest.mark.parametrize(
@@ -172,10 +181,6 @@ def test_variants_are_measured_in_the_order_of_the_table():
 
 
 def test_a_report_shows_a_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from sglang_ascend_moe.launch.bench.records import write_records
-
-    from .shapes import records
-
     path = tmp_path / "run.json"
     write_records(path, records({"relay-free": (10, 20), "relay": (40, 60)}))
     assert command.main(["bench", "report", str(path)]) == OK
