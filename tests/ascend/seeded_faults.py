@@ -12,7 +12,7 @@ BITS = test_exchange.test_kernels_equal_the_reference_to_the_bit
 INT8 = test_int8.test_int8_rows_and_scales_are_those_of_the_host_kernels
 HANDLES = test_exchange.test_two_live_handles_are_combined_in_any_order
 LEAVES = test_waits.test_a_rank_that_fails_at_a_step_is_named
-AWAY = test_waits.test_a_rank_that_does_not_come_is_a_timeout_that_names_it
+VAIN = test_waits.test_a_rank_that_is_waited_for_in_vain_is_named
 
 
 def split(name: str) -> dict[str, object]:
@@ -258,16 +258,16 @@ MUTATIONS = [
         "dispatch.cpp",
         "return seen == word ? Seen::ready",
         "return seen <= word ? Seen::ready",
-        LEAVES,
-        {"cores": 1, "step": Step.PLACE},
+        VAIN,
+        {"cores": 1, "step": Step.ARRIVALS},
     ),
     Mutation(
         "done-not-waited-for",
         "combine.cpp",
         "seen >= word ? Seen::ready",
         "seen <= word ? Seen::ready",
-        AWAY,
-        {"cores": 1, "calls": 2, "step": "done"},
+        VAIN,
+        {"cores": 1, "step": Step.DONE},
     ),
     Mutation(
         "counts-not-waited-for",
@@ -282,16 +282,15 @@ MUTATIONS = [
         "control.h",
         "if (expired_)",
         "if (expired_ && missing > 1)",
-        AWAY,
-        {"cores": 1, "calls": 1, "step": "counts"},
+        VAIN,
+        {"cores": 1, "step": Step.COUNTS},
     ),
     Mutation(
         "failed-peer-not-noticed",
         "control.h",
         "told = JudgeStatuses(); told.result",
         "told = Fault(0, 0); told.result",
-        LEAVES,
-        {"cores": 1, "step": Step.COUNTS},
+        test_waits.test_a_rank_that_fails_while_it_is_waited_for_is_named,
     ),
     Mutation(
         "poisoned-session-used-again",

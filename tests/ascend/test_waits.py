@@ -5,9 +5,11 @@ Rank 0 runs the Ascend kernels, rank 1 the host kernels, whose step hook ends it
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe.codes import Step
@@ -68,26 +70,52 @@ def test_a_rank_that_fails_at_a_step_is_named(pools, library, cores, step):
     assert step.name.lower() in seen[0]
 
 
-def stay_away(rank: Rank, library: str, cores: int, calls: int) -> str:
-    """Rank 1 does not take part in call number `calls`, and closes only when rank 0 has given up."""
+def fail_while_waited_for(rank: Rank, library: str) -> str:
+    """Rank 1 fails before it places rows, but not until rank 0 waits for them."""
+    with (
+        on_model(library, 2) if rank.rank == 0 else nullcontext(),
+        open_exchange("windows", rank, SCENARIO, timeout_s=3.0) as exchange,
+    ):
+        window, arrive = exchange._steps._windows[rank.rank], exchange.layout.offsets.arrive
+
+        def stop_once_waited_for(reached: Step) -> None:
+            while reached == Step.PLACE and window.view(arrive, (1,), torch.int64).item() == 0:
+                os.sched_yield()
+            stop_at(Step.PLACE)(reached)
+
+        exchange.watch_steps(stop_once_waited_for if rank.rank == 1 else None)
+        with pytest.raises(Stop if rank.rank == 1 else PeerLost) as caught:
+            dispatch(rank, exchange)
+        return str(caught.value)
+
+
+def test_a_rank_that_fails_while_it_is_waited_for_is_named(pools, library):
+    assert "rank 1 failed" in pools.run(2, fail_while_waited_for, library)[0]
+
+
+def keep_waiting(rank: Rank, library: str, cores: int, step: Step) -> str:
+    """Rank 1 does not do what rank 0 waits for at `step` until rank 0 has given up; returns what that one says."""
     with (
         on_model(library, cores) if rank.rank == 0 else nullcontext(),
         open_exchange("windows", rank, SCENARIO, timeout_s=0.3) as exchange,
     ):
-        text = ""
-        if calls == 2:
-            rows = dispatch(rank, exchange)
+        rows = dispatch(rank, exchange) if step == Step.DONE else None
         if rank.rank == 0:
             with pytest.raises(PeerTimeout) as caught:
-                dispatch(rank, exchange) if calls == 1 else exchange.combine(rows.out, rows)
-            text = str(caught.value)
-        dist.barrier(rank.group)
-        return text
+                dispatch(rank, exchange) if rows is None else exchange.combine(rows.out, rows)
+            dist.barrier(rank.group)
+            return str(caught.value)
+        if step == Step.ARRIVALS:
+            exchange.watch_steps(lambda reached: dist.barrier(rank.group) if reached == Step.PLACE else None)
+            dispatch(rank, exchange)
+        else:
+            dist.barrier(rank.group)
+        return ""
 
 
 @pytest.mark.parametrize("cores", [1, 4], ids=lambda cores: f"{cores}cores")
-@pytest.mark.parametrize(("calls", "step"), [(1, "counts"), (2, "done")], ids=["dispatch", "combine"])
-def test_a_rank_that_does_not_come_is_a_timeout_that_names_it(pools, library, cores, calls, step):
-    text = pools.run(2, stay_away, library, cores, calls)[0]
+@pytest.mark.parametrize("step", [Step.COUNTS, Step.ARRIVALS, Step.DONE], ids=lambda step: step.name.lower())
+def test_a_rank_that_is_waited_for_in_vain_is_named(pools, library, cores, step):
+    text = pools.run(2, keep_waiting, library, cores, step)[0]
     assert "rank 1 did not answer" in text
-    assert step in text
+    assert step.name.lower() in text
