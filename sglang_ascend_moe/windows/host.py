@@ -54,4 +54,6 @@ class MappedWindow:
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """The bytes from `offset` on as a tensor."""
+        if 0 in shape:
+            return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self._memory, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
