@@ -124,9 +124,13 @@ int Session::fail_as_told(const Status &status) {
     if (status.culprit == rank() && status.result != EXCHANGE_CORRUPTION)
         return fail(EXCHANGE_POISONED, status.culprit, status.result);
     const uint32_t own_step = session_.step;
+    const uint64_t own_epoch = session_.epoch;
     session_.step = status.step;
+    // The word has the low half of an epoch that cannot be far from this rank's.
+    session_.epoch += static_cast<uint64_t>(static_cast<int32_t>(status.epoch - static_cast<uint32_t>(own_epoch)));
     const int result = fail(status.result, status.culprit, status.result, -2);
     session_.step = own_step;
+    session_.epoch = own_epoch;
     return result;
 }
 

@@ -30,6 +30,7 @@ class Seen(NamedTuple):
     message: str
     rank: int | None
     step: str | None
+    epoch: int | None
     at: float
     """Seconds of the monotonic clock, which all processes share."""
 
@@ -63,6 +64,16 @@ def harm_at(step: Step, number: signal.Signals) -> Callable[[Step], None]:
         if begun == step and not harmed:
             harmed = True
             os.kill(os.getpid(), number)
+
+    return hook
+
+
+def raise_at(step: Step, error: Exception) -> Callable[[Step], None]:
+    """A step hook that raises when `step` begins."""
+
+    def hook(begun: Step) -> None:
+        if begun == step:
+            raise error
 
     return hook
 
@@ -103,5 +114,5 @@ def see_fault(exchange: Any, rank: Rank, how: str, calls: int) -> Seen:
         call_repeatedly(exchange, how, rank, calls)
     except PeerFault as error:
         at = time.monotonic()
-        return Seen(type(error).__name__, str(error), error.rank, error.step, at)
+        return Seen(type(error).__name__, str(error), error.rank, error.step, error.epoch, at)
     raise AssertionError(f"{calls} calls of {how} went by without a fault")
