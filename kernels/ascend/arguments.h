@@ -8,6 +8,11 @@
 
 #include "exchange.h"
 
+// For whoever prepares a launch with a host compiler.
+#ifndef __aicore__
+#define __aicore__
+#endif
+
 namespace ascend_kernels {
 
 struct KernelArguments {
@@ -27,6 +32,7 @@ struct DispatchArguments {
     uint64_t positions; // out [tokens, topk] int64: destination rank << 32 | row, or -1
     uint64_t counts;    // out [local experts] int64: rows of each in this rank's window
     uint64_t matrix;    // out [ranks, experts] uint32: counts of every source
+    uint64_t segments;  // [cores + 1] uint64: where the pairs of each core begin and the last end; 0: equal parts
     uint32_t ids_bytes; // 4 or 8
     uint32_t tokens;
     uint32_t kind;      // ExchangeKind
@@ -41,11 +47,15 @@ struct CombineArguments {
     uint64_t weights;   // [tokens, topk] float
     uint64_t out;       // [tokens] rows of hidden elements
     uint64_t out_stride;
+    uint64_t segments; // [cores + 1] uint64: where the units of each core begin and the last end; 0: equal parts
     uint32_t tokens;
     uint32_t slot;
     uint32_t part;
     uint32_t only_meet; // 1: the rendezvous before a second combine, no sums
 };
+
+// What the cores divide in combine, in elements: they all move the same bytes, and shares end within rows.
+constexpr uint32_t sum_unit = 16;
 
 // How a kernel, or a core's part of one, ended: an ExchangeFault, and what dispatch found out. A line of its own each.
 struct Verdict {
@@ -64,20 +74,20 @@ static_assert(sizeof(Verdict) == EXCHANGE_LINE_BYTES, "a verdict fills a line");
 // The workspace: the kernel's verdict, one verdict per core and stage, one histogram per core.
 constexpr uint32_t verdict_stages = 2;
 
-inline uint64_t VerdictOffset(uint32_t stage, uint32_t core, uint32_t cores) {
+__aicore__ inline uint64_t VerdictOffset(uint32_t stage, uint32_t core, uint32_t cores) {
     return (1 + uint64_t(stage) * cores + core) * EXCHANGE_LINE_BYTES;
 }
 
-inline uint64_t HistogramBytes(const ExchangeLayout &layout) {
+__aicore__ inline uint64_t HistogramBytes(const ExchangeLayout &layout) {
     const uint64_t bytes = uint64_t(layout.experts) * sizeof(int32_t);
     return (bytes + EXCHANGE_LINE_BYTES - 1) / EXCHANGE_LINE_BYTES * EXCHANGE_LINE_BYTES;
 }
 
-inline uint64_t HistogramOffset(const ExchangeLayout &layout, uint32_t core, uint32_t cores) {
+__aicore__ inline uint64_t HistogramOffset(const ExchangeLayout &layout, uint32_t core, uint32_t cores) {
     return VerdictOffset(verdict_stages, 0, cores) + core * HistogramBytes(layout);
 }
 
-inline uint64_t WorkspaceBytes(const ExchangeLayout &layout, uint32_t cores) {
+__aicore__ inline uint64_t WorkspaceBytes(const ExchangeLayout &layout, uint32_t cores) {
     return HistogramOffset(layout, cores, cores);
 }
 

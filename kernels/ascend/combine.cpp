@@ -6,7 +6,6 @@ namespace ascend_kernels {
 namespace {
 
 constexpr uint32_t sum_tile = 4096; // elements
-constexpr uint32_t sum_unit = 16;   // elements; what cores divide, so that they all move the same bytes
 constexpr uint32_t terms_in_piece = 1024;
 
 class Combine {
@@ -68,7 +67,7 @@ class Combine {
     __aicore__ inline void Reduce() {
         control_.step = EXCHANGE_STEP_REDUCE;
         const uint64_t units_of_token = hidden_ / sum_unit;
-        const Share share = ShareOf(arguments_.tokens * units_of_token);
+        const Share share = ShareOf(arguments_.tokens * units_of_token, arguments_.segments);
         uint64_t piece_end = 0, piece_begin = 0;
         for (uint64_t unit = share.begin; unit < share.end;) {
             const uint64_t token = unit / units_of_token;

@@ -22,6 +22,7 @@ class Control {
         pipe.InitBuffer(unit_, EXCHANGE_LINE_BYTES);
         pipe.InitBuffer(words_, ranks() * EXCHANGE_UNIT_BYTES);
         pipe.InitBuffer(statuses_, ranks() * EXCHANGE_UNIT_BYTES);
+        pipe.InitBuffer(verdicts_, cores_ * EXCHANGE_UNIT_BYTES);
     }
 
     __aicore__ inline const ExchangeLayout &layout() const { return arguments_->layout; }
@@ -94,13 +95,12 @@ class Control {
     }
     // What all cores together found in `stage`; the same on every core.
     __aicore__ inline Verdict MergeVerdicts(uint32_t stage) {
-        Verdict merged = LoadVerdict(VerdictOffset(stage, 0, cores()));
-        for (uint32_t other = 1; other < cores(); ++other) {
-            const Verdict verdict = LoadVerdict(VerdictOffset(stage, other, cores()));
-            if (Outweighs(verdict, merged))
-                merged = verdict;
-        }
-        return merged;
+        LoadLines(verdicts_.Get<uint64_t>(), arguments_->workspace + VerdictOffset(stage, 0, cores()), cores());
+        uint32_t worst = 0;
+        for (uint32_t other = 1; other < cores(); ++other)
+            if (Outweighs(Word(verdicts_, other), Word(verdicts_, worst)))
+                worst = other;
+        return LoadVerdict(VerdictOffset(stage, worst, cores()));
     }
     // Ends the kernel: tells the host, and where the session is lost also every rank. One core does it.
     __aicore__ inline void Conclude(const Verdict &verdict) {
@@ -111,7 +111,7 @@ class Control {
 
     // A session that failed before is not used again.
     __aicore__ inline Verdict RefusePoisoned() {
-        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status));
+        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status), ranks());
         if (const uint64_t own = Word(statuses_, rank()); own != 0)
             return Fault(EXCHANGE_POISONED, StatusCulprit(own), StatusResult(own));
         return JudgeStatuses();
@@ -122,7 +122,7 @@ class Control {
         BeginWait();
         for (;;) {
             LookAround();
-            LoadLines(words_.Get<uint64_t>(), Own(region));
+            LoadLines(words_.Get<uint64_t>(), Own(region), ranks());
             uint32_t missing = ranks();
             for (uint32_t source = ranks(); source-- > 0;) {
                 const Seen seen = judge(Word(words_, source));
@@ -142,7 +142,7 @@ class Control {
     // Time and statuses are looked at before words: what a peer did in time still counts.
     __aicore__ inline void LookAround() {
         expired_ = static_cast<uint64_t>(GetSystemCycle() - wait_began_) >= arguments_->timeout_cycles;
-        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status));
+        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status), ranks());
     }
     // Whether a wait for `missing` can still end well.
     __aicore__ inline Verdict JudgeDelay(uint32_t missing) {
@@ -168,18 +168,17 @@ class Control {
         unit.SetValue(3, 0);
         Order<HardEvent::S_MTE3>();
     }
-    // The first word of each rank's line into a unit of its own.
-    __aicore__ inline void LoadLines(const LocalTensor<uint64_t> &to, uint64_t address) {
+    // The first word of each of `count` lines into a unit of its own.
+    __aicore__ inline void LoadLines(const LocalTensor<uint64_t> &to, uint64_t address, uint32_t count) {
         constexpr uint32_t word_bytes = sizeof(uint64_t);
         Order<HardEvent::S_MTE2>();
-        DataCopyPad(
-            to, Global<uint64_t>(address),
-            DataCopyExtParams{static_cast<uint16_t>(ranks()), word_bytes, EXCHANGE_LINE_BYTES - word_bytes, 0, 0},
-            DataCopyPadExtParams<uint64_t>{false, 0, 0, 0});
+        DataCopyPad(to, Global<uint64_t>(address),
+                    DataCopyExtParams{static_cast<uint16_t>(count), word_bytes, EXCHANGE_LINE_BYTES - word_bytes, 0, 0},
+                    DataCopyPadExtParams<uint64_t>{false, 0, 0, 0});
         Order<HardEvent::MTE2_S>();
     }
-    __aicore__ inline uint64_t Word(const TBuf<TPosition::VECCALC> &lines, uint32_t rank) const {
-        return lines.Get<uint64_t>().GetValue(rank * unit_words);
+    __aicore__ inline uint64_t Word(const TBuf<TPosition::VECCALC> &lines, uint32_t line) const {
+        return lines.Get<uint64_t>().GetValue(line * unit_words);
     }
     // A failure that a peer pushed is reported as the peer found it, so that the real culprit is named everywhere.
     __aicore__ inline Verdict JudgeStatuses() const {
@@ -203,7 +202,7 @@ class Control {
     GlobalTensor<uint64_t> windows_;
     int64_t wait_began_ = 0;
     bool expired_ = false;
-    TBuf<TPosition::VECCALC> unit_, words_, statuses_;
+    TBuf<TPosition::VECCALC> unit_, words_, statuses_, verdicts_;
 };
 
 } // namespace ascend_kernels

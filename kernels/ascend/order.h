@@ -42,15 +42,18 @@ struct Share {
     uint64_t begin, end;
 };
 
-// The part of `total` things that this core takes; parts differ by one at most.
-__aicore__ inline Share ShareOf(uint64_t total) {
+// The part of `total` things that this core takes: as `segments` says, or equal parts that differ by one at most. The
+// segments do not change while a kernel runs: the scalar cache may hold them.
+__aicore__ inline Share ShareOf(uint64_t total, uint64_t segments) {
     const auto core = static_cast<uint64_t>(GetBlockIdx()), cores = static_cast<uint64_t>(GetBlockNum());
+    if (segments != 0)
+        return {Global<uint64_t>(segments).GetValue(core), Global<uint64_t>(segments).GetValue(core + 1)};
     return {total * core / cores, total * (core + 1) / cores};
 }
 
 template <class T> __aicore__ inline void Load(const LocalTensor<T> &to, const GlobalTensor<T> &from, uint32_t count) {
     DataCopyPad(to, from, DataCopyExtParams{1, static_cast<uint32_t>(count * sizeof(T)), 0, 0, 0},
-                DataCopyPadExtParams<T>{false, 0, 0, T()});
+                DataCopyPadExtParams<T>{false, 0, 0, {}});
 }
 
 template <class T> __aicore__ inline void Store(const GlobalTensor<T> &to, const LocalTensor<T> &from, uint32_t count) {

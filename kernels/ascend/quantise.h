@@ -5,7 +5,6 @@
 
 namespace ascend_kernels {
 
-constexpr uint32_t quantised_tile = 4096; // elements
 constexpr uint32_t fold_least = EXCHANGE_UNIT_BYTES / sizeof(int32_t);
 
 // A part of a quantised row in the unified buffer, with the scale of the whole row.
@@ -23,16 +22,17 @@ class RowQuantiser {
         hidden_ = layout.hidden;
         element_ = layout.element;
         element_bytes_ = static_cast<uint32_t>(layout.out_row_bytes / layout.hidden);
-        const uint32_t tile = Least(hidden_, quantised_tile);
-        pipe.InitBuffer(loads_, 2, tile * element_bytes_);
-        pipe.InitBuffer(floats_, tile * sizeof(float));
-        pipe.InitBuffer(scratch_, tile * sizeof(float));
-        pipe.InitBuffer(halves_, tile * sizeof(half));
-        scale_at_ = (tile + EXCHANGE_UNIT_BYTES - 1) / EXCHANGE_UNIT_BYTES * EXCHANGE_UNIT_BYTES;
+        // Elements; what leaves room for the floats of a tile and the int8 values of two.
+        tile_ = Least(hidden_, element_bytes_ == sizeof(float) ? 4096u : 8192u);
+        pipe.InitBuffer(loads_, 2, tile_ * element_bytes_);
+        pipe.InitBuffer(floats_, tile_ * sizeof(float));
+        pipe.InitBuffer(scratch_, tile_ * sizeof(float));
+        pipe.InitBuffer(halves_, tile_ * sizeof(half));
+        scale_at_ = (tile_ + EXCHANGE_UNIT_BYTES - 1) / EXCHANGE_UNIT_BYTES * EXCHANGE_UNIT_BYTES;
         pipe.InitBuffer(stores_, 2, scale_at_ + EXCHANGE_UNIT_BYTES);
     }
 
-    __aicore__ inline uint32_t Tiles() const { return (hidden_ + quantised_tile - 1) / quantised_tile; }
+    __aicore__ inline uint32_t Tiles() const { return (hidden_ + tile_ - 1) / tile_; }
 
     // Finds the greatest magnitude. A row of one tile stays in the unified buffer; a longer one is loaded again.
     __aicore__ inline void BeginRow(uint64_t row) {
@@ -78,14 +78,12 @@ class RowQuantiser {
         Duplicate(values[scale_at_].template ReinterpretCast<float>(), scale_, static_cast<int32_t>(fold_least));
         stores_.EnQue(values);
         values = stores_.DeQue<int8_t>();
-        return {values, values[scale_at_].template ReinterpretCast<float>(), tile * quantised_tile, count};
+        return {values, values[scale_at_].template ReinterpretCast<float>(), tile * tile_, count};
     }
     __aicore__ inline void FreeTile(const QuantisedTile &tile) { stores_.FreeTensor(tile.values); }
 
   private:
-    __aicore__ inline uint32_t TileCount(uint32_t tile) const {
-        return Least(hidden_ - tile * quantised_tile, quantised_tile);
-    }
+    __aicore__ inline uint32_t TileCount(uint32_t tile) const { return Least(hidden_ - tile * tile_, tile_); }
     __aicore__ inline static float AsFloat(int32_t bits) {
         float value;
         __builtin_memcpy(&value, &bits, sizeof value);
@@ -104,7 +102,7 @@ class RowQuantiser {
     template <class Element> __aicore__ inline void LoadFloats(uint32_t tile) {
         const uint32_t count = TileCount(tile);
         auto elements = loads_.AllocTensor<Element>();
-        Load(elements, Global<Element>(row_ + tile * quantised_tile * sizeof(Element)), count);
+        Load(elements, Global<Element>(row_ + tile * tile_ * sizeof(Element)), count);
         loads_.EnQue(elements);
         elements = loads_.template DeQue<Element>();
         PipeBarrier<PIPE_V>();
@@ -139,6 +137,7 @@ class RowQuantiser {
     uint32_t hidden_ = 0;
     uint32_t element_ = 0;
     uint32_t element_bytes_ = 0;
+    uint32_t tile_ = 0;
     uint32_t scale_at_ = 0;
     float inverse_ = 0;
     float scale_ = 0;

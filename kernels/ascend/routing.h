@@ -18,7 +18,7 @@ class Routing {
         ids_bytes_ = arguments.ids_bytes;
         topk_ = arguments.common.layout.topk;
         ids_ = arguments.ids;
-        share_ = ShareOf(uint64_t(arguments.tokens) * topk_);
+        share_ = ShareOf(uint64_t(arguments.tokens) * topk_, arguments.segments);
         pipe.InitBuffer(piece_, PairsInPiece() * sizeof(int64_t));
     }
 

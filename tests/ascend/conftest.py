@@ -27,6 +27,11 @@ def compile_objects(folder: Path) -> Objects:
     return Objects(compiled[: len(KERNEL_SOURCES)], compiled[len(KERNEL_SOURCES) :])
 
 
+def link_library(objects: Objects) -> str:
+    target = objects.others[0].parent / "libascend_model.so"
+    return str(link([*objects.kernels, *objects.others], target))
+
+
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     return compile_objects(tmp_path_factory.mktemp("ascend-objects"))
@@ -35,8 +40,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
 @pytest.fixture(scope="session")
 def library(objects: Objects) -> str:
     """The path of the library that runs the Ascend kernels on the model."""
-    folder = objects.others[0].parent
-    return str(link([*objects.kernels, *objects.others], folder / "libascend_model.so"))
+    return link_library(objects)
 
 
 class AscendPools(Pools):

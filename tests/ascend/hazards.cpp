@@ -107,6 +107,18 @@ const Hazard hazards[] = {
          Duplicate(bench.first, 1.0f, elements);
          Muls(bench.second, bench.first, 2.0f, elements);
      }},
+    {"vector-over-a-part-of-its-operand",
+     [](Bench &bench) {
+         Duplicate(bench.first, 1.0f, elements);
+         PipeBarrier<PIPE_V>();
+         Muls(bench.first[8], bench.first, 2.0f, elements - 8);
+     }},
+    {"too-many-buffers",
+     [](Bench &bench) {
+         TBuf<TPosition::VECCALC> small;
+         for (int i = 0; i < 61; ++i)
+             bench.pipe.InitBuffer(small, 32);
+     }},
     {"load-over-a-store",
      [](Bench &bench) {
          bench.load_and_wait_for_scalar();

@@ -35,15 +35,17 @@ class ModelViolated(AssertionError):
 class CoreCosts(NamedTuple):
     """What the last kernel cost one core: bytes, instructions, barriers."""
 
-    loaded_bytes: int
-    stored_bytes: int
-    payload_bytes: int
+    loaded_row_bytes: int
+    stored_row_bytes: int
+    loaded_other_bytes: int
+    stored_other_bytes: int
     loads: int
     stores: int
     vector_instructions: int
     pipe_barriers: int
     core_barriers: int
     ub_high_water: int
+    ub_buffers: int
 
 
 class _CoreCosts(ctypes.Structure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglang_ascend_moe.codes import Step
 
-from . import test_exchange, test_int8, test_waits
+from . import test_exchange, test_int8, test_segments, test_waits
 from .mutations import Mutation
 
 SPLIT = test_exchange.test_any_division_over_cores_gives_the_same_bits
@@ -181,6 +181,22 @@ MUTATIONS = [
         "if (rest > 9)",
         SPLIT,
         split("experts-that-fill-no-count-unit"),
+    ),
+    Mutation(
+        "segments-not-used",
+        "order.h",
+        "if (segments != 0)",
+        "if (segments == 1)",
+        test_segments.test_segments_of_prefill_move_equally_many_bytes,
+        {"routing": "second-half-unrouted"},
+    ),
+    Mutation(
+        "segment-ends-early",
+        "order.h",
+        "GetValue(core + 1)}",
+        "GetValue(core + 1) - core % 2}",
+        test_segments.test_segments_of_prefill_move_equally_many_bytes,
+        {"routing": "even"},
     ),
     # Sums and values.
     Mutation(

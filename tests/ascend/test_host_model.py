@@ -28,6 +28,8 @@ HAZARDS = {
     "store-before-vector": "on pipe MTE3 reads what V wrote without waiting",
     "store-before-scalar": "on pipe MTE3 reads what S wrote without waiting",
     "vector-without-barrier": "on pipe V reads what V wrote without waiting",
+    "vector-over-a-part-of-its-operand": "overlaps a part of an operand",
+    "too-many-buffers": "at most 64 buffers",
     "load-over-a-store": "on pipe MTE2 overwrites what MTE3 still reads",
     "load-over-a-scalar-read": "on pipe MTE2 overwrites what S still reads",
     "event-set-twice": "is set again before anyone waited for it",

@@ -20,7 +20,8 @@ CASES = {
     "fp32": Scenario(hidden=96, topk=2, dtype="fp32", rows="special"),
     "rows-of-a-quarter-line": Scenario(hidden=16, topk=8, tokens=(17, 9)),
     "odd-number-of-blocks": Scenario(hidden=16 * 37, topk=2),
-    "longer-than-a-tile": Scenario(hidden=4096 + 16, topk=2, rows="special"),
+    "longer-than-a-tile": Scenario(hidden=8192 + 16, topk=2, rows="special"),
+    "longer-than-a-tile-fp32": Scenario(hidden=4096 + 16, topk=2, dtype="fp32"),
     "hidden-7168": Scenario(hidden=7168, topk=8, experts_per_rank=8, routing="distinct"),
 }
 

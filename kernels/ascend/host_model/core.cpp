@@ -6,6 +6,8 @@
 namespace ascend_model {
 namespace {
 
+constexpr uint32_t most_buffers = 64;
+
 const char *name_of(Pipe pipe) {
     constexpr const char *names[] = {"S", "V", "MTE2", "MTE3"};
     return names[pipe];
@@ -147,6 +149,8 @@ void Core::release_event(Pipe from, Pipe to, uint32_t id) {
 }
 
 uint32_t Core::allocate_ub(uint32_t bytes) {
+    if (++costs.ub_buffers > most_buffers)
+        violate("a kernel has at most %u buffers", most_buffers);
     const uint32_t offset = allocated_;
     const uint32_t rounded = (bytes + block_bytes - 1) / block_bytes * block_bytes;
     if (bytes == 0 || rounded > ub_capacity - allocated_)

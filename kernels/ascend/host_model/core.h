@@ -27,15 +27,17 @@ using Clock = std::array<uint32_t, pipe_count>;
 
 // What a launch cost one core.
 struct CoreCosts {
-    uint64_t loaded_bytes;  // through MTE2
-    uint64_t stored_bytes;  // through MTE3
-    uint64_t payload_bytes; // the part of both that is rows
-    uint64_t loads;
+    uint64_t loaded_row_bytes;   // rows through MTE2
+    uint64_t stored_row_bytes;   // rows through MTE3
+    uint64_t loaded_other_bytes; // without what waits load again and again
+    uint64_t stored_other_bytes;
+    uint64_t loads; // without those of waits
     uint64_t stores;
     uint64_t vector_instructions;
     uint64_t pipe_barriers;
     uint64_t core_barriers; // SyncAll
     uint64_t ub_high_water;
+    uint64_t ub_buffers;
 };
 
 // A store to global memory that nothing has made visible yet.

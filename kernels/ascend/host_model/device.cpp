@@ -204,7 +204,7 @@ void Device::check_posted(uint64_t begin, uint64_t bytes, const char *what) cons
         }
 }
 
-void Device::load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes) {
+bool Device::load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes) {
     const uint32_t index = region_of(from, bytes, false, "load");
     const Region &region = memory_[index];
     if (!polled(region))
@@ -219,11 +219,10 @@ void Device::load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes) {
                         region.name);
     if (region.kind == Region::workspace || region.kind == Region::output)
         note(core, from, bytes, index, false);
-    core.costs.loaded_bytes += bytes;
-    core.costs.payload_bytes += region.rows ? bytes : 0;
     if (!polled(region)) {
+        (region.rows ? core.costs.loaded_row_bytes : core.costs.loaded_other_bytes) += bytes;
         memcpy(to, reinterpret_cast<const void *>(from), bytes);
-        return;
+        return false;
     }
     // An aligned unit of 32 bytes is loaded whole: its word first, as whoever stored it made it visible last.
     for (uint64_t unit = 0; unit < bytes; unit += block_bytes) {
@@ -237,6 +236,7 @@ void Device::load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes) {
             memcpy(to + unit, reinterpret_cast<const void *>(from + unit), length);
         }
     }
+    return true;
 }
 
 // A flag tells its window's owner that everything stored to that window is there.
@@ -266,8 +266,7 @@ void Device::store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes)
     if (region.kind == Region::workspace)
         std::fill_n(workspace_written_[index].begin() + static_cast<int64_t>(to - region.begin), bytes, true);
     note(core, to, bytes, index, true);
-    core.costs.stored_bytes += bytes;
-    core.costs.payload_bytes += region.rows ? bytes : 0;
+    (region.rows ? core.costs.stored_row_bytes : core.costs.stored_other_bytes) += bytes;
     post(core, to, index, from, bytes);
 }
 
@@ -316,7 +315,7 @@ uint8_t *Device::cached(Core &core, uint64_t address, uint64_t bytes, bool write
         check_posted(address, bytes, "scalar load");
         memcpy(cached.bytes, reinterpret_cast<const void *>(line), line_bytes);
         memcpy(cached.seen, cached.bytes, line_bytes);
-    } else if (!write && memcmp(cached.seen, reinterpret_cast<const void *>(line), line_bytes) != 0) {
+    } else if (!write && memcmp(cached.seen + (address - line), reinterpret_cast<const void *>(address), bytes) != 0) {
         violate("scalar load of %s hits a cached line that has changed in memory: invalidate it first", region.name);
     }
     if (region.kind == Region::workspace && !write && cached.dirty == 0)

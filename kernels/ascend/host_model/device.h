@@ -49,7 +49,8 @@ class Device {
     const std::vector<CoreCosts> &costs() const { return costs_; }
 
     // Called by the modelled instructions of the core that runs.
-    void load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes);
+    // Returns whether the bytes are words that others may store meanwhile, as waits load them.
+    bool load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes);
     void store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes);
     void make_visible(Core &core);
     uint8_t *cached(Core &core, uint64_t address, uint64_t bytes, bool write);

@@ -3,8 +3,10 @@
 #include <memory>
 #include <vector>
 
+#include "../../host/routing.h"
 #include "../arguments.h"
 #include "../kernels.h"
+#include "../launch/segments.h"
 #include "../words.h"
 #include "model_control.h"
 #include "session.h"
@@ -80,6 +82,12 @@ class Launch {
         arguments.rank = session_.rank;
         return arguments;
     }
+    // Keeps the bounds of segments until the kernel has run; returns what its arguments say about them.
+    uint64_t use_segments(std::vector<uint64_t> bounds) {
+        segments_ = std::move(bounds);
+        add("segments", Region::input, address_of(segments_.data()), segments_.size() * sizeof(uint64_t));
+        return address_of(segments_.data());
+    }
     // Runs the kernel and returns its verdict; a rank whose kernel violated the model tells the others that it failed.
     template <class Arguments> Verdict run(Session &session, void (*kernel)(uint8_t *), Arguments &arguments) {
         add("arguments", Region::input, address_of(&arguments), sizeof arguments);
@@ -104,6 +112,7 @@ class Launch {
     ExchangeSession &session_;
     std::vector<Line> workspace_;
     std::vector<Region> memory_;
+    std::vector<uint64_t> segments_;
 };
 
 int conclude(ExchangeSession &session, Session &wrapped, const Verdict &verdict) {
@@ -133,6 +142,7 @@ int combine(ExchangeSession *session, const ExchangeCombine *call, uint32_t only
                                   address_of(call->weights),
                                   address_of(call->out),
                                   call->out_stride,
+                                  0,
                                   call->tokens,
                                   call->slot,
                                   call->part,
@@ -142,6 +152,10 @@ int combine(ExchangeSession *session, const ExchangeCombine *call, uint32_t only
     if (!only_meet) {
         launch.add("weights", Region::input, arguments.weights, pairs * sizeof(float));
         launch.add_rows("result", Region::output, arguments.out, call->tokens, call->out_stride);
+        // The own arrive word tells of which kind the dispatch was.
+        const auto &arrived = wrapped.own().arrive({call->slot, call->part}, session->rank);
+        if (ascend_moe::tag_of(arrived.load(std::memory_order_relaxed)) == EXCHANGE_PREFILL)
+            arguments.segments = launch.use_segments(CutUnits(layout, call->positions, call->tokens, cores_in_use));
     }
     const int result = conclude(*session, wrapped, launch.run(wrapped, moe_combine, arguments));
     return result != EXCHANGE_OK || only_meet ? result : wrapped.begin_step(EXCHANGE_STEP_REDUCE);
@@ -166,6 +180,7 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
                                    address_of(call->positions),
                                    address_of(call->counts),
                                    address_of(call->matrix),
+                                   0,
                                    call->ids_bytes,
                                    call->tokens,
                                    call->kind,
@@ -178,6 +193,11 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
     launch.add("positions", Region::output, arguments.positions, pairs * sizeof(int64_t));
     launch.add("counts", Region::output, arguments.counts, layout.experts / layout.ranks * sizeof(int64_t));
     launch.add("matrix", Region::output, arguments.matrix, uint64_t{layout.ranks} * layout.experts * sizeof(uint32_t));
+    if (call->kind == EXCHANGE_PREFILL) {
+        const ascend_moe::Routing ids(call->ids, call->ids_bytes);
+        arguments.segments =
+            launch.use_segments(CutPairs(pairs, cores_in_use, [&ids](uint64_t pair) { return ids[pair] >= 0; }));
+    }
     const Verdict verdict = launch.run(wrapped, moe_dispatch, arguments);
     call->epoch = verdict.epoch;
     call->slot = verdict.slot;

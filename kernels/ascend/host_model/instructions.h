@@ -50,16 +50,15 @@ void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, const Da
     require_aligned(to, "DataCopyPad");
     ascend_model::Core &core = ascend_model::this_core();
     core.issue(ascend_model::pipe_mte2);
-    ++core.costs.loads;
     const uint32_t pitch = padded(blocks.blockLen) + blocks.dstStride * 32;
     require_room(to, uint64_t{pitch} * (blocks.blockCount - 1u) + padded(blocks.blockLen), "DataCopyPad");
     for (uint32_t block = 0; block < blocks.blockCount; ++block) {
         const uint32_t at = to.offset() + block * pitch;
         core.write(ascend_model::pipe_mte2, at, padded(blocks.blockLen), "DataCopyPad");
         core.mark_undefined(at + blocks.blockLen, padded(blocks.blockLen) - blocks.blockLen);
-        ascend_model::Device::current()->load(core, core.ub() + at,
-                                              from.address() + uint64_t{block} * (blocks.blockLen + blocks.srcStride),
-                                              blocks.blockLen);
+        const uint64_t source = from.address() + uint64_t{block} * (blocks.blockLen + blocks.srcStride);
+        const bool polled = ascend_model::Device::current()->load(core, core.ub() + at, source, blocks.blockLen);
+        core.costs.loads += block == 0 && !polled;
     }
 }
 
@@ -100,11 +99,20 @@ class VectorInstruction {
         ++core_.costs.vector_instructions;
     }
     template <class T> const T *read(const LocalTensor<T> &tensor, int32_t count) {
-        core_.read(ascend_model::pipe_v, tensor.offset(), checked(tensor, count), name_);
+        const uint32_t bytes = checked(tensor, count);
+        core_.read(ascend_model::pipe_v, tensor.offset(), bytes, name_);
+        sources_[number_++] = {tensor.offset(), bytes};
         return reinterpret_cast<const T *>(core_.ub() + tensor.offset());
     }
     template <class T> T *write(const LocalTensor<T> &tensor, int32_t count) {
-        core_.write(ascend_model::pipe_v, tensor.offset(), checked(tensor, count), name_);
+        const uint32_t bytes = checked(tensor, count);
+        for (uint32_t source = 0; source < number_; ++source) {
+            const auto [begin, length] = sources_[source];
+            const bool apart = tensor.offset() >= begin + length || begin >= tensor.offset() + bytes;
+            if (!apart && (tensor.offset() != begin || bytes != length))
+                ascend_model::violate("%s: the result overlaps a part of an operand", name_);
+        }
+        core_.write(ascend_model::pipe_v, tensor.offset(), bytes, name_);
         return reinterpret_cast<T *>(core_.ub() + tensor.offset());
     }
 
@@ -117,8 +125,13 @@ class VectorInstruction {
         return static_cast<uint32_t>(static_cast<uint32_t>(count) * sizeof(T));
     }
 
+    struct Range {
+        uint32_t begin, length;
+    };
     const char *name_;
     ascend_model::Core &core_;
+    Range sources_[2];
+    uint32_t number_ = 0;
 };
 
 // The types that A2 and A3 compute in.

@@ -1,0 +1,143 @@
+"""What the Ascend kernels cost each core at the paper's shapes, counted by the model.
+
+`python -m tests.ascend.cost_sheet` prints the table of docs/ascend-kernels.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.exchange.pool import Rank
+from tests.exchange.reference import RankInput
+from tests.exchange.scenario import Scenario
+from tests.exchange.surface import open_exchange
+
+from .conftest import AscendPools, compile_objects, link_library
+from .model import CoreCosts, on_model
+
+RANKS = 2
+CORES = 48
+"""AIV cores of one NPU."""
+
+
+class Shape(NamedTuple):
+    """One line of the sheet; every rank brings `tokens`, and every id is routed."""
+
+    tokens: int
+    hidden: int
+    quant: str | None = None
+    phase: str = "decode"
+
+    def scenario(self) -> Scenario:
+        return Scenario(
+            tokens=(self.tokens,), hidden=self.hidden, topk=8, experts_per_rank=128, routing="distinct", rows="constant"
+        )
+
+
+DECODE = [
+    Shape(tokens, hidden, quant) for hidden in (4096, 7168) for quant in (None, "int8") for tokens in (16, 48, 96, 144)
+]
+PREFILL = [Shape(1024, 4096, phase="prefill")]
+
+
+class KernelCosts(NamedTuple):
+    """The costs of one launch, by core."""
+
+    cores: list[CoreCosts]
+    least_loaded: int
+    """Bytes of rows that have to be loaded if each moves once."""
+    least_stored: int
+
+    @property
+    def balance_of_all(self) -> float:
+        """The most rows' bytes that a core moves in both directions over the least."""
+        moved = [core.loaded_row_bytes + core.stored_row_bytes for core in self.cores]
+        return max(moved) / max(1, min(moved))
+
+    @property
+    def loaded(self) -> int:
+        return sum(core.loaded_row_bytes for core in self.cores)
+
+    @property
+    def stored(self) -> int:
+        return sum(core.stored_row_bytes for core in self.cores)
+
+    def most(self, name: str) -> int:
+        return max(getattr(core, name) for core in self.cores)
+
+    def balance(self, name: str) -> float:
+        """The most that a core moves over the least."""
+        moved = [getattr(core, name) for core in self.cores]
+        return max(moved) / max(1, min(moved))
+
+
+class Costs(NamedTuple):
+    dispatch: KernelCosts
+    combine: KernelCosts
+
+
+def costs_of(rank: Rank, library: str, cores: int, shape: Shape) -> Costs:
+    """Both kernels of one exchange on this rank."""
+    return costs_with(rank, library, cores, shape, shape.scenario().inputs(rank.size)[rank.rank])
+
+
+def costs_with(rank: Rank, library: str, cores: int, shape: Shape, given: RankInput) -> Costs:
+    scenario = shape.scenario()
+    row = shape.hidden * given.x.element_size()
+    placed = shape.hidden if shape.quant else row
+    pairs = int((given.topk_ids >= 0).sum())
+    with (
+        on_model(library, cores) as model,
+        open_exchange("windows", rank, scenario, quant=shape.quant) as exchange,
+    ):
+        rows = exchange.dispatch(*given, phase=shape.phase)
+        dispatch = KernelCosts(model.costs(), shape.tokens * row, pairs * placed)
+        exchange.combine(rows.out.zero_(), rows)
+        combine = KernelCosts(model.costs(), pairs * row, shape.tokens * row)
+    return Costs(dispatch, combine)
+
+
+def kibibytes(value: float) -> str:
+    return f"{value / 1024:.1f}"
+
+
+def table(costs: dict[Shape, Costs]) -> str:
+    lines = [
+        "| kernel | hidden | rows | tokens | rows in, KiB | rows out, KiB | other, KiB | copies in / out | "
+        "unified buffer, KiB | barriers | SyncAll | rows in / least | rows out / least | most / least per core |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for shape, both in costs.items():
+        for name, kernel in zip(("dispatch", "combine"), both, strict=True):
+            heavier = "stored_row_bytes" if name == "dispatch" else "loaded_row_bytes"
+            cells = (
+                f"{shape.phase} {name}", shape.hidden, shape.quant or "bf16", shape.tokens,
+                kibibytes(kernel.most("loaded_row_bytes")), kibibytes(kernel.most("stored_row_bytes")),
+                kibibytes(kernel.most("loaded_other_bytes") + kernel.most("stored_other_bytes")),
+                f"{kernel.most('loads')} / {kernel.most('stores')}", kibibytes(kernel.most("ub_high_water")),
+                kernel.most("pipe_barriers"), kernel.most("core_barriers"),
+                f"{kernel.loaded / kernel.least_loaded:.2f}", f"{kernel.stored / kernel.least_stored:.2f}",
+                f"{kernel.balance(heavier):.2f}",
+            )  # fmt: skip
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def measure(pools: AscendPools, library: str) -> dict[Shape, Costs]:
+    """Rank 0's costs at every shape."""
+    return {shape: pools.run(RANKS, costs_of, library, CORES, shape)[0] for shape in (*DECODE, *PREFILL)}
+
+
+def main() -> int:
+    pools = AscendPools()
+    with tempfile.TemporaryDirectory() as name:
+        print(table(measure(pools, link_library(compile_objects(Path(name))))))
+    pools.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

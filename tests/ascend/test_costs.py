@@ -1,0 +1,42 @@
+"""What the kernels cost, as the model counts it: rows move once each way and are divided evenly; the page says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from .cost_sheet import CORES, DECODE, PREFILL, RANKS, Costs, Shape, measure, table
+from .model import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
+
+
+@pytest.fixture(scope="module")
+def costs(pools, library) -> dict[Shape, Costs]:
+    return measure(pools, library)
+
+
+@pytest.mark.parametrize("shape", [*DECODE, *PREFILL], ids=str)
+def test_rows_move_once_in_each_direction(costs, shape):
+    dispatch, combine = costs[shape]
+    assert dispatch.stored == dispatch.least_stored
+    assert (combine.loaded, combine.stored) == (combine.least_loaded, combine.least_stored)
+    # A token whose places fall to two cores is loaded by both.
+    again = dispatch.loaded - dispatch.least_loaded
+    assert 0 <= again < CORES * shape.hidden * 2
+
+
+@pytest.mark.parametrize("shape", [shape for shape in (*DECODE, *PREFILL) if shape.tokens >= 48], ids=str)
+def test_cores_move_equally_many_bytes(costs, shape):
+    assert costs[shape].dispatch.balance("stored_row_bytes") <= 1.1
+    assert costs[shape].combine.balance("loaded_row_bytes") <= 1.1
+
+
+@pytest.mark.parametrize("shape", [*DECODE, *PREFILL], ids=str)
+def test_what_travels_besides_rows_is_little(costs, shape):
+    assert costs[shape].dispatch.most("core_barriers") == 3
+    assert costs[shape].combine.most("core_barriers") == 1
+
+
+def test_the_page_has_the_table_that_is_counted(costs):
+    assert table(costs) in PAGE.read_text()
+    assert f"{RANKS} ranks" in PAGE.read_text()
