@@ -11,7 +11,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class Leftovers(NamedTuple):
-    """Pids of marked processes, and names in /dev/shm that were not there before."""
+    """Pids of marked processes, and names in /dev/shm that were not there before and that no living process maps."""
 
     processes: list[int]
     names: list[str]
@@ -41,11 +41,24 @@ def marked_processes(mark: str) -> list[int]:
     return found
 
 
+def mapped_by_a_process(name: str) -> bool:
+    """Whether a living process maps this name of /dev/shm: then it is in use, and somebody else's."""
+    wanted = str(SHARED_MEMORY / name)
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if wanted in maps.read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return False
+
+
 def leftovers(mark: str, names_before: set[str], timeout: float) -> Leftovers:
     """What is left; returns as soon as it is nothing, at the latest after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
-        left = Leftovers(marked_processes(mark), sorted(shared_memory_names() - names_before))
+        new_names = sorted(shared_memory_names() - names_before)
+        left = Leftovers(marked_processes(mark), [name for name in new_names if not mapped_by_a_process(name)])
         if left == NOTHING or time.monotonic() > deadline:
             return left
         time.sleep(POLL_SECONDS)
