@@ -23,8 +23,8 @@ from sglang_ascend_moe.launch.bench.variants.relay import Relay
 from sglang_ascend_moe.launch.bench.variants.relay_free import RelayFree
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks, Scratch, Variant
 
-SPARE_BYTES = 1 << 30
-"""Left to everyone else on the machine."""
+SPARE_BYTES = 3 << 30
+"""Left to everyone else on the machine, and for what does not grow with the rows."""
 
 
 class Opened(NamedTuple):
