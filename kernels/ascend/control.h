@@ -190,7 +190,8 @@ class Control {
             if (culprit == rank() && result != EXCHANGE_CORRUPTION)
                 return Fault(EXCHANGE_POISONED, culprit, result);
             Verdict told = Fault(result, culprit, result, -2);
-            told.step = StatusStep(word);
+            // What stands in the own line is what the host beside this kernel saw during this wait.
+            told.step = source == rank() ? step : StatusStep(word);
             return told;
         }
         return Fault(EXCHANGE_OK, 0);

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.exchange.conftest import Pools
-from tests.exchange.pool import Program
+from tests.exchange.pool import Pool, Program
 
 from .model import HOST_SOURCES, KERNEL_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
 
@@ -62,6 +62,20 @@ def pools() -> Iterator[AscendPools]:
     pools = AscendPools()
     yield pools
     pools.close()
+
+
+@pytest.fixture
+def fresh_pool() -> Iterator[Callable[[int], Pool]]:
+    """Makes pools for tests that harm their ranks; ends them after the test."""
+    made: list[Pool] = []
+
+    def make(ranks: int) -> Pool:
+        made.append(Pool(ranks))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Rank 0 runs the Ascend kernels, rank 1 the host kernels, whose step hook ends it
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import nullcontext
 
 import pytest
@@ -16,6 +17,7 @@ from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import PeerLost, PeerTimeout, SessionPoisoned
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.schedules.rows import ExpertRows
+from tests.exchange.faults import harm_at
 from tests.exchange.pool import Rank
 from tests.exchange.reference import scale_by_expert
 from tests.exchange.scenario import Scenario
@@ -91,6 +93,27 @@ def fail_while_waited_for(rank: Rank, library: str) -> str:
 
 def test_a_rank_that_fails_while_it_is_waited_for_is_named(pools, library):
     assert "rank 1 failed" in pools.run(2, fail_while_waited_for, library)[0]
+
+
+def die_in_the_middle(rank: Rank, library: str, step: Step) -> str:
+    with (
+        on_model(library, 2) if rank.rank == 0 else nullcontext(),
+        open_exchange("windows", rank, SCENARIO) as exchange,
+    ):
+        rows = dispatch(rank, exchange) if step == Step.DONE else None
+        exchange.watch_steps(harm_at(step, signal.SIGKILL) if rank.rank == 1 else None)
+        with pytest.raises(PeerLost) as caught:
+            dispatch(rank, exchange) if rows is None else exchange.combine(rows.out, rows)
+        with pytest.raises(SessionPoisoned):
+            dispatch(rank, exchange)
+        return str(caught.value)
+
+
+@pytest.mark.parametrize("step", [Step.ANNOUNCE, Step.PLACE, Step.DONE], ids=lambda step: step.name.lower())
+def test_a_rank_that_dies_is_named_by_the_host_beside_the_kernel(fresh_pool, library, step):
+    pool = fresh_pool(2)
+    pool.start(die_in_the_middle, library, step)
+    assert "rank 1 has died" in pool.collect(dead={1})[0]
 
 
 def keep_waiting(rank: Rank, library: str, cores: int, step: Step) -> str:

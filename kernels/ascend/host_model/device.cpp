@@ -62,10 +62,12 @@ uint32_t Device::draw(uint32_t bound) {
     return static_cast<uint32_t>((random_ >> 33) % bound);
 }
 
-bool Device::launch(uint32_t cores, std::vector<Region> memory, const std::function<void()> &kernel) {
+bool Device::launch(uint32_t cores, std::vector<Region> memory, const std::function<void()> &kernel,
+                    const std::function<void()> &beside) {
     running_device = this;
     memory_ = std::move(memory);
     kernel_ = &kernel;
+    beside_ = &beside;
     accesses_.clear();
     flagged_windows_.clear();
     phase_ = 0;
@@ -122,6 +124,8 @@ void Device::schedule() {
         }
         if (all_poll) {
             // Only other ranks can bring this one on.
+            if (*beside_)
+                (*beside_)();
             constexpr timespec nap = {0, 20'000};
             nanosleep(&nap, nullptr);
             for (const uint32_t core : able)

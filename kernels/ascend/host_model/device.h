@@ -38,7 +38,9 @@ struct Region {
 class Device {
   public:
     // Runs `kernel` on `cores` cores. Returns false after a violation, which violation() tells.
-    bool launch(uint32_t cores, std::vector<Region> memory, const std::function<void()> &kernel);
+    // `beside` is called again and again while all cores wait for other ranks: what the host does beside the device.
+    bool launch(uint32_t cores, std::vector<Region> memory, const std::function<void()> &kernel,
+                const std::function<void()> &beside = nullptr);
 
     Device();
     ~Device();
@@ -100,6 +102,7 @@ class Device {
     std::vector<CoreCosts> costs_;
     std::vector<uint32_t> flagged_windows_;
     const std::function<void()> *kernel_ = nullptr;
+    const std::function<void()> *beside_ = nullptr;
     std::string violation_;
     uint32_t running_ = 0;
     uint32_t phase_ = 0;

@@ -3,6 +3,8 @@
 #include <memory>
 #include <vector>
 
+#include <poll.h>
+
 #include "../../host/routing.h"
 #include "../arguments.h"
 #include "../kernels.h"
@@ -54,6 +56,41 @@ void add_windows(std::vector<Region> &memory, const ExchangeSession &session) {
     }
 }
 
+// What the host does beside a kernel that waits, which cannot see processes: it says in this rank's own status line,
+// from which every wait reads, that a peer's process has ended.
+class Watch {
+  public:
+    explicit Watch(ExchangeSession &session) : session_(session) {}
+
+    void look() {
+        for (uint32_t peer = 0; peer < session_.layout->ranks; ++peer)
+            if (!told_ && has_ended(peer) && status_of(peer).result != EXCHANGE_PEER_CLOSED) {
+                told_ = true;
+                own_word().store(ascend_moe::Status{EXCHANGE_PEER_LOST, peer, EXCHANGE_STEP_NONE, 0}.packed(),
+                                 std::memory_order_release);
+            }
+    }
+    // Takes back what no wait needed: the peer had done its part before. The next wait is told again.
+    void forget() {
+        if (told_)
+            own_word().store(0, std::memory_order_release);
+    }
+
+  private:
+    bool has_ended(uint32_t peer) const {
+        pollfd entry = {session_.peer_pidfds[peer], POLLIN, 0};
+        return entry.fd >= 0 && poll(&entry, 1, 0) == 1;
+    }
+    ascend_moe::Window own() const { return {*session_.layout, session_.windows[session_.rank]}; }
+    ascend_moe::Word &own_word() const { return own().status(session_.rank); }
+    ascend_moe::Status status_of(uint32_t peer) const {
+        return ascend_moe::Status::unpack(own().status(peer).load(std::memory_order_acquire));
+    }
+
+    ExchangeSession &session_;
+    bool told_ = false;
+};
+
 class Launch {
   public:
     explicit Launch(ExchangeSession &session)
@@ -93,8 +130,11 @@ class Launch {
         add("arguments", Region::input, address_of(&arguments), sizeof arguments);
         auto *begin = reinterpret_cast<uint8_t *>(&arguments);
         Verdict verdict = {};
-        if (device.launch(cores_in_use, memory_, [=] { kernel(begin); })) {
+        Watch watch(session_);
+        if (device.launch(cores_in_use, memory_, [=] { kernel(begin); }, [&watch] { watch.look(); })) {
             verdict = workspace_.front().verdict;
+            if (verdict.result == EXCHANGE_OK)
+                watch.forget();
         } else {
             verdict.result = EXCHANGE_PEER_FAILED;
             verdict.culprit = session_.rank;
