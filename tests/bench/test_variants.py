@@ -12,6 +12,7 @@ from sglang_ascend_moe.launch.bench.opening import open_variants, without_room
 from sglang_ascend_moe.launch.bench.records import OPS
 from sglang_ascend_moe.launch.bench.routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
+from sglang_ascend_moe.launch.bench.variants.memcpy import block_sequence
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks
 from tests.exchange.pool import Rank
 
@@ -52,6 +53,7 @@ SHAPES = {
     "zipf int8": case(routing="zipf", dtype="int8", tokens=33, hidden=96),
     "one token": case(tokens=1),
     "three ranks": case(ranks=3, experts=9),
+    "several blocks": case(hidden=4096, tokens=70),
 }
 
 
@@ -124,3 +126,11 @@ def test_what_does_not_fit_into_memory_is_left_out_from_the_hungriest_on():
     assert "not enough memory" in missing["collective"]
     assert "18.0 GiB are available" in missing["collective"]
     assert set(without_room(shape, everything, 1 << 30)) == set(everything)
+
+
+def test_memcpy_sends_every_token_as_often_as_an_exchange_in_blocks_that_stay_near():
+    shape = case(hidden=4096, tokens=70, topk=3)
+    sequence = block_sequence(shape)
+    assert sorted(sequence) == sorted(list(range(70)) * 3)
+    assert sequence[:96] == list(range(32)) * 3
+    assert sequence[-18:] == list(range(64, 70)) * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +16,36 @@ from sglang_ascend_moe.launch.bench.row_kernels import STORES, Piece, available_
 from sglang_ascend_moe.launch.bench.shared_memory import RelayMemory
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
 
+BLOCK_BYTES = 1 << 18
+"""Of x, copied topk times before the next block: a part of a core's second-level cache."""
+
+
+class Span(NamedTuple):
+    """Rows `token` and following of x, which belong to row `place` and following at `destination`."""
+
+    destination: int
+    place: int
+    token: int
+    rows: int
+
+
+def block_sequence(case: Case) -> list[int]:
+    """Which token each of the tokens * topk rows is that a rank sends."""
+    block = max(1, BLOCK_BYTES // (case.hidden * 2))
+    return [
+        token
+        for begin in range(0, case.tokens, block)
+        for _ in range(case.topk)
+        for token in range(begin, min(begin + block, case.tokens))
+    ]
+
 
 class Memcpy(Variant):
     """As many rows as the routing sends to each rank, but in order, without counts, flags or a sum.
 
-    Dispatch copies x to the other ranks, again from its beginning when it ends: like an exchange, it reads every token
-    topk times. Combine copies as many results back into as many rows as there are tokens, over and over. Int8 rows are
-    quantised beforehand.
+    Dispatch copies x to the other ranks, topk times block by block, so that a block comes out of a near cache after the
+    first time, as a row does where an exchange writes it topk times. Combine copies as many results back into as many
+    rows as there are tokens, in the same order. Int8 rows are quantised beforehand.
     """
 
     def __init__(self, case: Case, ranks: Ranks, batch: Batch, memory: RelayMemory, traffic: Tensor) -> None:
@@ -94,16 +118,19 @@ class Memcpy(Variant):
         """Where the rows of `source` begin in the memory of `destination`."""
         return int(self._sent[:source, destination].sum())
 
-    def _spans(self) -> list[tuple[int, int, int, int]]:
-        """(destination, row there, row of x, rows) of each piece that this rank copies."""
-        spans, token = [], 0
+    def _spans(self) -> list[Span]:
+        """The pieces that this rank copies, in order."""
+        sequence = block_sequence(self._case)
+        spans, position = [], 0
         for destination in range(self._case.ranks):
             place = self._begin(self._rank, destination)
-            left = int(self._sent[self._rank, destination])
-            while left:
-                rows = min(left, self._case.tokens - token)
-                spans.append((destination, place, token, rows))
-                place, left, token = place + rows, left - rows, (token + rows) % self._case.tokens
+            end = position + int(self._sent[self._rank, destination])
+            while position < end:
+                rows = 1
+                while position + rows < end and sequence[position + rows] == sequence[position] + rows:
+                    rows += 1
+                spans.append(Span(destination, place, sequence[position], rows))
+                place, position = place + rows, position + rows
         return spans
 
     def _pieces_out(self, source: int, row_bytes: int, region: str) -> list[Piece]:
@@ -133,7 +160,8 @@ class Memcpy(Variant):
             x = make_batch(case, source).x
             begin = self._begin(source, self._rank)
             first = int(self._sent[source, : self._rank].sum())
-            token = torch.arange(first, first + int(self._sent[source, self._rank])) % case.tokens
+            tokens = block_sequence(case)[first : first + int(self._sent[source, self._rank])]
+            token = torch.tensor(tokens, dtype=torch.int64)
             expected = quantise(x) if case.dtype == "int8" else Quantised(x, torch.empty(0))
             rows = slice(begin, begin + len(token))
             if not torch.equal(self._arrived.rows[rows], expected.values[token]):
