@@ -63,6 +63,7 @@ $(STAMPS)/project: pyproject.toml setup.py $(wildcard launch/__init__.py graph_c
 	@touch $@
 
 $(NATIVE): $(KERNELS) setup.py $(STAMPS)/project
+	@rm -f $@ # a new file: processes that run keep the library that they have loaded
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 

@@ -33,5 +33,7 @@ def stock(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> Engi
 
 
 def ours(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> EngineConfig:
-    """Our MoE layer on two ranks, if `arguments` do not say otherwise."""
-    return stock(checkpoint, dtype, *patches, **{"tp_size": 2, "ascend_moe": True, **arguments})
+    """Our MoE layer on two ranks, if `arguments` do not say otherwise; every row is verified where that exists."""
+    verify = arguments.get("ascend_moe_schedule") != "collective"
+    defaults = {"tp_size": 2, "ascend_moe": True, "ascend_moe_verify": verify}
+    return stock(checkpoint, dtype, *patches, **{**defaults, **arguments})

@@ -20,6 +20,7 @@ def smallest_window() -> int:
         max_tokens=MAX_RUNNING_REQUESTS // RANKS,
         topk=sizes.topk,
         distinct_topk=True,
+        verify=True,
     ).total
 
 
