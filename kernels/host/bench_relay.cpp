@@ -4,34 +4,15 @@
 #include <vector>
 
 #include <sched.h>
-#include <time.h>
 
 #include "bench_rows.h"
 #include "bench_shape.h"
+#include "waiting.h"
 
 namespace ascend_moe {
 namespace {
 
 using Word = std::atomic<uint64_t>;
-
-// As long as the exchange waits before it yields, and before it sleeps: no path may win or lose by its waiting.
-constexpr uint32_t spin_turns = 200;
-constexpr uint64_t yield_ns = 2'000'000;
-constexpr timespec nap = {0, 50'000};
-
-uint64_t now_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
-void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
 
 class SharedSegments {
   public:

@@ -4,29 +4,13 @@
 
 #include <poll.h>
 #include <sched.h>
-#include <time.h>
+
+#include "waiting.h"
 
 namespace ascend_moe {
 namespace {
 
-constexpr uint32_t spin_turns = 200;
-constexpr uint64_t yield_ns = 2'000'000;
 constexpr uint64_t check_interval_ns = 1'000'000;
-constexpr timespec nap = {0, 50'000};
-
-uint64_t now_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
-void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
 
 bool process_has_ended(int32_t pidfd) {
     if (pidfd < 0)

@@ -1,0 +1,28 @@
+// How long anything here waits before it yields, and before it sleeps: the exchange, and what it is measured against.
+#pragma once
+
+#include <cstdint>
+
+#include <time.h>
+
+namespace ascend_moe {
+
+constexpr uint32_t spin_turns = 200;
+constexpr uint64_t yield_ns = 2'000'000;
+constexpr timespec nap = {0, 50'000};
+
+inline uint64_t now_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+} // namespace ascend_moe
