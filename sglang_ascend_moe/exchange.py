@@ -20,6 +20,7 @@ from sglang_ascend_moe.control.post_mortem import Recorder
 from sglang_ascend_moe.control.rendezvous import agree, workers_of
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import NativeSession, StepHook, initialise_window
+from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.decode import run_decode
 from sglang_ascend_moe.schedules.prefill import run_prefill
 from sglang_ascend_moe.schedules.rows import ExpertRows
@@ -190,6 +191,21 @@ class Exchange:
     def epoch(self) -> int:
         """Exchanges begun so far, `first_epoch` included."""
         return self._steps.session.epoch
+
+    @property
+    def observation(self) -> Observation:
+        """What this exchange has done so far, counted."""
+        return self._steps.observation
+
+    @property
+    def epochs(self) -> list[int]:
+        """Exchanges begun so far by every rank, as their windows say at this moment."""
+        return self._steps.epochs()
+
+    @property
+    def waited_s(self) -> list[float]:
+        """Seconds for which each rank has held this one up so far."""
+        return self._steps.session.waited_s
 
     @property
     def counts_matrix(self) -> torch.Tensor:

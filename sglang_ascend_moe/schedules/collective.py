@@ -7,6 +7,7 @@ which makes it the yardstick for the other schedules: same surface, same order o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sglang_ascend_moe.codes import Kind
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported
+from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.rows import ExpertRows
 
 Phase = Literal["decode", "prefill"]
@@ -45,6 +48,7 @@ class _Ticket(NamedTuple):
     """The way back of one dispatch."""
 
     exchange: CollectiveExchange
+    kind: Kind
     epoch: int
     weights: Tensor
     """[tokens, topk] float32."""
@@ -74,6 +78,7 @@ class CollectiveExchange:
         self._ranks = dist.get_world_size(group)
         self._epoch = settings.first_epoch
         self._poison: str | None = None
+        self.observation = Observation()
 
     @classmethod
     def create(
@@ -136,6 +141,7 @@ class CollectiveExchange:
         Raises on every rank: `InvalidInput` if one rank's arguments are wrong, `ProtocolMismatch` if phases differ;
         the exchange stays usable. `PeerLost` if a peer is gone, `SessionPoisoned` after that.
         """
+        begun_ns = time.perf_counter_ns()
         self._check_usable()
         objection = self._objection_to_input(x, topk_ids, topk_weights, phase)
         kind = {"decode": _DECODE, "prefill": _PREFILL}.get(phase, _INVALID)
@@ -160,6 +166,7 @@ class CollectiveExchange:
         position[places] = torch.arange(len(places))
         ticket = _Ticket(
             exchange=self,
+            kind=Kind.DECODE if phase == "decode" else Kind.PREFILL,
             epoch=self._epoch,
             weights=topk_weights.to(torch.float32, copy=True),
             routed=routed,
@@ -169,6 +176,9 @@ class CollectiveExchange:
             order=order,
         )
         rows = arrived[order]
+        self.observation.dispatched(
+            ticket.kind, begun_ns, tokens=len(x), rows=len(rows), matrix=matrix, first_round=True
+        )
         return ExpertRows(rows=rows, scales=None, counts=arriving.sum(0), out=torch.empty_like(rows), ticket=ticket)
 
     def combine(self, expert_out: Tensor, rows: ExpertRows) -> Tensor:
@@ -180,6 +190,7 @@ class CollectiveExchange:
         Raises on every rank `InvalidInput` for a stale handle or a wrong `expert_out`, `ProtocolMismatch` if ranks
         combine different handles; the exchange stays usable. `PeerLost`, `SessionPoisoned` as `dispatch`.
         """
+        begun_ns = time.perf_counter_ns()
         self._check_usable()
         objection = self._objection_to_handle(expert_out, rows)
         self._announce(_COMBINE, self._epoch if objection else rows.ticket.epoch, objection)
@@ -190,11 +201,11 @@ class CollectiveExchange:
         returned = self._all_to_all(back, ticket.received, ticket.sent)
 
         total = torch.zeros((len(ticket.weights), self._settings.hidden), dtype=torch.float32)
-        if len(returned) == 0:
-            return total.to(self._dtype)
-        for k in range(self._settings.topk):
+        # Without a row there is nothing that a position could point at.
+        for k in range(self._settings.topk if len(returned) else 0):
             addend = ticket.weights[:, k : k + 1] * returned[ticket.position[:, k]].float()
             total = torch.where(ticket.routed[:, k : k + 1], total + addend, total)
+        self.observation.combined(ticket.kind, begun_ns)
         return total.to(self._dtype)
 
     def run(

@@ -7,6 +7,7 @@ Rounds are cut by source tokens, so that a token's sum is made in one round and 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -96,6 +97,7 @@ def run_prefill(
     rank), more than one round goes through the halves of the window: the rows of a round are placed while the experts
     run on those of the round before.
     """
+    begun_ns = time.perf_counter_ns()
     session_id, rank = identity
     count = tokens.x.shape[0]
     chunk = chunk_tokens(count)
@@ -105,6 +107,7 @@ def run_prefill(
 
     capacity, rows_per_token = steps.layout.capacity, steps.layout.parameters.rows_per_token
     rounds = plan_rounds(plans, capacity, rows_per_token)
+    steps.observation.planned(begun_ns)
     if len(rounds) == 1 or not overlap or capacity // 2 < len(plans) * rows_per_token:
         _run_in_turn(steps, rank, tokens, rounds, experts, out)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
@@ -10,6 +11,7 @@ import torch
 from sglang_ascend_moe.codes import Kind, Part
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.native import Dispatched, NativeSession
+from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.windows.host import MappedWindow
 from sglang_ascend_moe.windows.layout import LINE_BYTES, WindowLayout
@@ -43,8 +45,9 @@ class RoutedTokens(NamedTuple):
 class Ticket:
     """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
 
-    def __init__(self, session: NativeSession, dispatched: Dispatched, weights: torch.Tensor) -> None:
+    def __init__(self, session: NativeSession, kind: Kind, dispatched: Dispatched, weights: torch.Tensor) -> None:
         self.session = session
+        self.kind = kind
         self.dispatched = dispatched
         self.weights = weights
         self.combines = 0
@@ -58,6 +61,7 @@ class ExchangeSteps:
     ) -> None:
         """`windows` [ranks] stay mapped as long as this object lives, the own one as long as its tensors do too."""
         self.session = session
+        self.observation = Observation()
         self.layout = layout
         self.dtype = dtype
         self._rank = rank
@@ -74,12 +78,18 @@ class ExchangeSteps:
         self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, continues: bool = False
     ) -> ExpertRows:
         """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `NativeSession.dispatch`."""
+        begun_ns = time.perf_counter_ns()
         dispatched = self.session.dispatch(tokens.x, tokens.ids, kind, part, continues=continues)
         slot = dispatched.slot
         for half in _HALVES[part]:
             self._holders[slot, half] = dispatched.epoch
         rows, scales, out = self._views[slot, part]
-        return ExpertRows(rows, scales, dispatched.counts, out, Ticket(self.session, dispatched, tokens.weights))
+        ticket = Ticket(self.session, kind, dispatched, tokens.weights)
+        self.observation.dispatched(
+            kind, begun_ns, tokens=tokens.x.shape[0], rows=dispatched.total, matrix=self.session.matrix,
+            first_round=not continues,
+        )  # fmt: skip
+        return ExpertRows(rows, scales, dispatched.counts, out, ticket)
 
     def _view(
         self, window: MappedWindow, slot: int, part: Part
@@ -97,6 +107,10 @@ class ExchangeSteps:
         lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
         return rows, lines[:, 0], out
 
+    def epochs(self) -> list[int]:
+        """The epoch in the window of every rank."""
+        return [int(window.view(self.layout.offsets.state, (1,), torch.int64)) for window in self._windows]
+
     def refuse(self, kind: Kind, problem: str) -> NoReturn:
         """Tells every rank that this one's arguments are invalid, then raises `InvalidInput` here as on the others."""
         with suppress(InvalidInput):
@@ -105,6 +119,7 @@ class ExchangeSteps:
 
     def combine(self, expert_out: torch.Tensor, rows: ExpertRows, out: torch.Tensor) -> None:
         """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
+        begun_ns = time.perf_counter_ns()
         ticket: Ticket = rows.ticket
         dispatched = ticket.dispatched
         if ticket.session is not self.session:
@@ -124,3 +139,4 @@ class ExchangeSteps:
             # @protocol write-out. Experts that write rows.out in place do so before the first combine.
             rows.out[: dispatched.total].copy_(expert_out[: dispatched.total])
         self.session.combine(dispatched, ticket.weights, out)
+        self.observation.combined(ticket.kind, begun_ns)

@@ -1,0 +1,84 @@
+"""What an exchange has done in this process so far: whole numbers that the steps of the exchange count.
+
+Always counted, because it costs a few additions per MoE layer. `live_state` and `metrics` read the numbers.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import torch
+
+from sglang_ascend_moe.codes import Kind
+
+PHASES = {Kind.DECODE: "decode", Kind.PREFILL: "prefill"}
+
+
+class PhaseCounts(msgspec.Struct):
+    """Totals of one phase on this rank since its exchange was opened.
+
+    calls: MoE layers; rounds: exchanges of rows, one per call in decode. tokens: brought by this rank; rows: received
+    for its experts. largest_rows: rows of the rank that received most, summed over rounds; counted only if
+    `Observation.measures_imbalance`. dispatch_ns, combine_ns: nanoseconds in the two halves, waits included.
+    """
+
+    calls: int = 0
+    rounds: int = 0
+    tokens: int = 0
+    rows: int = 0
+    largest_rows: int = 0
+    dispatch_ns: int = 0
+    combine_ns: int = 0
+
+
+class Observation:
+    """The numbers of one exchange. `phases` has an entry for each kind of exchange that moves rows."""
+
+    def __init__(self) -> None:
+        self.phases = {kind: PhaseCounts() for kind in PHASES}
+        self.measures_imbalance = False
+
+    def dispatched(
+        self, kind: Kind, begun_ns: int, *, tokens: int, rows: int, matrix: torch.Tensor, first_round: bool
+    ) -> None:
+        """A dispatch, begun at `begun_ns` of `time.perf_counter_ns`, has ended; matrix [ranks, experts]: its counts."""
+        counts = self.phases[kind]
+        counts.calls += first_round
+        counts.rounds += 1
+        counts.tokens += tokens
+        counts.rows += rows
+        if self.measures_imbalance:
+            counts.largest_rows += max(rows_by_rank(matrix))
+        counts.dispatch_ns += time.perf_counter_ns() - begun_ns
+
+    def planned(self, begun_ns: int) -> None:
+        """The plan of a prefill call, begun at `begun_ns`, is known; its time counts as that of the dispatch."""
+        self.phases[Kind.PREFILL].dispatch_ns += time.perf_counter_ns() - begun_ns
+
+    def combined(self, kind: Kind, begun_ns: int) -> None:
+        """The combine of a dispatch of `kind`, which began at `begun_ns`, has ended."""
+        self.phases[kind].combine_ns += time.perf_counter_ns() - begun_ns
+
+
+def rows_by_rank(matrix: torch.Tensor) -> list[int]:
+    """Rows that each rank received, from the counts [ranks, experts] of a dispatch."""
+    ranks, experts = matrix.shape
+    # By numpy, which takes a third of the time of torch for so few numbers.
+    received: list[int] = matrix.numpy().reshape(ranks, ranks, experts // ranks).sum(axis=(0, 2)).tolist()
+    return received
+
+
+class GraphCounts(msgspec.Struct):
+    """Decode graphs of this process, written by `graph_capture`.
+
+    state: `none`, or the kind of graph. buckets: batch sizes captured. replays: graphs replayed since start-up.
+    """
+
+    state: str = "none"
+    buckets: list[int] = []
+    replays: int = 0
+
+
+graphs = GraphCounts()
+"""The one object of the process, since a process serves with one graph backend."""
