@@ -139,8 +139,6 @@ def request_of(parsed: argparse.Namespace) -> Request:
 def text_of(plan: MemoryPlan) -> str:
     """The plan for people."""
     p, memory = plan.parameters, plan.memory
-    sizes = {name: getattr(memory.regions, name) for name in type(memory.regions).__struct_fields__}
-    sizes["(up to whole pages)"] = memory.total - sum(sizes.values())
     lines = [
         f"{plan.model}: {p.num_experts} experts on {p.ranks} ranks, top {p.topk}, rows of {p.hidden} {p.dtype}"
         + (f" as {p.quant}" if p.quant else ""),
@@ -148,7 +146,7 @@ def text_of(plan: MemoryPlan) -> str:
         "",
         f"{'region':<20}{'bytes':>18}",
     ]
-    lines += [f"{name:<20}{size:>18,}" for name, size in sizes.items() if size]
+    lines += [f"{name:<20}{size:>18,}" for name, size in memory.by_region().items()]
     lines += [
         f"{'window of a rank':<20}{memory.total:>18,}   {memory.total / MIB:,.1f} MiB",
         f"{'of all ranks':<20}{memory.total * p.ranks:>18,}   {memory.total * p.ranks / MIB:,.1f} MiB",

@@ -15,10 +15,12 @@ from torch import Tensor
 from sglang_ascend_moe import hooks
 from sglang_ascend_moe.errors import SessionPoisoned, Unsupported
 from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.machine import Demand, read_limits, refuse_what_does_not_fit
 from sglang_ascend_moe.options import READY_KEY, Options, options_of
 from sglang_ascend_moe.schedules.collective import CollectiveExchange
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.sizing import SchedulerLimits, check_window, tokens_per_rank
+from sglang_ascend_moe.windows.layout import WindowMemory
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ class LayerShape(NamedTuple):
     dtype: torch.dtype
 
 
-class _Serving(NamedTuple):
+class Serving(NamedTuple):
     """What this process serves with, once its exchanges are open."""
 
     options: Options
@@ -40,7 +42,12 @@ class _Serving(NamedTuple):
     activations: dict[str, torch.nn.Module]
 
 
-_serving: _Serving | None = None
+_serving: Serving | None = None
+
+
+def serving() -> Serving | None:
+    """What this process serves with; None before its exchanges are open, and always without `--ascend-moe`."""
+    return _serving
 
 
 def check_before_model(model_runner: Any, *_: Any, **__: Any) -> None:
@@ -52,8 +59,8 @@ def check_before_model(model_runner: Any, *_: Any, **__: Any) -> None:
 def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     """After `ModelRunner.alloc_memory_pool`, when the scheduler's limits are known: all ranks open their exchanges.
 
-    Raises `Unsupported` for an MoE layer that the exchange cannot serve, `WindowTooSmall` and `InvalidInput` for flags
-    that the limits of the scheduler exceed.
+    Raises `Unsupported` for an MoE layer that the exchange cannot serve and for windows that do not fit the machine,
+    `WindowTooSmall` and `InvalidInput` for flags that the limits of the scheduler exceed.
     """
     global _serving
     options = options_of(model_runner.server_args)
@@ -70,13 +77,16 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         _refuse_layer(layer)
     limits = scheduler_limits(model_runner)
     ranks = get_parallel().moe_ep_group.ranks
-    exchanges = {shape: _open(shape, options, limits, ranks) for shape in dict.fromkeys(map(shape_of, layers))}
-    _serving = _Serving(options, exchanges, {"silu": SiluAndMul(), "gelu": GeluAndMul()})
+    settings = {shape: _settings(shape, options, limits) for shape in dict.fromkeys(map(shape_of, layers))}
+    if options.schedule != "collective":
+        windows = tuple(_window(options, limits, len(ranks), chosen) for chosen in settings.values())
+        refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
+    exchanges = {shape: _open(options, ranks, chosen) for shape, chosen in settings.items()}
+    _serving = Serving(options, exchanges, {"silu": SiluAndMul(), "gelu": GeluAndMul()})
 
 
-def _open(
-    shape: LayerShape, options: Options, limits: SchedulerLimits, ranks: list[int]
-) -> Exchange | CollectiveExchange:
+def _settings(shape: LayerShape, options: Options, limits: SchedulerLimits) -> dict[str, Any]:
+    """The arguments of an exchange for layers of `shape`; `window_bytes` and `post_mortem` come besides."""
     # SGLang's routers choose distinct experts for a token.
     settings = {
         **shape._asdict(),
@@ -84,6 +94,23 @@ def _open(
         "max_tokens": tokens_per_rank(options, limits),
         "timeout_s": options.timeout_s,
     }
+    if options.schedule != "collective":
+        settings["verify"] = options.verify
+        settings["quant"] = None if options.quant == "none" else options.quant
+    return settings
+
+
+def _window(options: Options, limits: SchedulerLimits, ranks: int, settings: dict[str, Any]) -> WindowMemory:
+    """The bytes of one rank's window. Raises `WindowTooSmall` if it cannot hold what must fit into one round."""
+
+    def memory(**changed: Any) -> WindowMemory:
+        return Exchange.memory(ranks=ranks, **{**settings, **changed})
+
+    check_window(options, limits, lambda tokens: memory(max_tokens=tokens).total)
+    return memory(window_bytes=options.window_bytes)
+
+
+def _open(options: Options, ranks: list[int], settings: dict[str, Any]) -> Exchange | CollectiveExchange:
     # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
     # For an exchange it serves bring-up only, when ranks may be as far apart as loading weights lets them be.
     collective = options.schedule == "collective"
@@ -91,21 +118,19 @@ def _open(
     group = torch.distributed.new_group(ranks, backend="gloo", timeout=timeout)
     if collective:
         return CollectiveExchange.create(group, **settings)
-    settings["verify"] = options.verify
-    settings["quant"] = None if options.quant == "none" else options.quant
-
-    def bytes_for(tokens: int) -> int:
-        return Exchange.memory(ranks=len(ranks), **{**settings, "max_tokens": tokens}).total
-
-    check_window(options, limits, bytes_for)
     exchange = Exchange.create(group, window_bytes=options.window_bytes, post_mortem=options.post_mortem, **settings)
     logger.info(
-        "Exchange is open: %d ranks, schedule %s, at most %d tokens per rank, window of %d bytes for %s",
+        "Exchange is open: %d ranks, schedule %s, at most %d tokens per rank, %d experts, top %d, rows of %d %s."
+        " Window of %d bytes on each rank: %s",
         len(ranks),
         options.schedule,
         settings["max_tokens"],
+        settings["num_experts"],
+        settings["topk"],
+        settings["hidden"],
+        settings["dtype"],
         exchange.window.total,
-        shape,
+        ", ".join(f"{name} {size}" for name, size in exchange.window.by_region().items()),
     )
     return exchange
 

@@ -108,6 +108,12 @@ class WindowMemory(msgspec.Struct, frozen=True):
     total: int
     capacity_rows: int
 
+    def by_region(self) -> dict[str, int]:
+        """Bytes of every region that this window has, and what rounding to whole pages adds."""
+        sizes = msgspec.structs.asdict(self.regions)
+        sizes["padding"] = self.total - sum(sizes.values())
+        return {name: size for name, size in sizes.items() if size}
+
 
 def check_parameters(parameters: ExchangeParameters) -> None:
     """Raises `InvalidInput` or `Unsupported`, naming the parameter to change."""

@@ -56,7 +56,7 @@ def serve(group, monkeypatch: pytest.MonkeyPatch):
         )
         opened.append(exchange)
         activations = {"silu": SiluAndMul(), "gelu": GeluAndMul()}
-        monkeypatch.setattr(layer, "_serving", layer._Serving(options, {shape: exchange}, activations))
+        monkeypatch.setattr(layer, "_serving", layer.Serving(options, {shape: exchange}, activations))
 
     yield open_exchange
     for exchange in opened:
