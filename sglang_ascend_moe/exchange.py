@@ -13,6 +13,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from sglang_ascend_moe import launches
 from sglang_ascend_moe.codes import Kind, Result, Step
 from sglang_ascend_moe.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
@@ -21,7 +22,7 @@ from sglang_ascend_moe.control.rendezvous import agree, workers_of
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import NativeSession, StepHook, initialise_window
 from sglang_ascend_moe.observation import Observation
-from sglang_ascend_moe.schedules.decode import run_decode
+from sglang_ascend_moe.schedules.decode import prepare_decode, run_decode
 from sglang_ascend_moe.schedules.prefill import run_prefill
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.schedules.steps import ExchangeSteps, RoutedTokens, Ticket
@@ -277,7 +278,36 @@ class Exchange:
         prefill = kind == Kind.PREFILL
         tokens = self._checked(x, topk_ids, topk_weights, Kind.PLAN if prefill else kind)
         out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype)
+        watched = self._watched(experts)
+        if prefill:
+            run_prefill(self._steps, self._identity, tokens, watched, out, overlap=self._overlap)
+        else:
+            run_decode(self._steps, tokens, watched, out)
+        return out
 
+    def prepare(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        experts: Callable[[ExpertRows], None],
+        out: torch.Tensor,
+    ) -> Callable[[], None]:
+        """A decode `run` over tensors that keep their addresses, as graphs need it; the other ranks may run or replay.
+
+        Each call of the returned function runs the layer on what the tensors hold then, and writes `out` [tokens,
+        hidden]; it neither allocates memory of the device nor moves a tensor. Raises `CaptureRefused` for tensors that
+        would have to be copied first: x and out need dense rows, ids contiguous, weights float32 and contiguous.
+        """
+        problem = self._problem(x, topk_ids, topk_weights)
+        if problem is None and (out.shape, out.dtype) != (x.shape, x.dtype):
+            problem = f"out is {tuple(out.shape)} of {out.dtype}; it must be as x"
+        if problem is not None:
+            raise InvalidInput(problem)
+        tokens = RoutedTokens(x, topk_ids, topk_weights)
+        return prepare_decode(self._steps, tokens, self._watched(experts), out)
+
+    def _watched(self, experts: Callable[[ExpertRows], None]) -> Callable[[ExpertRows], None]:
         def watched_experts(rows: ExpertRows) -> None:
             try:
                 experts(rows)
@@ -285,11 +315,7 @@ class Exchange:
                 self._steps.session.give_up(error, Step.EXPERTS, rows.ticket.dispatched.epoch)
                 raise
 
-        if prefill:
-            run_prefill(self._steps, self._identity, tokens, watched_experts, out, overlap=self._overlap)
-        else:
-            run_decode(self._steps, tokens, watched_experts, out)
-        return out
+        return watched_experts
 
     def close(self) -> None:
         """Leaves the exchange; peers that still wait for this rank get `PeerLost`. Safe to call again."""
@@ -324,6 +350,7 @@ class Exchange:
 
     def _checked(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, kind: Kind) -> RoutedTokens:
         """The call's input as the kernels take it. What is wrong is told to every rank before it is raised here."""
+        launches.refuse_capture("an exchange allocates what it returns: in a graph use Exchange.prepare in a launch")
         problem = self._problem(x, topk_ids, topk_weights)
         if problem is not None:
             self._steps.refuse(kind, problem)

@@ -280,20 +280,28 @@ class NativeSession:
     def dispatch(
         self, x: torch.Tensor, ids: torch.Tensor, kind: Kind, part: Part = Part.WHOLE, *, continues: bool = False
     ) -> Dispatched:
-        """Steps announce to arrivals; x [tokens, hidden] with dense rows, ids [tokens, topk] contiguous.
+        """Steps announce to arrivals; x [tokens, hidden] with dense rows, ids [tokens, topk] contiguous. One that
+        `continues` stays in the slot of the dispatch before, as a further round of the same call."""
+        return self.prepare_dispatch(x, ids, kind, part, continues=continues)()
 
-        A dispatch that `continues` stays in the slot of the one before, as a further round of the same call.
-        """
-        p = self._window_layout.parameters
+    def prepare_dispatch(
+        self, x: torch.Tensor, ids: torch.Tensor, kind: Kind, part: Part = Part.WHOLE, *, continues: bool = False
+    ) -> Callable[[], Dispatched]:
+        """A `dispatch` of what the tensors hold when it is called; every call writes the same positions and counts."""
         positions = torch.empty(ids.shape, dtype=torch.int64)
-        counts = torch.empty(p.local_experts, dtype=torch.int64)
+        counts = torch.empty(self._window_layout.parameters.local_experts, dtype=torch.int64)
         call = _Dispatch(
             x=x.data_ptr(), x_stride=x.stride(0) * x.element_size(), ids=ids.data_ptr(),
             ids_bytes=ids.element_size(), tokens=x.shape[0], kind=kind, part=part, continues=continues,
             positions=positions.data_ptr(), counts=counts.data_ptr(), matrix=self._matrix.data_ptr(),
         )  # fmt: skip
-        self._check(self._library.exchange_dispatch(ctypes.byref(self._session), ctypes.byref(call)))
-        return Dispatched(call.epoch, call.slot, part, call.first_row, call.total, positions, counts)
+        session, reference = ctypes.byref(self._session), ctypes.byref(call)
+
+        def dispatch() -> Dispatched:
+            self._check(self._library.exchange_dispatch(session, reference))
+            return Dispatched(call.epoch, call.slot, part, call.first_row, call.total, positions, counts)
+
+        return dispatch
 
     def refuse(self, kind: Kind, problem: str) -> None:
         """Takes part in an exchange of `kind` only to tell every rank why this one's arguments are wrong; raises."""

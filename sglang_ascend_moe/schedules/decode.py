@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from sglang_ascend_moe.codes import Kind
+from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.schedules.steps import ExchangeSteps, RoutedTokens
 
@@ -18,3 +19,29 @@ def run_decode(
     rows = steps.dispatch(tokens, Kind.DECODE)
     experts(rows)
     steps.combine(rows.out, rows, out)
+
+
+def prepare_decode(
+    steps: ExchangeSteps, tokens: RoutedTokens, experts: Callable[[ExpertRows], None], out: torch.Tensor
+) -> Callable[[], None]:
+    """`run_decode` over tensors that stay where they are; each call of the result runs it on what they hold then.
+
+    Raises `CaptureRefused` for tensors that would have to be copied first.
+    """
+    needed = {
+        "x with dense rows": tokens.x.stride(1) == 1,
+        "out with dense rows": out.stride(1) == 1,
+        "contiguous ids": tokens.ids.is_contiguous(),
+        "contiguous float32 weights": tokens.weights.dtype == torch.float32 and tokens.weights.is_contiguous(),
+    }
+    for what, given in needed.items():
+        if not given:
+            raise CaptureRefused(f"an exchange in a graph takes {what}: others would be copied again at every replay")
+    dispatch = steps.session.prepare_dispatch(tokens.x, tokens.ids, Kind.DECODE)
+
+    def run() -> None:
+        rows = steps.received(dispatch, Kind.DECODE, tokens.weights)
+        experts(rows)
+        steps.combine(rows.out, rows, out)
+
+    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
@@ -78,18 +79,23 @@ class ExchangeSteps:
         self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, continues: bool = False
     ) -> ExpertRows:
         """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `NativeSession.dispatch`."""
+        dispatch = self.session.prepare_dispatch(tokens.x, tokens.ids, kind, part, continues=continues)
+        return self.received(dispatch, kind, tokens.weights, continues=continues)
+
+    def received(
+        self, dispatch: Callable[[], Dispatched], kind: Kind, weights: torch.Tensor, *, continues: bool = False
+    ) -> ExpertRows:
+        """Makes a prepared dispatch, observed, and returns its rows."""
         begun_ns = time.perf_counter_ns()
-        dispatched = self.session.dispatch(tokens.x, tokens.ids, kind, part, continues=continues)
-        slot = dispatched.slot
-        for half in _HALVES[part]:
-            self._holders[slot, half] = dispatched.epoch
-        rows, scales, out = self._views[slot, part]
-        ticket = Ticket(self.session, kind, dispatched, tokens.weights)
+        dispatched = dispatch()
+        for half in _HALVES[dispatched.part]:
+            self._holders[dispatched.slot, half] = dispatched.epoch
+        rows, scales, out = self._views[dispatched.slot, dispatched.part]
         self.observation.dispatched(
-            kind, begun_ns, tokens=tokens.x.shape[0], rows=dispatched.total, matrix=self.session.matrix,
+            kind, begun_ns, tokens=weights.shape[0], rows=dispatched.total, matrix=self.session.matrix,
             first_round=not continues,
         )  # fmt: skip
-        return ExpertRows(rows, scales, dispatched.counts, out, ticket)
+        return ExpertRows(rows, scales, dispatched.counts, out, Ticket(self.session, kind, dispatched, weights))
 
     def _view(
         self, window: MappedWindow, slot: int, part: Part
