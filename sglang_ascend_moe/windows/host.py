@@ -15,6 +15,7 @@ import os
 import torch
 
 from sglang_ascend_moe.errors import Corruption
+from sglang_ascend_moe.windows import allocations
 from sglang_ascend_moe.windows.layout import WindowLayout
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -22,6 +23,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 def create_window(layout: WindowLayout) -> int:
     """Returns the descriptor of a new zeroed window of `layout.total_bytes`; the caller closes it."""
+    allocations.report(layout.total_bytes)
     descriptor = os.memfd_create("ascend-moe-window", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, layout.total_bytes)

@@ -11,6 +11,7 @@ from sglang_ascend_moe import errors
 from tests.packaging.source_tree import ROOT
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
+FOLDERS = ("sglang_ascend_moe", "graph_capture")
 GAP = "…"
 FAMILY = {
     name
@@ -37,7 +38,7 @@ def text_of(node: ast.expr) -> str:
 def raised_messages() -> set[str]:
     """The message of every exception of the family that is made in the package."""
     found = set()
-    for path in sorted((ROOT / "sglang_ascend_moe").rglob("*.py")):
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 if node.func.id in FAMILY or (path.name == "rendezvous.py" and node.func.id == "kind"):

@@ -1,0 +1,193 @@
+"""The capture guard: runs a step before it is captured, and refuses what a graph could not replay or would freeze.
+
+A function mode sees reads of values that no operator does, a dispatch mode sees every operator, and the runs are
+compared with each other: operators, shapes, Python values, and the addresses of what the step did not make itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sglang_ascend_moe import launches
+from sglang_ascend_moe.errors import CaptureRefused, InvalidInput
+from sglang_ascend_moe.graph_capture import findings
+from sglang_ascend_moe.graph_capture.findings import MOST_SHOWN, Finding, Rule
+from sglang_ascend_moe.graph_capture.recording import Call, Recorder, difference
+from sglang_ascend_moe.windows import allocations
+
+_TORCH = str(Path(torch.__file__).parent)
+_LIFTS = ("aten.lift_fresh", "aten.lift")
+"""Operators that make a tensor out of Python values."""
+_PACKAGE = str(Path(allocations.__file__).parents[1])
+
+
+def check(fn: Callable[[], object], *, passes: int = 2, vary: Callable[[], object] | None = None) -> None:
+    """Runs the step `fn` once to settle, then `passes` times under watch; returns if it can be captured.
+
+    `fn` is what would be captured: it has to read the same tensors every time. `vary`, if given, is called before each
+    watched run to change what is in them. Parts that run as `launches` are not looked into, and neither are threads.
+
+    Raises `CaptureRefused` naming operator, file and line of each finding and what to do, after the last run;
+    `InvalidInput` for fewer than 2 passes. Whatever `fn` raises is passed on.
+    """
+    runs = DryRuns(fn, passes)
+    for run in range(runs.total):
+        if run and vary is not None:
+            vary()
+        runs.run()
+    if runs.findings:
+        raise CaptureRefused(f"the step cannot be captured into a graph: {'; '.join(in_words(runs.findings))}")
+
+
+def in_words(found: Sequence[Finding]) -> list[str]:
+    """Findings as they are shown: the first ones, and how many more there are."""
+    more = [f"and {len(found) - MOST_SHOWN} more"] if len(found) > MOST_SHOWN else []
+    return [str(finding) for finding in found[:MOST_SHOWN]] + more
+
+
+class DryRuns:
+    """Runs of a step in front of its capture: one in which it may set up what it keeps, then those that are watched."""
+
+    def __init__(self, fn: Callable[[], object], passes: int, recorded: Collection[str] = ()) -> None:
+        """passes: watched runs. recorded: operators such as "c10d::allreduce_" that the graph backend records as
+        launches of its own, and which are therefore no finding. Raises `InvalidInput` for fewer than 2 passes.
+        """
+        if passes < 2:
+            raise InvalidInput(f"passes={passes}: a step has to run at least 2 times to be compared with itself")
+        self.total = 1 + passes
+        self._fn = fn
+        self._watch = _Watch(recorded)
+        self._settled = False
+
+    @property
+    def findings(self) -> list[Finding]:
+        return list(self._watch.findings.values())
+
+    def run(self) -> None:
+        """The next run. What the step raises is passed on."""
+        watch = self._watch
+        if not self._settled:
+            with launches.capture():
+                self._fn()
+            self._settled = True
+            return
+        watch.begin_run()
+        with launches.capture(), allocations.watch(watch.on_allocation), _Operators(watch), _Functions(watch):
+            self._fn()
+        watch.end_run()
+
+
+class _Watch:
+    """What the runs of one step have shown so far."""
+
+    def __init__(self, recorded: Collection[str]) -> None:
+        self.findings: dict[tuple[str, int, str], Finding] = {}
+        self.calling = ""
+        self._recorded = frozenset(recorded)
+        self._recorder = Recorder()
+        # The calls of the first run, to compare with.
+        self._before: list[Call] | None = None
+
+    def begin_run(self) -> None:
+        self._recorder.begin_run()
+
+    def end_run(self) -> None:
+        calls = self._recorder.calls
+        if self._recorder.run == 1:
+            self._before = calls
+        elif self._before is not None and len(calls) < len(self._before):
+            self._add(Rule("ran before, and not in a later run", findings.SAME_PATH), self._before[len(calls)])
+
+    def on_operator(self, func: Any, arguments: dict[str, Any]) -> None:
+        name = func._schema.name.replace("::", ".")
+        shown = f"{self.calling} ({name})" if self.calling else name
+        call = self._recorder.record(shown, *_user_line(), arguments, constant=name in _LIFTS)
+        rule = findings.broken_rule(func, arguments)
+        if rule is not None and func._schema.name not in self._recorded:
+            self._add(rule, call)
+        if self._before is not None:
+            index = len(self._recorder.calls) - 1
+            changed = difference(self._before[index] if index < len(self._before) else None, call)
+            if changed is not None:
+                self._add(changed, call)
+                # Whatever follows differs as a consequence.
+                self._before = None
+
+    def on_result(self, result: Any) -> None:
+        self._recorder.made(result)
+
+    def on_read(self, name: str) -> None:
+        self._add(findings.HOST_READ, Call(name, *_user_line(), ()))
+
+    def on_allocation(self, total_bytes: int) -> None:
+        self._add(findings.NEW_WINDOW, Call(f"a window of {total_bytes} bytes", *_user_line(_PACKAGE), ()))
+
+    def _add(self, rule: Rule, call: Call) -> None:
+        finding = Finding(call.operator, call.file, call.line, rule.problem, rule.remedy)
+        # `Tensor.item` is seen by both modes.
+        self.findings.setdefault((call.file, call.line, rule.problem), finding)
+
+
+class _Functions(TorchFunctionMode):
+    """Sees what Python calls: reads of values, and the names under which the user knows the operators."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        watch = self._watch
+        if func in findings.HOST_READS:
+            watch.on_read(findings.HOST_READS[func])
+        outer, watch.calling = watch.calling, _shown_name(func)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            watch.calling = outer
+
+
+class _Operators(TorchDispatchMode):
+    """Sees every operator, composite ones by the operators that they are made of."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        with torch._C.DisableTorchFunction():
+            self._watch.on_operator(func, _by_name(func, args, kwargs))
+            result = func(*args, **kwargs)
+            self._watch.on_result(result)
+        return result
+
+
+def _by_name(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    parameters = func._schema.arguments
+    given = {parameter.name: value for parameter, value in zip(parameters, args, strict=False)}
+    defaults = {parameter.name: parameter.default_value for parameter in parameters}
+    return {**defaults, **given, **kwargs}
+
+
+def _shown_name(func: Any) -> str:
+    owner = getattr(func, "__qualname__", "").rpartition(".")[0]
+    return f"{'Tensor' if owner.startswith('Tensor') else 'torch'}.{getattr(func, '__name__', '')}"
+
+
+def _user_line(passed_over: str = _TORCH) -> tuple[str, int]:
+    """File and line of the innermost frame that lies neither in this file nor in the folder `passed_over`."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((__file__, passed_over)):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
