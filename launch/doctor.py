@@ -1,78 +1,62 @@
-"""`ascend-moe doctor`: what is installed, whether the kernels work, and what became of every hook into SGLang."""
+"""`ascend-moe doctor`: what is installed, what would be used, what became of every hook into SGLang, and what to do."""
 
 import argparse
 import logging
-import platform
 import sys
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
-import torch
-import torch.distributed as dist
 
-from sglang_ascend_moe import Exchange, hooks
 from sglang_ascend_moe.errors import AscendMoeError
-from sglang_ascend_moe.hooks import State
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
+from sglang_ascend_moe.launch.examination import Report, examine
+from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
+from sglang_ascend_moe.launch.live_server import ask, text_of_states
 from sglang_ascend_moe.launch.post_mortem import account_of
-from sglang_ascend_moe.platforms import ascend_device_nodes
+from sglang_ascend_moe.machine import MachineLimits
 
-DISTRIBUTIONS = ("sglang-ascend-moe", "sglang", "torch", "torch_npu", "msgspec")
-ABSENT = "absent"
-
-
-class HookReport(msgspec.Struct, frozen=True):
-    """One hook: see `hooks.Hook`; `state` is applied, not applicable or failed; `detail` says why it is not applied."""
-
-    target: str
-    kind: str
-    process: str
-    where: str
-    state: str
-    detail: str
-    reason: str
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What the doctor found. `kernels` and `plugin` are `works`, or say what is wrong."""
-
-    versions: dict[str, str]
-    machine: str
-    platform: str
-    kernels: str
-    plugin: str
-    hooks: list[HookReport]
-
-    def exit_code(self) -> int:
-        """3 if the kernels or SGLang cannot be used, 1 if something in SGLang is not as needed, else 0."""
-        if self.kernels != "works" or self.versions["sglang"] == ABSENT:
-            return CANNOT
-        if self.plugin != "works" or any(hook.state == State.FAILED.value for hook in self.hooks):
-            return CHECK_FAILED
-        return OK
+COLUMN = 20
 
 
 def main(arguments: list[str]) -> int:
-    """Print the report; see `Report.exit_code` for what is returned."""
-    parser = argparse.ArgumentParser(prog="ascend-moe doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument(
-        "--post-mortem", type=Path, metavar="DIR", help="read the accounts of a failed exchange instead (text only)"
-    )
-    parsed = parser.parse_args(arguments)
+    """Print a report and return its exit code: see `Report.exit_code`; 1 for a server or folder that says nothing."""
+    parsed = _parser().parse_args(arguments)
     if parsed.post_mortem is not None:
         return _post_mortem(parsed.post_mortem)
+    if parsed.url is not None:
+        return _live(parsed)
     # SGLang logs what it does with plugins, and warns of devices that are not there; the report says it better.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    report = examine()
-    if parsed.json:
-        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
-    else:
-        print(text_of(report))
+    report = examine(parsed.ranks)
+    print(_json(report) if parsed.json else text_of(report))
     return report.exit_code()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ascend-moe doctor",
+        description=__doc__,
+        epilog="Exit codes: 0 well, 1 --ascend-moe would be refused, or the server or folder has nothing to say, 3"
+        " nothing can be served here.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; docs/operations.md explains its keys")
+    parser.add_argument(
+        "--ranks", type=_ranks, metavar="R", help="ranks wanted on this machine (default: its NPUs, or else its cores)"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--url", metavar="URL", help="ask a running server for its state, http://localhost:30000")
+    source.add_argument(
+        "--post-mortem", type=Path, metavar="DIR", help="read the accounts of a failed exchange (text only)"
+    )
+    parser.add_argument("--api-key", metavar="KEY", help="of the server, with --url")
+    return parser
+
+
+def _ranks(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _post_mortem(folder: Path) -> int:
@@ -88,79 +72,65 @@ def _post_mortem(folder: Path) -> int:
     return OK
 
 
-def examine() -> Report:
-    """Load SGLang's plugins in this process and look at everything."""
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}}
-    found: list[HookReport] = []
-    plugin, selected = "SGLang is not installed", ABSENT
-    if versions["sglang"] != ABSENT:
-        from sglang.srt.plugins import load_plugins
-
-        load_plugins()
-        found = [
-            HookReport(
-                item.hook.target, item.hook.kind.value, item.hook.process.value, item.hook.where.value,
-                item.state.value, item.detail, item.hook.reason,
-            )
-            for item in hooks.states()
-        ]  # fmt: skip
-        selected = "host, without accelerator" if hooks.on_host() else "SGLang's own"
-        plugin = "works" if found else "SGLang did not load it; SGLANG_PLUGINS, if set, must contain ascend_moe"
-    nodes = ascend_device_nodes()
-    return Report(
-        versions=versions,
-        machine=f"{platform.machine()}, {len(nodes)} Ascend NPUs",
-        platform=selected,
-        kernels=_kernels(),
-        plugin=plugin,
-        hooks=found,
-    )
-
-
-def _version(distribution: str) -> str:
+def _live(parsed: argparse.Namespace) -> int:
     try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ABSENT
-
-
-def _kernels() -> str:
-    """`works` if a token makes its way through an exchange of this process with itself, else why it does not."""
-    token = torch.ones(1, 16)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        with Exchange.create(
-            None, num_experts=1, hidden=16, max_tokens=1, topk=1, dtype=torch.float32, timeout_s=5.0
-        ) as exchange:
-            returned = exchange.run(
-                token,
-                torch.zeros(1, 1, dtype=torch.int64),
-                torch.full((1, 1), 2.0),
-                lambda rows: rows.out.copy_(rows.rows),
-                phase="decode",
-            )
+        states = ask(parsed.url, parsed.api_key)
     except AscendMoeError as error:
-        return str(error)
-    finally:
-        dist.destroy_process_group()
-    return "works" if torch.equal(returned, 2 * token) else f"a row came back wrong: {returned.tolist()}"
+        print(f"ascend-moe doctor: {error}", file=sys.stderr)
+        return CHECK_FAILED
+    print(_json(states) if parsed.json else text_of_states(states))
+    return OK
+
+
+def _json(content: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
 
 
 def text_of(report: Report) -> str:
     """The report for people."""
-    lines = [f"{name:<18}{value}" for name, value in report.versions.items()]
+    machine, limits = report.machine, report.machine.limits
+    lines = [_line(name, value) for name, value in report.versions.items()]
     lines += [
-        f"{'machine':<18}{report.machine}",
-        f"{'platform':<18}{report.platform}",
-        f"{'host kernels':<18}{report.kernels}",
-        f"{'plugin':<18}{report.plugin}",
+        _line("machine", f"{machine.architecture}, {machine.ascend_devices} Ascend NPUs"),
+        _line("backend", f"{report.backend} ({report.backend_reason})"),
+        _line("host kernels", report.kernels),
+        _line("plugin", report.plugin),
+        _line("cores", f"{machine.cores} for {machine.ranks} ranks"),
+        _line("memory available", _bytes(limits.memory_available)),
+        _line("memory, container", _container(limits)),
+        _line("memory, locked", _bytes(limits.locked_memory)),
+        _line("memfd", machine.memfd),
+        _line("largest file", _bytes(limits.file_bytes)),
+        _line("address space", _bytes(limits.address_space)),
+        _line("descriptors", f"{limits.descriptors_open} open of {_number(limits.descriptors)}"),
         "",
         "hooks into SGLang:",
     ]
     for hook in report.hooks:
         detail = f" ({hook.detail})" if hook.detail else ""
         lines += [f"  {hook.state}{detail}: {hook.kind} {hook.target}", f"      {hook.reason}"]
+    lines += ["", "problems:" if report.problems else "no problems"]
+    for problem in report.problems:
+        lines += [f"  {problem.severity}: {problem.message}", f"      remedy: {problem.remedy}"]
     return "\n".join(lines)
+
+
+def _line(name: str, value: str) -> str:
+    return f"{name:<{COLUMN}}{value}"
+
+
+def _bytes(count: int | None) -> str:
+    return "no limit" if count is None else f"{count:,} bytes"
+
+
+def _container(limits: MachineLimits) -> str:
+    if limits.container_limit is None:
+        return "no limit"
+    return f"{_bytes(limits.container_available)} left of {_bytes(limits.container_limit)}"
+
+
+def _number(count: int | None) -> str:
+    return "no limit" if count is None else f"{count:,}"
 
 
 if __name__ == "__main__":

@@ -35,11 +35,18 @@ class LayerShape(NamedTuple):
 
 
 class Serving(NamedTuple):
-    """What this process serves with, once its exchanges are open."""
+    """What this process serves with, once its exchanges are open.
+
+    rank, ranks: of the exchanges. max_tokens: most that a rank brings to one of them. metrics: with `--enable-metrics`.
+    """
 
     options: Options
     exchanges: dict[LayerShape, Exchange | CollectiveExchange]
     activations: dict[str, torch.nn.Module]
+    rank: int
+    ranks: int
+    max_tokens: int
+    metrics: bool
 
 
 _serving: Serving | None = None
@@ -76,22 +83,34 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     for layer in layers:
         _refuse_layer(layer)
     limits = scheduler_limits(model_runner)
+    max_tokens = tokens_per_rank(options, limits)
     ranks = get_parallel().moe_ep_group.ranks
-    settings = {shape: _settings(shape, options, limits) for shape in dict.fromkeys(map(shape_of, layers))}
+    settings = {shape: _settings(shape, options, max_tokens) for shape in dict.fromkeys(map(shape_of, layers))}
     if options.schedule != "collective":
         windows = tuple(_window(options, limits, len(ranks), chosen) for chosen in settings.values())
         refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
     exchanges = {shape: _open(options, ranks, chosen) for shape, chosen in settings.items()}
-    _serving = Serving(options, exchanges, {"silu": SiluAndMul(), "gelu": GeluAndMul()})
+    metrics = bool(model_runner.server_args.enable_metrics)
+    for exchange in exchanges.values():
+        exchange.observation.measures_imbalance = metrics
+    _serving = Serving(
+        options=options,
+        exchanges=exchanges,
+        activations={"silu": SiluAndMul(), "gelu": GeluAndMul()},
+        rank=get_parallel().moe_ep_rank,
+        ranks=len(ranks),
+        max_tokens=max_tokens,
+        metrics=metrics,
+    )
 
 
-def _settings(shape: LayerShape, options: Options, limits: SchedulerLimits) -> dict[str, Any]:
+def _settings(shape: LayerShape, options: Options, max_tokens: int) -> dict[str, Any]:
     """The arguments of an exchange for layers of `shape`; `window_bytes` and `post_mortem` come besides."""
     # SGLang's routers choose distinct experts for a token.
     settings = {
         **shape._asdict(),
         "distinct_topk": True,
-        "max_tokens": tokens_per_rank(options, limits),
+        "max_tokens": max_tokens,
         "timeout_s": options.timeout_s,
     }
     if options.schedule != "collective":

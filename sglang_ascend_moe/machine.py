@@ -54,10 +54,31 @@ class Demand(NamedTuple):
 
     @property
     def descriptors(self) -> int:
-        """Most that one rank has open for exchanges at a time: of each that is open, every window and the process of
-        every peer; of the one being opened besides, a socket and a passing descriptor for every peer, and a listener.
-        """
-        return 2 * self.ranks * (len(self.windows) + 1) + 1
+        return descriptors_needed(self.ranks, len(self.windows))
+
+
+def descriptors_needed(ranks: int, exchanges: int = 1) -> int:
+    """Most descriptors that one rank has open for its exchanges at a time.
+
+    Of each exchange every window and the process of every peer; of the one that is being opened besides, a socket and a
+    passing descriptor for every peer, and a listener.
+    """
+    return 2 * ranks * (exchanges + 1) + 1
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def memfd_obstacle() -> str:
+    """Why no window can be made in this process; empty if one can."""
+    try:
+        descriptor = os.memfd_create("ascend-moe-probe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        return str(error)
+    os.close(descriptor)
+    return ""
 
 
 def read_limits(root: Path = Path("/")) -> MachineLimits:

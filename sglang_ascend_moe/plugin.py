@@ -1,6 +1,6 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
-from sglang_ascend_moe import arguments, hooks, layer
+from sglang_ascend_moe import arguments, hooks, layer, live_state, metrics
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
 from sglang_ascend_moe.platforms import host_fixes, shared_memory_names
 
@@ -75,6 +75,27 @@ TABLE: tuple[Hook, ...] = (
         Kind.AROUND,
         layer.forward,
         "this function is the whole MoE layer of the backend that --ascend-moe chooses",
+        process=Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.get_internal_state",
+        Kind.AFTER,
+        live_state.report_state,
+        "/server_info has to tell the state of the exchanges, which the workers alone know",
+        process=Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.process_batch_result",
+        Kind.AFTER,
+        metrics.export_after_batch,
+        "the counters of the exchange have to reach the Prometheus endpoint while the server works",
+        process=Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.on_idle",
+        Kind.BEFORE,
+        metrics.export_when_idle,
+        "the counters of the last batch have to reach the Prometheus endpoint when no other follows",
         process=Process.WORKER,
     ),
     Hook(

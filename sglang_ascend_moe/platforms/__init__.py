@@ -7,17 +7,21 @@ HOST_PLATFORM = "sglang_ascend_moe.platforms.host.HostPlatform"
 
 
 def activate() -> str | None:
-    """Dotted name of the host platform's class, or None when this machine must not use it.
+    """Dotted name of the host platform's class, or None when this machine must not use it."""
+    return None if obstacle() else HOST_PLATFORM
 
-    None when torch sees an accelerator, when Ascend devices exist although torch_npu is missing, and when
-    `SGLANG_USE_CPU_ENGINE=1` asks for SGLang's own CPU platform.
-    """
+
+def obstacle() -> str:
+    """Why this machine must not use the host platform; empty if it may."""
     import torch
 
-    stock_cpu = os.environ.get("SGLANG_USE_CPU_ENGINE") == "1"
-    if stock_cpu or torch.accelerator.is_available() or ascend_device_nodes():
-        return None
-    return HOST_PLATFORM
+    if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
+        return "SGLANG_USE_CPU_ENGINE=1 asks for SGLang's own CPU platform"
+    if torch.accelerator.is_available():
+        return f"torch sees an accelerator ({torch.accelerator.current_accelerator()})"
+    if nodes := ascend_device_nodes():
+        return f"Ascend devices exist ({nodes[0]}, ...), and torch_npu does not see them"
+    return ""
 
 
 def ascend_device_nodes() -> list[Path]:

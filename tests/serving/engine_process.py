@@ -8,14 +8,15 @@ from typing import Any
 import msgspec
 
 from sglang_ascend_moe.launch.comparison import Answer, Candidate
+from sglang_ascend_moe.live_state import STATE_KEY, RankState
 from tests.serving import patches
-from tests.serving.messages import Generate, Generated, Ready, Refused, StartEngine
+from tests.serving.messages import Generate, Generated, Inspect, Inspected, Ready, Refused, StartEngine
 
 TOP_LOGPROBS = 5
 
 
 def run_engine(request: StartEngine, channel: Connection) -> None:
-    """Build the engine, answer every `Generate` on `channel`, and shut down when the peer closes it."""
+    """Build the engine, answer every request on `channel`, and shut down when the peer closes it."""
     os.environ.update(request.environment)
     keep_fork()
     for name in request.patches:
@@ -34,8 +35,12 @@ def run_engine(request: StartEngine, channel: Connection) -> None:
                 payload = channel.recv_bytes()
             except EOFError:
                 return
-            generated = generate(engine, msgspec.msgpack.decode(payload, type=Generate))
-            channel.send_bytes(msgspec.msgpack.encode(generated))
+            match msgspec.msgpack.decode(payload, type=Generate | Inspect):
+                case Generate() as generation:
+                    answer = generate(engine, generation)
+                case Inspect():
+                    answer = inspect(engine)
+            channel.send_bytes(msgspec.msgpack.encode(answer))
 
 
 def keep_fork() -> None:
@@ -59,6 +64,17 @@ def generate(engine: Any, request: Generate) -> Generated:
         answers=[answer_of(result) for result in results],
         cached_tokens=[result["meta_info"]["cached_tokens"] for result in results],
     )
+
+
+def inspect(engine: Any) -> Inspected:
+    """The internal states of the schedulers, and the metrics that all processes have written."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    states = [state[STATE_KEY] for state in engine.get_server_info()["internal_states"]]
+    return Inspected(msgspec.convert(states, list[list[RankState]]), generate_latest(registry).decode())
 
 
 def answer_of(result: dict[str, Any]) -> Answer:

@@ -15,7 +15,18 @@ import msgspec
 
 from sglang_ascend_moe.launch.comparison import Answer
 from sglang_ascend_moe.launch.server_process import group_members, log_tail
-from tests.serving.messages import Exited, Generate, Generated, Ready, Reap, Refused, Started, StartEngine
+from tests.serving.messages import (
+    Exited,
+    Generate,
+    Generated,
+    Inspect,
+    Inspected,
+    Ready,
+    Reap,
+    Refused,
+    Started,
+    StartEngine,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 IMPORT_TIMEOUT = 180.0
@@ -137,6 +148,11 @@ class Engine:
         """Like `generate`; also tells how many tokens of each prompt came from the prefix cache."""
         self._channel.send_bytes(msgspec.msgpack.encode(Generate(prompts, new_tokens, together)))
         return self._receive(Generated, ANSWER_TIMEOUT)
+
+    def inspect(self) -> Inspected:
+        """What the engine says of itself; needs `enable_metrics`."""
+        self._channel.send_bytes(msgspec.msgpack.encode(Inspect()))
+        return self._receive(Inspected, ANSWER_TIMEOUT)
 
     def close(self) -> None:
         """Shut the engine down and wait for every process of it. Raises EngineFailure if something stays."""

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from sglang_ascend_moe.launch.comparison import Answer
+from sglang_ascend_moe.live_state import RankState
 
 
 class StartEngine(msgspec.Struct, tag=True, frozen=True):
@@ -55,6 +56,17 @@ class Generate(msgspec.Struct, tag=True, frozen=True):
     prompts: list[list[int]]
     new_tokens: int
     together: bool
+
+
+class Inspect(msgspec.Struct, tag=True, frozen=True):
+    """Tests -> engine: say what `/server_info` and `/metrics` of a server would."""
+
+
+class Inspected(msgspec.Struct, tag=True, frozen=True):
+    """Engine -> tests: our part of each scheduler's internal state, and the text of the Prometheus endpoint."""
+
+    states: list[list[RankState]]
+    metrics: str
 
 
 class Generated(msgspec.Struct, tag=True, frozen=True):

@@ -30,6 +30,21 @@ def corrupt_one_row() -> None:
     layer.compute_experts = corrupted
 
 
+def route_to_the_first_experts() -> None:
+    """Every routed token goes to experts 0, 1, ...: rank 0 gets all rows."""
+    import torch
+
+    from sglang_ascend_moe.exchange import Exchange
+
+    run = Exchange.run
+
+    def routed(exchange, x, topk_ids, *arguments, **keywords):
+        first = torch.arange(topk_ids.shape[1], dtype=topk_ids.dtype).expand_as(topk_ids)
+        return run(exchange, x, torch.where(topk_ids < 0, topk_ids, first), *arguments, **keywords)
+
+    Exchange.run = routed
+
+
 def remove_moe_entry_point() -> None:
     """The function that our MoE layer hooks is not there, as in a version of SGLang that renamed it."""
     from sglang.srt.hardware_backend.npu.moe import fuseep

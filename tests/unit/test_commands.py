@@ -1,11 +1,9 @@
 """The command `ascend-moe`: its exit codes, and what it passes on to SGLang."""
 
-import msgspec
 import pytest
 
-from sglang_ascend_moe.hooks import State
-from sglang_ascend_moe.launch import doctor, main, serve
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch import main, serve
+from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
 from sglang_ascend_moe.options import FLAGS
 
 
@@ -57,44 +55,3 @@ def test_serve_adds_what_is_missing_for_a_machine_without_accelerator(
 def test_serve_leaves_the_device_to_sglang_where_there_is_an_accelerator(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(serve, "activate", lambda: None)
     assert serve.server_arguments(["m"]) == ["--model-path", "m", "--ascend-moe"]
-
-
-HEALTHY = doctor.Report(
-    versions={"sglang": "0.5.23"},
-    machine="x86_64, 0 Ascend NPUs",
-    platform="host, without accelerator",
-    kernels="works",
-    plugin="works",
-    hooks=[
-        doctor.HookReport("a.b", "after", "worker", "always", State.APPLIED.value, "", "it is needed"),
-        doctor.HookReport("a.c", "set", "worker", "host", State.NOT_APPLICABLE.value, "only for host", "it is needed"),
-    ],
-)
-
-
-@pytest.mark.parametrize(
-    ("changed", "code"),
-    [
-        ({}, OK),
-        ({"kernels": "they are not built"}, CANNOT),
-        ({"versions": {"sglang": doctor.ABSENT}}, CANNOT),
-        ({"plugin": "SGLang did not load it"}, CHECK_FAILED),
-        (
-            {"hooks": [doctor.HookReport("a.b", "after", "worker", "always", State.FAILED.value, "no b", "so it is")]},
-            CHECK_FAILED,
-        ),
-    ],
-    ids=["healthy", "no kernels", "no SGLang", "no plugin", "a failed hook"],
-)
-def test_the_doctor_fails_for_what_stops_a_server(changed: dict[str, object], code: int):
-    assert msgspec.structs.replace(HEALTHY, **changed).exit_code() == code
-
-
-def test_the_report_for_people_has_everything_that_the_report_has():
-    text = doctor.text_of(HEALTHY)
-    expected = ["0.5.23", HEALTHY.machine, HEALTHY.platform, "a.b", "a.c", "not applicable (only for host)"]
-    assert [part for part in expected if part not in text] == []
-
-
-def test_the_doctor_sees_the_kernels_work():
-    assert doctor._kernels() == "works"

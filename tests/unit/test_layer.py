@@ -56,7 +56,10 @@ def serve(group, monkeypatch: pytest.MonkeyPatch):
         )
         opened.append(exchange)
         activations = {"silu": SiluAndMul(), "gelu": GeluAndMul()}
-        monkeypatch.setattr(layer, "_serving", layer.Serving(options, {shape: exchange}, activations))
+        serving = layer.Serving(
+            options, {shape: exchange}, activations, rank=0, ranks=1, max_tokens=TOKENS, metrics=False
+        )
+        monkeypatch.setattr(layer, "_serving", serving)
 
     yield open_exchange
     for exchange in opened:

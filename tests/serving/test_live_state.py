@@ -1,0 +1,168 @@
+"""A running engine says what its exchanges do, the same over `/server_info` and over Prometheus, and says it right."""
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from sglang_ascend_moe import Exchange
+from sglang_ascend_moe.launch.tiny_model import TinySizes
+from sglang_ascend_moe.live_state import RankState
+from tests.serving.configurations import PARALLEL, ours
+from tests.serving.engines import Engine
+from tests.serving.messages import Inspected
+
+RANKS = 2
+NEW_TOKENS = 5
+EXPORT_SECONDS = 60.0
+SIZES = TinySizes()
+
+# What the rank that holds experts 0, 1, ... receives when every token goes there, per token and layer.
+ROWS_PER_TOKEN = SIZES.topk * SIZES.layers
+
+
+class Numbers(NamedTuple):
+    """The samples of one scrape: (name, labels as sorted pairs) -> value."""
+
+    samples: dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+    def __call__(self, name: str, **labels: object) -> float:
+        return self.samples[
+            f"ascend_moe_{name}_total", tuple(sorted((key, str(value)) for key, value in labels.items()))
+        ]
+
+
+def numbers_of(inspected: Inspected) -> Numbers:
+    families = text_string_to_metric_families(inspected.metrics)
+    return Numbers(
+        {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families
+            for sample in family.samples
+        }
+    )
+
+
+def settled(engine: Engine) -> Iterator[Inspected]:
+    """What the engine says, again and again until it has exported everything that it has counted."""
+    deadline = time.monotonic() + EXPORT_SECONDS
+    while time.monotonic() < deadline:
+        inspected = engine.inspect()
+        yield inspected
+    pytest.fail("the metrics never were those of the state")
+
+
+def inspect_when_exported(engine: Engine) -> tuple[list[RankState], Numbers]:
+    for inspected in settled(engine):
+        states = inspected.states[0]
+        numbers = numbers_of(inspected)
+        counted = [state.exchanges[0].phases[phase].rounds for state in states for phase in ("prefill", "decode")]
+        try:
+            exported = [numbers("rounds", moe_ep_rank=s.rank, phase=p) for s in states for p in ("prefill", "decode")]
+        except KeyError:
+            # A process writes its counters when it exports for the first time.
+            continue
+        if counted == exported:
+            return states, numbers
+    raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def observed(fork_server, checkpoint, prompts) -> Iterator[tuple[list[RankState], Numbers]]:
+    """State and metrics after every prompt was answered, one after the other, all rows going to rank 0."""
+    config = ours(
+        checkpoint,
+        "float32",
+        "route_to_the_first_experts",
+        enable_metrics=True,
+        disable_overlap_schedule=True,
+        disable_radix_cache=True,
+    )
+    with fork_server.start(config) as engine:
+        engine.generate(prompts, NEW_TOKENS)
+        yield inspect_when_exported(engine)
+
+
+@pytest.fixture(scope="module")
+def tokens(prompts) -> dict[str, int]:
+    """Tokens that went through the model, by phase."""
+    return {"prefill": sum(map(len, prompts)), "decode": len(prompts) * (NEW_TOKENS - 1)}
+
+
+@pytest.fixture(scope="module")
+def calls(prompts) -> dict[str, int]:
+    """MoE layers that every rank ran, by phase: each prompt is one prefill batch."""
+    return {"prefill": len(prompts) * SIZES.layers, "decode": len(prompts) * (NEW_TOKENS - 1) * SIZES.layers}
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_metrics_are_those_of_the_known_routing(observed, tokens, calls, phase):
+    _, numbers = observed
+    for rank in range(RANKS):
+        assert numbers("layer_calls", moe_ep_rank=rank, phase=phase) == calls[phase]
+        assert numbers("rounds", moe_ep_rank=rank, phase=phase) == calls[phase]
+        assert numbers("dispatch_seconds", moe_ep_rank=rank, phase=phase) > 0
+        assert numbers("combine_seconds", moe_ep_rank=rank, phase=phase) > 0
+        # Every rank counts the rows of the busiest, which is always rank 0.
+        assert numbers("largest_rows", moe_ep_rank=rank, phase=phase) == tokens[phase] * ROWS_PER_TOKEN
+    rows = [numbers("rows", moe_ep_rank=rank, phase=phase) for rank in range(RANKS)]
+    assert rows == [tokens[phase] * ROWS_PER_TOKEN, 0]
+    brought = sum(numbers("tokens", moe_ep_rank=rank, phase=phase) for rank in range(RANKS))
+    assert brought >= tokens[phase] * SIZES.layers
+
+
+def test_waits_are_counted_by_peer(observed):
+    states, numbers = observed
+    for state in states:
+        exported = [numbers("wait_seconds", moe_ep_rank=state.rank, peer=peer) for peer in range(RANKS)]
+        assert exported == pytest.approx(state.exchanges[0].waited_s)
+    assert sum(sum(state.exchanges[0].waited_s) for state in states) > 0
+
+
+def test_the_state_has_every_rank_and_is_that_of_the_metrics(observed, calls):
+    states, numbers = observed
+    assert [(state.rank, state.ranks) for state in states] == [(rank, RANKS) for rank in range(RANKS)]
+    for state in states:
+        (exchange,) = state.exchanges
+        for phase, counted in exchange.phases.items():
+            assert counted.rounds == calls[phase]
+            for name in ("tokens", "rows"):
+                assert getattr(counted, name) == numbers(name, moe_ep_rank=state.rank, phase=phase)
+        # A prefill call is a plan and one round.
+        assert exchange.epochs == [2 * calls["prefill"] + calls["decode"]] * RANKS
+        assert exchange.rows_by_rank == [SIZES.topk, 0]
+        assert numbers("graph_replays", moe_ep_rank=state.rank) == state.graphs.replays
+
+
+def test_the_state_tells_options_and_the_window_that_was_planned(observed):
+    states, _ = observed
+    for state in states:
+        (exchange,) = state.exchanges
+        assert (state.options.schedule, state.options.verify) == ("auto", True)
+        planned = Exchange.memory(
+            ranks=RANKS,
+            num_experts=SIZES.experts,
+            hidden=SIZES.hidden,
+            max_tokens=exchange.max_tokens,
+            topk=SIZES.topk,
+            distinct_topk=True,
+            verify=True,
+            dtype=torch.float32,
+        )
+        assert (exchange.window_bytes, exchange.regions) == (planned.total, planned.by_region())
+        assert exchange.capacity_rows == planned.capacity_rows
+
+
+def test_data_parallel_attention_reports_every_rank_too(fork_server, checkpoint, prompts):
+    config = ours(checkpoint, "bfloat16", enable_metrics=True, **PARALLEL["dp2-attention-ep2"])
+    with fork_server.start(config) as engine:
+        engine.generate(prompts[:2], NEW_TOKENS, together=True)
+        states, numbers = inspect_when_exported(engine)
+    assert [state.rank for state in states] == [0, 1]
+    assert states[0].exchanges[0].epochs == states[1].exchanges[0].epochs
+    received = sum(numbers("rows", moe_ep_rank=rank, phase="prefill") for rank in range(RANKS))
+    # Rows with which SGLang pads a batch across ranks are routed as well.
+    assert received >= sum(map(len, prompts[:2])) * ROWS_PER_TOKEN

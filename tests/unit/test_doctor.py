@@ -1,0 +1,207 @@
+"""`ascend-moe doctor` finds what is wrong, says what to do about it, and has the exit code of the worst of it."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.hooks import State
+from sglang_ascend_moe.launch import doctor, examination
+from sglang_ascend_moe.launch.examination import ABSENT, WORKS, HookReport, MachineReport, Report, problems_of
+from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
+from sglang_ascend_moe.launch.live_server import text_of_states
+from sglang_ascend_moe.live_state import STATE_KEY, ExchangeState, PhaseState, RankState
+from sglang_ascend_moe.machine import MachineLimits
+from sglang_ascend_moe.observation import GraphCounts
+from sglang_ascend_moe.options import Options
+
+LIMITS = MachineLimits(
+    memory_available=2**34, container_limit=None, container_available=None, file_bytes=None, address_space=None,
+    locked_memory=2**23, descriptors=65535, descriptors_most=65535, descriptors_open=7,
+)  # fmt: skip
+MACHINE = MachineReport("x86_64", ascend_devices=0, cores=8, ranks=2, memfd=WORKS, limits=LIMITS)
+APPLIED = HookReport("a.b", "after", "worker", "always", State.APPLIED.value, "", "it is needed")
+NOT_FOR_US = HookReport("a.c", "set", "worker", "host", State.NOT_APPLICABLE.value, "only for host", "it is so")
+FAILED = HookReport("a.d", "after", "worker", "always", State.FAILED.value, "no d", "the layer needs it")
+HEALTHY = Report(
+    versions={"sglang": "0.5.23"}, machine=MACHINE, backend="host", backend_reason="no accelerator", kernels=WORKS,
+    plugin=WORKS, hooks=[APPLIED, NOT_FOR_US],
+)  # fmt: skip
+
+
+def with_problems(**changed: Any) -> Report:
+    report = msgspec.structs.replace(HEALTHY, **changed)
+    return msgspec.structs.replace(report, problems=list(problems_of(report)))
+
+
+def machine(**changed: Any) -> dict[str, MachineReport]:
+    limits = {name: changed.pop(name) for name in list(changed) if name in LIMITS.__struct_fields__}
+    return {
+        "machine": msgspec.structs.replace(MACHINE, **changed, limits=msgspec.structs.replace(LIMITS, **limits)),
+    }
+
+
+CASES = {
+    "healthy": ({}, OK, []),
+    "no SGLang": ({"versions": {"sglang": ABSENT}}, CANNOT, ["requirements.lock"]),
+    "no backend": ({"backend": "none", "backend_reason": "torch sees a GPU"}, CANNOT, ["torch sees a GPU"]),
+    "no kernels": ({"kernels": "they are not built"}, CANNOT, ["they are not built", "pip install -e ."]),
+    "no memfd": (machine(memfd="Operation not permitted"), CANNOT, ["Operation not permitted", "seccomp"]),
+    "no plugin": ({"plugin": "SGLang did not load it"}, CHECK_FAILED, ["did not load", "SGLANG_PLUGINS"]),
+    "a failed hook": ({"hooks": [APPLIED, FAILED]}, CHECK_FAILED, ["a.d: no d", "the layer needs it", "0.5.23"]),
+    "few descriptors": (machine(descriptors=132), CHECK_FAILED, ["RLIMIT_NOFILE is 132", "ulimit -n 137"]),
+    "few descriptors for good": (machine(descriptors=132, descriptors_most=136), CHECK_FAILED, ["137, as root"]),
+    "just enough descriptors": (machine(descriptors=137), OK, []),
+    "more ranks than cores": (machine(ranks=9), OK, ["9 ranks share 8 cores", "--tp-size 8"]),
+    "small files": (machine(file_bytes=4096), OK, ["4096 bytes", "ulimit -f"]),
+    "small address space": (machine(address_space=4096), OK, ["4096 bytes", "ulimit -v"]),
+}
+
+
+@pytest.mark.parametrize(("changed", "code", "said"), CASES.values(), ids=CASES.keys())
+def test_what_is_wrong_is_said_with_its_remedy(changed: dict[str, Any], code: int, said: list[str]):
+    report = with_problems(**changed)
+    assert report.exit_code() == code
+    assert bool(report.problems) == bool(said)
+    assert all(problem.remedy for problem in report.problems)
+    text = doctor.text_of(report)
+    assert [part for part in said if part not in text] == []
+
+
+def test_the_report_for_people_has_everything_that_the_report_has():
+    text = doctor.text_of(HEALTHY)
+    expected = [
+        "0.5.23",
+        "x86_64, 0 Ascend NPUs",
+        "host (no accelerator)",
+        "a.b",
+        "a.c",
+        "only for host",
+        "no problems",
+    ]
+    assert [part for part in expected if part not in text] == []
+
+
+def test_the_doctor_sees_the_kernels_work():
+    assert examination._kernels() == WORKS
+
+
+def test_versions_of_an_ascend_machine_are_read_where_they_are(tmp_path: Path):
+    cann = tmp_path / "usr/local/Ascend/ascend-toolkit/latest"
+    cann = cann / f"{examination.platform.machine()}-linux/ascend_toolkit_install.info"
+    cann.parent.mkdir(parents=True)
+    cann.write_text("package_name=Ascend-cann-toolkit\nversion=9.0.0\ninnerversion=V100\n")
+    driver = tmp_path / "usr/local/Ascend/driver/version.info"
+    driver.parent.mkdir()
+    driver.write_text("Version=25.2.0\nascendhal_version=7.35.23\n")
+    versions = examination.read_versions(tmp_path)
+    assert (versions["cann"], versions["driver"]) == ("9.0.0", "25.2.0")
+
+
+def test_a_machine_without_ascend_software_says_so(tmp_path: Path):
+    versions = examination.read_versions(tmp_path)
+    assert {name for name, version in versions.items() if version == ABSENT} == {"torch_npu", "cann", "driver"}
+
+
+MEMORY = Exchange.memory(ranks=2, num_experts=8, hidden=64, max_tokens=16, topk=2)
+PHASES = {
+    "decode": PhaseState(calls=70, rounds=70, tokens=71, rows=142, dispatch_s=0.25, combine_s=0.125),
+    "prefill": PhaseState(calls=3, rounds=9, tokens=48, rows=96, dispatch_s=0.5, combine_s=0.75),
+}
+
+
+def state(rank: int) -> RankState:
+    exchange = ExchangeState(
+        num_experts=8, hidden=64, topk=2, dtype="bfloat16", max_tokens=16, window_bytes=MEMORY.total,
+        regions=MEMORY.by_region(), capacity_rows=MEMORY.capacity_rows, epochs=[82, 83], rows_by_rank=[5, 6],
+        waited_s=[0.5, 1.5], phases=PHASES,
+    )  # fmt: skip
+    return RankState(rank=rank, ranks=2, options=Options(), exchanges=[exchange], graphs=GraphCounts("none", [], 0))
+
+
+def test_the_text_of_a_live_server_has_its_numbers():
+    text = text_of_states([state(0), state(1)])
+    expected = [
+        "2 ranks, 2 of them heard", "schedule auto", f"{MEMORY.total:,} bytes", f"rows {MEMORY.regions.rows:,}",
+        "rank 0, epoch 82", "rank 1, epoch 83", "decode: 70 calls, 70 rounds, 71 tokens brought, 142 rows received",
+        "prefill: 3 calls, 9 rounds", "dispatch 0.500 s", "held up by rank 1 1.500 s", "by rank: 5, 6", "rank 0 none",
+    ]  # fmt: skip
+    assert [part for part in expected if part not in text] == []
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, dict[str, Any]]]:
+    """An HTTP server and what it answers: `status` and `body`; `seen` is the last Authorization header."""
+    answer: dict[str, Any] = {"status": 200, "body": b""}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer["seen"] = self.headers.get("Authorization")
+            self.send_response(answer["status"] if self.path == "/server_info" else 404)
+            self.end_headers()
+            self.wfile.write(answer["body"])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=[0.01])
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}", answer
+        listening.shutdown()
+        thread.join()
+
+
+def info(*schedulers: list[RankState]) -> bytes:
+    states = [{STATE_KEY: msgspec.to_builtins(ranks), "other": 1} for ranks in schedulers]
+    return json.dumps({"internal_states": states}).encode()
+
+
+@pytest.mark.parametrize(
+    "schedulers",
+    [[[state(0), state(1)]], [[state(1)], [state(0)]], [[state(0), state(1)], [state(0), state(1)]]],
+    ids=["one for all", "each for itself", "all for all"],
+)
+def test_a_live_server_is_asked_for_every_rank(server, schedulers, capsys: pytest.CaptureFixture[str]):
+    url, answer = server
+    answer["body"] = info(*schedulers)
+    assert doctor.main(["--url", f"{url}/", "--api-key", "secret", "--json"]) == OK
+    assert answer["seen"] == "Bearer secret"
+    printed = msgspec.json.decode(capsys.readouterr().out, type=list[RankState])
+    assert printed == [state(0), state(1)]
+
+
+OLD = {STATE_KEY: [{"rank": 0}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        pytest.param(200, b'{"internal_states": [{}]}', "runs without --ascend-moe", id="another MoE layer"),
+        pytest.param(200, json.dumps({"internal_states": [OLD]}).encode(), "another version", id="another version"),
+        pytest.param(200, b"{}", "tells no internal states", id="not SGLang"),
+        pytest.param(200, b"hello", "not an address of SGLang's server", id="no JSON"),
+        pytest.param(401, b"", "answers 401 Unauthorized", id="no key"),
+    ],
+)
+def test_a_server_that_cannot_tell_is_an_error(server, status, body, said, capsys: pytest.CaptureFixture[str]):
+    url, answer = server
+    answer.update(status=status, body=body)
+    assert doctor.main(["--url", url]) == CHECK_FAILED
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("http://127.0.0.1:1", "no server answers there"), ("nonsense", "not an address")],
+    ids=["nobody", "no address"],
+)
+def test_a_server_that_is_not_there_is_an_error(url: str, said: str, capsys: pytest.CaptureFixture[str]):
+    assert doctor.main(["--url", url]) == CHECK_FAILED
+    assert said in capsys.readouterr().err
