@@ -11,10 +11,11 @@ import fcntl
 import math
 import mmap
 import os
+from contextlib import ExitStack
 
 import torch
 
-from sglang_ascend_moe.errors import Corruption
+from sglang_ascend_moe.errors import Corruption, Unsupported
 from sglang_ascend_moe.windows import allocations
 from sglang_ascend_moe.windows.layout import WindowLayout
 
@@ -22,15 +23,22 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def create_window(layout: WindowLayout) -> int:
-    """Returns the descriptor of a new zeroed window of `layout.total_bytes`; the caller closes it."""
+    """Returns the descriptor of a new zeroed window of `layout.total_bytes`; the caller closes it.
+
+    Raises `Unsupported` if the system refuses it.
+    """
     allocations.report(layout.total_bytes)
-    descriptor = os.memfd_create("ascend-moe-window", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, layout.total_bytes)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-    except OSError:
-        os.close(descriptor)
-        raise
+    with ExitStack() as on_failure:
+        try:
+            descriptor = os.memfd_create("ascend-moe-window", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            on_failure.callback(os.close, descriptor)
+            os.ftruncate(descriptor, layout.total_bytes)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError as error:
+            raise Unsupported(
+                f"a window of {layout.total_bytes} bytes cannot be made ({error}); `ascend-moe doctor` shows the limits"
+            ) from error
+        on_failure.pop_all()
     return descriptor
 
 
