@@ -2,7 +2,7 @@
 
 from sglang_ascend_moe import arguments, hooks, layer, live_state, metrics
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
-from sglang_ascend_moe.platforms import host_fixes, shared_memory_names
+from sglang_ascend_moe.platforms import host_fixes, host_models, shared_memory_names
 
 SRT = "sglang.srt"
 
@@ -159,6 +159,46 @@ TABLE: tuple[Hook, ...] = (
         Kind.REPLACE,
         host_fixes.copy_rows,
         "for an out-of-tree platform SGLang copies the rows of data-parallel attention with a Triton kernel",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        "sglang.kernels.ops.elementwise.elementwise.fused_gate_sigmoid_mul_add",
+        Kind.REPLACE,
+        host_models.add_gated_shared_expert,
+        "Qwen2-MoE adds its gated shared expert with a Triton kernel",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.layers.rotary_embedding.factory.get_rope_cpu",
+        Kind.AROUND,
+        host_models.rope_without_scaling,
+        "on the CPU SGLang builds the rotary embedding of latent attention in its scaled form only",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
+        Kind.AROUND,
+        host_models.latent_attention_handler,
+        "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.models.minimax_m2.rms_sumsq_serial",
+        Kind.REPLACE,
+        host_models.query_key_squares,
+        "MiniMax-M2 normalises queries and keys with a Triton kernel",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.models.minimax_m2.rms_apply_serial",
+        Kind.REPLACE,
+        host_models.normalise_queries_keys,
+        "MiniMax-M2 normalises queries and keys with a Triton kernel",
         Where.HOST,
         Process.WORKER,
     ),

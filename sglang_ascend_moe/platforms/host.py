@@ -16,3 +16,7 @@ class HostPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
+
+    def get_compile_backend(self, mode: str | None = None) -> str:  # noqa: ARG002 - SGLang's signature
+        # SGLang compiles a few small functions of its routers: seconds of C++ compilation in every process.
+        return "eager"
