@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sglang_ascend_moe import hooks, options
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.platforms import HOST_ATTENTION
 
 # The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
 A2A_BACKEND = "ascend_fuseep"
@@ -172,6 +173,10 @@ def _choose_backend(server_args: Any) -> None:
             f" group; use --ep-size {server_args.tp_size} or leave it out"
         )
     declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=A2A_BACKEND)
+    # The default of the host platform keeps a decode step out of graphs; SGLang then switches them off.
+    given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
+    if given == (None, None, None):
+        declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
 
 
 def refuse_conflicts(server_args: Any) -> None:

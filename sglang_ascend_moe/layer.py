@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang_ascend_moe import hooks
-from sglang_ascend_moe.errors import SessionPoisoned, Unsupported
+from sglang_ascend_moe import hooks, launches
+from sglang_ascend_moe.errors import CaptureRefused, SessionPoisoned, Unsupported
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.machine import Demand, read_limits, refuse_what_does_not_fit
 from sglang_ascend_moe.options import READY_KEY, Options, options_of
@@ -201,6 +201,8 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
             raise SessionPoisoned("an MoE layer ran before its exchange was opened")
         return original(layer, hidden_states, topk_output)
     exchange = _serving.exchanges[shape_of(layer)]
+    if launches.capturing():
+        return _forward_in_graph(exchange, layer, hidden_states.contiguous(), topk_output)
     return exchange.run(
         hidden_states.contiguous(),
         topk_output.topk_ids,
@@ -208,6 +210,25 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
         lambda rows: compute_experts(layer, rows),
         phase=_phase(_serving.options),
     )
+
+
+def _forward_in_graph(
+    exchange: Exchange | CollectiveExchange, layer: Any, hidden_states: Tensor, topk_output: Any
+) -> Tensor:
+    """The layer as one launch: dispatch, experts on as many rows as there are at each replay, combine."""
+    schedule = _serving.options.schedule
+    if isinstance(exchange, CollectiveExchange) or _phase(_serving.options) != "decode":
+        raise CaptureRefused(
+            f"--ascend-moe-schedule {schedule}: only the decode schedule runs in graphs; use auto, or"
+            " --disable-cuda-graph"
+        )
+
+    def bind(x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> launches.Launch:
+        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(layer, rows), out)
+
+    out = torch.empty_like(hidden_states)
+    launches.launch(bind, [hidden_states, topk_output.topk_ids, topk_output.topk_weights], [out])
+    return out
 
 
 def _asked_for() -> bool:

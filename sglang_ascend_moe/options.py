@@ -36,6 +36,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     timeout_s: seconds that a rank waits for a peer.
     verify: send a checksum with every row.
     post_mortem: folder for an account of each rank after a failure.
+    require_graphs: do not serve if decode steps cannot run in graphs.
     """
 
     schedule: Schedule = "auto"
@@ -45,6 +46,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     timeout_s: float = 30.0
     verify: bool = False
     post_mortem: str | None = None
+    require_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -108,8 +110,11 @@ def _number(name: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
-def _switch(text: str) -> bool:
-    raise InvalidInput(f"{FLAGS['verify'].flag} {text!r}: must be True or False")
+def _switch(name: str) -> Callable[[str], Any]:
+    def parse(text: str) -> bool:
+        raise InvalidInput(f"{FLAGS[name].flag} {text!r}: must be True or False")
+
+    return parse
 
 
 def _bad_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -160,7 +165,7 @@ FLAGS: Mapping[str, Flag] = {
     "verify": Flag(
         "--ascend-moe-verify",
         bool,
-        _switch,
+        _switch("verify"),
         "",
         "Send a checksum with every row and stop the server when a row does not arrive as it was sent.",
     ),
@@ -170,6 +175,13 @@ FLAGS: Mapping[str, Flag] = {
         str,
         "FOLDER",
         "Where each rank writes an account if an exchange fails; `ascend-moe doctor --post-mortem FOLDER` reads them.",
+    ),
+    "require_graphs": Flag(
+        "--ascend-moe-require-graphs",
+        bool,
+        _switch("require_graphs"),
+        "",
+        "Do not serve if decode steps cannot run in graphs. Without it such a server warns and runs them one by one.",
     ),
 }
 

@@ -1,6 +1,7 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
 from sglang_ascend_moe import arguments, hooks, layer, live_state, metrics
+from sglang_ascend_moe.graph_capture import serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
 from sglang_ascend_moe.platforms import host_fixes, host_models, shared_memory_names
 
@@ -241,6 +242,46 @@ TABLE: tuple[Hook, ...] = (
         "after a crash SGLang waits over a minute for core dumps of GPUs that do not exist",
         Where.HOST,
         Process.LAUNCHER,
+    ),
+    Hook(
+        f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_cuda_graphs",
+        Kind.BEFORE,
+        serving.set_buckets,
+        "SGLang chooses the batch sizes of graphs for torch.compile on a CPU, and does not know the lengths",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
+        Kind.AROUND,
+        serving.capture_decode,
+        "on a CPU SGLang captures decode steps with torch.compile only",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.model_executor.forward_batch_info.ForwardMode.is_cpu_graph",
+        Kind.REPLACE,
+        serving.replays_when_idle,
+        "on a CPU SGLang keeps a rank without requests out of the graphs that the other ranks replay",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.distributed.parallel_state.GroupCoordinator.all_reduce",
+        Kind.AROUND,
+        serving.all_reduce,
+        "a graph on the host has to repeat the collectives of SGLang's own layers",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.distributed.parallel_state.GroupCoordinator.all_gather",
+        Kind.AROUND,
+        serving.all_gather,
+        "a graph on the host has to repeat the collectives of SGLang's own layers",
+        Where.HOST,
+        Process.WORKER,
     ),
 )
 

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+HOST_ATTENTION = "ascend_moe_host"
+"""Name of the attention backend whose decode a graph can hold, as for SGLang's `--attention-backend`."""
+
 HOST_PLATFORM = "sglang_ascend_moe.platforms.host.HostPlatform"
 
 

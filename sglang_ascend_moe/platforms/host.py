@@ -2,7 +2,9 @@
 
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import SRTPlatform
+from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+
+from sglang_ascend_moe.platforms import HOST_ATTENTION
 
 
 class HostPlatform(CpuDeviceMixin, SRTPlatform):
@@ -13,9 +15,28 @@ class HostPlatform(CpuDeviceMixin, SRTPlatform):
     """
 
     _enum = PlatformEnum.OOT
+    capabilities = PlatformCapabilities(graph_capture=True)
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
+
+    def init_backend(self) -> None:
+        """In each worker, before the attention backend is made."""
+        from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+        from sglang_ascend_moe.graph_capture.serving import make_attention
+
+        register_attention_backend(HOST_ATTENTION)(make_attention)
+
+    def get_graph_runner_cls(self) -> type:
+        from sglang_ascend_moe.graph_capture.host import HostGraphRunner
+
+        return HostGraphRunner
+
+    def get_full_graph_backend_cls(self) -> type:
+        from sglang_ascend_moe.graph_capture.host import HostGraphBackend
+
+        return HostGraphBackend
 
     def get_compile_backend(self, mode: str | None = None) -> str:  # noqa: ARG002 - SGLang's signature
         # SGLang compiles a few small functions of its routers: seconds of C++ compilation in every process.

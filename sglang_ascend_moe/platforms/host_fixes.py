@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sglang_ascend_moe import launches
+
 # SGLang's own variable: one list of cores per rank, such as "0-3|4-7".
 BIND_VARIABLE = "SGLANG_CPU_OMP_THREADS_BIND"
 
@@ -54,12 +56,14 @@ def padded_sequence_length(_backend: Any) -> int:
 
 def reduce_scatter_tensor(output: torch.Tensor, tensor: torch.Tensor, group_name: str) -> None:
     """In place of the operator `reg_reduce_scatter_tensor`, for CPU tensors."""
-    _group(group_name)._reduce_scatter_tensor(output, tensor)
+    reduce_scatter = _group(group_name)._reduce_scatter_tensor
+    launches.launch(lambda whole, part: lambda: reduce_scatter(part, whole), [tensor], [output])
 
 
 def all_gather_into_tensor(output: torch.Tensor, tensor: torch.Tensor, group_name: str) -> None:
     """In place of the operator `reg_all_gather_into_tensor`, for CPU tensors."""
-    _group(group_name)._all_gather_into_tensor(output, tensor)
+    gather = _group(group_name)._all_gather_into_tensor
+    launches.launch(lambda part, whole: lambda: gather(whole, part), [tensor], [output])
 
 
 def _group(name: str) -> Any:

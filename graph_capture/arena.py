@@ -1,0 +1,55 @@
+"""Where the tensors of a recorded step lie: pure arithmetic, and the memory itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+ALIGNMENT = 64
+"""Bytes: a cache line, as torch aligns tensors on the host."""
+
+
+class Lifetime(NamedTuple):
+    """Memory `memory` of `bytes` is used by the calls `first` to `last`, both included."""
+
+    memory: int
+    bytes: int
+    first: int
+    last: int
+
+
+def place(lifetimes: Iterable[Lifetime]) -> tuple[dict[int, int], int]:
+    """Offset of every memory, and bytes in total. Memory that is in use at the same call does not overlap.
+
+    The largest come first, each at the lowest offset that is free during its life.
+    """
+    placed: list[tuple[int, int, Lifetime]] = []
+    for item in sorted(lifetimes, key=lambda item: (-item.bytes, item.first, item.memory)):
+        offset = 0
+        for begin, end, other in placed:
+            if other.first <= item.last and item.first <= other.last and begin < offset + item.bytes:
+                offset = max(offset, end)
+        placed.append((offset, offset + _aligned(item.bytes), item))
+        placed.sort(key=lambda entry: entry[:2])
+    return {item.memory: begin for begin, _, item in placed}, max((end for _, end, _ in placed), default=0)
+
+
+def _aligned(size: int) -> int:
+    return -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
+
+
+class Arena:
+    """Memory that tapes share, of which one runs at a time. What a tape was given stays at its address."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self.bytes = 0
+
+    def part(self, offset: int, size: int, total: int) -> torch.Tensor:
+        """uint8 [size] at `offset` of a memory of at least `total` bytes."""
+        if self._memory.numel() < total:
+            self._memory = torch.zeros(total + ALIGNMENT, dtype=torch.uint8)
+            self.bytes += self._memory.numel()
+        return self._memory[offset : offset + size]

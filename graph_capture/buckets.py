@@ -1,0 +1,65 @@
+"""Which graphs are captured: pure arithmetic, the same on every rank."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SMALLEST_LENGTH = 128
+"""Tokens: below it a shorter attention saves less than another graph costs."""
+MOST_BYTES = 512 * 2**20
+"""Bytes that the largest graph may take for the keys and values that it gathers."""
+
+
+class Limits(NamedTuple):
+    """What the scheduler may put into one decode batch of one rank.
+
+    requests: most requests; alignment: their number in a batch is a multiple of it, after padding.
+    length: most tokens of one request; token_bytes: keys and values of one token in one layer.
+    """
+
+    requests: int
+    alignment: int
+    length: int
+    token_bytes: int
+
+
+class Buckets(NamedTuple):
+    """Batch sizes and lengths, ascending; there is a graph for each pair. `bytes`: gathered by the largest of them."""
+
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+    bytes: int
+
+    @property
+    def graphs(self) -> int:
+        return len(self.batches) * len(self.lengths)
+
+    def length_for(self, tokens: int) -> int:
+        """The smallest length that holds `tokens`; the largest if none does."""
+        return next((length for length in self.lengths if length >= tokens), self.lengths[-1])
+
+
+def choose_buckets(limits: Limits, most_bytes: int = MOST_BYTES) -> Buckets:
+    """Powers of two times the alignment, and powers of two from SMALLEST_LENGTH on, each up to its limit.
+
+    A batch is padded to less than twice its aligned size, a length to less than twice its tokens or to SMALLEST_LENGTH,
+    and there are no more than (log2(requests / alignment) + 2) * (log2(length / SMALLEST_LENGTH) + 2) graphs. Batches
+    whose keys and values of the greatest length exceed `most_bytes` get none and run eagerly.
+    """
+    lengths = _doubling(SMALLEST_LENGTH, limits.length)
+    most = -(-limits.requests // limits.alignment) * limits.alignment
+    fitting = [
+        batch for batch in _doubling(limits.alignment, most) if batch * limits.length * limits.token_bytes <= most_bytes
+    ]
+    largest = fitting[-1] if fitting else 0
+    return Buckets(tuple(fitting), tuple(lengths), largest * limits.length * limits.token_bytes)
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    """`first`, its doubles below `last`, and `last`."""
+    sizes = []
+    size = first
+    while size < last:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, last]

@@ -1,0 +1,116 @@
+"""Decode graphs on the host: SGLang's graph runner and graph backend over tapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
+from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
+from sglang.srt.model_executor.runner_backend.base_cuda_graph_backend import BaseCudaGraphBackend
+from sglang.srt.runtime_context import get_parallel
+
+from sglang_ascend_moe.graph_capture.agreement import check_together
+from sglang_ascend_moe.graph_capture.arena import Arena
+from sglang_ascend_moe.graph_capture.attention import KeyLengths
+from sglang_ascend_moe.graph_capture.tape import Tape, record
+
+logger = logging.getLogger(__name__)
+
+
+class HostGraphRunner(DecodeCudaGraphRunner):
+    """SGLang's decode graph runner on a machine without streams and events."""
+
+    @property
+    def attention_graph_variants(self) -> KeyLengths:
+        return KeyLengths(self.attn_backend.buckets)
+
+    @attention_graph_variants.setter
+    def attention_graph_variants(self, _found: Any) -> None:
+        """SGLang looks for variants of its own attention backends."""
+
+    def _capture(self) -> None:
+        """As the original, without its stream, its profiler and its pause of the garbage collector."""
+        self.buffers.seq_lens.fill_(self.seq_len_fill_value)
+        self.buffers.seq_lens_cpu.fill_(self.seq_len_fill_value)
+        self.buffers.reset_index_buffers()
+        with self.backend.capture_session(None):
+            self._capture_one_stream()
+
+    def _record_in_graph_metadata_prep_done(self) -> None:
+        """There is no stream whose progress somebody could wait for."""
+
+    def _resolve_shared_read_ends(self, *_: Any) -> SharedReadEnds:
+        return SharedReadEnds.UNKNOWN
+
+
+class HostGraphBackend(BaseCudaGraphBackend):
+    """SGLang's graph backend with a tape for each shape."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self._arena = Arena()
+        self._tapes: dict[Any, Tape] = {}
+        self._templates: dict[Any, Any] = {}
+        self._slowest_s = 0.0
+        self._group = get_parallel().tp_group.cpu_group
+
+    @contextmanager
+    def capture_session(self, _stream: Any) -> Iterator[None]:
+        yield
+        logger.info(
+            "Decode graphs: %d captured, the slowest in %.2f s; their tensors take %d bytes",
+            len(self._tapes),
+            self._slowest_s,
+            self._arena.bytes,
+        )
+
+    def capture_one(
+        self,
+        shape_key: Any,
+        forward_fn: Callable[[], Any],
+        capture_inputs: Any = None,  # noqa: ARG002 - SGLang passes it by name
+        post_warmup_hook: Callable[[], None] | None = None,
+    ) -> None:
+        begin = time.perf_counter()
+        subject = f"a decode batch of {shape_key.size} with {shape_key.attention_variant}"
+        check_together(forward_fn, self._group, subject=subject)
+        if post_warmup_hook is not None:
+            post_warmup_hook()
+
+        def step() -> dict[str, torch.Tensor]:
+            output = forward_fn()
+            self._templates[shape_key] = output
+            return _tensors_of(output)
+
+        self._tapes[shape_key] = record(step, self._arena)
+        self._slowest_s = max(self._slowest_s, time.perf_counter() - begin)
+
+    def can_run(self, _forward_batch: Any, shape_key: Any) -> bool:
+        return shape_key in self._tapes
+
+    @contextmanager
+    def replay_session(self) -> Iterator[None]:
+        yield
+
+    def replay(self, shape_key: Any, *_: Any, **__: Any) -> Any:
+        return dataclasses.replace(self._templates[shape_key], **self._tapes[shape_key].replay())
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the tensors that the tapes share."""
+        return self._arena.bytes
+
+    def cleanup(self) -> None:
+        self._tapes.clear()
+        self._templates.clear()
+        self._arena = Arena()
+
+
+def _tensors_of(output: Any) -> dict[str, torch.Tensor]:
+    fields = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}

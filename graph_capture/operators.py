@@ -1,0 +1,65 @@
+"""What a tape has to know of an operator: its form with `out` arguments, and whether a replay can stand for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+
+class OutForm(NamedTuple):
+    """The overload that writes its results into arguments: their names in the order of the results, and the names of
+    its other arguments."""
+
+    operator: torch._ops.OpOverload
+    names: tuple[str, ...]
+    arguments: frozenset[str]
+
+
+# How an operator that makes a tensor is told its kind; the `out` argument says the same.
+_KIND = frozenset({"dtype", "layout", "device", "pin_memory"})
+_COPIES = frozenset({"aten::clone", "aten::_to_copy"})
+_MEMORY_ONLY = frozenset({"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"})
+
+
+@cache
+def out_form(operator: torch._ops.OpOverload) -> OutForm | None:
+    """The `out` form of an operator that returns new tensors; None if it has none with the same arguments."""
+    wanted = _arguments(operator)
+    for name in operator.overloadpacket.overloads():
+        other = getattr(operator.overloadpacket, name)
+        outs = [item for item in other._schema.arguments if item.is_out]
+        if not outs or len(outs) != len(operator._schema.returns) or any(str(item.type) != "Tensor" for item in outs):
+            continue
+        rest = _arguments(other)
+        if [item for item in wanted if item in rest or item[0] not in _KIND] == rest:
+            return OutForm(other, tuple(item.name for item in outs), frozenset(item[0] for item in rest))
+    return None
+
+
+def _arguments(operator: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(item.name, str(item.type)) for item in operator._schema.arguments if not item.is_out]
+
+
+def only_copies(operator: torch._ops.OpOverload) -> bool:
+    """Whether the result is the first argument, in another place or of another dtype."""
+    return operator._schema.name in _COPIES
+
+
+def only_allocates(operator: torch._ops.OpOverload) -> bool:
+    """Whether the result is memory without a value."""
+    return operator._schema.name in _MEMORY_ONLY
+
+
+def refusal(operator: torch._ops.OpOverload, arguments: Sequence[Any]) -> str:
+    """Why no replay can stand for this operator; empty if one can."""
+    if torch.Tag.data_dependent_output in operator.tags:
+        return f"{operator} hands a value to the host, which a replay would not do again"
+    masked = operator is torch.ops.aten.index.Tensor and any(
+        item is not None and item.dtype in (torch.bool, torch.uint8) for item in arguments[1]
+    )
+    if masked or (torch.Tag.dynamic_output_shape in operator.tags and operator is not torch.ops.aten.index.Tensor):
+        return f"{operator} makes a tensor whose shape depends on values, which a replay cannot change"
+    return ""

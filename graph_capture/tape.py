@@ -1,0 +1,264 @@
+"""A tape: the operators of one step, recorded once and run again at fixed addresses.
+
+It is to the host what a device graph is to an accelerator. A step that is recorded runs as always. Afterwards every
+tensor that it made gets a place in an arena, operators are rewritten to their `out` form, and operators that only
+look at a tensor in another way are left out, because the tensors they made lie at fixed addresses too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from sglang_ascend_moe import launches
+from sglang_ascend_moe.errors import CaptureRefused
+from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
+from sglang_ascend_moe.graph_capture.operators import only_allocates, only_copies, out_form, refusal
+
+Replay = Callable[[], Any]
+
+
+class Reference(NamedTuple):
+    """A tensor that the step made: number of its memory, and how it lies in it (elements of `dtype`)."""
+
+    memory: int
+    dtype: torch.dtype
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class OperatorCall(NamedTuple):
+    """An operator with its arguments; `results` are the tensors it made, empty where it writes into an argument."""
+
+    operator: torch._ops.OpOverload
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    results: tuple[Reference | None, ...]
+
+
+class LaunchCall(NamedTuple):
+    """A launch (see `launches`) and the tensors it works on."""
+
+    bind: launches.Bind
+    tensors: tuple[Any, ...]
+
+
+Call = OperatorCall | LaunchCall
+_LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
+
+
+class Recording(TorchDispatchMode):
+    """Runs a step and writes down its operators. Raises `CaptureRefused` at one that no replay can stand for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.bytes: list[int] = []
+        self._known: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within it every operator and launch of this thread is recorded."""
+        with launches.capture(self), self:
+            yield
+
+    def __torch_dispatch__(
+        self,
+        operator: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        keywords = kwargs or {}
+        problem = refusal(operator, args)
+        if problem:
+            raise CaptureRefused(problem)
+        if operator._can_decompose() and not operator._schema.is_mutable:
+            with self:
+                result = operator.decompose(*args, **keywords)
+            if result is not NotImplemented:
+                return result
+        arguments, named = self.refer(args), self.refer(keywords)
+        result = operator(*args, **keywords)
+        if operator in _LIFTS:
+            # Made from Python values. The step may write into it, so a replay makes it again from a copy.
+            result = result.clone()
+            made = OperatorCall(torch.ops.aten.clone.default, (result.clone(),), {}, (self._born(result, set()),))
+            self.calls.append(made)
+            return result
+        if operator._schema.is_mutable:
+            self.calls.append(OperatorCall(operator, arguments, named, ()))
+            return result
+        made = [item for item in tree_flatten(result)[0] if isinstance(item, torch.Tensor)]
+        taken = {_address(item) for item in tree_flatten((args, keywords))[0] if isinstance(item, torch.Tensor)}
+        if any(_address(item) not in taken for item in made):
+            results = tuple(self._born(item, taken) for item in made)
+            self.calls.append(OperatorCall(operator, arguments, named, results))
+        return result
+
+    def record_launch(self, bind: launches.Bind, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> None:
+        self.calls.append(LaunchCall(bind, tuple(self.refer([*reads, *writes]))))
+
+    def refer(self, tree: Any) -> Any:
+        """`tree` with every tensor that the step made replaced by a reference to it."""
+        return tree_map_only(torch.Tensor, self._reference, tree)
+
+    def _reference(self, tensor: torch.Tensor) -> Any:
+        known = self._known.get(_address(tensor))
+        if known is None:
+            return tensor
+        return Reference(
+            known[1], tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
+        )
+
+    def _born(self, tensor: torch.Tensor, taken: set[int]) -> Reference | None:
+        if _address(tensor) in taken:
+            return None
+        # The weak reference keeps the address of a storage that is gone from being given to another.
+        self._known[_address(tensor)] = StorageWeakRef(tensor.untyped_storage()), len(self.bytes)
+        self.bytes.append(tensor.untyped_storage().nbytes())
+        return self._reference(tensor)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class Tape:
+    """A recorded step, ready to be run again. `result` is what the step returned, at fixed addresses."""
+
+    def __init__(self, calls: Sequence[Replay], result: Any, arena_bytes: int) -> None:
+        self._calls = tuple(calls)
+        self.result = result
+        self.arena_bytes = arena_bytes
+
+    def __len__(self) -> int:
+        """Operators and launches of one replay."""
+        return len(self._calls)
+
+    def replay(self) -> Any:
+        """Run the step again on what lies at its addresses now; the returned tensors are overwritten by the next."""
+        for call in self._calls:
+            call()
+        return self.result
+
+
+def record(step: Callable[[], Any], arena: Arena) -> Tape:
+    """Run `step` once and return the tape of it. What it returned is in the tape's `result` then.
+
+    Tensors that the step made share `arena` with those of other tapes, of which one runs at a time; what the step
+    returns has memory of its own. Raises `CaptureRefused`, before the operator in question has run.
+    """
+    recording = Recording()
+    with recording.running():
+        returned = step()
+    result = recording.refer(returned)
+    kept = {item.memory for item in _references(result)}
+    lifetimes = _lifetimes(recording, kept)
+    offsets, total = place(lifetimes)
+    memory: dict[int, torch.Tensor] = {
+        lifetime.memory: arena.part(offsets[lifetime.memory], lifetime.bytes, total) for lifetime in lifetimes
+    }
+    memory.update((number, torch.empty(recording.bytes[number], dtype=torch.uint8)) for number in kept)
+    binding = _Binding(memory)
+    tensors = binding.resolve(result)
+    for here, there in zip(_tensors(returned), _tensors(tensors), strict=True):
+        there.copy_(here)
+    used = {item.memory for call in recording.calls for item in _references(_inputs(call))} | kept
+    calls = [replay for call in recording.calls if (replay := binding.bind(call, used)) is not None]
+    return Tape(calls, tensors, total)
+
+
+def _inputs(call: Call) -> Any:
+    return call.tensors if isinstance(call, LaunchCall) else (call.arguments, call.keywords)
+
+
+def _references(tree: Any) -> Iterator[Reference]:
+    leaves, _ = tree_flatten(tree, is_leaf=lambda item: isinstance(item, Reference))
+    return (leaf for leaf in leaves if isinstance(leaf, Reference))
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def _lifetimes(recording: Recording, kept: set[int]) -> list[Lifetime]:
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for index, call in enumerate(recording.calls):
+        results = () if isinstance(call, LaunchCall) else call.results
+        for reference in _references((_inputs(call), results)):
+            first.setdefault(reference.memory, index)
+            last[reference.memory] = index
+    return [
+        Lifetime(number, recording.bytes[number], first[number], last[number]) for number in first if number not in kept
+    ]
+
+
+class _Binding:
+    """Turns recorded calls into functions without arguments."""
+
+    def __init__(self, memory: Mapping[int, torch.Tensor]) -> None:
+        self._memory = memory
+
+    def resolve(self, tree: Any) -> Any:
+        return tree_map_only(Reference, self._tensor, tree, is_leaf=lambda item: isinstance(item, Reference))
+
+    def _tensor(self, reference: Reference) -> torch.Tensor:
+        place = self._memory[reference.memory]
+        begin = place.storage_offset() // reference.dtype.itemsize + reference.offset
+        return torch.empty(0, dtype=reference.dtype).set_(
+            place.untyped_storage(), begin, reference.size, reference.stride
+        )
+
+    def bind(self, call: Call, used: set[int]) -> Replay | None:
+        """The replay of one call; None if nothing has to run for it."""
+        if isinstance(call, LaunchCall):
+            return call.bind(*self.resolve(call.tensors))
+        if only_allocates(call.operator):
+            return None
+        arguments, keywords = self.resolve(call.arguments), self.resolve(call.keywords)
+        if not call.results:
+            return _bound(call.operator, arguments, keywords)
+        into = [None if item is None else self._tensor(item) for item in call.results]
+        if only_copies(call.operator):
+            return _bound(torch.ops.aten.copy_.default, (into[0], arguments[0]), {})
+        form = out_form(call.operator)
+        if form is not None and None not in into:
+            named = {name: value for name, value in keywords.items() if name in form.arguments}
+            return _bound(form.operator, arguments, {**named, **dict(zip(form.names, into, strict=True))})
+        wanted = {
+            index: tensor
+            for index, (item, tensor) in enumerate(zip(call.results, into, strict=True))
+            if item is not None and tensor is not None and item.memory in used
+        }
+        return _copying(call.operator, arguments, keywords, wanted)
+
+
+def _bound(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Replay:
+    run = operator._op
+    return lambda: run(*arguments, **keywords)
+
+
+def _copying(
+    operator: torch._ops.OpOverload,
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any],
+    wanted: Mapping[int, torch.Tensor],
+) -> Replay:
+    """The replay of an operator without an `out` form: its results are copied to where they belong."""
+    run = operator._op
+
+    def replay() -> None:
+        made = [item for item in tree_flatten(run(*arguments, **keywords))[0] if isinstance(item, torch.Tensor)]
+        for index, tensor in wanted.items():
+            tensor.copy_(made[index])
+
+    return replay
