@@ -27,6 +27,12 @@ def _demo(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _disagg(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.disagg.cli import main
+
+    return main(arguments)
+
+
 def _doctor(arguments: list[str]) -> int:
     from sglang_ascend_moe.launch.doctor import main
 
@@ -48,6 +54,7 @@ def _plan(arguments: list[str]) -> int:
 COMMANDS = {
     "serve": Command(_serve, "SGLang's server with --ascend-moe"),
     "demo": Command(_demo, "serve a small model on two ranks and compare its tokens with stock SGLang"),
+    "disagg": Command(_disagg, "prefill and decode on different servers behind a router: start, check, render"),
     "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
     "bench": Command(_bench, "measure the exchange against other ways to move the same rows"),
     "plan": Command(_plan, "the bytes of a configuration, before anything is allocated"),

@@ -44,33 +44,44 @@ class Progress(NamedTuple):
 
 
 class ServerProcess:
-    """`python -m sglang.launch_server` with `arguments`, listening on a free port of 127.0.0.1.
+    """`python -m sglang.launch_server` (or another module) with `arguments`, listening on `port` of `host`.
+
+    Without `port` on a free one.
 
     A context manager: on leaving it, whatever the reason, the server and everything it started has ended. The server
     leads a process group of its own, so Ctrl-C in a terminal reaches the caller only, who then leaves the context.
     Should the caller be killed, the kernel interrupts the server.
     """
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        *,
+        module: str = "sglang.launch_server",
+        host: str = "127.0.0.1",
+        port: int | None = None,
+    ) -> None:
+        self.port = port or free_port()
+        # A server that listens everywhere is reached here, too.
+        self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.port}"
         self.log = log
-        self._arguments = arguments
+        self._arguments = [*arguments, "--host", host, "--port", str(self.port)]
+        self._module = module
         self._begun = time.monotonic()
         # Known once the context is left.
         self.ended_by_itself: bool | None = None
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, *self._arguments],
+                [sys.executable, "-m", self._module, *self._arguments],
                 env={**os.environ, "SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_interrupt_when_parent_dies,
+                preexec_fn=_can_be_interrupted,
             )
         return self
 
@@ -82,16 +93,26 @@ class ServerProcess:
         """The server's process, and the id of its process group."""
         return self._process.pid
 
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._begun
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the server's own process, negative for a signal; None while it runs."""
+        return self._process.poll()
+
     def wait_until_ready(self, timeout: float, show: Callable[[Progress], None]) -> float:
         """Wait until the server answers; call `show` twice a second meanwhile. Returns the seconds it took.
 
         Raises ServerFailed if the server ends or is not ready within `timeout` seconds.
         """
         while True:
-            seconds = time.monotonic() - self._begun
-            if (code := self._process.poll()) is not None:
+            seconds = self.seconds
+            if (code := self.exit_code) is not None:
                 raise ServerFailed(f"the server ended with exit code {code}; the end of its log:\n{log_tail(self.log)}")
-            if self._answers():
+            if self.answers():
                 return seconds
             if seconds > timeout:
                 raise ServerFailed(
@@ -113,7 +134,7 @@ class ServerProcess:
         Returns whether everything ended by itself.
         """
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self.interrupt()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
         by_itself = not group_members(self.pid)
@@ -122,7 +143,17 @@ class ServerProcess:
         self._process.wait()
         return by_itself
 
-    def _answers(self) -> bool:
+    def interrupt(self) -> None:
+        """Ask the server to end, without waiting."""
+        self._process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End the server and everything it started at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def answers(self) -> bool:
+        """Whether the server says that it is ready."""
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=20) as response:
                 return response.status == 200
@@ -130,7 +161,9 @@ class ServerProcess:
             return False
 
 
-def _interrupt_when_parent_dies() -> None:
+def _can_be_interrupted() -> None:
+    """Undo what a shell does to background jobs, which ignore SIGINT; and the kernel sends it when the parent dies."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 

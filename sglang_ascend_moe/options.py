@@ -37,6 +37,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     verify: send a checksum with every row.
     post_mortem: folder for an account of each rank after a failure.
     require_graphs: do not serve if decode steps cannot run in graphs.
+    mixed_sizes: prefill and decode instances of one deployment may have different numbers of ranks.
     """
 
     schedule: Schedule = "auto"
@@ -47,6 +48,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     verify: bool = False
     post_mortem: str | None = None
     require_graphs: bool = False
+    mixed_sizes: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -182,6 +184,14 @@ FLAGS: Mapping[str, Flag] = {
         _switch("require_graphs"),
         "",
         "Do not serve if decode steps cannot run in graphs. Without it such a server warns and runs them one by one.",
+    ),
+    "mixed_sizes": Flag(
+        "--ascend-moe-mixed-sizes",
+        bool,
+        _switch("mixed_sizes"),
+        "",
+        "Prefill and decode instances of one deployment may differ in their numbers of ranks; give it to both. Results"
+        " then differ a little from those of one server.",
     ),
 }
 

@@ -204,6 +204,14 @@ TABLE: tuple[Hook, ...] = (
         Process.WORKER,
     ),
     Hook(
+        f"{SRT}.disaggregation.mooncake.conn.MooncakeKVSender.supports_host_tensor_indices",
+        Kind.SET,
+        False,
+        "a prefill instance would copy the places of keys and values through pinned memory and record a CUDA event",
+        Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
         f"{SRT}.distributed.device_communicators.shm_broadcast.MessageQueue.create_from_process_group",
         Kind.AFTER,
         shared_memory_names.unname_queue,

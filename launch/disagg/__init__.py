@@ -1,0 +1,1 @@
+"""Disaggregated serving: prefill instances, decode instances and a router in front, as one deployment."""

@@ -1,0 +1,150 @@
+"""The model of a deployment, read strictly from TOML: every error names the key that is wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sglang_ascend_moe.errors import InvalidInput
+
+Positive = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Name = Annotated[str, Meta(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
+OptionName = Annotated[str, Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+OptionValue = bool | int | float | str
+RoleName = Literal["prefill", "decode"]
+
+# Set by the deployment, each for a reason; the key that decides instead.
+DECIDED = {
+    "model-path": "model_path", "host": "role", "port": "role", "nnodes": "nodes", "node-rank": "nodes",
+    "dist-init-addr": "nodes", "tp-size": "tp_size", "tp": "tp_size", "dp-size": "dp_size", "dp": "dp_size",
+    "enable-dp-attention": "dp_size", "disaggregation-mode": "role", "disaggregation-bootstrap-port": "role",
+    "disaggregation-transfer-backend": "transfer", "max-running-requests": "max_running_requests",
+    "chunked-prefill-size": "chunked_prefill_size", "ascend-moe": "role", "device": "target",
+    "ascend-moe-window-bytes": "window_bytes",
+}  # fmt: skip
+
+
+class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All instances of one role.
+
+    instances: servers. nodes: machines that one server spans. tp_size: ranks of one server, which are also those of the
+    exchange. dp_size: attention groups of one server; above 1 attention is data-parallel. max_running_requests,
+    chunked_prefill_size: of one server, as SGLang's flags. window_bytes: of each rank's window. options: further flags
+    of SGLang without their dashes; true for a flag without value.
+    """
+
+    instances: Positive = 1
+    nodes: Positive = 1
+    tp_size: Positive = 1
+    dp_size: Positive = 1
+    max_running_requests: Positive = 32
+    chunked_prefill_size: Positive = 8192
+    window_bytes: Positive | None = None
+    options: dict[OptionName, OptionValue] = {}
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.tp_size // self.nodes
+
+
+class Router(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The one address that clients use. port 0, on this machine only: a free one."""
+
+    kind: Literal["rust", "mini-lb"] = "rust"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+
+
+class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `render` has to know of the machines.
+
+    image: container image. npus_per_node: devices of one machine. interface: network interface of HCCL and gloo.
+    prefill_addresses, decode_addresses: machines for shell and compose, in the order of instances, then nodes.
+    router_address: the machine of the router. port, bootstrap_port, dist_port: of every instance. model_volume: claim
+    that holds the model on Kubernetes. kv_store_port: of the store through which memfabric's transfer engines meet.
+    """
+
+    image: str = "sglang-ascend-moe:a3"
+    npus_per_node: Positive = 16
+    interface: str = "eth0"
+    prefill_addresses: list[str] = []
+    decode_addresses: list[str] = []
+    router_address: str = ""
+    port: Port = 30000
+    bootstrap_port: Port = 8998
+    dist_port: Port = 5000
+    kv_store_port: Port = 24669
+    model_volume: str = "model"
+
+
+class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Prefill instances, decode instances and a router. name: of containers and manifests."""
+
+    name: Name = "moe"
+    model_path: Annotated[str, Meta(min_length=1)]
+    prefill: Role = Role()
+    decode: Role = Role()
+    router: Router = Router()
+    ascend: Ascend = Ascend()
+
+    def __post_init__(self) -> None:
+        for key, role in self.roles.items():
+            _check_role(key, role)
+
+    @property
+    def roles(self) -> dict[RoleName, Role]:
+        return {"prefill": self.prefill, "decode": self.decode}
+
+    @property
+    def mixed_sizes(self) -> bool:
+        """Whether prefill and decode instances have different numbers of ranks or attention groups."""
+        return (self.prefill.tp_size, self.prefill.dp_size) != (self.decode.tp_size, self.decode.dp_size)
+
+
+def _check_role(key: str, role: Role) -> None:
+    # ValueError: inside of a decoder msgspec makes it a ValidationError.
+    for name, parts in (("dp_size", role.dp_size), ("nodes", role.nodes)):
+        if role.tp_size % parts:
+            raise ValueError(f"{key}.tp_size {role.tp_size}: must be a multiple of {key}.{name} {parts}")
+    if role.max_running_requests < role.dp_size:
+        raise ValueError(
+            f"{key}.max_running_requests {role.max_running_requests}: at least one for each of {role.dp_size} attention"
+            " groups"
+        )
+    for name in role.options:
+        if name in DECIDED:
+            raise ValueError(f"{key}.options.{name}: set by the deployment itself ({DECIDED[name]}); leave it out")
+
+
+def read_deployment(path: Path) -> Deployment:
+    """Raises `InvalidInput`, naming the file and the key, for a file that is not there, no TOML, or no deployment."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"--file {path}: {error}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"--file {path}: not TOML: {error}") from error
+    return deployment_of(values, f"--file {path}")
+
+
+def deployment_of(values: dict[str, object], source: str) -> Deployment:
+    """The deployment that `values` describe. Raises `InvalidInput`, naming `source` and the key."""
+    try:
+        return msgspec.convert(values, Deployment, strict=True)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{source}: {_with_key(str(error))}") from error
+
+
+def _with_key(message: str) -> str:
+    """msgspec's message with its path `$.prefill.tp_size` in front, as a TOML key."""
+    words, found, path = message.rpartition(" - at `")
+    if not found:
+        return message
+    return f"{path.rstrip('`').removeprefix('$').removeprefix('.') or 'deployment'}: {words}"

@@ -1,0 +1,183 @@
+"""A deployment as child processes of this one: started together, watched together, stopped together."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
+from sglang_ascend_moe.launch.disagg.events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
+from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
+from sglang_ascend_moe.launch.server_process import ServerProcess, free_port, log_tail, stage
+
+POLL_SECONDS = 0.5
+PROBE_SECONDS = 60.0
+ROUTER = "router"
+
+
+class Member(NamedTuple):
+    """One server of the deployment. `role` is None for the router, `bootstrap_port` 0 where there is none."""
+
+    name: str
+    role: RoleName | None
+    process: ServerProcess
+    bootstrap_port: int = 0
+
+
+class MemberFailed(Exception):
+    """A member ended or was not ready in time, so that the whole deployment ends."""
+
+    def __init__(self, member: Member, why: str) -> None:
+        super().__init__(f"{member.name}: {why}")
+        self.event = Failed(
+            name=member.name, why=why, log=str(member.process.log), log_tail=log_tail(member.process.log)
+        )
+
+
+class RunningDeployment:
+    """The servers of `deployment` on this machine, their output in `logs`. A context manager that ends all of them.
+
+    A member that ends takes the others with it: `start` and `watch` raise `MemberFailed`.
+    """
+
+    def __init__(self, deployment: Deployment, logs: Path, tell: Teller) -> None:
+        self._deployment = deployment
+        self._logs = logs
+        self._tell = tell
+        self._members: list[Member] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(at_once=isinstance(error, MemberFailed))
+
+    @property
+    def instances(self) -> list[Member]:
+        return [member for member in self._members if member.role is not None]
+
+    def start_instances(self, timeout: float) -> None:
+        """Start prefill and decode servers together, and return when all of them answer. Raises `MemberFailed`."""
+        for role, settings in self._deployment.roles.items():
+            for number in range(settings.instances):
+                self._start_instance(role, number)
+        self._wait_until_ready(timeout)
+
+    def start_router(self, timeout: float) -> None:
+        """Start the router, and return when a token came through it. Raises `MemberFailed`."""
+        router = self._deployment.router
+        process = ServerProcess(
+            self.router_arguments(), self._logs / f"{ROUTER}.log", module="sglang_router.launch_router",
+            host=router.host, port=router.port or None,
+        )  # fmt: skip
+        self._begin(Member(ROUTER, None, process))
+        self._wait_until_ready(timeout)
+        self._wait_for_token(timeout)
+        urls = {role: [m.process.url for m in self.instances if m.role == role] for role in self._deployment.roles}
+        self._tell(Serving(url=process.url, **urls))
+
+    def router_arguments(self) -> list[str]:
+        """The router's command line, its own address left out."""
+        arguments = ["--pd-disaggregation", "--policy", "round_robin", "--prometheus-port", str(free_port())]
+        if self._deployment.router.kind == "mini-lb":
+            arguments = ["--pd-disaggregation", "--policy", "random", "--mini-lb"]
+        for member in self.instances:
+            arguments += [f"--{member.role}", member.process.url]
+            if member.role == "prefill":
+                arguments.append(str(member.bootstrap_port))
+        return arguments
+
+    def watch(self) -> None:
+        """Return never. Raises `MemberFailed` when a member ends."""
+        while True:
+            self._raise_if_one_ended()
+            time.sleep(POLL_SECONDS)
+
+    def stop(self, *, at_once: bool) -> None:
+        """End every member. `at_once`: the router is killed, so that its clients learn of it now."""
+        for member in reversed(self._members):
+            if at_once and member.name == ROUTER:
+                member.process.kill()
+            elif member.process.exit_code is None:
+                member.process.interrupt()
+        for member in reversed(self._members):
+            self._tell(Stopped(name=member.name, by_itself=member.process.stop()))
+        self._members.clear()
+
+    def _start_instance(self, role: RoleName, number: int) -> None:
+        name = f"{role}-{number}"
+        bootstrap_port = free_port()
+        flags = server_flags(self._deployment, role, "host", Place(bootstrap_port))
+        self._begin(Member(name, role, ServerProcess(flags, self._logs / f"{name}.log"), bootstrap_port))
+
+    def _begin(self, member: Member) -> None:
+        process = member.process
+        process.__enter__()
+        self._members.append(member)
+        self._tell(Starting(name=member.name, url=process.url, pid=process.pid, log=str(process.log)))
+
+    def _wait_until_ready(self, timeout: float) -> None:
+        waiting = {member.name: member for member in self._members if not member.process.answers()}
+        stages: dict[str, str] = {}
+        while waiting:
+            self._raise_if_one_ended()
+            for name, member in list(waiting.items()):
+                process = member.process
+                if process.answers():
+                    self._tell(Ready(name=name, seconds=process.seconds))
+                    del waiting[name]
+                elif process.seconds > timeout:
+                    raise MemberFailed(member, f"was not ready after {timeout:.0f} s")
+                elif member.role is not None and (now := stage(process.log)) != stages.get(name):
+                    stages[name] = now
+                    self._tell(Waiting(name=name, seconds=process.seconds, stage=now))
+            time.sleep(POLL_SECONDS)
+
+    def _wait_for_token(self, timeout: float) -> None:
+        """The router answers before it knows its servers; ready is who has passed a prompt through all of them."""
+        router = self._members[-1]
+        for problem in self._probes(router.process.url):
+            if not problem:
+                return
+            self._raise_if_one_ended()
+            if router.process.seconds > timeout:
+                raise MemberFailed(router, f"no token came through it within {timeout:.0f} s: {problem}")
+            time.sleep(POLL_SECONDS)
+
+    def _probes(self, url: str) -> Iterator[str]:
+        """Asks for one token again and again; yields what went wrong, empty when the token came."""
+        body = {"text": "a", "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+        while True:
+            request = urllib.request.Request(
+                f"{url}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
+                    yield ""
+            except urllib.error.HTTPError as error:
+                yield f"{error.code} {error.reason}"
+            except OSError as error:
+                yield str(error)
+
+    def _raise_if_one_ended(self) -> None:
+        ended = [(member, code) for member in self._members if (code := member.process.exit_code) is not None]
+        for member, code in ended:
+            raise MemberFailed(member, cause(code))
+
+
+def cause(code: int) -> str:
+    """How a process ended, by its exit code; a shell's and SGLang's 128 + n stands for signal n as well."""
+    number = -code if code < 0 else code - 128
+    try:
+        return f"was ended by {signal.Signals(number).name}"
+    except ValueError:
+        return f"ended with exit code {code}"

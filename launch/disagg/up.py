@@ -1,0 +1,120 @@
+"""`ascend-moe disagg up`: a whole deployment on this machine, until Ctrl-C or until one of its servers ends."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, deployment_of, read_deployment
+from sglang_ascend_moe.launch.disagg.events import Teller
+from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment
+from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.platforms import obstacle
+
+DESCRIPTION = (
+    "Start prefill servers, decode servers and a router on this machine, without accelerator. Everything ends with"
+    " Ctrl-C and when any of them ends. Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 a server ended or did not come"
+    " up, 2 wrong usage, 3 this machine cannot do it."
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `up` to the subcommands of `ascend-moe disagg`."""
+    parser = commands.add_parser("up", help="serve on this machine", description=DESCRIPTION)
+    parser.set_defaults(run=run)
+    parser.add_argument("--file", type=Path, metavar="TOML", help="the deployment; the flags below go before it")
+    parser.add_argument("--model-path", metavar="MODEL")
+    parser.add_argument("--prefill", type=int, metavar="P", help="prefill servers (default 1)")
+    parser.add_argument("--decode", type=int, metavar="D", help="decode servers (default 1)")
+    parser.add_argument("--tp-size", type=int, metavar="N", help="ranks of each server (default 1)")
+    parser.add_argument("--mini-lb", action="store_true", help="SGLang's router in Python in place of the one in Rust")
+    parser.add_argument("--host", help="that the router listens on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="of the router; 0: a free one (default 8000)")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="one log per server (default: a new folder)")
+    parser.add_argument("--ready-timeout", type=float, default=900.0, metavar="SECONDS", help="(default 900)")
+    parser.add_argument("--json", action="store_true", help="print events as JSON, one per line")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    try:
+        deployment = deployment_asked(parsed)
+    except InvalidInput as error:
+        print(f"ascend-moe disagg up: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    if problem := missing():
+        print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
+        return CANNOT
+    logs = parsed.logs or Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
+    logs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGINT, _end_by_signal)
+    signal.signal(signal.SIGTERM, _end_by_signal)
+    return serve(deployment, logs, parsed.ready_timeout, Teller(as_json=parsed.json))
+
+
+def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller) -> int:
+    """Serve until a signal (returns 0) or until a server fails (returns 1)."""
+    try:
+        with RunningDeployment(deployment, logs, tell) as running:
+            try:
+                running.start_instances(ready_timeout)
+                running.start_router(ready_timeout)
+                running.watch()
+            except MemberFailed as failure:
+                tell(failure.event)
+                raise
+    except MemberFailed:
+        return CHECK_FAILED
+    except KeyboardInterrupt:
+        return OK
+    raise AssertionError
+
+
+def deployment_asked(parsed: argparse.Namespace) -> Deployment:
+    """The deployment of `--file` with the other flags in place of its keys. Raises `InvalidInput`."""
+    values: dict[str, Any] = msgspec.to_builtins(read_deployment(parsed.file)) if parsed.file else {}
+    if parsed.model_path is not None:
+        values["model_path"] = parsed.model_path
+    for key, instances in (("prefill", parsed.prefill), ("decode", parsed.decode)):
+        role = values.setdefault(key, {})
+        if instances is not None:
+            role["instances"] = instances
+        if parsed.tp_size is not None:
+            role["tp_size"] = parsed.tp_size
+    router = values.setdefault("router", {})
+    if parsed.mini_lb:
+        router["kind"] = "mini-lb"
+    for key in ("host", "port"):
+        if getattr(parsed, key) is not None:
+            router[key] = getattr(parsed, key)
+    if "model_path" not in values:
+        raise InvalidInput("--model-path is missing: give it, or --file")
+    deployment = deployment_of(values, "flags")
+    for key, role in deployment.roles.items():
+        if role.nodes > 1:
+            raise InvalidInput(f"{key}.nodes {role.nodes}: `up` serves on one machine; `render` is for several")
+    return deployment
+
+
+def missing() -> str:
+    """Why this machine cannot serve a deployment; empty if it can."""
+    if problem := obstacle():
+        return f"needs a machine without accelerator: {problem}. `ascend-moe disagg render` is for Ascend"
+    absent = [name for name in ("mooncake", "sglang_router") if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"{' and '.join(absent)} is not installed: pip install 'sglang-ascend-moe[disagg]'"
+    return ""
+
+
+def _end_by_signal(_number: int, _frame: object) -> NoReturn:
+    # Once: what follows stops servers and must not be interrupted.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
