@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import TypeVar
 
 import msgspec
 import torch.distributed as dist
@@ -17,20 +16,10 @@ _ROOM = 1 << 17
 _LONGEST_ERROR = 2000
 
 
-class _Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a rank is about to check."""
+class _Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a rank tells the others: what it is about to do, what its step raised, or what was found. May be nothing."""
 
-    subject: str
-    passes: int
-
-
-class _Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a rank has to say, each item a sentence: what its step raised, or what was found. Empty if all is well."""
-
-    said: list[str]
-
-
-_Block = TypeVar("_Block", _Intent, _Outcome)
+    words: list[str]
 
 
 def check_together(
@@ -39,44 +28,52 @@ def check_together(
     *,
     passes: int = 2,
     subject: str = "the step",
+    between: Callable[[], object] | None = None,
     recorded: Collection[str] = (),
+    into_launches: bool = False,
 ) -> None:
     """As `guard.check`, on every rank of the gloo group `group`: all run `fn` equally often, and refuse if one has to.
 
-    subject: what is captured, for example the bucket; the same on every rank. recorded: as in `guard.DryRuns`.
+    subject: what is captured, for example the bucket; the same on every rank. between: called after every run, unseen.
+    recorded, into_launches: as in `guard.DryRuns`, with the same launches on every rank.
 
     Raises on every rank: `CaptureRefused` naming the ranks and their findings, or what differs between ranks; what `fn`
     raised, on the rank where it did, and `CaptureRefused` naming it on the others; `PeerLost`, `PeerTimeout`.
     """
-    call = f"checked {subject}"
-    intents = share(group, _Intent(subject, passes), call)
-    for rank, intent in enumerate(intents):
-        if intent != intents[0]:
-            raise CaptureRefused(
-                f"ranks are about to capture different things: rank 0 {intents[0].subject} with {intents[0].passes}"
-                f" passes, rank {rank} {intent.subject} with {intent.passes}; give every rank the same options"
-            )
-    runs = DryRuns(fn, passes, recorded)
+    require_same(group, f"{subject} in {passes} passes")
+    runs = DryRuns(fn, passes, recorded=recorded, into_launches=into_launches)
     for _ in range(runs.total):
         try:
             runs.run()
         except BaseException as error:
             with suppress(AscendMoeError):
-                share(group, _Outcome([f"the step raised {type(error).__name__}: {error}"[:_LONGEST_ERROR]]), call)
+                _share(group, [f"the step raised {type(error).__name__}: {error}"[:_LONGEST_ERROR]], subject)
             raise
         # Told after every run, so that nobody begins one that another rank will not take part in.
-        _refuse_together(group, _Outcome([]), subject)
-    _refuse_together(group, _Outcome(in_words(runs.findings)), subject)
+        _refuse_together(group, [], subject)
+        if between is not None:
+            between()
+    _refuse_together(group, in_words(runs.findings), subject)
 
 
-def _refuse_together(group: dist.ProcessGroup, own: _Outcome, subject: str) -> None:
-    outcomes = share(group, own, f"checked {subject}")
-    said = [f"rank {rank}: {words}" for rank, outcome in enumerate(outcomes) for words in outcome.said]
+def require_same(group: dist.ProcessGroup, intent: str) -> None:
+    """Raise `CaptureRefused` on every rank of `group` unless all are about to capture the same."""
+    intents = [words[0] for words in _share(group, [intent], intent)]
+    for rank, other in enumerate(intents):
+        if other != intents[0]:
+            raise CaptureRefused(
+                f"ranks are about to capture different things: rank 0 {intents[0]}, rank {rank} {other}; give every"
+                " rank the same options"
+            )
+
+
+def _refuse_together(group: dist.ProcessGroup, own: list[str], subject: str) -> None:
+    said = [f"rank {rank}: {item}" for rank, words in enumerate(_share(group, own, subject)) for item in words]
     if said:
         raise CaptureRefused(f"{subject} cannot be captured into a graph: {'; '.join(said)}")
 
 
-def share(group: dist.ProcessGroup, block: _Block, call: str) -> list[_Block]:
-    """Every rank's `block`, by rank. Raises `PeerTimeout` or `PeerLost`, saying that not every rank `call`."""
-    frames = gather_frames(group, msgspec.msgpack.encode(block), _ROOM, BRING_UP_TIMEOUT_S, call)
-    return [msgspec.msgpack.decode(frame, type=type(block)) for frame in frames]
+def _share(group: dist.ProcessGroup, words: list[str], subject: str) -> list[list[str]]:
+    """Every rank's words, by rank. Raises `PeerTimeout` or `PeerLost` if a rank does not come."""
+    frames = gather_frames(group, msgspec.msgpack.encode(_Said(words)), _ROOM, BRING_UP_TIMEOUT_S, f"checked {subject}")
+    return [msgspec.msgpack.decode(frame, type=_Said).words for frame in frames]

@@ -55,15 +55,24 @@ def in_words(found: Sequence[Finding]) -> list[str]:
 class DryRuns:
     """Runs of a step in front of its capture: one in which it may set up what it keeps, then those that are watched."""
 
-    def __init__(self, fn: Callable[[], object], passes: int, recorded: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        fn: Callable[[], object],
+        passes: int,
+        *,
+        recorded: Collection[str] = (),
+        into_launches: bool = False,
+    ) -> None:
         """passes: watched runs. recorded: operators such as "c10d::allreduce_" that the graph backend records as
-        launches of its own, and which are therefore no finding. Raises `InvalidInput` for fewer than 2 passes.
+        launches of its own, and which are therefore no finding. into_launches: what `launches` do has to be captured
+        too, and is looked into, for which they run once more. Raises `InvalidInput` for fewer than 2 passes.
         """
         if passes < 2:
             raise InvalidInput(f"passes={passes}: a step has to run at least 2 times to be compared with itself")
         self.total = 1 + passes
         self._fn = fn
         self._watch = _Watch(recorded)
+        self._recorder = _LaunchesAgain() if into_launches else None
         self._settled = False
 
     @property
@@ -73,15 +82,22 @@ class DryRuns:
     def run(self) -> None:
         """The next run. What the step raises is passed on."""
         watch = self._watch
-        if not self._settled:
-            with launches.capture():
+        with launches.capture(self._recorder):
+            if not self._settled:
                 self._fn()
-            self._settled = True
-            return
-        watch.begin_run()
-        with launches.capture(), allocations.watch(watch.on_allocation), _Operators(watch), _Functions(watch):
-            self._fn()
-        watch.end_run()
+                self._settled = True
+                return
+            watch.begin_run()
+            with allocations.watch(watch.on_allocation), _Operators(watch), _Functions(watch):
+                self._fn()
+            watch.end_run()
+
+
+class _LaunchesAgain:
+    """Runs each launch once more, in view."""
+
+    def record_launch(self, bind: launches.Bind, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> None:
+        bind(*reads, *writes)()
 
 
 class _Watch:

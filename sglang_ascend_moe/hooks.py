@@ -31,6 +31,7 @@ class Where(enum.Enum):
 
     ALWAYS = "always"
     HOST = "host"
+    NPU = "npu"
 
 
 class Process(enum.Enum):
@@ -92,7 +93,12 @@ def install(table: Sequence[Hook]) -> None:
 
 def applies(hook: Hook) -> bool:
     """Whether `hook` is meant for this machine."""
-    return hook.where is Where.ALWAYS or on_host()
+    match hook.where:
+        case Where.HOST:
+            return on_host()
+        case Where.NPU:
+            return on_npu()
+    return True
 
 
 def on_host() -> bool:
@@ -100,6 +106,13 @@ def on_host() -> bool:
     from sglang.srt.platforms import current_platform
 
     return f"{type(current_platform).__module__}.{type(current_platform).__qualname__}" == HOST_PLATFORM
+
+
+def on_npu() -> bool:
+    """Whether SGLang runs on its own platform for Ascend NPUs in this process."""
+    from sglang.srt.platforms import current_platform
+
+    return bool(current_platform.is_npu())
 
 
 def obstacle(hook: Hook) -> str:

@@ -1,7 +1,7 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
 from sglang_ascend_moe import arguments, hooks, layer, live_state, metrics
-from sglang_ascend_moe.graph_capture import serving
+from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
 from sglang_ascend_moe.platforms import host_fixes, host_models, shared_memory_names
 
@@ -289,6 +289,30 @@ TABLE: tuple[Hook, ...] = (
         serving.all_gather,
         "a graph on the host has to repeat the collectives of SGLang's own layers",
         Where.HOST,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
+        Kind.AROUND,
+        ascend.capture_decode,
+        "a step that no graph can hold has to be served eagerly, or refused if graphs are required",
+        Where.NPU,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner._capture",
+        Kind.BEFORE,
+        ascend.prepare_capture,
+        "before the first capture every window has to be in use, and all ranks must have the same batch sizes",
+        Where.NPU,
+        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.hardware_backend.npu.graph_runner.npu_cudagraph_backend.NPUCudaGraphBackend.capture_one",
+        Kind.AROUND,
+        ascend.capture_bucket,
+        "every step has to pass the guard on all ranks, and its MoE layers to take the form that a graph can hold",
+        Where.NPU,
         Process.WORKER,
     ),
 )

@@ -1,6 +1,6 @@
 """Bring-up: ranks compare what they were asked for (`agree`), before `handover` exchanges their windows.
 
-The comparison travels over the caller's torch.distributed group, which has to move CPU tensors.
+What is compared travels over the caller's torch.distributed group, which has to move CPU tensors.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ BRING_UP_TIMEOUT_S = 300.0
 """How long a rank waits for the others to call create: they may still be loading a model."""
 
 _HELLO_BYTES = 1 << 15
+_LENGTH = struct.Struct("<I")
 
 
 def agree(group: dist.ProcessGroup, hello: Hello) -> list[Hello]:
@@ -32,14 +33,8 @@ def agree(group: dist.ProcessGroup, hello: Hello) -> list[Hello]:
     backend = dist.get_backend(group)
     if "gloo" not in backend:
         raise InvalidInput(f"group has backend {backend!r}, which moves no CPU tensors; pass a gloo group")
-    own = torch.frombuffer(bytearray(_framed(encode(hello))), dtype=torch.uint8)
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    try:
-        dist.all_gather(gathered, own, group=group, async_op=True).wait(timedelta(seconds=BRING_UP_TIMEOUT_S))
-    except RuntimeError as error:
-        kind = PeerTimeout if "imed out" in str(error) else PeerLost
-        raise kind(f"not every rank called Exchange.create: {error}") from error
-    hellos = [decode(_unframed(tensor.numpy().tobytes()), Hello) for tensor in gathered]
+    frames = gather_frames(group, encode(hello), _HELLO_BYTES, BRING_UP_TIMEOUT_S, "called Exchange.create")
+    hellos = [decode(frame, Hello) for frame in frames]
     _refuse_differences(hellos)
     return hellos
 
@@ -54,13 +49,26 @@ def workers_of(hellos: list[Hello]) -> list[int]:
     return [hello.workers or max(1, int(share)) for hello, share in zip(hellos, shares, strict=True)]
 
 
-def _framed(data: bytes) -> bytes:
-    return (struct.pack("<I", len(data)) + data).ljust(_HELLO_BYTES, b"\0")
+def gather_frames(group: dist.ProcessGroup, data: bytes, room: int, timeout_s: float, call: str) -> list[bytes]:
+    """Everyone's `data`, by rank; `room` is the same on all ranks and no rank has more bytes than that.
+
+    Raises `PeerTimeout` or `PeerLost`, saying that not every rank `call`, if a rank does not come.
+    """
+    own = torch.frombuffer(
+        bytearray((_LENGTH.pack(len(data)) + data).ljust(_LENGTH.size + room, b"\0")), dtype=torch.uint8
+    )
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    try:
+        dist.all_gather(gathered, own, group=group, async_op=True).wait(timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        kind = PeerTimeout if "imed out" in str(error) else PeerLost
+        raise kind(f"not every rank {call}: {error}") from error
+    return [_unframed(tensor.numpy().tobytes()) for tensor in gathered]
 
 
-def _unframed(data: bytes) -> bytes:
-    (length,) = struct.unpack_from("<I", data)
-    return data[4 : 4 + length]
+def _unframed(frame: bytes) -> bytes:
+    (length,) = _LENGTH.unpack_from(frame)
+    return frame[_LENGTH.size : _LENGTH.size + length]
 
 
 def _refuse_differences(hellos: list[Hello]) -> None:

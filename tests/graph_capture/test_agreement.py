@@ -9,9 +9,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sglang_ascend_moe import CaptureRefused, Exchange
+from sglang_ascend_moe import CaptureRefused, Exchange, launches
 from sglang_ascend_moe.errors import PeerLost
 from sglang_ascend_moe.graph_capture.agreement import check_together
+from sglang_ascend_moe.schedules.rows import ExpertRows
 from tests.exchange.pool import Ended, Rank
 from tests.graph_capture.refused_steps import REFUSED
 
@@ -29,6 +30,10 @@ class Outcome(NamedTuple):
     works: bool
 
 
+def copy(rows: ExpertRows) -> None:
+    rows.out.copy_(rows.rows)
+
+
 def check_an_exchange(
     rank: Rank, guilty: int | None, fault: str, passes: dict[int, int], subjects: dict[int, str]
 ) -> Outcome:
@@ -42,7 +47,8 @@ def check_an_exchange(
             runs.append(None)
             if rank.rank == guilty and fault == "reads":
                 ITEM.step()
-            out = exchange.run(x, ids, weights, lambda rows: rows.out.copy_(rows.rows), phase="decode")
+            out = torch.empty_like(x)
+            launches.launch(lambda *tensors: exchange.prepare(*tensors[:3], copy, tensors[3]), [x, ids, weights], [out])
             if rank.rank == guilty and fault == "raises" and len(runs) == 2:
                 raise KeyError("of the step")
             return out
@@ -55,9 +61,7 @@ def check_an_exchange(
         except (CaptureRefused, KeyError) as found:
             error = found
         taken = exchange.epoch
-        works = torch.equal(
-            exchange.run(x, ids, weights, lambda rows: rows.out.copy_(rows.rows)), torch.full_like(x, 2.0)
-        )
+        works = torch.equal(exchange.run(x, ids, weights, copy), torch.full_like(x, 2.0))
         return Outcome(type(error).__name__, str(error), len(runs), taken, works)
 
 
@@ -84,8 +88,8 @@ def test_what_one_rank_finds_every_rank_refuses_after_the_same_number_of_exchang
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"passes": {1: 5}}, "rank 0 the bucket of 2 with 2 passes, rank 1 the bucket of 2 with 5"),
-        ({"subjects": {1: "the bucket of 4"}}, "rank 0 the bucket of 2 with 2 passes, rank 1 the bucket of 4 with 2"),
+        ({"passes": {1: 5}}, "rank 0 the bucket of 2 in 2 passes, rank 1 the bucket of 2 in 5"),
+        ({"subjects": {1: "the bucket of 4"}}, "rank 0 the bucket of 2 in 2 passes, rank 1 the bucket of 4 in 2"),
     ],
     ids=["passes", "bucket"],
 )

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from sglang_ascend_moe import CaptureRefused, InvalidInput
+from sglang_ascend_moe import CaptureRefused, InvalidInput, launches
 from sglang_ascend_moe.graph_capture import check
 from sglang_ascend_moe.graph_capture.findings import Finding
 from sglang_ascend_moe.graph_capture.guard import DryRuns
@@ -26,8 +26,8 @@ def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def found_in(step: Callable[[], object], recorded: Collection[str] = ()) -> list[Finding]:
-    runs = DryRuns(step, 2, recorded)
+def found_in(step: Callable[[], object], recorded: Collection[str] = (), into_launches: bool = False) -> list[Finding]:
+    runs = DryRuns(step, 2, recorded=recorded, into_launches=into_launches)
     for _ in range(runs.total):
         runs.run()
     return runs.findings
@@ -153,6 +153,19 @@ def test_operators_that_the_graph_records_itself_are_no_finding():
 
     assert [finding.operator for finding in found_in(step)] == ["torch.all_reduce (c10d.allreduce_)"]
     assert found_in(step, recorded={"c10d::allreduce_"}) == []
+
+
+def test_launches_are_looked_into_where_the_graph_has_to_capture_what_they_do():
+    out = torch.zeros(3, 4)
+
+    def bind(x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
+        return lambda: y.fill_(x.sum().item())
+
+    def step() -> None:
+        launches.launch(bind, [X], [out])
+
+    assert found_in(step) == []
+    assert {finding.operator for finding in found_in(step, into_launches=True)} >= {"Tensor.item"}
 
 
 def test_torchs_own_files_are_not_named():
