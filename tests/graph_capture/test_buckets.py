@@ -1,0 +1,59 @@
+"""Which graphs are captured: every batch and length has one, padding and number are bounded."""
+
+from math import log2
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_ascend_moe.graph_capture.buckets import SMALLEST_LENGTH, Limits, choose_buckets
+
+limits = st.builds(
+    Limits,
+    requests=st.integers(1, 4096),
+    alignment=st.sampled_from([1, 2, 3, 4, 8, 16]),
+    length=st.integers(1, 1 << 20),
+    token_bytes=st.integers(1, 1 << 16),
+)
+
+
+@given(limits, st.integers(1, 4096))
+def test_a_batch_is_padded_to_less_than_twice_its_aligned_size(drawn, requests):
+    buckets = choose_buckets(drawn, most_bytes=1 << 62)
+    requests = min(requests, drawn.requests)
+    aligned = -(-requests // drawn.alignment) * drawn.alignment
+    bucket = next(size for size in buckets.batches if size >= requests)
+    assert bucket < 2 * aligned
+    assert all(size % drawn.alignment == 0 for size in buckets.batches)
+
+
+@given(limits, st.integers(1, 1 << 20))
+def test_a_length_is_padded_to_less_than_twice_its_tokens(drawn, tokens):
+    buckets = choose_buckets(drawn)
+    tokens = min(tokens, drawn.length)
+    bucket = buckets.length_for(tokens)
+    assert tokens <= bucket < max(2 * tokens, SMALLEST_LENGTH + 1)
+
+
+@given(limits)
+def test_the_number_of_graphs_is_bounded(drawn):
+    buckets = choose_buckets(drawn)
+    batches = log2(max(1, drawn.requests / drawn.alignment)) + 2
+    lengths = log2(max(1, drawn.length / SMALLEST_LENGTH)) + 2
+    assert buckets.graphs == len(buckets.batches) * len(buckets.lengths) <= batches * lengths
+
+
+@given(limits, st.integers(0, 1 << 40))
+def test_no_graph_gathers_more_bytes_than_allowed(drawn, most_bytes):
+    buckets = choose_buckets(drawn, most_bytes)
+    assert buckets.bytes <= most_bytes
+    refused = [size for size in choose_buckets(drawn, 1 << 62).batches if size not in buckets.batches]
+    assert all(size * drawn.length * drawn.token_bytes > most_bytes for size in refused)
+
+
+@given(limits)
+def test_sizes_ascend_and_reach_the_limits(drawn):
+    buckets = choose_buckets(drawn, most_bytes=1 << 62)
+    assert list(buckets.batches) == sorted(set(buckets.batches))
+    assert list(buckets.lengths) == sorted(set(buckets.lengths))
+    assert drawn.requests <= buckets.batches[-1] < drawn.requests + drawn.alignment
+    assert buckets.lengths[-1] == drawn.length
