@@ -23,9 +23,10 @@ from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import NativeSession, StepHook, initialise_window
 from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.decode import prepare_decode, run_decode
+from sglang_ascend_moe.schedules.inputs import RoutedTokens, as_kernels_take_them, problem_with, problem_with_result
 from sglang_ascend_moe.schedules.prefill import run_prefill
 from sglang_ascend_moe.schedules.rows import ExpertRows
-from sglang_ascend_moe.schedules.steps import ExchangeSteps, RoutedTokens, Ticket
+from sglang_ascend_moe.schedules.steps import ExchangeSteps, Ticket
 from sglang_ascend_moe.windows.host import MappedWindow, create_window
 from sglang_ascend_moe.windows.layout import (
     LAYOUT_VERSION,
@@ -39,7 +40,6 @@ Phase = Literal["decode", "prefill"]
 """Which schedule a call takes; the same on every rank."""
 
 _KINDS = {"decode": Kind.DECODE, "prefill": Kind.PREFILL}
-_ID_TYPES = (torch.int32, torch.int64)
 
 
 class Exchange:
@@ -231,31 +231,39 @@ class Exchange:
         `SessionPoisoned`.
         """
         kind = self._kind(phase)
-        return self._steps.dispatch(self._checked(x, topk_ids, topk_weights, kind), kind)
+        return self._steps.dispatch(self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True)
 
-    def combine(self, expert_out: torch.Tensor, rows: ExpertRows) -> torch.Tensor:
+    def combine(self, expert_out: torch.Tensor, rows: ExpertRows, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Each token's weighted sum over its experts' results: [tokens, hidden] in the exchange's dtype.
 
-        Computed in fp32, `sum = sum + weight * value` in k order from zero, multiply and add not fused, rounded once;
-        zeros for tokens that are not routed. `expert_out` is `rows.out`, or [at least counts.sum(), hidden], which is
-        then copied into it once. A dispatch may be combined again, by every rank; new results then have to come as a
-        tensor of their own, for `rows.out` may be read by others until the next combine has begun.
+        Written into `out` if that is given. Computed in fp32, `sum = sum + weight * value` in k order from zero,
+        multiply and add not fused, rounded once; zeros for tokens that are not routed. `expert_out` is `rows.out`, or
+        [at least counts.sum(), hidden], which is then copied into it once. A dispatch may be combined again, by every
+        rank; new results then have to come as a tensor of their own, for `rows.out` may be read by others until the
+        next combine has begun.
 
-        Raises `InvalidInput` for rows whose slot has been dispatched again or a wrong `expert_out` (on this rank, which
+        Raises `InvalidInput` for rows whose slot has been dispatched again or a wrong tensor (on this rank, which
         the others then see as a `PeerTimeout` unless the call is made again); `PeerLost`, `PeerTimeout`,
         `SessionPoisoned`.
         """
         ticket = rows.ticket
         if not isinstance(ticket, Ticket):
             raise InvalidInput(f"rows of {type(ticket).__name__} were not dispatched by an Exchange")
-        total = ticket.dispatched.total
-        wanted = (self.parameters.hidden, self._steps.dtype)
-        if expert_out.dim() != 2 or expert_out.shape[0] < total or (expert_out.shape[1], expert_out.dtype) != wanted:
+        hidden, dtype = self.parameters.hidden, self._steps.dtype
+        if not self._steps.in_place(expert_out, rows) and (
+            expert_out.dim() != 2
+            or expert_out.shape[0] < ticket.total
+            or (expert_out.shape[1], expert_out.dtype) != (hidden, dtype)
+        ):
             raise InvalidInput(
                 f"expert_out is {tuple(expert_out.shape)} of {expert_out.dtype}; "
-                f"it must be [at least {total}, {wanted[0]}] of {wanted[1]}"
+                f"it must be [at least {ticket.total}, {hidden}] of {dtype}"
             )
-        out = torch.empty(ticket.weights.shape[0], self.parameters.hidden, dtype=self._steps.dtype)
+        problem = self._problem_with_result(out, ticket.tokens)
+        if problem is not None:
+            raise InvalidInput(problem)
+        if out is None:
+            out = torch.empty(ticket.tokens, hidden, dtype=dtype)
         self._steps.combine(expert_out, rows, out)
         return out
 
@@ -267,6 +275,7 @@ class Exchange:
         experts: Callable[[ExpertRows], None],
         *,
         phase: Phase = "decode",
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The whole layer: dispatch, `experts(rows)`, combine; in prefill with as many rounds as the window needs.
 
@@ -277,7 +286,11 @@ class Exchange:
         kind = self._kind(phase)
         prefill = kind == Kind.PREFILL
         tokens = self._checked(x, topk_ids, topk_weights, Kind.PLAN if prefill else kind)
-        out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype)
+        problem = self._problem_with_result(out, x.shape[0])
+        if problem is not None:
+            self._steps.refuse(kind, problem)
+        if out is None:
+            out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype)
         watched = self._watched(experts)
         if prefill:
             run_prefill(self._steps, self._identity, tokens, watched, out, overlap=self._overlap)
@@ -312,7 +325,7 @@ class Exchange:
             try:
                 experts(rows)
             except BaseException as error:
-                self._steps.session.give_up(error, Step.EXPERTS, rows.ticket.dispatched.epoch)
+                self._steps.session.give_up(error, Step.EXPERTS, rows.ticket.epoch)
                 raise
 
         return watched_experts
@@ -354,25 +367,16 @@ class Exchange:
         problem = self._problem(x, topk_ids, topk_weights)
         if problem is not None:
             self._steps.refuse(kind, problem)
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        # A copy: the caller may reuse its tensor before combine reads the weights.
-        weights = topk_weights.to(torch.float32, copy=True).contiguous()
-        return RoutedTokens(x, topk_ids.contiguous(), weights)
+        return as_kernels_take_them(x, topk_ids, topk_weights)
 
     def _problem(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> str | None:
         p = self.parameters
-        dtype, shape = self._steps.dtype, (*x.shape[:1], p.topk)
-        if x.dim() != 2 or x.shape[1] != p.hidden or x.dtype != dtype:
-            return f"x is {tuple(x.shape)} of {x.dtype}; it must be [tokens, {p.hidden}] of {dtype}"
-        if topk_ids.shape != shape or topk_ids.dtype not in _ID_TYPES:
-            return f"topk_ids is {tuple(topk_ids.shape)} of {topk_ids.dtype}; it must be {shape} of int32 or int64"
-        if topk_weights.shape != shape or not topk_weights.is_floating_point():
-            return f"topk_weights is {tuple(topk_weights.shape)} of {topk_weights.dtype}; it must be {shape}, floating"
-        if x.is_cpu and topk_ids.is_cpu and topk_weights.is_cpu:
+        return problem_with(x, topk_ids, topk_weights, hidden=p.hidden, topk=p.topk, dtype=self._steps.dtype)
+
+    def _problem_with_result(self, out: torch.Tensor | None, tokens: int) -> str | None:
+        if out is None:
             return None
-        devices = f"x, topk_ids, topk_weights on {x.device}, {topk_ids.device}, {topk_weights.device}"
-        return f"{devices}: the windows of this exchange are on the host; pass CPU tensors"
+        return problem_with_result(out, tokens=tokens, hidden=self.parameters.hidden, dtype=self._steps.dtype)
 
 
 def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParameters:

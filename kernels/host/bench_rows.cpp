@@ -13,7 +13,7 @@ namespace {
 
 void copy_block(const BenchShape &shape, uint8_t *to, const uint8_t *from, uint64_t bytes) {
     if (shape.streaming)
-        row_kernels().scatter_streaming(&to, 1, from, bytes);
+        row_kernels().scatter_streaming({&to, 1}, from, bytes, {});
     else
         memcpy(to, from, bytes);
 }
@@ -33,6 +33,19 @@ template <class Move> void for_each_run(const BenchShape &shape, const uint32_t 
             in_block[source] += rows;
             in_order += rows;
         }
+}
+
+// Where each row goes in the block of its destination; blocks are in (expert, token, k) order.
+void assign_blocks(const BenchShape &shape, const BenchTokens &tokens) {
+    const uint32_t local_experts = shape.experts / shape.ranks;
+    std::vector<uint64_t> next(shape.experts);
+    for (uint32_t expert = 0; expert < shape.experts; ++expert)
+        next[expert] = expert % local_experts == 0 ? 0 : next[expert - 1] + tokens.counts[expert - 1];
+    for (uint64_t index = 0; index < uint64_t{tokens.tokens} * shape.topk; ++index) {
+        const int64_t expert = tokens.ids[index];
+        const auto number = static_cast<uint64_t>(expert);
+        tokens.positions[index] = expert < 0 ? -1 : static_cast<int64_t>(number / local_experts << 32 | next[number]++);
+    }
 }
 
 template <class Element> void dequantise(const int8_t *values, float scale, uint32_t hidden, uint8_t *out) {
@@ -58,35 +71,30 @@ void bench_pack(const BenchShape *shape, const BenchTokens *tokens, uint8_t *con
     const auto scatter = shape->streaming ? kernels.scatter_streaming : kernels.scatter;
     const uint64_t row_bytes = packed_bytes(*shape);
     const uint64_t x_bytes = result_bytes(*shape);
-    const uint32_t local_experts = shape->experts / shape->ranks;
-    std::vector<uint64_t> next(shape->experts);
-    for (uint32_t expert = 0; expert < shape->experts; ++expert)
-        next[expert] = expert % local_experts == 0 ? 0 : next[expert - 1] + tokens->counts[expert - 1];
-    std::vector<uint8_t *> places(shape->topk);
+    assign_blocks(*shape, *tokens);
+    std::vector<uint8_t *> lists[2] = {std::vector<uint8_t *>(shape->topk), std::vector<uint8_t *>(shape->topk)};
+    const auto places_of = [&](uint64_t token) -> Places {
+        std::vector<uint8_t *> &list = lists[token % 2];
+        uint64_t count = 0;
+        for (uint64_t index = token * shape->topk; token < tokens->tokens && index < (token + 1) * shape->topk; ++index)
+            if (const int64_t position = tokens->positions[index]; position >= 0)
+                list[count++] = blocks[position >> 32] + static_cast<uint64_t>(position & 0xffffffff) * row_bytes;
+        return {list.data(), count};
+    };
     std::vector<uint8_t> quantised(row_bytes + BENCH_LINE_BYTES);
     uint8_t *packed = align_line(quantised.data());
+    Places upcoming = places_of(0);
     for (uint64_t token = 0; token < tokens->tokens; ++token) {
-        uint32_t count = 0;
-        for (uint64_t k = 0; k < shape->topk; ++k) {
-            const uint64_t index = token * shape->topk + k;
-            const int64_t expert = tokens->ids[index];
-            if (expert < 0) {
-                tokens->positions[index] = -1;
-                continue;
-            }
-            const auto destination = static_cast<uint64_t>(expert) / local_experts;
-            const uint64_t place = next[static_cast<uint64_t>(expert)]++;
-            tokens->positions[index] = static_cast<int64_t>(destination << 32 | place);
-            places[count++] = blocks[destination] + place * row_bytes;
-        }
+        const Places places = upcoming;
+        upcoming = places_of(token + 1);
         const uint8_t *row = static_cast<const uint8_t *>(tokens->x) + token * x_bytes;
-        if (shape->quantised && count != 0) {
+        if (shape->quantised && !places.empty()) {
             const float scale =
                 kernels.quantise[shape->element](row, shape->hidden, reinterpret_cast<int8_t *>(packed));
             memcpy(packed + shape->hidden, &scale, sizeof scale);
             row = packed;
         }
-        scatter(places.data(), count, row, row_bytes);
+        scatter(places, row, row_bytes, upcoming);
     }
     if (shape->streaming)
         kernels.drain();
@@ -120,19 +128,22 @@ void bench_return(const BenchShape *shape, const uint32_t *matrix, const uint8_t
 void bench_reduce(const BenchShape *shape, const BenchTokens *tokens, const uint8_t *const *blocks, void *result) {
     const auto reduce = row_kernels().reduce[shape->element];
     const uint64_t row_bytes = result_bytes(*shape);
-    std::vector<Term> terms(shape->topk);
+    std::vector<Term> lists[2] = {std::vector<Term>(shape->topk), std::vector<Term>(shape->topk)};
+    const auto terms_of = [&](uint64_t token) -> Terms {
+        std::vector<Term> &list = lists[token % 2];
+        uint64_t count = 0;
+        for (uint64_t index = token * shape->topk; token < tokens->tokens && index < (token + 1) * shape->topk; ++index)
+            if (const int64_t position = tokens->positions[index]; position >= 0) {
+                const auto place = static_cast<uint64_t>(position & 0xffffffff);
+                list[count++] = {blocks[position >> 32] + place * row_bytes, tokens->weights[index]};
+            }
+        return {list.data(), count};
+    };
+    Terms terms = terms_of(0);
     for (uint64_t token = 0; token < tokens->tokens; ++token) {
-        uint32_t count = 0;
-        for (uint64_t k = 0; k < shape->topk; ++k) {
-            const uint64_t index = token * shape->topk + k;
-            const int64_t position = tokens->positions[index];
-            if (position < 0)
-                continue;
-            const uint8_t *block = blocks[position >> 32];
-            const auto place = static_cast<uint64_t>(position & 0xffffffff);
-            terms[count++] = {block + place * row_bytes, tokens->weights[index]};
-        }
-        reduce(terms.data(), count, shape->hidden, static_cast<uint8_t *>(result) + token * row_bytes);
+        const Terms upcoming = terms_of(token + 1);
+        reduce(terms, shape->hidden, static_cast<uint8_t *>(result) + token * row_bytes, upcoming);
+        terms = upcoming;
     }
 }
 

@@ -26,22 +26,43 @@ int meet(Session &session, Part part) {
     });
 }
 
+// Where the results of a token lie, and their weights, in k order.
+class TermList {
+  public:
+    TermList(const Session &session, const ExchangeCombine &call)
+        : session_(session), call_(call), terms_(session.layout().topk) {}
+
+    Terms of(uint64_t token) {
+        const uint64_t topk = terms_.size();
+        uint64_t count = 0;
+        for (uint64_t index = token * topk; index < (token + 1) * topk; ++index) {
+            const int64_t position = call_.positions[index];
+            if (position < 0)
+                continue;
+            const Window owner = session_.window(static_cast<uint32_t>(position >> 32));
+            const auto row = static_cast<uint64_t>(position & 0xffffffff);
+            terms_[count++] = {owner.out(call_.slot, row), call_.weights[index]};
+        }
+        return {terms_.data(), count};
+    }
+
+  private:
+    const Session &session_;
+    const ExchangeCombine &call_;
+    std::vector<Term> terms_;
+};
+
 // Reads the results of each token of a segment where their experts wrote them, and sums them up.
 void reduce_segment(const Session &session, const ExchangeCombine &call, uint32_t begin, uint32_t end) {
     const ExchangeLayout &layout = session.layout();
     const auto reduce = row_kernels().reduce[layout.element];
-    std::vector<Term> terms(layout.topk);
+    // Those of a token and of the next one.
+    TermList lists[2] = {{session, call}, {session, call}};
+    Terms terms = begin < end ? lists[begin % 2].of(begin) : Terms();
     for (uint64_t token = begin; token < end; ++token) {
-        uint32_t count = 0;
-        for (uint64_t k = 0; k < layout.topk; ++k) {
-            const int64_t position = call.positions[token * layout.topk + k];
-            if (position < 0)
-                continue;
-            const auto owner = static_cast<uint32_t>(position >> 32);
-            const auto row = static_cast<uint64_t>(position & 0xffffffff);
-            terms[count++] = {session.window(owner).out(call.slot, row), call.weights[token * layout.topk + k]};
-        }
-        reduce(terms.data(), count, layout.hidden, static_cast<uint8_t *>(call.out) + token * call.out_stride);
+        const Terms upcoming = token + 1 < end ? lists[(token + 1) % 2].of(token + 1) : Terms();
+        reduce(terms, layout.hidden, static_cast<uint8_t *>(call.out) + token * call.out_stride, upcoming);
+        terms = upcoming;
     }
 }
 

@@ -145,6 +145,7 @@ int dispatch(Session &session, ExchangeDispatch &call) {
     // @protocol take-slot
     state.dispatches = dispatch_number + 1;
     call.slot = part.slot;
+    keep_weights(layout, call);
     session.own().part(part) = {session.epoch(), 0};
     place_rows(session, call, ids, offsets);
     push_arrivals(session, part, call.kind);

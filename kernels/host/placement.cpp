@@ -54,31 +54,51 @@ void place_beside(const Session &session, uint32_t slot, const int64_t *position
     }
 }
 
+// Where the rows of a token go, in k order.
+class PlaceList {
+  public:
+    PlaceList(const Session &session, const ExchangeDispatch &call)
+        : session_(session), call_(call), places_(session.layout().topk) {}
+
+    Places of(uint64_t token) {
+        const uint64_t topk = places_.size();
+        uint64_t count = 0;
+        for (uint64_t index = token * topk; index < (token + 1) * topk; ++index)
+            if (const int64_t position = call_.positions[index]; position >= 0)
+                places_[count++] = session_.window(destination_of(position)).row(call_.slot, row_of(position));
+        return {places_.data(), count};
+    }
+
+  private:
+    const Session &session_;
+    const ExchangeDispatch &call_;
+    std::vector<uint8_t *> places_;
+};
+
 void place_segment(const Session &session, const ExchangeDispatch &call, uint32_t begin, uint32_t end) {
     const ExchangeLayout &layout = session.layout();
     const RowKernels &kernels = row_kernels();
     const bool streaming = uint64_t{call.tokens} * layout.topk * layout.row_bytes > streaming_bytes();
     const auto scatter = streaming ? kernels.scatter_streaming : kernels.scatter;
-    std::vector<uint8_t *> places(layout.topk);
     std::vector<int8_t> quantised(layout.quantised ? layout.hidden : 0);
+    // Those of a token and of the next one.
+    PlaceList lists[2] = {{session, call}, {session, call}};
+    Places upcoming = begin < end ? lists[begin % 2].of(begin) : Places();
     for (uint64_t token = begin; token < end; ++token) {
-        const uint8_t *row = static_cast<const uint8_t *>(call.x) + token * call.x_stride;
-        const int64_t *positions = call.positions + token * layout.topk;
-        uint32_t count = 0;
-        for (uint64_t k = 0; k < layout.topk; ++k)
-            if (positions[k] >= 0)
-                places[count++] = session.window(destination_of(positions[k])).row(call.slot, row_of(positions[k]));
-        if (count == 0)
+        const Places places = upcoming;
+        upcoming = token + 1 < end ? lists[(token + 1) % 2].of(token + 1) : Places();
+        if (places.empty())
             continue;
+        const uint8_t *row = static_cast<const uint8_t *>(call.x) + token * call.x_stride;
         float scale = 0;
         if (layout.quantised) {
             scale = kernels.quantise[layout.element](row, layout.hidden, quantised.data());
             row = reinterpret_cast<const uint8_t *>(quantised.data());
         }
         // @protocol place-row
-        scatter(places.data(), count, row, layout.row_bytes);
+        scatter(places, row, layout.row_bytes, upcoming);
         if (layout.quantised || layout.verify)
-            place_beside(session, call.slot, positions, row, scale);
+            place_beside(session, call.slot, call.positions + token * layout.topk, row, scale);
     }
     // @protocol drain-rows. Streaming stores are not ordered by the release of push-arrive.
     if (streaming)

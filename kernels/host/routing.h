@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "exchange.h"
@@ -29,5 +30,11 @@ class Routing {
 // Counts the ids of each expert into `counts` [experts]; -1 is skipped.
 InputCheck count_experts(const ExchangeLayout &layout, const Routing &ids, uint32_t tokens,
                          std::vector<uint32_t> &counts);
+
+// Keeps the weights of a dispatch for its combine, if the caller wants that.
+inline void keep_weights(const ExchangeLayout &layout, const ExchangeDispatch &call) {
+    if (call.weights != nullptr)
+        memcpy(call.kept_weights, call.weights, uint64_t{call.tokens} * layout.topk * sizeof(float));
+}
 
 } // namespace ascend_moe

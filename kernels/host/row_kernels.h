@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "exchange.h"
 
@@ -13,19 +14,24 @@ struct Term {
     float weight;
 };
 
+using Places = std::span<uint8_t *const>;
+using Terms = std::span<const Term>;
+
 struct RowKernels {
     const char *name;
-    // Writes a row into `count` places; both rows and places are 16-byte aligned, `bytes` a multiple of 16.
-    void (*scatter)(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes);
+    // Writes a row into all `places`; both rows and places are 16-byte aligned, `bytes` a multiple of 16. `upcoming`:
+    // the places of the next row, fetched ahead.
+    void (*scatter)(Places places, const uint8_t *row, uint64_t bytes, Places upcoming);
     // The same past the caches, for payloads that do not fit them. Ordered before later words only after drain().
-    void (*scatter_streaming)(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes);
+    void (*scatter_streaming)(Places places, const uint8_t *row, uint64_t bytes, Places upcoming);
     void (*drain)();
     // By ExchangeElement. int8 values of a row of `hidden` elements and its scale: value = int8 * scale, where scale =
     // max / 127 and int8 = x * (127 / max) rounded to even. A row below 2^-120 counts as zero and has scale 0; a row
     // that is not finite has scale NaN; both have zeros only.
     float (*quantise[3])(const void *row, uint32_t hidden, int8_t *values);
     // By ExchangeElement. sum = sum + weight * value in the order of `terms` from zero, in fp32, rounded once.
-    void (*reduce[3])(const Term *terms, uint32_t count, uint32_t hidden, void *out);
+    // `upcoming`: the terms of the next sum, fetched ahead.
+    void (*reduce[3])(Terms terms, uint32_t hidden, void *out, Terms upcoming);
 };
 
 extern const RowKernels portable_kernels;

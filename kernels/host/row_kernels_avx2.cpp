@@ -3,11 +3,12 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <span>
 
 #include "elements.h"
 #include "row_kernels.h"
 
-#pragma GCC target("avx2,f16c")
+#pragma GCC target("avx2,f16c,prfchw")
 
 #define ROW_KERNELS avx2_kernels
 #define ROW_KERNELS_NAME "avx2"

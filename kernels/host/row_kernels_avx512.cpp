@@ -3,11 +3,12 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <span>
 
 #include "elements.h"
 #include "row_kernels.h"
 
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prfchw,prefer-vector-width=512")
 
 #define ROW_KERNELS avx512_kernels
 #define ROW_KERNELS_NAME "avx512"

@@ -5,6 +5,7 @@
 // Before including: #define ROW_KERNELS the name of the table, ROW_KERNELS_NAME its name for people, and
 // ROW_KERNELS_VECTOR_BYTES the width of a register; ROW_KERNELS_STREAM(place, value) where there are streaming stores.
 
+#include <bit>
 #include <cstring>
 
 #include "elements.h"
@@ -17,6 +18,7 @@ constexpr uint32_t vector_bytes = ROW_KERNELS_VECTOR_BYTES;
 constexpr uint32_t lanes = vector_bytes / 4;
 
 using Bytes [[gnu::vector_size(vector_bytes)]] = uint8_t;
+using Tail [[gnu::vector_size(16)]] = uint8_t;
 using Floats [[gnu::vector_size(vector_bytes)]] = float;
 using Words [[gnu::vector_size(vector_bytes)]] = uint32_t;
 using Integers [[gnu::vector_size(vector_bytes)]] = int32_t;
@@ -54,47 +56,64 @@ template <class Vector> [[gnu::always_inline]] inline void store(void *to, const
 }
 [[gnu::always_inline]] inline void store_floats(Fp32 *row, const Floats &values) { store(row, values); }
 
+// What is written or read this many bytes later is fetched ahead. The rows of a token lie in as many places as it has
+// experts, and a processor's own prefetchers begin anew on each page: fetching is what both movements wait for.
+constexpr uint64_t ahead_bytes = 1024;
+constexpr uint64_t cache_line_bytes = 64;
+
+template <bool Writing> [[gnu::always_inline]] inline void fetch(const void *address) {
+    __builtin_prefetch(address, Writing, 3);
+}
+
 // `Vectors` registers are loaded once and stored to every place.
 template <uint32_t Vectors>
-[[gnu::always_inline]] inline void scatter_strip(uint8_t *const *places, uint32_t count, const uint8_t *row,
-                                                 uint64_t offset) {
+[[gnu::always_inline]] inline void scatter_strip(Places places, const uint8_t *row, uint64_t offset) {
     Bytes strip[Vectors];
     for (uint32_t i = 0; i < Vectors; ++i)
         strip[i] = load<Bytes>(row + offset + i * vector_bytes);
-    for (uint32_t place = 0; place < count; ++place)
+    for (uint8_t *place : places)
         for (uint32_t i = 0; i < Vectors; ++i)
-            store(places[place] + offset + i * vector_bytes, strip[i]);
+            store(place + offset + i * vector_bytes, strip[i]);
 }
 
-void scatter(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes) {
-    constexpr uint32_t vectors = 8;
+void scatter(Places places, const uint8_t *row, uint64_t bytes, Places upcoming) {
+    constexpr uint32_t vectors = vector_bytes == 64 ? 4 : 8;
+    constexpr uint64_t strip = vectors * vector_bytes;
     uint64_t offset = 0;
-    for (; offset + vectors * vector_bytes <= bytes; offset += vectors * vector_bytes)
-        scatter_strip<vectors>(places, count, row, offset);
+    for (; offset + strip <= bytes; offset += strip) {
+        const bool in_row = offset + ahead_bytes < bytes;
+        const uint64_t ahead = in_row ? offset + ahead_bytes : offset + ahead_bytes - bytes;
+        for (const uint8_t *place : in_row ? places : upcoming)
+            for (uint64_t line = 0; line < strip; line += cache_line_bytes)
+                fetch<true>(place + ahead + line);
+        scatter_strip<vectors>(places, row, offset);
+    }
     for (; offset + vector_bytes <= bytes; offset += vector_bytes)
-        scatter_strip<1>(places, count, row, offset);
-    for (; offset < bytes; offset += 16)
-        for (uint32_t place = 0; place < count; ++place)
-            memcpy(places[place] + offset, row + offset, 16);
+        scatter_strip<1>(places, row, offset);
+    for (; offset < bytes; offset += sizeof(Tail)) {
+        const auto tail = load<Tail>(row + offset);
+        for (uint8_t *place : places)
+            store(place + offset, tail);
+    }
 }
 
 #if defined(ROW_KERNELS_STREAM)
-void scatter_streaming(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes) {
+void scatter_streaming(Places places, const uint8_t *row, uint64_t bytes, Places upcoming) {
     bool aligned = bytes % vector_bytes == 0;
-    for (uint32_t place = 0; place < count; ++place)
-        aligned = aligned && reinterpret_cast<uintptr_t>(places[place]) % vector_bytes == 0;
+    for (const uint8_t *place : places)
+        aligned = aligned && reinterpret_cast<uintptr_t>(place) % vector_bytes == 0;
     if (!aligned)
-        return scatter(places, count, row, bytes);
+        return scatter(places, row, bytes, upcoming);
     // A place at a time: processors combine streaming stores in few buffers.
-    for (uint32_t place = 0; place < count; ++place)
+    for (uint8_t *place : places)
         for (uint64_t offset = 0; offset < bytes; offset += vector_bytes)
-            ROW_KERNELS_STREAM(places[place] + offset, row + offset);
+            ROW_KERNELS_STREAM(place + offset, row + offset);
 }
 
 void drain() { _mm_sfence(); }
 #else
-void scatter_streaming(uint8_t *const *places, uint32_t count, const uint8_t *row, uint64_t bytes) {
-    scatter(places, count, row, bytes);
+void scatter_streaming(Places places, const uint8_t *row, uint64_t bytes, Places upcoming) {
+    scatter(places, row, bytes, upcoming);
 }
 
 void drain() {}
@@ -138,27 +157,35 @@ template <class Element> float quantise(const void *source, uint32_t hidden, int
 
 // `Vectors` registers of a token's sum, kept over all terms.
 template <class Element, uint32_t Vectors>
-[[gnu::always_inline]] inline void reduce_strip(const Term *terms, uint32_t count, uint32_t begin, Element *out) {
+[[gnu::always_inline]] inline void reduce_strip(Terms terms, uint32_t begin, Element *out) {
     Floats sums[Vectors] = {};
-    for (uint32_t k = 0; k < count; ++k) {
-        const auto *row = reinterpret_cast<const Element *>(terms[k].row) + begin;
-        const float weight = terms[k].weight;
+    for (const Term &term : terms) {
+        const auto *row = reinterpret_cast<const Element *>(term.row) + begin;
         // @protocol read-out
         for (uint32_t i = 0; i < Vectors; ++i)
-            sums[i] = sums[i] + weight * load_floats(row + i * lanes);
+            sums[i] = sums[i] + term.weight * load_floats(row + i * lanes);
     }
     for (uint32_t i = 0; i < Vectors; ++i)
         store_floats(out + begin + i * lanes, sums[i]);
 }
 
-template <class Element> void reduce(const Term *terms, uint32_t count, uint32_t hidden, void *result) {
+template <class Element> void reduce(Terms terms, uint32_t hidden, void *result, Terms upcoming) {
     constexpr uint32_t vectors = 4;
+    constexpr uint64_t strip = vectors * lanes * sizeof(Element);
+    const uint64_t bytes = hidden * sizeof(Element);
     auto *out = static_cast<Element *>(result);
     uint32_t begin = 0;
-    for (; begin + vectors * lanes <= hidden; begin += vectors * lanes)
-        reduce_strip<Element, vectors>(terms, count, begin, out);
+    for (; begin + vectors * lanes <= hidden; begin += vectors * lanes) {
+        const uint64_t offset = begin * sizeof(Element);
+        const bool in_row = offset + ahead_bytes < bytes;
+        const uint64_t ahead = in_row ? offset + ahead_bytes : offset + ahead_bytes - bytes;
+        for (const Term &term : in_row ? terms : upcoming)
+            for (uint64_t line = 0; line < strip; line += cache_line_bytes)
+                fetch<false>(term.row + ahead + line);
+        reduce_strip<Element, vectors>(terms, begin, out);
+    }
     for (; begin < hidden; begin += lanes)
-        reduce_strip<Element, 1>(terms, count, begin, out);
+        reduce_strip<Element, 1>(terms, begin, out);
 }
 
 } // namespace

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define EXCHANGE_ABI_VERSION 1u
+#define EXCHANGE_ABI_VERSION 2u
 
 #define EXCHANGE_LINE_BYTES 64u // no two writers share a line
 #define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
@@ -147,9 +147,12 @@ typedef struct ExchangeDispatch {
     int64_t *positions; // out [tokens, topk]: destination rank << 32 | row, or -1
     int64_t *counts;    // out [local experts]: rows of each in this rank's window
     uint32_t *matrix;   // out [ranks, experts]: counts of every source
-    uint64_t epoch;     // out
-    uint64_t first_row; // out: where this part begins in the slot
-    uint64_t total;     // out: rows in this rank's window, from first_row on
+    // [tokens, topk], contiguous, of the combine to come; null: the caller keeps them
+    const float *weights;
+    float *kept_weights; // out: a copy of them
+    uint64_t epoch;      // out
+    uint64_t first_row;  // out: where this part begins in the slot
+    uint64_t total;      // out: rows in this rank's window, from first_row on
 } ExchangeDispatch;
 
 typedef struct ExchangeCombine {

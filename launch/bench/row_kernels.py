@@ -66,17 +66,17 @@ class Piece(ctypes.Structure):
 
 
 class Tokens:
-    """`BenchTokens`, and the tensors that it points into."""
+    """`BenchTokens`, and the memory for what becomes of them, which is used again for every batch."""
 
-    def __init__(self, case: Case, x: Tensor, ids: Tensor, weights: Tensor) -> None:
-        self.positions = torch.empty(ids.shape, dtype=torch.int64)
+    def __init__(self, case: Case) -> None:
+        self.positions = torch.empty(case.tokens, case.topk, dtype=torch.int64)
         self.counts = torch.empty(case.experts, dtype=torch.int32)
-        self._inputs = (x, ids, weights)
-        self.struct = _Tokens(
-            x=x.data_ptr(), ids=ids.data_ptr(), weights=weights.data_ptr(), positions=self.positions.data_ptr(),
-            counts=self.counts.data_ptr(), tokens=x.shape[0],
-        )  # fmt: skip
+        self.struct = _Tokens(positions=self.positions.data_ptr(), counts=self.counts.data_ptr(), tokens=case.tokens)
         self.reference = ctypes.byref(self.struct)
+
+    def take(self, x: Tensor, ids: Tensor, weights: Tensor) -> None:
+        """Points at tensors that have to outlive their use."""
+        self.struct.x, self.struct.ids, self.struct.weights = x.data_ptr(), ids.data_ptr(), weights.data_ptr()
 
 
 @cache

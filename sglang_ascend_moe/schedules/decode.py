@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import torch
 
-from sglang_ascend_moe.codes import Kind
+from sglang_ascend_moe.codes import Kind, Part
 from sglang_ascend_moe.errors import CaptureRefused
+from sglang_ascend_moe.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.schedules.rows import ExpertRows
-from sglang_ascend_moe.schedules.steps import ExchangeSteps, RoutedTokens
+from sglang_ascend_moe.schedules.steps import ExchangeSteps
 
 
 def run_decode(
     steps: ExchangeSteps, tokens: RoutedTokens, experts: Callable[[ExpertRows], None], out: torch.Tensor
 ) -> None:
     """The whole layer in one exchange; the result goes into `out` [tokens, hidden]."""
-    rows = steps.dispatch(tokens, Kind.DECODE)
+    rows = steps.dispatch(tokens, Kind.DECODE, keep_weights=False)
     experts(rows)
     steps.combine(rows.out, rows, out)
 
@@ -37,10 +38,11 @@ def prepare_decode(
     for what, given in needed.items():
         if not given:
             raise CaptureRefused(f"an exchange in a graph takes {what}: others would be copied again at every replay")
-    dispatch = steps.session.prepare_dispatch(tokens.x, tokens.ids, Kind.DECODE)
+    call = steps.session.new_call(tokens.x.shape[0])
+    call.take(*tokens, Kind.DECODE, Part.WHOLE, keep_weights=False)
 
     def run() -> None:
-        rows = steps.received(dispatch, Kind.DECODE, tokens.weights)
+        rows = steps.received(call, Kind.DECODE, Part.WHOLE, tokens.weights)
         experts(rows)
         steps.combine(rows.out, rows, out)
 

@@ -18,8 +18,9 @@ from sglang_ascend_moe.codes import Kind, Part, Step
 from sglang_ascend_moe.control.blocks import PrefillPlan
 from sglang_ascend_moe.control.mailbox import gather_blocks
 from sglang_ascend_moe.errors import ProtocolMismatch
+from sglang_ascend_moe.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.schedules.rows import ExpertRows
-from sglang_ascend_moe.schedules.steps import ExchangeSteps, RoutedTokens
+from sglang_ascend_moe.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.windows.layout import MAX_PLAN_CHUNKS
 
 
@@ -124,7 +125,7 @@ def _run_in_turn(
 ) -> None:
     for number, one_round in enumerate(rounds):
         begin, end = one_round.begins[rank], one_round.ends[rank]
-        rows = steps.dispatch(tokens.between(begin, end), Kind.PREFILL, continues=number > 0)
+        rows = steps.dispatch(tokens.between(begin, end), Kind.PREFILL, keep_weights=False, continues=number > 0)
         experts(rows)
         steps.combine(rows.out, rows, out[begin:end])
 
@@ -144,7 +145,7 @@ def _run_overlapped(
     def dispatch(number: int) -> ExpertRows:
         begin, end = rounds[number].begins[rank], rounds[number].ends[rank]
         part = Part.SECOND_HALF if number % 2 else Part.FIRST_HALF
-        return steps.dispatch(tokens.between(begin, end), Kind.PREFILL, part, continues=number > 0)
+        return steps.dispatch(tokens.between(begin, end), Kind.PREFILL, part, keep_weights=False, continues=number > 0)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ascend-moe-dispatch") as background:
         rows = dispatch(0)
@@ -154,7 +155,7 @@ def _run_overlapped(
                 experts(rows)
                 next_rows = following.result() if following is not None else None
             except (KeyboardInterrupt, SystemExit) as interrupt:
-                steps.session.give_up(interrupt, Step.EXPERTS, rows.ticket.dispatched.epoch)
+                steps.session.give_up(interrupt, Step.EXPERTS, rows.ticket.epoch)
                 raise
             steps.combine(rows.out, rows, out[one_round.begins[rank] : one_round.ends[rank]])
             if next_rows is not None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from sglang_ascend_moe.codes import Kind, Part
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.native import Dispatched, NativeSession
+from sglang_ascend_moe.native import DispatchCall, NativeSession
 from sglang_ascend_moe.observation import Observation
+from sglang_ascend_moe.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.windows.host import MappedWindow
 from sglang_ascend_moe.windows.layout import LINE_BYTES, WindowLayout
@@ -21,36 +22,26 @@ MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
 
 
-_HALVES = {
-    Part.WHOLE: (Part.FIRST_HALF, Part.SECOND_HALF),
-    Part.FIRST_HALF: (Part.FIRST_HALF,),
-    Part.SECOND_HALF: (Part.SECOND_HALF,),
-}
-
-
-class RoutedTokens(NamedTuple):
-    """A call's checked input.
-
-    x [tokens, hidden] with dense rows; ids [tokens, topk] int32 or int64, contiguous, -1 = not routed;
-    weights [tokens, topk] float32, contiguous.
-    """
-
-    x: torch.Tensor
-    ids: torch.Tensor
-    weights: torch.Tensor
-
-    def between(self, begin: int, end: int) -> RoutedTokens:
-        return RoutedTokens(self.x[begin:end], self.ids[begin:end], self.weights[begin:end])
+_HALVES = {Part.WHOLE: (0, 1), Part.FIRST_HALF: (0,), Part.SECOND_HALF: (1,)}
 
 
 class Ticket:
     """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
 
-    def __init__(self, session: NativeSession, kind: Kind, dispatched: Dispatched, weights: torch.Tensor) -> None:
+    __slots__ = ("call", "combines", "epoch", "kind", "part", "session", "slot", "tokens", "total", "weights")
+
+    def __init__(self, session: NativeSession, call: DispatchCall, kind: Kind, part: Part, weights: Tensor) -> None:
+        """`call` has just been dispatched. `weights` [tokens, topk] are kept alive, for combine may read them."""
+        done = call.dispatch
         self.session = session
+        self.call = call
         self.kind = kind
-        self.dispatched = dispatched
+        self.part = part
         self.weights = weights
+        self.epoch: int = done.epoch
+        self.slot: int = done.slot
+        self.tokens: int = done.tokens
+        self.total: int = done.total
         self.combines = 0
 
 
@@ -67,39 +58,46 @@ class ExchangeSteps:
         self.dtype = dtype
         self._rank = rank
         self._windows = windows
-        self._views = {
-            (slot, part): self._view(windows[rank], slot, part)
-            for slot in range(layout.parameters.slots)
-            for part in Part
-        }
-        # The epoch whose rows lie in each half of a slot; the whole slot holds both.
-        self._holders: dict[tuple[int, Part], int] = {}
+        self._views = [
+            {part: self._view(windows[rank], slot, part) for part in Part} for slot in range(layout.parameters.slots)
+        ]
+        # The call whose rows lie in each half of a slot: [2 * slot + half]. The whole slot is held by one call.
+        self._holders: list[DispatchCall | None] = [None] * (2 * layout.parameters.slots)
+        self._calls: list[DispatchCall] = []
 
     def dispatch(
-        self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, continues: bool = False
+        self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, keep_weights: bool, continues: bool = False
     ) -> ExpertRows:
-        """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `NativeSession.dispatch`."""
-        dispatch = self.session.prepare_dispatch(tokens.x, tokens.ids, kind, part, continues=continues)
-        return self.received(dispatch, kind, tokens.weights, continues=continues)
+        """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `DispatchCall.take`."""
+        call = self._free_call()
+        call.take(*tokens, kind, part, keep_weights=keep_weights, continues=continues)
+        return self.received(call, kind, part, tokens.weights, first_round=not continues)
 
     def received(
-        self, dispatch: Callable[[], Dispatched], kind: Kind, weights: torch.Tensor, *, continues: bool = False
+        self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True
     ) -> ExpertRows:
-        """Makes a prepared dispatch, observed, and returns its rows."""
+        """Dispatches a call that has taken its tokens, observed, and returns its rows."""
         begun_ns = time.perf_counter_ns()
-        dispatched = dispatch()
-        for half in _HALVES[dispatched.part]:
-            self._holders[dispatched.slot, half] = dispatched.epoch
-        rows, scales, out = self._views[dispatched.slot, dispatched.part]
+        self.session.dispatch(call)
+        ticket = Ticket(self.session, call, kind, part, weights)
+        for half in _HALVES[part]:
+            self._holders[2 * ticket.slot + half] = call
+        rows, scales, out = self._views[ticket.slot][part]
         self.observation.dispatched(
-            kind, begun_ns, tokens=weights.shape[0], rows=dispatched.total, matrix=self.session.matrix,
-            first_round=not continues,
+            kind, begun_ns, tokens=ticket.tokens, rows=ticket.total, matrix=self.session.matrix,
+            first_round=first_round,
         )  # fmt: skip
-        return ExpertRows(rows, scales, dispatched.counts, out, Ticket(self.session, kind, dispatched, weights))
+        return ExpertRows(rows, scales, call.counts, out, ticket)
 
-    def _view(
-        self, window: MappedWindow, slot: int, part: Part
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    def _free_call(self) -> DispatchCall:
+        """One that holds no rows: those of others have to survive a dispatch that is refused."""
+        for call in self._calls:
+            if call not in self._holders:
+                return call
+        self._calls.append(self.session.new_call(self.layout.parameters.max_tokens))
+        return self._calls[-1]
+
+    def _view(self, window: MappedWindow, slot: int, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
         """Rows, scales and results of a slot or half of one."""
         p, offsets, capacity = self.layout.parameters, self.layout.offsets, self.layout.capacity
         begin = slot * capacity + (capacity // 2 if part is Part.SECOND_HALF else 0)
@@ -123,26 +121,33 @@ class ExchangeSteps:
             self.session.refuse(kind, problem)
         raise InvalidInput(f"this rank ({self._rank}): {problem}")
 
-    def combine(self, expert_out: torch.Tensor, rows: ExpertRows, out: torch.Tensor) -> None:
+    def combine(self, expert_out: Tensor, rows: ExpertRows, out: Tensor) -> None:
         """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
         begun_ns = time.perf_counter_ns()
         ticket: Ticket = rows.ticket
-        dispatched = ticket.dispatched
+        call, slot = ticket.call, ticket.slot
         if ticket.session is not self.session:
             raise InvalidInput("these rows were dispatched by another Exchange; combine them there")
-        if any(self._holders[dispatched.slot, half] != dispatched.epoch for half in _HALVES[dispatched.part]):
+        held = all(self._holders[2 * slot + half] is call for half in _HALVES[ticket.part])
+        if not held or call.combine.epoch != ticket.epoch:
             raise InvalidInput(
-                f"the rows of epoch {dispatched.epoch} are gone: slot {dispatched.slot} has been dispatched into "
+                f"the rows of epoch {ticket.epoch} are gone: slot {slot} has been dispatched into "
                 f"again; combine before the next dispatch, or create with more slots"
             )
         if ticket.combines == MAX_COMBINES:
             raise InvalidInput(f"one dispatch can be combined {MAX_COMBINES} times; dispatch again")
         if ticket.combines:
-            self.session.rejoin(dispatched)
+            self.session.rejoin(call)
         ticket.combines += 1
-        in_place = expert_out.data_ptr() == rows.out.data_ptr() and expert_out.stride() == rows.out.stride()
-        if not in_place:
+        if not self.in_place(expert_out, rows):
             # @protocol write-out. Experts that write rows.out in place do so before the first combine.
-            rows.out[: dispatched.total].copy_(expert_out[: dispatched.total])
-        self.session.combine(dispatched, ticket.weights, out)
+            rows.out[: ticket.total].copy_(expert_out[: ticket.total])
+        self.session.combine(call, out)
         self.observation.combined(ticket.kind, begun_ns)
+
+    @staticmethod
+    def in_place(expert_out: Tensor, rows: ExpertRows) -> bool:
+        """Whether the results lie where combine reads them."""
+        return expert_out is rows.out or (
+            expert_out.data_ptr() == rows.out.data_ptr() and expert_out.stride() == rows.out.stride()
+        )

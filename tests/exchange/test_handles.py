@@ -224,6 +224,52 @@ def test_results_belong_to_the_caller(pools, implementation):
     pools.run(3, keep_results, implementation)
 
 
+def write_into_a_given_tensor(rank: Rank) -> None:
+    inputs = SCENARIO.inputs(rank.size)
+    mine = inputs[rank.rank]
+    expected = reference.exchange(inputs, SCENARIO.num_experts(rank.size), scale_by_expert).combined[rank.rank]
+    wide = torch.full((len(mine.x), 2 * SCENARIO.hidden), torch.nan, dtype=mine.x.dtype)
+    # Rows that are not next to each other in memory.
+    out = wide[:, : SCENARIO.hidden]
+    with open_exchange("windows", rank, SCENARIO) as exchange:
+        for phase in PHASES:
+            assert exchange.run(*mine, lambda rows: compute(rows, scale_by_expert, rank), phase=phase, out=out) is out
+            require_same_values(out, expected, f"run of {phase}")
+            rows = exchange.dispatch(*mine, phase=phase)
+            compute(rows, scale_by_expert, rank)
+            assert exchange.combine(rows.out, rows, out=out.fill_(torch.nan)) is out
+            require_same_values(out, expected, f"combine of {phase}")
+    assert wide[:, SCENARIO.hidden :].isnan().all()
+
+
+def test_results_are_written_where_the_caller_wants_them(pools, ranks):
+    pools.run(ranks, write_into_a_given_tensor)
+
+
+def give_a_wrong_tensor_for_results(rank: Rank) -> None:
+    mine = SCENARIO.inputs(rank.size)[rank.rank]
+    wrong = {
+        "shape": torch.empty(len(mine.x) + 1, SCENARIO.hidden, dtype=mine.x.dtype),
+        "dtype": torch.empty(len(mine.x), SCENARIO.hidden, dtype=torch.float64),
+        "dense": torch.empty(len(mine.x), 2 * SCENARIO.hidden, dtype=mine.x.dtype)[:, ::2],
+    }
+    with open_exchange("windows", rank, SCENARIO) as exchange:
+        for what, out in wrong.items():
+            with pytest.raises(InvalidInput, match="out" if rank.rank else what if what == "dense" else "out is"):
+                # Those of rank 0 alone are wrong; every rank hears of it.
+                given = None if rank.rank else out
+                exchange.run(*mine, lambda rows: compute(rows, scale_by_expert, rank), out=given)
+            rows = exchange.dispatch(*mine)
+            compute(rows, scale_by_expert, rank)
+            with pytest.raises(InvalidInput, match="out"):
+                exchange.combine(rows.out, rows, out=out)
+            exchange.combine(rows.out, rows)
+
+
+def test_a_wrong_tensor_for_results_is_refused_and_the_exchange_goes_on(pools):
+    pools.run(3, give_a_wrong_tensor_for_results)
+
+
 def cross_epochs(rank: Rank, implementation: str, first_epoch: int) -> None:
     inputs = SCENARIO.inputs(rank.size)
     expected = reference.exchange(inputs, SCENARIO.num_experts(rank.size), scale_by_expert)

@@ -243,8 +243,10 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
     call->slot = verdict.slot;
     call->first_row = ascend_kernels::Part{verdict.slot, call->part}.FirstRow(layout);
     call->total = verdict.total;
-    const int result = conclude(*session, wrapped, verdict);
-    return result == EXCHANGE_OK ? wrapped.begin_step(EXCHANGE_STEP_EXPERTS) : result;
+    if (const int result = conclude(*session, wrapped, verdict); result != EXCHANGE_OK)
+        return result;
+    ascend_moe::keep_weights(layout, *call);
+    return wrapped.begin_step(EXCHANGE_STEP_EXPERTS);
 }
 
 int exchange_combine(ExchangeSession *session, const ExchangeCombine *call) { return combine(session, call, 0); }

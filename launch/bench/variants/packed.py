@@ -45,6 +45,8 @@ class Packed(Variant):
         rows = max(received_rows, case.tokens * case.topk)
         self._first, self._second = scratch.take(rows * max(self._row_bytes, self._result_bytes))
         self._matrix = torch.empty(case.ranks, case.experts, dtype=torch.int32)
+        self._tokens = Tokens(case)
+        self._combined = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
         self._row_type = torch.int8 if case.dtype == "int8" else torch.bfloat16
 
     def use(self, op: Op, store: str) -> None:
@@ -52,7 +54,8 @@ class Packed(Variant):
 
     def dispatch(self, batch: Batch) -> _Handle:
         shape = ctypes.byref(self._shapes["dispatch"])
-        tokens = Tokens(self._case, batch.x, batch.ids, batch.weights)
+        tokens = self._tokens
+        tokens.take(batch.x, batch.ids, batch.weights)
         library().bench_count(shape, tokens.reference)
         self._gather_counts(tokens.counts, self._matrix)
         local = self._case.experts // self._case.ranks
@@ -82,10 +85,9 @@ class Packed(Variant):
         outgoing = self._blocks(self._first, handle.received, self._result_bytes)
         library().bench_return(shape, self._matrix.data_ptr(), self._second.data_ptr(), outgoing)
         self._all_to_all(self._first, handle.received, self._second, handle.sent, self._result_bytes)
-        combined = torch.empty(self._case.tokens, self._case.hidden, dtype=torch.bfloat16)
         returned = self._blocks(self._second, handle.sent, self._result_bytes)
-        library().bench_reduce(shape, handle.tokens.reference, returned, combined.data_ptr())
-        return combined
+        library().bench_reduce(shape, handle.tokens.reference, returned, self._combined.data_ptr())
+        return self._combined
 
     def problem(self, case: Case, ranks: Ranks, batch: Batch) -> str | None:
         return exchange_problem(self, case, ranks, batch)

@@ -47,12 +47,15 @@ class Relay(Variant):
         self._received = None if direct else ctypes.c_void_p(received.data_ptr())
         self._returned = None if direct else ctypes.c_void_p(placed.data_ptr())
         self._matrix = torch.empty(case.ranks, case.experts, dtype=torch.int32)
+        self._tokens = Tokens(case)
+        self._combined = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
 
     def use(self, op: Op, store: str) -> None:
         self._shapes[op].streaming = store == "streaming"
 
     def dispatch(self, batch: Batch) -> Tokens:
-        tokens = Tokens(self._case, batch.x, batch.ids, batch.weights)
+        tokens = self._tokens
+        tokens.take(batch.x, batch.ids, batch.weights)
         late = library().bench_relay_dispatch(
             ctypes.byref(self._shapes["dispatch"]), ctypes.byref(self._memory.words), tokens.reference, self._received,
             self._matrix.data_ptr(), self._arrived.rows.data_ptr(),
@@ -65,13 +68,12 @@ class Relay(Variant):
         return self._arrived
 
     def combine(self, handle: Tokens) -> Tensor:
-        combined = torch.empty(self._case.tokens, self._case.hidden, dtype=torch.bfloat16)
         late = library().bench_relay_combine(
             ctypes.byref(self._shapes["combine"]), ctypes.byref(self._memory.words), handle.reference,
-            self._matrix.data_ptr(), self._arrived.out.data_ptr(), self._returned, combined.data_ptr(),
+            self._matrix.data_ptr(), self._arrived.out.data_ptr(), self._returned, self._combined.data_ptr(),
         )  # fmt: skip
         self._raise_if(late)
-        return combined
+        return self._combined
 
     def problem(self, case: Case, ranks: Ranks, batch: Batch) -> str | None:
         return exchange_problem(self, case, ranks, batch)

@@ -18,6 +18,7 @@ class RelayFree(Variant):
 
     def __init__(self, case: Case, ranks: Ranks) -> None:
         self._phase = case.phase
+        self._combined = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
         self._exchange = Exchange.create(
             ranks.group, num_experts=case.experts, hidden=case.hidden, max_tokens=case.tokens, topk=case.topk,
             dtype=torch.bfloat16, quant="int8" if case.dtype == "int8" else None, timeout_s=TIMEOUT_S,
@@ -30,7 +31,7 @@ class RelayFree(Variant):
         return Arrived(handle.rows, handle.scales, handle.out)
 
     def combine(self, handle: ExpertRows) -> Tensor:
-        return self._exchange.combine(handle.out, handle)
+        return self._exchange.combine(handle.out, handle, out=self._combined)
 
     def problem(self, case: Case, ranks: Ranks, batch: Batch) -> str | None:
         return exchange_problem(self, case, ranks, batch)

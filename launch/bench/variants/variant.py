@@ -61,7 +61,7 @@ class Variant(ABC):
 
     @abstractmethod
     def combine(self, handle: Any) -> Tensor:
-        """Timed. Each token's weighted sum."""
+        """Timed. Each token's weighted sum, in memory that is kept for it where the variant can write it there."""
 
     @abstractmethod
     def problem(self, case: Case, ranks: Ranks, batch: Batch) -> str | None:

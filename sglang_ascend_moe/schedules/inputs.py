@@ -1,0 +1,61 @@
+"""What a caller brings to an exchange, checked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ID_TYPES = (torch.int32, torch.int64)
+
+
+class RoutedTokens(NamedTuple):
+    """A call's checked input.
+
+    x [tokens, hidden] with dense rows; ids [tokens, topk] int32 or int64, contiguous, -1 = not routed;
+    weights [tokens, topk] float32, contiguous.
+    """
+
+    x: Tensor
+    ids: Tensor
+    weights: Tensor
+
+    def between(self, begin: int, end: int) -> RoutedTokens:
+        return RoutedTokens(self.x[begin:end], self.ids[begin:end], self.weights[begin:end])
+
+
+def problem_with(
+    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, *, hidden: int, topk: int, dtype: torch.dtype
+) -> str | None:
+    """What is wrong with the arguments of a call, naming the one to change; None if nothing is."""
+    x_shape = x.shape
+    if len(x_shape) != 2 or x_shape[1] != hidden or x.dtype is not dtype:
+        return f"x is {tuple(x_shape)} of {x.dtype}; it must be [tokens, {hidden}] of {dtype}"
+    shape = (x_shape[0], topk)
+    if topk_ids.shape != shape or topk_ids.dtype not in _ID_TYPES:
+        return f"topk_ids is {tuple(topk_ids.shape)} of {topk_ids.dtype}; it must be {shape} of int32 or int64"
+    if topk_weights.shape != shape or not topk_weights.dtype.is_floating_point:
+        return f"topk_weights is {tuple(topk_weights.shape)} of {topk_weights.dtype}; it must be {shape}, floating"
+    if x.is_cpu and topk_ids.is_cpu and topk_weights.is_cpu:
+        return None
+    devices = f"x, topk_ids, topk_weights on {x.device}, {topk_ids.device}, {topk_weights.device}"
+    return f"{devices}: the windows of this exchange are on the host; pass CPU tensors"
+
+
+def problem_with_result(out: Tensor, *, tokens: int, hidden: int, dtype: torch.dtype) -> str | None:
+    """What is wrong with a tensor that the sums of `tokens` tokens are to be written into; None if nothing is."""
+    if out.shape != (tokens, hidden) or out.dtype is not dtype or not out.is_cpu:
+        return f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be {(tokens, hidden)} of {dtype}"
+    if out.stride()[1] != 1:
+        return f"out has strides {out.stride()}; its rows must be dense"
+    return None
+
+
+def as_kernels_take_them(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> RoutedTokens:
+    """Checked arguments in the memory layout of `RoutedTokens`, copied only where they are not."""
+    if x.stride()[1] != 1:
+        x = x.contiguous()
+    if topk_weights.dtype is not torch.float32:
+        topk_weights = topk_weights.to(torch.float32)
+    return RoutedTokens(x, topk_ids.contiguous(), topk_weights.contiguous())
