@@ -60,17 +60,17 @@ STOCK = Setup("stock SGLang on one rank, our MoE layer off", ["--tp-size", "1"])
 
 
 class ProgressLine:
-    """Shows how a server comes up: one line rewritten on a terminal, a line now and then elsewhere."""
+    """Shows how a server comes up: one line rewritten on a terminal; elsewhere a line per stage, and now and then."""
 
     def __init__(self) -> None:
-        self._shown_at = -PROGRESS_SECONDS
+        self._shown = Progress(-PROGRESS_SECONDS, "")
 
     def __call__(self, progress: Progress) -> None:
         line = f"      {progress.seconds:4.0f} s  waiting: {progress.stage}"
         if sys.stdout.isatty():
             print(f"\r\033[K{line}", end="", flush=True)
-        elif progress.seconds - self._shown_at >= PROGRESS_SECONDS:
-            self._shown_at = progress.seconds
+        elif progress.stage != self._shown.stage or progress.seconds - self._shown.seconds >= PROGRESS_SECONDS:
+            self._shown = progress
             print(line, flush=True)
 
     def done(self, line: str) -> None:

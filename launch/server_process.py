@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG = 1
 
 # What a server is busy with, known by the last of these texts that its log contains.
 STAGES = (
-    ("server_args=", "starting ranks, which import SGLang in turn"),
+    ("server_args=", "starting ranks"),
     ("Init parallel begin", "connecting ranks"),
     ("Load weight begin", "loading weights"),
     ("Load weight end", "allocating memory"),

@@ -3,7 +3,7 @@
 from sglang_ascend_moe import arguments, hooks, layer, live_state, metrics
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
-from sglang_ascend_moe.platforms import host_fixes, host_models, shared_memory_names
+from sglang_ascend_moe.platforms import host_fixes, host_models, process_start, shared_memory_names
 
 SRT = "sglang.srt"
 
@@ -98,6 +98,30 @@ TABLE: tuple[Hook, ...] = (
         metrics.export_when_idle,
         "the counters of the last batch have to reach the Prometheus endpoint when no other follows",
         process=Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
+        Kind.AROUND,
+        process_start.launch_by_forking,
+        "spawned schedulers import SGLang once more each, and a host has few cores for that",
+        Where.HOST,
+        Process.LAUNCHER,
+    ),
+    Hook(
+        f"{SRT}.entrypoints.engine.Engine._launch_detokenizer_subprocesses",
+        Kind.AROUND,
+        process_start.launch_by_forking,
+        "a spawned detokenizer imports SGLang once more, and a host has few cores for that",
+        Where.HOST,
+        Process.LAUNCHER,
+    ),
+    Hook(
+        f"{SRT}.managers.data_parallel_controller.DataParallelController.__init__",
+        Kind.BEFORE,
+        process_start.spawn_processes,
+        "the controller starts schedulers from threads, where forking is unsafe",
+        Where.HOST,
+        Process.WORKER,
     ),
     Hook(
         f"{SRT}.utils.numa_utils.init_threads_binding",

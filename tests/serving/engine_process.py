@@ -1,6 +1,5 @@
 """The process of one engine under test: builds `sglang.Engine` with forked schedulers and answers requests."""
 
-import multiprocessing
 import os
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,7 +17,6 @@ TOP_LOGPROBS = 5
 def run_engine(request: StartEngine, channel: Connection) -> None:
     """Build the engine, answer every request on `channel`, and shut down when the peer closes it."""
     os.environ.update(request.environment)
-    keep_fork()
     for name in request.patches:
         getattr(patches, name)()
     from sglang.srt.entrypoints.engine import Engine
@@ -41,12 +39,6 @@ def run_engine(request: StartEngine, channel: Connection) -> None:
                 case Inspect():
                     answer = inspect(engine)
             channel.send_bytes(msgspec.msgpack.encode(answer))
-
-
-def keep_fork() -> None:
-    """Make the engine fork its processes: SGLang sets the start method to spawn while it launches them."""
-    multiprocessing.set_start_method("fork", force=True)
-    multiprocessing.set_start_method = lambda *_args, **_kwargs: None
 
 
 def generate(engine: Any, request: Generate) -> Generated:

@@ -1,0 +1,58 @@
+"""How a server on a host starts its processes: forked from the launcher, which has imported SGLang already.
+
+SGLang spawns them, because a process that uses an accelerator cannot be forked. Every one then imports SGLang again,
+which takes 20 seconds of a core and over a gigabyte each. Each function without underscore is a row of the table.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+_INTERRUPT = {signal.SIGINT}
+_starting = False
+
+
+def launch_by_forking(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Around the methods of `Engine` that start processes: those are forked, unless threads make that unsafe.
+
+    An interrupt waits until all are started: Python loses one that comes while it forks.
+    """
+    global _starting
+    chosen = multiprocessing.get_start_method()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+    _starting = True
+    try:
+        if _can_fork():
+            multiprocessing.set_start_method("fork", force=True)
+        return original(*arguments, **keywords)
+    finally:
+        _starting = False
+        multiprocessing.set_start_method(chosen, force=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def spawn_processes(*_: Any, **__: Any) -> None:
+    """Before the controller of data parallelism starts schedulers, which it does from threads: SGLang's own choice."""
+    multiprocessing.set_start_method("spawn", force=True)
+
+
+def _can_fork() -> bool:
+    """Whether no thread of this process would be missing in a child.
+
+    Pools that provide for a fork, OpenBLAS's, end their threads before one. Hence a trial.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return len(os.listdir("/proc/self/task")) == 1
+
+
+def _heed_interrupts() -> None:
+    if _starting:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+
+
+os.register_at_fork(after_in_child=_heed_interrupts)
