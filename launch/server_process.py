@@ -17,13 +17,15 @@ from typing import NamedTuple, Self
 LOG_TAIL_LINES = 40
 LOG_LINE_CHARACTERS = 300
 POLL_SECONDS = 0.5
+# A look-up of the machine's addresses and of a hub would take time, and fail without a network.
+ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
 STOP_SECONDS = 30.0
 # From linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
 # What a server is busy with, known by the last of these texts that its log contains.
 STAGES = (
-    ("server_args=", "starting ranks"),
+    ("server_args=", "starting ranks, which import SGLang in turn"),
     ("Init parallel begin", "connecting ranks"),
     ("Load weight begin", "loading weights"),
     ("Load weight end", "allocating memory"),
@@ -76,12 +78,12 @@ class ServerProcess:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module, *self._arguments],
-                env={**os.environ, "SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, **ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_can_be_interrupted,
+                preexec_fn=can_be_interrupted,
             )
         return self
 
@@ -161,7 +163,7 @@ class ServerProcess:
             return False
 
 
-def _can_be_interrupted() -> None:
+def can_be_interrupted() -> None:
     """Undo what a shell does to background jobs, which ignore SIGINT; and the kernel sends it when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)

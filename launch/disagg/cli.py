@@ -2,7 +2,7 @@
 
 import argparse
 
-from sglang_ascend_moe.launch.disagg import up
+from sglang_ascend_moe.launch.disagg import check, render, up
 
 
 def main(arguments: list[str]) -> int:
@@ -12,5 +12,7 @@ def main(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     up.add_parser(commands)
-    parsed = parser.parse_args(arguments)
+    check.add_parser(commands)
+    render.add_parser(commands)
+    parsed = parser.parse_args(arguments, argparse.Namespace(command_line=["disagg", *arguments]))
     return parsed.run(parsed)

@@ -65,8 +65,8 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     image: container image. npus_per_node: devices of one machine. interface: network interface of HCCL and gloo.
     prefill_addresses, decode_addresses: machines for shell and compose, in the order of instances, then nodes.
-    router_address: the machine of the router. port, bootstrap_port, dist_port: of every instance. model_volume: claim
-    that holds the model on Kubernetes. kv_store_port: of the store through which memfabric's transfer engines meet.
+    port, bootstrap_port, dist_port: of every instance. kv_store_port: of the store through which memfabric's transfer
+    engines meet. model_volume: claim that holds the model on Kubernetes.
     """
 
     image: str = "sglang-ascend-moe:a3"
@@ -74,7 +74,6 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     interface: str = "eth0"
     prefill_addresses: list[str] = []
     decode_addresses: list[str] = []
-    router_address: str = ""
     port: Port = 30000
     bootstrap_port: Port = 8998
     dist_port: Port = 5000

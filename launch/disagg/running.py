@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
+from sglang_ascend_moe.launch.forked_server import ForkedServer, import_sglang
 from sglang_ascend_moe.launch.server_process import ServerProcess, free_port, log_tail, stage
 
 POLL_SECONDS = 0.5
@@ -67,6 +68,10 @@ class RunningDeployment:
 
     def start_instances(self, timeout: float) -> None:
         """Start prefill and decode servers together, and return when all of them answer. Raises `MemberFailed`."""
+        begun = time.monotonic()
+        self._tell(Waiting(name="up", seconds=0.0, stage="importing SGLang"))
+        import_sglang()
+        self._tell(Ready(name="up", seconds=time.monotonic() - begun))
         for role, settings in self._deployment.roles.items():
             for number in range(settings.instances):
                 self._start_instance(role, number)
@@ -117,7 +122,7 @@ class RunningDeployment:
         name = f"{role}-{number}"
         bootstrap_port = free_port()
         flags = server_flags(self._deployment, role, "host", Place(bootstrap_port))
-        self._begin(Member(name, role, ServerProcess(flags, self._logs / f"{name}.log"), bootstrap_port))
+        self._begin(Member(name, role, ForkedServer(flags, self._logs / f"{name}.log"), bootstrap_port))
 
     def _begin(self, member: Member) -> None:
         process = member.process

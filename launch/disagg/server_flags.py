@@ -13,7 +13,7 @@ class Place(NamedTuple):
     (host:port of its node 0) where it spans several nodes."""
 
     bootstrap_port: int
-    node_rank: int = 0
+    node_rank: str = "0"
     dist_address: str = ""
 
 
@@ -70,6 +70,8 @@ def _role_flags(name: RoleName, role: Role, target: Target, place: Place) -> dic
 
 _HOST: dict[str, bool | str] = {
     "device": "cpu",
+    # Ranks that have nothing to do would keep the cores from those that have.
+    "sleep-on-idle": True,
     # The transfer engine of the PyPI package without CUDA; over TCP, for want of RDMA.
     "disaggregation-transfer-backend": "mooncake_tcp",
 }

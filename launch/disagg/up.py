@@ -17,6 +17,7 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, deployment_of
 from sglang_ascend_moe.launch.disagg.events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.forked_server import become_single_threaded
 from sglang_ascend_moe.platforms import obstacle
 
 DESCRIPTION = (
@@ -52,6 +53,7 @@ def run(parsed: argparse.Namespace) -> int:
     if problem := missing():
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
+    become_single_threaded(parsed.command_line)
     logs = parsed.logs or Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
     logs.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGINT, _end_by_signal)

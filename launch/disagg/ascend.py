@@ -1,0 +1,176 @@
+"""What has to run on each Ascend A3 machine of a deployment: commands, environment and window sizes.
+
+No NPU has run any of it: names and meanings of flags and variables are those of SGLang 0.5.23 and its documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, Role, RoleName
+from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags, written
+from sglang_ascend_moe.launch.moe_config import MoeShape
+from sglang_ascend_moe.launch.plan import MemoryPlan, Request, plan_memory
+from sglang_ascend_moe.options import FLAGS
+from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters
+
+NOT_RUN = "Nothing of this has run on an NPU yet."
+EVERYWHERE = "0.0.0.0"
+# HCCL's own default, in MB.
+HCCL_BUFFER_MB = 200
+MB = 10**6
+
+
+class Address(NamedTuple):
+    """How others reach a machine: its host name or address, or what the platform puts there."""
+
+    host: str
+    leader: str
+    node_rank: str
+
+
+class Node(NamedTuple):
+    """One machine of one instance. `plan`: the window of each of its ranks."""
+
+    name: str
+    role: RoleName
+    instance: int
+    rank: int
+    arguments: list[str]
+    environment: dict[str, str]
+    plan: MemoryPlan
+
+
+def nodes(deployment: Deployment, shape: MoeShape) -> list[Node]:
+    """The machines of a deployment whose addresses are listed, instance by instance. Raises `InvalidInput`."""
+    found = []
+    store = f"tcp://{addresses(deployment, 'prefill')[0]}:{deployment.ascend.kv_store_port}"
+    for name, role in deployment.roles.items():
+        machines = addresses(deployment, name)
+        plan = window_plan(name, role, shape)
+        for instance in range(role.instances):
+            for rank in range(role.nodes):
+                own, leader = machines[instance * role.nodes + rank], machines[instance * role.nodes]
+                found.append(
+                    Node(
+                        name=f"{name}-{instance}" + (f"-node-{rank}" if role.nodes > 1 else ""),
+                        role=name,
+                        instance=instance,
+                        rank=rank,
+                        arguments=arguments(deployment, name, Address(own, leader, str(rank)), plan),
+                        environment=environment(deployment, name, plan, store) | {"SGLANG_HOST_IP": own},
+                        plan=plan,
+                    )
+                )
+    return found
+
+
+def addresses(deployment: Deployment, name: RoleName) -> list[str]:
+    """Addresses of the machines of a role. Raises `InvalidInput` if there are not as many as it needs."""
+    role = deployment.roles[name]
+    listed = getattr(deployment.ascend, f"{name}_addresses")
+    if len(listed) != role.instances * role.nodes:
+        raise InvalidInput(
+            f"ascend.{name}_addresses: {len(listed)} addresses for {role.instances} instances of {role.nodes} nodes"
+        )
+    return list(listed)
+
+
+def check_machines(deployment: Deployment) -> None:
+    """Raise `InvalidInput` if a role needs more NPUs than its machines have."""
+    for name, role in deployment.roles.items():
+        if role.ranks_per_node > deployment.ascend.npus_per_node:
+            raise InvalidInput(
+                f"{name}.nodes {role.nodes}: {role.tp_size} ranks need {role.ranks_per_node} NPUs on each, and"
+                f" ascend.npus_per_node is {deployment.ascend.npus_per_node}"
+            )
+
+
+def window_plan(name: RoleName, role: Role, shape: MoeShape) -> MemoryPlan:
+    """The window of each rank: what a batch of the role needs, or `window_bytes`. Raises `InvalidInput`."""
+    unknown = [part for part in ("hidden", "experts", "topk") if getattr(shape, part) is None]
+    if unknown:
+        raise InvalidInput(f"--model-config: it does not say {', '.join(unknown)} of {shape.name}")
+    tokens = role.chunked_prefill_size if name == "prefill" else role.max_running_requests
+    # Ranks of an attention group share its batch. SGLang gives each group its part of requests and chunks.
+    per_rank = -(-tokens // role.tp_size)
+    dtype = shape.dtype if shape.dtype in ELEMENT_BYTES else "bfloat16"
+    parameters = ExchangeParameters(
+        ranks=role.tp_size,
+        num_experts=shape.experts,
+        hidden=shape.hidden,
+        max_tokens=per_rank,
+        topk=shape.topk,
+        dtype=dtype,
+        distinct_topk=True,
+        window_bytes=role.window_bytes,
+    )
+    return plan_memory(Request(shape.name, name, parameters, per_rank if name == "decode" else 1))
+
+
+def arguments(deployment: Deployment, name: RoleName, address: Address, plan: MemoryPlan) -> list[str]:
+    """The command of one machine."""
+    ascend = deployment.ascend
+    role = deployment.roles[name]
+    place = Place(ascend.bootstrap_port, address.node_rank, f"{address.leader}:{ascend.dist_port}")
+    listening = {"host": EVERYWHERE if role.nodes > 1 else address.host, "port": ascend.port}
+    windows = {
+        FLAGS["max_tokens"].flag.removeprefix("--"): plan.parameters.max_tokens,
+        FLAGS["window_bytes"].flag.removeprefix("--"): plan.memory.total,
+    }
+    flags = server_flags(deployment, name, "ascend", place)
+    return ["python", "-m", "sglang.launch_server", *written(listening), *flags, *written(windows)]
+
+
+def environment(deployment: Deployment, name: RoleName, plan: MemoryPlan, store: str) -> dict[str, str]:
+    """What SGLang, HCCL and memfabric read from the environment, apart from the machine's own address."""
+    p = plan.parameters
+    role = deployment.roles[name]
+    batch = p.max_tokens * (role.tp_size // role.dp_size)
+    # Rows of one attention group pass through HCCL; experts' rows go through the windows.
+    collective_mb = -(-batch * p.hidden * ELEMENT_BYTES[p.dtype] // MB)
+    return {
+        "ASCEND_MF_STORE_URL": store,
+        # Pooled memory of the A3; an A2 has none and needs device_rdma.
+        "ASCEND_MF_TRANSFER_PROTOCOL": "sdma",
+        "HCCL_BUFFSIZE": str(max(HCCL_BUFFER_MB, collective_mb)),
+        "HCCL_SOCKET_IFNAME": deployment.ascend.interface,
+        "GLOO_SOCKET_IFNAME": deployment.ascend.interface,
+        "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+        # A decode instance notices a prefill instance that is gone within 10 seconds.
+        "SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL": "2",
+        "SGLANG_DISAGGREGATION_HEARTBEAT_MAX_FAILURE": "2",
+    }
+
+
+def router_arguments(deployment: Deployment, host_of: Callable[[RoleName, int], str]) -> list[str]:
+    """The router's command; `host_of` gives the host of node 0 of an instance."""
+    router, ascend = deployment.router, deployment.ascend
+    words = ["python", "-m", "sglang_router.launch_router", "--pd-disaggregation"]
+    words += ["--host", EVERYWHERE, "--port", str(router.port or 8000)]
+    if router.kind == "mini-lb":
+        words.append("--mini-lb")
+    for name, role in deployment.roles.items():
+        for instance in range(role.instances):
+            words += [f"--{name}", f"http://{host_of(name, instance)}:{ascend.port}"]
+            if name == "prefill":
+                words.append(str(ascend.bootstrap_port))
+    return words
+
+
+def listed_router_arguments(deployment: Deployment) -> list[str]:
+    """The router's command where the machines' addresses are listed."""
+    return router_arguments(
+        deployment, lambda name, instance: addresses(deployment, name)[instance * deployment.roles[name].nodes]
+    )
+
+
+def window_notes(plans: Mapping[RoleName, MemoryPlan]) -> list[str]:
+    """A line per role about its windows."""
+    return [
+        f"{name}: {plan.parameters.max_tokens} tokens per rank, windows of {plan.memory.total:,} bytes on each of"
+        f" {plan.parameters.ranks} ranks"
+        for name, plan in plans.items()
+    ]

@@ -1,0 +1,60 @@
+"""`ascend-moe disagg render`: what to run where on Ascend A3, as text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sglang_ascend_moe.errors import AscendMoeError
+from sglang_ascend_moe.launch.disagg import compose, kubernetes, shell
+from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN, check_machines
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, read_deployment
+from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.launch.moe_config import MoeShape, read_moe_shape
+
+TARGETS: dict[str, Callable[[Deployment, MoeShape], dict[str, str]]] = {
+    "shell": shell.render,
+    "compose": compose.render,
+    "k8s": kubernetes.render,
+}
+DESCRIPTION = (
+    "Print, or write, what has to run on each Ascend A3 machine of a deployment: commands, environment and manifests,"
+    f" with window sizes computed from the model's config. {NOT_RUN}"
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `render` to the subcommands of `ascend-moe disagg`."""
+    parser = commands.add_parser("render", help="commands and manifests for Ascend A3", description=DESCRIPTION)
+    parser.set_defaults(run=run)
+    parser.add_argument("--target", choices=TARGETS, required=True)
+    parser.add_argument("--file", type=Path, metavar="TOML", required=True, help="the deployment")
+    parser.add_argument(
+        "--model-config", type=Path, metavar="PATH", help="the model's folder or config.json (default: its model_path)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write files there instead of printing them")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    try:
+        deployment = read_deployment(parsed.file)
+        check_machines(deployment)
+        shape = read_moe_shape(parsed.model_config or Path(deployment.model_path))
+        files = TARGETS[parsed.target](deployment, shape)
+    except AscendMoeError as error:
+        print(f"ascend-moe disagg render: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    if parsed.output is None:
+        print("\n".join(f"#### {name}\n{text}" for name, text in files.items()))
+        return OK
+    parsed.output.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        path = parsed.output / name
+        path.write_text(text)
+        path.chmod(0o755 if name.endswith(".sh") else 0o644)
+        print(path)
+    print(NOT_RUN)
+    return OK

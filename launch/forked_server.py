@@ -1,0 +1,122 @@
+"""Servers that are forked from this process, which imports SGLang once for all of them.
+
+Importing takes most of the start of a server on a host, 20 seconds of a core and over a gigabyte. Forking needs a
+process with a single thread, and one that has not loaded SGLang's plugins: each server does that for itself.
+"""
+
+import contextlib
+import importlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import traceback
+from typing import Self
+
+from sglang_ascend_moe.launch.server_process import ENVIRONMENT, ServerProcess, can_be_interrupted
+
+MODULES = ("sglang.launch_server", "sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
+
+
+# numpy starts a thread per core otherwise; SGLang calls nothing that would use them.
+NUMPY_THREADS = "OPENBLAS_NUM_THREADS"
+
+
+def become_single_threaded(arguments: list[str]) -> None:
+    """Run `ascend-moe` with `arguments` anew in this process, if it has started threads that forbid forking."""
+    if os.environ.get(NUMPY_THREADS) != "1":
+        command = [sys.executable, "-m", "sglang_ascend_moe.launch.main", *arguments]
+        os.execve(sys.executable, command, {**os.environ, NUMPY_THREADS: "1"})
+
+
+def import_sglang() -> None:
+    """Import what a server and its ranks need. Raises RuntimeError if this process cannot fork afterwards."""
+    for name in MODULES:
+        importlib.import_module(name)
+    threads = os.listdir("/proc/self/task")
+    if len(threads) != 1:
+        raise RuntimeError(f"importing SGLang left {len(threads)} threads; forking is safe with one only")
+
+
+class ForkedServer(ServerProcess):
+    """A `ServerProcess` that is forked from this process, after `import_sglang`."""
+
+    def __enter__(self) -> Self:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._serve_and_exit()
+        self._process = ForkedProcess(pid)
+        return self
+
+    def _serve_and_exit(self) -> None:
+        status = 1
+        try:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            can_be_interrupted()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._redirect()
+            os.environ.update(ENVIRONMENT)
+            serve(self._arguments)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:  # noqa: BLE001 - nothing may escape into the copied stack of the parent
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _redirect(self) -> None:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        os.close(nothing)
+        os.close(log)
+
+
+def serve(arguments: list[str]) -> None:
+    """What `python -m sglang.launch_server` does."""
+    from sglang.launch_server import run_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    load_plugins()
+    try:
+        run_server(prepare_server_args(arguments))
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+class ForkedProcess:
+    """The part of `subprocess.Popen` that a server needs, for a child that was forked."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._returncode: int | None = None
+        self._descriptor = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """How the process ended, as `subprocess.Popen.returncode`; None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end. Raises `subprocess.TimeoutExpired`."""
+        if self._returncode is None:
+            if not select.select([self._descriptor], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a forked server", timeout or 0.0)
+            self._returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            os.close(self._descriptor)
+        return self._returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._descriptor, number)
