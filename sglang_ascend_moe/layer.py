@@ -156,7 +156,7 @@ def _open(options: Options, ranks: list[int], settings: dict[str, Any]) -> Excha
 
 def scheduler_limits(model_runner: Any) -> SchedulerLimits:
     """Most requests and tokens that SGLang's scheduler puts into one batch of one attention group."""
-    from sglang.srt.runtime_context import get_parallel, get_schedule
+    from sglang.srt.runtime_context import get_disagg, get_parallel, get_schedule
 
     schedule = get_schedule()
     chunked = schedule.chunked_prefill_size
@@ -165,7 +165,8 @@ def scheduler_limits(model_runner: Any) -> SchedulerLimits:
     else:
         # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
         prefill, flag = max(schedule.max_prefill_tokens, model_runner.model_config.context_len), "--max-prefill-tokens"
-    return SchedulerLimits(model_runner.max_running_requests, prefill, flag, get_parallel().attn_tp_size)
+    role = get_disagg().disaggregation_mode
+    return SchedulerLimits(model_runner.max_running_requests, prefill, flag, get_parallel().attn_tp_size, role)
 
 
 def shape_of(layer: Any) -> LayerShape:

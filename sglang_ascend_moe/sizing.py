@@ -1,31 +1,35 @@
 """How many tokens a rank can bring to an MoE layer, and whether a window holds them: pure arithmetic."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
 from sglang_ascend_moe.options import FLAGS, Options
+
+# The values of `--disaggregation-mode`; null: an instance that does both.
+Role = Literal["null", "prefill", "decode"]
 
 
 class SchedulerLimits(NamedTuple):
     """The scheduler's limits for one attention group, whose `attention_ranks` ranks share every batch evenly.
 
     running_requests: most requests in a decode batch. prefill_tokens: most tokens in a prefill batch; `prefill_flag`
-    is the flag that sets it.
+    is the flag that sets it. role: prefill instances never decode, decode instances never prefill.
     """
 
     running_requests: int
     prefill_tokens: int
     prefill_flag: str
     attention_ranks: int
+    role: Role = "null"
 
     @property
     def decode_tokens_per_rank(self) -> int:
-        return -(-self.running_requests // self.attention_ranks)
+        return 0 if self.role == "prefill" else -(-self.running_requests // self.attention_ranks)
 
     @property
     def prefill_tokens_per_rank(self) -> int:
-        return -(-self.prefill_tokens // self.attention_ranks)
+        return 0 if self.role == "decode" else -(-self.prefill_tokens // self.attention_ranks)
 
 
 def tokens_per_rank(options: Options, limits: SchedulerLimits) -> int:
@@ -57,7 +61,8 @@ def check_window(options: Options, limits: SchedulerLimits, bytes_for: Callable[
     if options.window_bytes is None or options.schedule == "collective":
         return
     everything = options.schedule == "decode"
-    tokens = limits.decode_tokens_per_rank
+    # Rounds of a prefill instance have to hold something, too.
+    tokens = max(1, limits.decode_tokens_per_rank)
     if everything:
         tokens = max(tokens, limits.prefill_tokens_per_rank)
     needed = bytes_for(tokens)

@@ -4,7 +4,7 @@ import pytest
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
 from sglang_ascend_moe.options import Options
-from sglang_ascend_moe.sizing import SchedulerLimits, check_window, tokens_per_rank
+from sglang_ascend_moe.sizing import Role, SchedulerLimits, check_window, tokens_per_rank
 
 LIMITS = SchedulerLimits(
     running_requests=33, prefill_tokens=1000, prefill_flag="--chunked-prefill-size", attention_ranks=4
@@ -23,6 +23,27 @@ def test_ranks_share_a_batch_evenly_and_the_last_token_needs_a_place():
 def test_the_largest_batch_decides_the_tokens():
     assert tokens_per_rank(Options(), LIMITS) == 250
     assert tokens_per_rank(Options(), LIMITS._replace(running_requests=1001)) == 251
+
+
+@pytest.mark.parametrize(
+    ("role", "requests", "tokens"),
+    [("prefill", 100_000, 250), ("decode", 33, 9), ("decode", 2000, 500), ("null", 33, 250)],
+    ids=["prefill never decodes", "decode never prefills", "decode of many requests", "both"],
+)
+def test_an_instance_is_sized_for_its_role(role: Role, requests: int, tokens: int):
+    limits = LIMITS._replace(role=role, running_requests=requests)
+    assert tokens_per_rank(Options(), limits) == tokens
+    assert tokens_per_rank(Options(max_tokens=tokens), limits) == tokens
+    with pytest.raises(InvalidInput):
+        tokens_per_rank(Options(max_tokens=tokens - 1), limits)
+
+
+@pytest.mark.parametrize(("role", "enough"), [("prefill", 100), ("decode", 900), ("null", 900)])
+def test_a_window_of_a_prefill_instance_holds_no_decode_batch(role: Role, enough: int):
+    limits = LIMITS._replace(role=role)
+    check_window(Options(window_bytes=enough), limits, bytes_for)
+    with pytest.raises(WindowTooSmall, match=f"Raise it to {enough}"):
+        check_window(Options(window_bytes=enough - 1), limits, bytes_for)
 
 
 @pytest.mark.parametrize("max_tokens", [250, 251, 100_000])
