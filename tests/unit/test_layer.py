@@ -1,10 +1,13 @@
 """The MoE layer gives bit for bit what SGLang's own layer gives for the same rows."""
 
 import argparse
+from collections import Counter
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sglang_ascend_moe import layer
 from sglang_ascend_moe.errors import SessionPoisoned
@@ -139,6 +142,44 @@ def test_rows_that_are_not_routed_give_zeros_whatever_they_hold(serve):
     found = layer.forward(never, moe, x, topk)
     assert torch.equal(found[:-2], sglang_output(moe, x[:-2], kept))
     assert torch.equal(found[-2:], torch.zeros(2, HIDDEN, dtype=torch.bfloat16))
+
+
+class Touches(TorchDispatchMode):
+    """Bytes of given tensors that each operator takes or returns; views, which touch none, are left out."""
+
+    def __init__(self, **watched: torch.Tensor) -> None:
+        super().__init__()
+        self.watched = watched
+        self.operators: set[str] = set()
+        self.bytes: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.operators.add(str(func))
+            operands = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)]
+            for name, tensor in self.watched.items():
+                end = tensor.data_ptr() + tensor.nbytes
+                self.bytes[name, str(func)] += sum(
+                    operand.nbytes for operand in operands if tensor.data_ptr() <= operand.data_ptr() < end
+                )
+        return result
+
+
+def test_products_take_rows_out_of_the_window_and_put_results_into_it(serve):
+    moe = moe_layer(torch.bfloat16, "silu")
+    serve(moe, Options(schedule="decode"))
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+    topk = routed(TOKENS)
+    row_bytes = TOKENS * TOPK * HIDDEN * 2
+    with layer._serving.exchanges[layer.shape_of(moe)] as exchange:
+        rows = exchange.dispatch(x, topk.topk_ids, topk.topk_weights)
+        with Touches(rows=rows.rows, results=rows.out) as touches:
+            layer.compute_experts(moe, rows)
+        exchange.combine(rows.out, rows)
+    # Two products and an activation made of two operators: nothing copies, gathers or sorts.
+    assert touches.operators == {"aten.mm.default", "aten.mm.out", "aten.silu.default", "aten.mul.Tensor"}
+    assert +touches.bytes == {("rows", "aten.mm.default"): row_bytes, ("results", "aten.mm.out"): row_bytes}
 
 
 @pytest.mark.parametrize(("is_extend", "phase"), [(True, "prefill"), (False, "decode")], ids=["extend", "decode"])
