@@ -6,91 +6,16 @@ Every function here is a hook of the table in `plugin`.
 import argparse
 import importlib.util
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from sglang_ascend_moe import hooks, options
+from sglang_ascend_moe.conflicts import refuse_conflicts
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.platforms import HOST_ATTENTION
+from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
 
 # The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
 A2A_BACKEND = "ascend_fuseep"
-
-
-class Conflict(NamedTuple):
-    """A setting of SGLang that `--ascend-moe` does not work with: how to see it, why, and what to use instead."""
-
-    flag: str
-    found: Callable[[Any], bool]
-    cause: str
-    instead: str
-
-
-def _is_on(name: str) -> Callable[[Any], bool]:
-    return lambda settings: bool(getattr(settings, name))
-
-
-def _above_one(name: str) -> Callable[[Any], bool]:
-    return lambda settings: (getattr(settings, name) or 1) > 1
-
-
-CONFLICTS = (
-    Conflict(
-        "--speculative-algorithm",
-        _is_on("speculative_algorithm"),
-        "draft and verify steps would make ranks take a different number of exchanges",
-        "serve without speculative decoding",
-    ),
-    Conflict(
-        "--enable-two-batch-overlap",
-        _is_on("enable_two_batch_overlap"),
-        "it keeps two exchanges of one layer in flight",
-        "leave it out",
-    ),
-    Conflict(
-        "--enable-single-batch-overlap",
-        _is_on("enable_single_batch_overlap"),
-        "it splits the expert computation that the exchange surrounds",
-        "leave it out",
-    ),
-    Conflict(
-        "--enable-mixed-chunk",
-        _is_on("enable_mixed_chunk"),
-        "a batch would be decode and prefill at once, and the schedule is chosen per batch",
-        "leave it out",
-    ),
-    Conflict("--pp-size", _above_one("pp_size"), "the exchange spans one pipeline stage only", "use --tp-size"),
-    Conflict("--moe-dp-size", _above_one("moe_dp_size"), "the exchange spans the whole TP group", "leave it out"),
-    Conflict("--attn-cp-size", _above_one("attn_cp_size"), "not tried with scattered rows", "use --attn-dp-size"),
-    Conflict(
-        "--dwdp-size", _above_one("dwdp_size"), "it replicates the experts instead of their tokens", "leave it out"
-    ),
-    Conflict("--nnodes", _above_one("nnodes"), "windows are shared between the processes of one machine", "one node"),
-    Conflict("--use-ray", _is_on("use_ray"), "workers must be processes of this machine", "leave it out"),
-    Conflict(
-        "--quantization",
-        _is_on("quantization"),
-        "the experts are computed in the dtype of the rows",
-        "a checkpoint in bfloat16 or float16, without --quantization",
-    ),
-    Conflict("--enable-eplb", _is_on("enable_eplb"), "experts must stay where they are", "leave it out"),
-    Conflict(
-        "--ep-num-redundant-experts",
-        _is_on("ep_num_redundant_experts"),
-        "an expert must exist on one rank only",
-        "leave it out",
-    ),
-    Conflict(
-        "--elastic-ep-backend", _is_on("elastic_ep_backend"), "the ranks of an exchange are fixed", "leave it out"
-    ),
-    Conflict("--enable-lora", _is_on("enable_lora"), "adapters change the MoE layer", "serve merged weights"),
-    Conflict("--kt-weight-path", _is_on("kt_weight_path"), "it takes experts out of the MoE layer", "leave it out"),
-    Conflict(
-        "--enable-torch-compile",
-        _is_on("enable_torch_compile"),
-        "the exchange is not an operator that torch.compile can trace",
-        "leave it out",
-    ),
-)
 
 
 def add_flags_to_parser(_result: Any, parser: argparse.ArgumentParser) -> None:
@@ -109,9 +34,9 @@ def add_flags_to_parser(_result: Any, parser: argparse.ArgumentParser) -> None:
     options.add_flags(parser, Refuse if problem else "store_true")
 
 
-def attach_parsed_options(server_args: Any, _cls: type, namespace: argparse.Namespace) -> None:
+def attach_parsed_options(server_args: Any, _cls: type, args: argparse.Namespace) -> None:
     """After `ServerArgs.from_cli_args`: the parsed flags ride on the server arguments."""
-    asked = options.from_namespace(namespace)
+    asked = options.from_namespace(args)
     if asked is not None:
         options.attach(server_args, asked)
 
@@ -139,6 +64,7 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
         _choose_backend(server_args)
     original(server_args)
     refuse_conflicts(server_args)
+    refuse_other_backend(server_args)
     refuse_model(server_args)
     return None
 
@@ -179,18 +105,16 @@ def _choose_backend(server_args: Any) -> None:
         declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
 
 
-def refuse_conflicts(server_args: Any) -> None:
-    """Raise `Unsupported` if `server_args` (resolved or not) ask for what `--ascend-moe` does not work with."""
+def refuse_other_backend(server_args: Any) -> None:
+    """Raise `Unsupported` if the MoE layers of the resolved `server_args` are not the exchange's after all."""
     from sglang.srt.arg_groups.overrides import resolving_view
 
-    settings = resolving_view(server_args)
-    for conflict in CONFLICTS:
-        if conflict.found(settings):
-            value = getattr(settings, conflict.flag.removeprefix("--").replace("-", "_"))
-            shown = "" if value is True else f" {value}"
-            raise Unsupported(
-                f"{conflict.flag}{shown} does not work with --ascend-moe: {conflict.cause}. Instead: {conflict.instead}"
-            )
+    chosen = resolving_view(server_args).moe_a2a_backend
+    if chosen != A2A_BACKEND:
+        raise Unsupported(
+            f"--ascend-moe: SGLang gave the MoE layers to --moe-a2a-backend {chosen} because of another option; its log"
+            f" says which one. Leave that option out"
+        )
 
 
 def refuse_model(server_args: Any) -> None:
@@ -204,13 +128,22 @@ def refuse_model(server_args: Any) -> None:
             f"the checkpoint {settings.model_path} is quantised ({config.quantization}), which --ascend-moe does not"
             " support yet; use one in bfloat16 or float16"
         )
-    experts = _expert_count(config.hf_text_config)
+    text_config = config.hf_text_config
+    experts = _expert_count(text_config)
     if experts is None:
         raise Unsupported(f"{settings.model_path} is not a mixture-of-experts model: serve it without --ascend-moe")
-    if experts % settings.ep_size:
+    redundant = settings.ep_num_redundant_experts
+    if (experts + redundant) % settings.ep_size:
+        among = f"{experts} experts and {redundant} redundant ones" if redundant else f"{experts} experts"
         raise Unsupported(
-            f"{experts} experts cannot be divided among --ep-size {settings.ep_size} ranks; choose a --tp-size that"
-            f" divides {experts}"
+            f"{among} cannot be divided among --ep-size {settings.ep_size} ranks, which hold equally many each; choose"
+            f" a --tp-size that divides {experts + redundant}, or --ep-num-redundant-experts"
+            f" {redundant + -(experts + redundant) % settings.ep_size}"
+        )
+    if text_config.hidden_size % HIDDEN_MULTIPLE:
+        raise Unsupported(
+            f"the rows of {settings.model_path} have {text_config.hidden_size} elements (hidden_size), and the exchange"
+            f" moves multiples of {HIDDEN_MULTIPLE}; serve it without --ascend-moe"
         )
 
 

@@ -5,12 +5,14 @@ and `require_all` raises.
 """
 
 import enum
+import inspect
 import pkgutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.platforms import HOST_PLATFORM
+from sglang_ascend_moe.signatures import misfit, signature_of
 
 
 class Kind(enum.Enum):
@@ -121,10 +123,21 @@ def obstacle(hook: Hook) -> str:
         owner, name = _owner_of(hook)
     except (ImportError, AttributeError) as error:
         return str(error)
-    if hook.kind is not Kind.ADD:
-        return "" if hasattr(owner, name) else f"{owner.__name__} has no attribute {name!r}"
-    there = getattr(owner, name, hook.value)
-    return "" if there is hook.value else f"{owner.__name__} has an attribute {name!r} of its own"
+    if hook.kind is Kind.ADD:
+        there = getattr(owner, name, hook.value)
+        return "" if there is hook.value else f"{owner.__name__} has an attribute {name!r} of its own"
+    if not hasattr(owner, name):
+        return f"{owner.__name__} has no attribute {name!r}"
+    target = signature_of(inspect.getattr_static(owner, name))
+    problem = "" if target is None else call_misfit(hook, target)
+    return f"{name} of {owner.__name__} {problem}" if problem else ""
+
+
+def call_misfit(hook: Hook, target: inspect.Signature) -> str:
+    """What the function of `hook` does not take as a target of this signature is called; empty if it takes all."""
+    if hook.kind in _ASSIGNED:
+        return ""
+    return misfit(inspect.signature(hook.value), target, first=hook.kind in (Kind.AFTER, Kind.AROUND))
 
 
 def states() -> list[HookState]:

@@ -1,4 +1,4 @@
-"""Control blocks: the msgpack messages of bring-up and of the prefill plan.
+"""Control blocks: the msgpack messages of bring-up, of the prefill plan and of the placement of experts.
 
 Tagged, frozen, strict: unknown fields, wrong types, foreign sessions and oversized blocks are refused. Decode steps
 carry no block. This module needs neither torch nor SGLang.
@@ -16,10 +16,13 @@ from sglang_ascend_moe.windows.layout import MAX_PLAN_CHUNKS, MAX_RANKS, Exchang
 
 PROTOCOL_VERSION = 1
 MAX_BLOCK_BYTES = 1 << 20
+MAX_LAYERS = 1024
+MAX_EXPERTS = 1 << 16
 
 SessionId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 Count = Annotated[int, Meta(ge=0, lt=2**32)]
+Expert = Annotated[int, Meta(ge=0, lt=MAX_EXPERTS)]
 
 
 class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True, kw_only=True):
@@ -62,6 +65,23 @@ class PrefillPlan(Block, frozen=True, kw_only=True):
     tokens: Count
     chunk_tokens: Annotated[int, Meta(ge=1, lt=2**32)]
     rows: Annotated[list[Annotated[list[Count], Meta(max_length=MAX_RANKS)]], Meta(max_length=MAX_PLAN_CHUNKS)]
+
+
+class ExpertPlacement(Block, frozen=True, kw_only=True):
+    """Which expert each place holds. Every rank compares all of them before a layer runs with it.
+
+    `change` counts the agreements of a session: 0 at start-up. `epochs` are the exchanges begun so far by each exchange
+    of the rank. `layers`: layer -> logical expert (as the router knows it) of each physical one (as the exchange knows
+    it), every rank holding an equal part in the order of ranks; only the layers that change.
+    """
+
+    change: Count
+    epochs: Annotated[list[Annotated[int, Meta(ge=0, lt=2**48)]], Meta(max_length=MAX_LAYERS)]
+    logical_experts: Annotated[int, Meta(ge=1, le=MAX_EXPERTS)]
+    layers: Annotated[
+        dict[Annotated[int, Meta(ge=0, lt=MAX_LAYERS)], Annotated[list[Expert], Meta(max_length=MAX_EXPERTS)]],
+        Meta(max_length=MAX_LAYERS),
+    ]
 
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)

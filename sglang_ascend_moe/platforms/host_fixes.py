@@ -54,13 +54,13 @@ def padded_sequence_length(_backend: Any) -> int:
     return 1
 
 
-def reduce_scatter_tensor(output: torch.Tensor, tensor: torch.Tensor, group_name: str) -> None:
+def reduce_scatter_tensor(output: torch.Tensor, tensor: torch.Tensor, /, group_name: str) -> None:
     """In place of the operator `reg_reduce_scatter_tensor`, for CPU tensors."""
     reduce_scatter = _group(group_name)._reduce_scatter_tensor
     launches.launch(lambda whole, part: lambda: reduce_scatter(part, whole), [tensor], [output])
 
 
-def all_gather_into_tensor(output: torch.Tensor, tensor: torch.Tensor, group_name: str) -> None:
+def all_gather_into_tensor(output: torch.Tensor, tensor: torch.Tensor, /, group_name: str) -> None:
     """In place of the operator `reg_all_gather_into_tensor`, for CPU tensors."""
     gather = _group(group_name)._all_gather_into_tensor
     launches.launch(lambda part, whole: lambda: gather(whole, part), [tensor], [output])
@@ -73,7 +73,7 @@ def _group(name: str) -> Any:
 
 
 def copy_rows(
-    destination: torch.Tensor, source: torch.Tensor, dim: int, offset: int, size: int, offset_src: bool
+    destination: torch.Tensor, source: torch.Tensor, dim: int, offset: int, size: int, offset_src: bool, /
 ) -> None:
     """In place of `memcpy_func`: SGLang's own form for the CPU."""
     from sglang.srt.layers.dp_attention import memcpy_cpu

@@ -212,37 +212,6 @@ def test_the_controller_passes_on_that_all_of_its_workers_are_ready(said: list[b
     assert info == {"status": "ready", READY_KEY: ready}
 
 
-SETTINGS = {
-    "--speculative-algorithm": {"speculative_algorithm": "NGRAM"},
-    "--enable-two-batch-overlap": {"enable_two_batch_overlap": True},
-    "--enable-single-batch-overlap": {"enable_single_batch_overlap": True},
-    "--enable-mixed-chunk": {"enable_mixed_chunk": True},
-    "--pp-size": {"pp_size": 2},
-    "--moe-dp-size": {"moe_dp_size": 2},
-    "--attn-cp-size": {"attn_cp_size": 2},
-    "--dwdp-size": {"dwdp_size": 2},
-    "--nnodes": {"nnodes": 2},
-    "--use-ray": {"use_ray": True},
-    "--quantization": {"quantization": "fp8"},
-    "--enable-eplb": {"enable_eplb": True},
-    "--ep-num-redundant-experts": {"ep_num_redundant_experts": 2},
-    "--elastic-ep-backend": {"elastic_ep_backend": "mooncake"},
-    "--enable-lora": {"enable_lora": True},
-    "--kt-weight-path": {"kt_weight_path": "weights"},
-    "--enable-torch-compile": {"enable_torch_compile": True},
-}
-
-
-@pytest.mark.parametrize("conflict", arguments.CONFLICTS, ids=lambda conflict: conflict.flag)
-def test_a_setting_that_cannot_work_is_refused_by_name_with_cause_and_remedy(conflict: arguments.Conflict):
-    arguments.refuse_conflicts(arguments_of_a_server(Options()))
-    with pytest.raises(Unsupported) as refusal:
-        arguments.refuse_conflicts(arguments_of_a_server(Options(), **SETTINGS[conflict.flag]))
-    assert str(refusal.value).startswith(f"{conflict.flag} ")
-    assert conflict.cause in str(refusal.value)
-    assert conflict.instead in str(refusal.value)
-
-
 @pytest.mark.parametrize(
     ("settings", "error", "named"),
     [

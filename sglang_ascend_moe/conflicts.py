@@ -1,0 +1,192 @@
+"""Settings of SGLang that `--ascend-moe` does not work with: a table, and the refusal that names what it finds."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sglang_ascend_moe.errors import Unsupported
+
+
+class Conflict(NamedTuple):
+    """A setting of SGLang that `--ascend-moe` does not work with: how to see it, why, and what to use instead."""
+
+    flag: str
+    found: Callable[[Any], bool]
+    cause: str
+    instead: str
+
+
+def _is_on(name: str) -> Callable[[Any], bool]:
+    return lambda settings: bool(getattr(settings, name))
+
+
+def _above_one(name: str) -> Callable[[Any], bool]:
+    return lambda settings: (getattr(settings, name) or 1) > 1
+
+
+def _above_zero(name: str) -> Callable[[Any], bool]:
+    return lambda settings: (getattr(settings, name) or 0) > 0
+
+
+def _other_than(name: str, default: Any) -> Callable[[Any], bool]:
+    return lambda settings: getattr(settings, name) not in (None, default)
+
+
+CONFLICTS = (
+    Conflict(
+        "--speculative-algorithm",
+        _is_on("speculative_algorithm"),
+        "draft and verify steps would make ranks take a different number of exchanges",
+        "serve without speculative decoding",
+    ),
+    Conflict(
+        "--enable-two-batch-overlap",
+        _is_on("enable_two_batch_overlap"),
+        "it keeps two exchanges of one layer in flight",
+        "leave it out",
+    ),
+    Conflict(
+        "--enable-single-batch-overlap",
+        _is_on("enable_single_batch_overlap"),
+        "it splits the expert computation that the exchange surrounds",
+        "leave it out",
+    ),
+    Conflict(
+        "--enable-mixed-chunk",
+        _is_on("enable_mixed_chunk"),
+        "a batch would be decode and prefill at once, and the schedule is chosen per batch",
+        "leave it out",
+    ),
+    Conflict(
+        "--enable-pdmux", _is_on("enable_pdmux"), "it runs a prefill and a decode batch side by side", "leave it out"
+    ),
+    Conflict("--pp-size", _above_one("pp_size"), "the exchange spans one pipeline stage only", "use --tp-size"),
+    Conflict("--moe-dp-size", _above_one("moe_dp_size"), "the exchange spans the whole TP group", "leave it out"),
+    Conflict("--attn-cp-size", _above_one("attn_cp_size"), "not tried with scattered rows", "use --attn-dp-size"),
+    Conflict("--dcp-size", _above_one("dcp_size"), "not tried with scattered rows", "use --attn-dp-size"),
+    Conflict("--enable-prefill-cp", _is_on("enable_prefill_cp"), "not tried with scattered rows", "use --attn-dp-size"),
+    Conflict(
+        "--disable-attn-tp-gather",
+        _is_on("disable_attn_tp_gather"),
+        "batches would not be padded to an equal share of rows for every rank",
+        "leave it out",
+    ),
+    Conflict(
+        "--dllm-algorithm",
+        _is_on("dllm_algorithm"),
+        "the steps of a diffusion model are neither a prefill nor a decode batch",
+        "serve it without --ascend-moe",
+    ),
+    Conflict(
+        "--dwdp-size", _above_one("dwdp_size"), "it replicates the experts instead of their tokens", "leave it out"
+    ),
+    Conflict("--nnodes", _above_one("nnodes"), "windows are shared between the processes of one machine", "one node"),
+    Conflict("--use-ray", _is_on("use_ray"), "workers must be processes of this machine", "leave it out"),
+    Conflict(
+        "--quantization",
+        _is_on("quantization"),
+        "the experts are computed in the dtype of the rows",
+        "a checkpoint in bfloat16 or float16, without --quantization",
+    ),
+    Conflict(
+        "--modelopt-quant",
+        _is_on("modelopt_quant"),
+        "the experts are computed in the dtype of the rows",
+        "a checkpoint in bfloat16 or float16",
+    ),
+    Conflict(
+        "--moe-runner-backend",
+        _other_than("moe_runner_backend", "auto"),
+        "the experts run on the rows of the window, without SGLang's runners",
+        "leave it out",
+    ),
+    Conflict(
+        "--enable-fused-moe-sum-all-reduce",
+        _is_on("enable_fused_moe_sum_all_reduce"),
+        "it belongs to a runner of SGLang that is not used",
+        "leave it out",
+    ),
+    Conflict(
+        "--deepep-mode",
+        _other_than("deepep_mode", "auto"),
+        "it chooses a schedule of DeepEP, which is not used",
+        "--ascend-moe-schedule",
+    ),
+    Conflict("--deepep-config", _is_on("deepep_config"), "it tunes DeepEP, which is not used", "leave it out"),
+    Conflict(
+        "--deepep-dispatcher-output-dtype",
+        _other_than("deepep_dispatcher_output_dtype", "auto"),
+        "it is the format of DeepEP's rows, which is not used",
+        "--ascend-moe-quant",
+    ),
+    Conflict(
+        "--fuseep-mode",
+        _other_than("fuseep_mode", 2),
+        "it chooses a fused kernel of SGLang, which is not used",
+        "leave it out",
+    ),
+    Conflict(
+        "--enable-waterfill",
+        _is_on("enable_waterfill"),
+        "SGLang gives the MoE layers to DeepEP for it",
+        "leave it out",
+    ),
+    Conflict(
+        "--enforce-shared-experts-fusion",
+        _is_on("enforce_shared_experts_fusion"),
+        "shared experts stay outside of the exchange",
+        "--disable-shared-experts-fusion",
+    ),
+    Conflict(
+        "--ep-dispatch-algorithm",
+        lambda settings: settings.ep_dispatch_algorithm == "lp",
+        "SGLang computes it with a CUDA kernel",
+        "--ep-dispatch-algorithm static or dynamic",
+    ),
+    Conflict(
+        "--eplb-min-rebalancing-utilization-threshold",
+        lambda settings: settings.eplb_min_rebalancing_utilization_threshold < 1,
+        "SGLang averages the utilization on a CUDA device",
+        "leave it out, and raise --eplb-rebalance-num-iterations to rebalance less often",
+    ),
+    Conflict(
+        "--elastic-ep-backend", _is_on("elastic_ep_backend"), "the ranks of an exchange are fixed", "leave it out"
+    ),
+    Conflict(
+        "--enable-elastic-expert-backup",
+        _is_on("enable_elastic_expert_backup"),
+        "it belongs to elastic expert parallelism, and the ranks of an exchange are fixed",
+        "leave it out",
+    ),
+    Conflict("--enable-paged-experts", _is_on("enable_paged_experts"), "experts must stay in memory", "leave it out"),
+    Conflict(
+        "--cpu-offload-gb", _above_zero("cpu_offload_gb"), "the experts are read where they were loaded", "leave it out"
+    ),
+    Conflict(
+        "--offload-group-size",
+        _above_zero("offload_group_size"),
+        "the experts are read where they were loaded",
+        "leave it out",
+    ),
+    Conflict("--enable-lora", _is_on("enable_lora"), "adapters change the MoE layer", "serve merged weights"),
+    Conflict("--kt-weight-path", _is_on("kt_weight_path"), "it takes experts out of the MoE layer", "leave it out"),
+    Conflict(
+        "--enable-torch-compile",
+        _is_on("enable_torch_compile"),
+        "the exchange is not an operator that torch.compile can trace",
+        "leave it out",
+    ),
+)
+
+
+def refuse_conflicts(server_args: Any) -> None:
+    """Raise `Unsupported` if `server_args` (resolved or not) ask for what `--ascend-moe` does not work with."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    settings = resolving_view(server_args)
+    for conflict in CONFLICTS:
+        if conflict.found(settings):
+            value = getattr(settings, conflict.flag.removeprefix("--").replace("-", "_"))
+            shown = "" if value is True else f" {value}"
+            raise Unsupported(
+                f"{conflict.flag}{shown} does not work with --ascend-moe: {conflict.cause}. Instead: {conflict.instead}"
+            )
