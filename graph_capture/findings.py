@@ -141,6 +141,9 @@ def _copies_between_devices(func: Any, arguments: dict[str, Any]) -> bool:
             source, target = arguments["self"].device, arguments["device"]
         case "aten::copy_":
             source, target = arguments["src"].device, arguments["self"].device
+        case "aten::lift_fresh":
+            # Made from Python values, and thus on the host.
+            return arguments["self"].device.type != "cpu"
         case _:
             return False
     if target is None:

@@ -102,7 +102,8 @@ class Recorder:
 
 
 def _constant(tensor: Tensor) -> Constant:
-    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # Elsewhere than on the host its making is a copy between devices, and refused as such.
+    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.is_cpu else b""
     return Constant(str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(content).hexdigest())
 
 

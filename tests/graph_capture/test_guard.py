@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from sglang_ascend_moe import CaptureRefused, InvalidInput, launches
 from sglang_ascend_moe.graph_capture import check
-from sglang_ascend_moe.graph_capture.findings import Finding
+from sglang_ascend_moe.graph_capture.findings import COPY_BETWEEN_DEVICES, Finding, broken_rule
 from sglang_ascend_moe.graph_capture.guard import DryRuns
 from tests.graph_capture import refused_steps
 from tests.graph_capture.refused_steps import IDS, REFUSED, Refused, X
@@ -153,6 +153,13 @@ def test_operators_that_the_graph_records_itself_are_no_finding():
 
     assert [finding.operator for finding in found_in(step)] == ["torch.all_reduce (c10d.allreduce_)"]
     assert found_in(step, recorded={"c10d::allreduce_"}) == []
+
+
+def test_a_tensor_made_from_python_values_on_a_device_is_a_copy_from_the_host():
+    # `torch.tensor(values, device=...)` shows itself to a dispatch mode in this way only; for meta it does not at all.
+    lift = torch.ops.aten.lift_fresh.default
+    assert broken_rule(lift, {"self": torch.empty(1, device="meta")}) == COPY_BETWEEN_DEVICES
+    assert broken_rule(lift, {"self": torch.empty(1)}) is None
 
 
 def test_launches_are_looked_into_where_the_graph_has_to_capture_what_they_do():
