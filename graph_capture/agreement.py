@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -29,19 +29,18 @@ def check_together(
     passes: int = 2,
     subject: str = "the step",
     between: Callable[[], object] | None = None,
-    recorded: Collection[str] = (),
     into_launches: bool = False,
 ) -> None:
     """As `guard.check`, on every rank of the gloo group `group`: all run `fn` equally often, and refuse if one has to.
 
     subject: what is captured, for example the bucket; the same on every rank. between: called after every run, unseen.
-    recorded, into_launches: as in `guard.DryRuns`, with the same launches on every rank.
+    into_launches: as in `guard.DryRuns`, with the same launches on every rank.
 
     Raises on every rank: `CaptureRefused` naming the ranks and their findings, or what differs between ranks; what `fn`
     raised, on the rank where it did, and `CaptureRefused` naming it on the others; `PeerLost`, `PeerTimeout`.
     """
     require_same(group, f"{subject} in {passes} passes")
-    runs = DryRuns(fn, passes, recorded=recorded, into_launches=into_launches)
+    runs = DryRuns(fn, passes, into_launches=into_launches)
     for _ in range(runs.total):
         try:
             runs.run()

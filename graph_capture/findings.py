@@ -70,9 +70,7 @@ _READING_METHODS = (
 HOST_READS = {getattr(Tensor, name): f"Tensor.{name}" for name in _READING_METHODS}
 """Methods that hand a tensor's values to Python, some of them without an operator that a dispatch mode would see."""
 
-_COLLECTIVE_NAMES = re.compile(
-    r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|broadcast|barrier|scatter_|gather_|reduce_|send|recv"
-)
+_COLLECTIVE_NAMES = re.compile(r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|broadcast|barrier")
 _NO_COLLECTIVES = {"aten", "prim", "prims"}
 _DISTRIBUTED = {"c10d", "_c10d_functional", "c10d_functional"}
 

@@ -7,7 +7,7 @@ compared with each other: operators, shapes, Python values, and the addresses of
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,15 @@ def in_words(found: Sequence[Finding]) -> list[str]:
 class DryRuns:
     """Runs of a step in front of its capture: one in which it may set up what it keeps, then those that are watched."""
 
-    def __init__(
-        self,
-        fn: Callable[[], object],
-        passes: int,
-        *,
-        recorded: Collection[str] = (),
-        into_launches: bool = False,
-    ) -> None:
-        """passes: watched runs. recorded: operators such as "c10d::allreduce_" that the graph backend records as
-        launches of its own, and which are therefore no finding. into_launches: what `launches` do has to be captured
-        too, and is looked into, for which they run once more. Raises `InvalidInput` for fewer than 2 passes.
+    def __init__(self, fn: Callable[[], object], passes: int, *, into_launches: bool = False) -> None:
+        """passes: watched runs. into_launches: what `launches` do has to be captured too, and is looked into, for which
+        they run once more. Raises `InvalidInput` for fewer than 2 passes.
         """
         if passes < 2:
             raise InvalidInput(f"passes={passes}: a step has to run at least 2 times to be compared with itself")
         self.total = 1 + passes
         self._fn = fn
-        self._watch = _Watch(recorded)
+        self._watch = _Watch()
         self._recorder = _LaunchesAgain() if into_launches else None
         self._settled = False
 
@@ -103,10 +95,9 @@ class _LaunchesAgain:
 class _Watch:
     """What the runs of one step have shown so far."""
 
-    def __init__(self, recorded: Collection[str]) -> None:
+    def __init__(self) -> None:
         self.findings: dict[tuple[str, int, str], Finding] = {}
         self.calling = ""
-        self._recorded = frozenset(recorded)
         self._recorder = Recorder()
         # The calls of the first run, to compare with.
         self._before: list[Call] | None = None
@@ -126,7 +117,7 @@ class _Watch:
         shown = f"{self.calling} ({name})" if self.calling else name
         call = self._recorder.record(shown, *_user_line(), arguments, constant=name in _LIFTS)
         rule = findings.broken_rule(func, arguments)
-        if rule is not None and func._schema.name not in self._recorded:
+        if rule is not None:
             self._add(rule, call)
         if self._before is not None:
             index = len(self._recorder.calls) - 1

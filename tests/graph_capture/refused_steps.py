@@ -304,3 +304,14 @@ def collective():
 @refused("c10d.barrier", "communicates from the host")
 def barrier():
     dist.barrier()  # here
+
+
+@torch.library.custom_op("refused_steps::all_reduce", mutates_args=())
+def all_reduce(x: torch.Tensor) -> torch.Tensor:
+    """As SGLang has them: the collective is out of sight inside an operator of its own."""
+    return x.clone()
+
+
+@refused("refused_steps.all_reduce", "communicates from the host")
+def collective_inside_an_operator():
+    return torch.ops.refused_steps.all_reduce(X)  # here
