@@ -1,6 +1,6 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
-from sglang_ascend_moe import arguments, hooks, layer, live_state, metrics
+from sglang_ascend_moe import arguments, hooks, layer, live_state, metrics, pairing
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
 from sglang_ascend_moe.platforms import host_fixes, host_models, process_start, shared_memory_names
@@ -97,6 +97,27 @@ TABLE: tuple[Hook, ...] = (
         Kind.BEFORE,
         metrics.export_when_idle,
         "the counters of the last batch have to reach the Prometheus endpoint when no other follows",
+        process=Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.init_disaggregation",
+        Kind.AFTER,
+        pairing.describe_instance,
+        "a prefill or decode instance has to know what it is, to be compared with the other",
+        process=Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.get_internal_state",
+        Kind.AFTER,
+        pairing.report_instance,
+        "/server_info has to tell what a prefill or decode instance is",
+        process=Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.disaggregation.common.conn.CommonKVManager.try_ensure_parallel_info",
+        Kind.AFTER,
+        pairing.require_prefill_fits,
+        "keys and values of another model, format or layout would be taken for the right ones",
         process=Process.WORKER,
     ),
     Hook(

@@ -1,0 +1,237 @@
+"""What `render` writes for Ascend: valid files for every machine, flags that SGLang knows, windows that fit."""
+
+import argparse
+import itertools
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from sglang_ascend_moe.launch.disagg import cli
+from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, read_deployment
+from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
+from tests.disagg.kubernetes_schema import COMPOSE, MANIFEST
+from tests.packaging.source_tree import ROOT
+
+EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.toml"))
+ASCEND_EXAMPLES = [path for path in EXAMPLES if path.name.startswith("a3_")]
+# Of the published config.json of Qwen3-235B-A22B and of DeepSeek-V3.
+CONFIGS = {
+    "qwen3-moe": {"hidden_size": 4096, "num_experts": 128, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
+    "deepseek-v3": {"hidden_size": 7168, "n_routed_experts": 256, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
+}
+by_name = pytest.mark.parametrize("example", ASCEND_EXAMPLES, ids=lambda path: path.stem)
+
+
+def render(example: Path, target: str, folder: Path) -> dict[str, str]:
+    """The files that `render` writes, by name."""
+    config = folder / "config.json"
+    config.write_text(json.dumps(CONFIGS[read_deployment(example).name]))
+    out = folder / "out"
+    command = ["render", "--target", target, "--file", str(example), "--model-config", str(config)]
+    assert cli.main([*command, "--output", str(out)]) == OK
+    return {path.name: path.read_text() for path in sorted(out.iterdir())}
+
+
+def command_lines(files: dict[str, str]) -> list[list[str]]:
+    """Every command of rendered files of any kind."""
+    found = []
+    for name, text in files.items():
+        if name.endswith(".sh"):
+            found.append(shlex.split(text[text.index("exec ") :])[1:])
+        elif name.endswith(".compose.yaml"):
+            found += [service["command"] for service in yaml.safe_load(text)["services"].values()]
+        else:
+            found += [container["command"] for pod in pods(text) for container in pod["containers"]]
+    return found
+
+
+def pods(text: str) -> list[dict]:
+    templates = []
+    for document in yaml.safe_load_all(text):
+        match document["kind"]:
+            case "LeaderWorkerSet":
+                group = document["spec"]["leaderWorkerTemplate"]
+                templates += [group["leaderTemplate"], group["workerTemplate"]]
+            case "Deployment":
+                templates.append(document["spec"]["template"])
+    return [template["spec"] for template in templates]
+
+
+def value(words: list[str], flag: str) -> str:
+    return words[words.index(flag) + 1]
+
+
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the installed SGLang server, with our flags, and of the router."""
+    from sglang.srt.server_args import ServerArgs
+    from sglang_router.router_args import RouterArgs
+
+    from sglang_ascend_moe.options import FLAGS, add_flags
+
+    server = argparse.ArgumentParser(exit_on_error=False)
+    ServerArgs.add_cli_args(server)
+    # In a process that has loaded the plugin SGLang's parser has them already.
+    if not any(FLAGS["schedule"].flag in action.option_strings for action in server._actions):
+        add_flags(server)
+    router = argparse.ArgumentParser(exit_on_error=False)
+    RouterArgs.add_cli_args(router, use_router_prefix=False)
+    return {"sglang.launch_server": server, "sglang_router.launch_router": router}
+
+
+@pytest.mark.parametrize("target", ["shell", "compose", "k8s"])
+@by_name
+def test_every_flag_is_known_to_the_installed_sglang(example: Path, target: str, tmp_path: Path, parsers):
+    commands = command_lines(render(example, target, tmp_path))
+    assert {command[2] for command in commands} == set(parsers)
+    for python, dash, module, *arguments in commands:
+        assert (python, dash) == ("python", "-m")
+        # Kubernetes puts numbers in place of these.
+        filled = [word.replace("$(LWS_WORKER_INDEX)", "1").replace("$(LWS_LEADER_ADDRESS)", "h") for word in arguments]
+        _, unknown = parsers[module].parse_known_args(filled)
+        assert unknown == []
+
+
+@by_name
+def test_scripts_are_shell(example: Path, tmp_path: Path):
+    files = render(example, "shell", tmp_path)
+    for text in files.values():
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@by_name
+def test_compose_files_have_the_keys_of_compose(example: Path, tmp_path: Path):
+    for text in render(example, "compose", tmp_path).values():
+        jsonschema.validate(yaml.safe_load(text), COMPOSE)
+
+
+@by_name
+def test_manifests_have_the_fields_of_kubernetes(example: Path, tmp_path: Path):
+    (text,) = render(example, "k8s", tmp_path).values()
+    documents = list(yaml.safe_load_all(text))
+    for document in documents:
+        jsonschema.validate(document, MANIFEST)
+    assert [document["kind"] for document in documents] == [
+        "LeaderWorkerSet",
+        "LeaderWorkerSet",
+        "Deployment",
+        "Service",
+    ]
+
+
+def test_a_misspelt_field_is_refused_by_the_schema(tmp_path: Path):
+    (text,) = render(ASCEND_EXAMPLES[0], "k8s", tmp_path).values()
+    document = next(yaml.safe_load_all(text))
+    document["spec"]["leaderWorkerTemplate"]["sizes"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, MANIFEST)
+
+
+@pytest.mark.parametrize("target", ["shell", "compose"])
+@by_name
+def test_every_machine_gets_its_own_file_and_the_router_knows_every_instance(
+    example: Path, target: str, tmp_path: Path
+):
+    deployment = read_deployment(example)
+    commands = command_lines(render(example, target, tmp_path))
+    routers = [command for command in commands if command[2] == "sglang_router.launch_router"]
+    servers = [command for command in commands if command[2] == "sglang.launch_server"]
+    (router,) = routers
+    for name, role in deployment.roles.items():
+        machines = getattr(deployment.ascend, f"{name}_addresses")
+        leaders = machines[:: role.nodes]
+        assert [word for flag, word in itertools.pairwise(router) if flag == f"--{name}"] == [
+            f"http://{leader}:{deployment.ascend.port}" for leader in leaders
+        ]
+        own = [command for command in servers if value(command, "--disaggregation-mode") == name]
+        assert len(own) == len(machines)
+        if role.nodes > 1:
+            places = {(value(command, "--dist-init-addr"), value(command, "--node-rank")) for command in own}
+            assert places == {
+                (f"{leader}:{deployment.ascend.dist_port}", str(rank))
+                for leader in leaders
+                for rank in range(role.nodes)
+            }
+
+
+@by_name
+def test_a_group_of_pods_is_an_instance(example: Path, tmp_path: Path):
+    deployment = read_deployment(example)
+    (text,) = render(example, "k8s", tmp_path).values()
+    groups = [document for document in yaml.safe_load_all(text) if document["kind"] == "LeaderWorkerSet"]
+    for (name, role), group in zip(deployment.roles.items(), groups, strict=True):
+        template = group["spec"]["leaderWorkerTemplate"]
+        assert (group["spec"]["replicas"], template["size"]) == (role.instances, role.nodes)
+        for pod in (template["leaderTemplate"], template["workerTemplate"]):
+            (container,) = pod["spec"]["containers"]
+            assert value(container["command"], "--disaggregation-mode") == name
+            assert container["resources"]["limits"] == {"huawei.com/Ascend910": str(role.tp_size // role.nodes)}
+
+
+@by_name
+def test_windows_are_those_that_the_exchange_would_map(example: Path, tmp_path: Path):
+    deployment = read_deployment(example)
+    config = CONFIGS[deployment.name]
+    for command in command_lines(render(example, "shell", tmp_path)):
+        if command[2] != "sglang.launch_server":
+            continue
+        name = value(command, "--disaggregation-mode")
+        role = deployment.roles[name]
+        batch = role.chunked_prefill_size if name == "prefill" else role.max_running_requests
+        tokens = int(value(command, "--ascend-moe-max-tokens"))
+        assert tokens * role.tp_size >= batch > (tokens - 1) * role.tp_size
+        planned = plan_window(
+            ExchangeParameters(
+                ranks=role.tp_size,
+                num_experts=config.get("num_experts") or config["n_routed_experts"],
+                hidden=config["hidden_size"],
+                max_tokens=tokens,
+                topk=config["num_experts_per_tok"],
+                distinct_topk=True,
+            )
+        )
+        assert int(value(command, "--ascend-moe-window-bytes")) == planned.total_bytes
+
+
+@pytest.mark.parametrize("target", ["shell", "compose", "k8s"])
+def test_every_file_and_the_output_say_that_no_npu_has_run_it(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = render(ASCEND_EXAMPLES[0], target, tmp_path)
+    assert NOT_RUN in capsys.readouterr().out
+    assert [name for name, text in files.items() if NOT_RUN not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ('prefill_addresses = ["10.0.0.1"]', "ascend.prefill_addresses: 0 addresses for 1 instances"),
+        ('interface = "enp194s0f0"', "needs more"),
+    ],
+    ids=["an address is missing", "more ranks than NPUs"],
+)
+def test_what_does_not_fit_the_machines_is_refused(
+    changed: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    replacement = "npus_per_node = 8" if message == "needs more" else ""
+    file = tmp_path / "deployment.toml"
+    file.write_text((ROOT / "launch" / "examples" / "a3_1p1d.toml").read_text().replace(changed, replacement))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen3-moe"]))
+    command = ["render", "--target", "shell", "--file", str(file), "--model-config", str(tmp_path)]
+    assert cli.main(command) == WRONG_USAGE
+    told = capsys.readouterr().err
+    assert ("16 ranks need 16 NPUs" if message == "needs more" else message) in told
+
+
+def test_the_example_of_one_host_is_a_deployment_of_one_host():
+    deployment = read_deployment(ROOT / "launch" / "examples" / "one_host.toml")
+    assert isinstance(deployment, Deployment)
+    assert [role.nodes for role in deployment.roles.values()] == [1, 1]
+    assert not deployment.mixed_sizes

@@ -1,0 +1,114 @@
+"""`up` refuses what it cannot serve, and a member that ends takes the others with it and is named with its log."""
+
+import io
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from sglang_ascend_moe.launch.disagg import cli, running, up
+from sglang_ascend_moe.launch.disagg.deployment import Deployment
+from sglang_ascend_moe.launch.disagg.events import Failed, Stopped, Teller
+from sglang_ascend_moe.launch.disagg.running import Member, MemberFailed, RunningDeployment, cause
+from sglang_ascend_moe.launch.exit_codes import CANNOT, WRONG_USAGE
+from sglang_ascend_moe.launch.server_process import ServerProcess, group_members
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--model-path is missing"),
+        (["--model-path", "m", "--prefill", "0"], "prefill.instances: "),
+        (["--model-path", "m", "--port", "99999"], "router.port: "),
+        (["--file", "absent.toml"], "--file absent.toml"),
+    ],
+    ids=["no model", "no prefill server", "no port", "no file"],
+)
+def test_wrong_flags_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["up", *arguments]) == WRONG_USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_several_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "deployment.toml"
+    file.write_text('model_path = "m"\n[decode]\ntp_size = 2\nnodes = 2\n')
+    assert cli.main(["up", "--file", str(file)]) == WRONG_USAGE
+    assert "decode.nodes 2" in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(up.importlib.util, "find_spec", lambda name: None if name == "sglang_router" else object())
+    assert cli.main(["up", "--model-path", "m"]) == CANNOT
+    assert "sglang_router is not installed: pip install 'sglang-ascend-moe[disagg]'" in capsys.readouterr().err
+
+
+def test_flags_go_before_keys_of_the_file(tmp_path: Path):
+    file = tmp_path / "deployment.toml"
+    file.write_text('model_path = "m"\n[decode]\ntp_size = 4\npage_size = 1\n'.replace("page_size = 1\n", ""))
+    found = []
+    cli_arguments = ["up", "--file", str(file), "--prefill", "2", "--tp-size", "2", "--mini-lb", "--port", "0"]
+    parser_run = up.run
+    try:
+        up.run = lambda parsed: found.append(up.deployment_asked(parsed)) or 0
+        cli.main(cli_arguments)
+    finally:
+        up.run = parser_run
+    (deployment,) = found
+    assert (deployment.prefill.instances, deployment.prefill.tp_size, deployment.decode.tp_size) == (2, 2, 2)
+    assert (deployment.router.kind, deployment.router.port) == ("mini-lb", 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (1, "ended with exit code 1"),
+        (-9, "was ended by SIGKILL"),
+        (137, "was ended by SIGKILL"),
+        (-15, "was ended by SIGTERM"),
+    ],
+)
+def test_a_cause_is_a_signal_or_a_code(code: int, text: str):
+    assert cause(code) == text
+
+
+@pytest.fixture
+def two_members(tmp_path: Path):
+    """A deployment of two servers that serve files, and what it tells."""
+    told = io.StringIO()
+    deployment = RunningDeployment(Deployment(model_path="m"), tmp_path, Teller(as_json=True, to=told))
+    for name in ("prefill-0", running.ROUTER):
+        process = ServerProcess([], tmp_path / f"{name}.log", module="tests.disagg.idle_server")
+        deployment._begin(Member(name, None, process))
+    try:
+        yield deployment, told
+    finally:
+        deployment.stop(at_once=True)
+
+
+@pytest.mark.parametrize("killed", ["prefill-0", running.ROUTER])
+def test_a_member_that_ends_is_named_and_takes_the_others_with_it(two_members, killed: str):
+    deployment, told = two_members
+    deployment._wait_until_ready(60)
+    members = list(deployment._members)
+    victim = next(member for member in members if member.name == killed)
+    victim.process._process.send_signal(signal.SIGKILL)
+    with pytest.raises(MemberFailed) as failure, deployment:
+        deployment.watch()
+    assert (failure.value.event.name, failure.value.event.why) == (killed, "was ended by SIGKILL")
+    assert "idle server is ready" in failure.value.event.log_tail
+    assert [pid for member in members for pid in group_members(member.process.pid)] == []
+    stopped = [json.loads(line) for line in told.getvalue().splitlines() if '"stopped"' in line]
+    assert {event["name"] for event in stopped} == {"prefill-0", running.ROUTER}
+
+
+def test_events_are_lines_of_json_or_of_text():
+    for event in (
+        Failed(name="decode-0", why="was ended by SIGKILL", log="l", log_tail="the end"),
+        Stopped(name="router", by_itself=False),
+    ):
+        as_json, as_text = io.StringIO(), io.StringIO()
+        Teller(as_json=True, to=as_json)(event)
+        Teller(as_json=False, to=as_text)(event)
+        assert json.loads(as_json.getvalue())["event"] == type(event).__name__.lower()
+        assert event.name in as_text.getvalue()
