@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from typing import Self
 
 from sglang_ascend_moe.launch.server_process import ENVIRONMENT, ServerProcess, can_be_interrupted
@@ -32,8 +33,11 @@ def become_single_threaded(arguments: list[str]) -> None:
 
 def import_sglang() -> None:
     """Import what a server and its ranks need. Raises RuntimeError if this process cannot fork afterwards."""
-    for name in MODULES:
-        importlib.import_module(name)
+    with warnings.catch_warnings():
+        # Of accelerators that are not there.
+        warnings.simplefilter("ignore")
+        for name in MODULES:
+            importlib.import_module(name)
     threads = os.listdir("/proc/self/task")
     if len(threads) != 1:
         raise RuntimeError(f"importing SGLang left {len(threads)} threads; forking is safe with one only")

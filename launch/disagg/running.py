@@ -12,11 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from sglang_ascend_moe.control.instance import require_pair
+from sglang_ascend_moe.errors import ProtocolMismatch
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.forked_server import ForkedServer, import_sglang
 from sglang_ascend_moe.launch.server_process import ServerProcess, free_port, log_tail, stage
+from sglang_ascend_moe.pairing import ask_instance
 
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 60.0
@@ -35,11 +38,10 @@ class Member(NamedTuple):
 class MemberFailed(Exception):
     """A member ended or was not ready in time, so that the whole deployment ends."""
 
-    def __init__(self, member: Member, why: str) -> None:
+    def __init__(self, member: Member, why: str, *, log_says_why: bool = True) -> None:
         super().__init__(f"{member.name}: {why}")
-        self.event = Failed(
-            name=member.name, why=why, log=str(member.process.log), log_tail=log_tail(member.process.log)
-        )
+        log = member.process.log
+        self.event = Failed(name=member.name, why=why, log=str(log), log_tail=log_tail(log) if log_says_why else "")
 
 
 class RunningDeployment:
@@ -76,6 +78,7 @@ class RunningDeployment:
             for number in range(settings.instances):
                 self._start_instance(role, number)
         self._wait_until_ready(timeout)
+        self._compare_instances()
 
     def start_router(self, timeout: float) -> None:
         """Start the router, and return when a token came through it. Raises `MemberFailed`."""
@@ -123,6 +126,21 @@ class RunningDeployment:
         bootstrap_port = free_port()
         flags = server_flags(self._deployment, role, "host", Place(bootstrap_port))
         self._begin(Member(name, role, ForkedServer(flags, self._logs / f"{name}.log"), bootstrap_port))
+
+    def _compare_instances(self) -> None:
+        """Every prefill instance has to fit every decode instance: the router may pair any of them."""
+        described = {}
+        for member in self.instances:
+            try:
+                described[member.name] = ask_instance(member.process.url)
+            except (OSError, ProtocolMismatch) as error:
+                raise MemberFailed(member, str(error)) from error
+        for prefill in (member for member in self.instances if member.role == "prefill"):
+            for decode in (member for member in self.instances if member.role == "decode"):
+                try:
+                    require_pair(described[prefill.name], described[decode.name])
+                except ProtocolMismatch as error:
+                    raise MemberFailed(decode, f"does not fit {prefill.name}: {error}", log_says_why=False) from error
 
     def _begin(self, member: Member) -> None:
         process = member.process

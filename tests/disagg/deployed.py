@@ -1,0 +1,175 @@
+"""`ascend-moe disagg up` as a child of the tests: its events, its servers, and what it leaves behind."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from sglang_ascend_moe.launch.server_process import group_members
+from sglang_ascend_moe.live_state import STATE_KEY, RankState
+from tests.serving.leftovers import MARK, Leftovers, leftovers, shared_memory_names
+
+READY_SECONDS = 240.0
+END_SECONDS = 90.0
+POLL_SECONDS = 0.1
+MAX_RUNNING_REQUESTS = 16
+CHUNK_TOKENS = 256
+# The same for every server, and for the engine whose answers are expected.
+OPTIONS = {"dtype": "bfloat16", "max-total-tokens": 8192, "random-seed": 0}
+
+Event = dict[str, Any]
+
+
+def description(checkpoint: Path, *, prefill: int = 1, kind: str = "rust", **decode_options: Any) -> dict[str, Any]:
+    """A deployment of tp2/ep2 servers, as TOML holds it."""
+    role = {"tp_size": 2, "max_running_requests": MAX_RUNNING_REQUESTS}
+    return {
+        "model_path": str(checkpoint),
+        "prefill": {**role, "instances": prefill, "chunked_prefill_size": CHUNK_TOKENS, "options": OPTIONS},
+        "decode": {**role, "options": {**OPTIONS, **decode_options}},
+        "router": {"kind": kind, "port": 0},
+    }
+
+
+def in_toml(value: Any) -> str:
+    """A value of a description, on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {in_toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
+
+
+class Deployed:
+    """`up` with the description `values`. A context manager; on leaving it `up` and everything of it has ended.
+
+    `started`: names of the servers -> what `up` said when it started them.
+    """
+
+    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "deployment.toml"
+        self._file.write_text("".join(f"{key} = {in_toml(value)}\n" for key, value in values.items()))
+        self._folder = folder
+        self.events: list[Event] = []
+        self._coming: queue.Queue[Event | None] = queue.Queue()
+
+    def __enter__(self) -> Self:
+        self._names_before = shared_memory_names()
+        self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        command = ["-m", "sglang_ascend_moe.launch.main", "disagg", "up", "--file", str(self._file), "--json"]
+        with (self._folder / "up.log").open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, *command, "--logs", str(self._folder / "logs")],
+                env={**os.environ, MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.interrupt()
+        try:
+            self._process.wait(END_SECONDS)
+        finally:
+            for pid in [self._process.pid, *(event["pid"] for event in self.started.values())]:
+                for member in group_members(pid):
+                    os.kill(member, signal.SIGKILL)
+            self._process.wait()
+            self._reader.join()
+
+    @property
+    def started(self) -> dict[str, Event]:
+        return {event["name"]: event for event in self.events if event["event"] == "starting"}
+
+    def url(self, name: str) -> str:
+        return self.started[name]["url"]
+
+    def wait_for(self, kind: str, timeout: float) -> Event:
+        """The next event of this kind. Fails, telling everything so far, if it does not come in time."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                event = self._coming.get(timeout=left)
+            except queue.Empty:
+                break
+            if event is None:
+                break
+            self.events.append(event)
+            if event["event"] == kind:
+                return event
+        raise AssertionError(f"no event {kind!r}; {self.events}\n{(self._folder / 'up.log').read_text()[-3000:]}")
+
+    def wait_until_serving(self) -> Event:
+        return self.wait_for("serving", READY_SECONDS)
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def wait_until_ended(self) -> int:
+        """The exit code of `up`; its last events are in `events` then."""
+        code = self._process.wait(END_SECONDS)
+        self._reader.join()
+        while (event := self._coming.get()) is not None:
+            self.events.append(event)
+        return code
+
+    def leftovers(self) -> Leftovers:
+        return leftovers(self._mark, self._names_before, END_SECONDS)
+
+    def rank_process(self, name: str, rank: int) -> int:
+        """The pid of one rank of a server, known by the title that SGLang gives it."""
+        wanted = f"sglang::scheduler_TP{rank}_EP{rank}".encode()
+        titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in group_members(self.started[name]["pid"])}
+        [pid] = [pid for pid, title in titles.items() if wanted in title]
+        return pid
+
+    def states(self, name: str) -> list[RankState]:
+        """What the ranks of a server say of themselves."""
+        return msgspec.convert(self.internal_state(name)[STATE_KEY], list[RankState])
+
+    def internal_state(self, name: str) -> dict[str, Any]:
+        return get(f"{self.url(name)}/server_info")["internal_states"][0]
+
+    def load(self, name: str) -> dict[str, int]:
+        """Requests and tokens that a server holds now."""
+        [load] = get(f"{self.url(name)}/v1/loads")["loads"]
+        return {key: load[key] for key in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
+
+    def load_when_idle(self, name: str, timeout: float) -> dict[str, int]:
+        """The load once nothing runs and the prefix cache is empty; the last one seen if that does not happen."""
+        deadline = time.monotonic() + timeout
+        while True:
+            request = urllib.request.Request(f"{self.url(name)}/flush_cache", b"")
+            # Refused while requests are running.
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(request, timeout=30).close()
+            load = self.load(name)
+            if not any(load.values()) or time.monotonic() > deadline:
+                return load
+            time.sleep(POLL_SECONDS)
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._coming.put(json.loads(line))
+        self._coming.put(None)
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=60) as response:
+        return json.load(response)

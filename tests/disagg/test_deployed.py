@@ -1,0 +1,137 @@
+"""A deployment of a prefill and a decode server answers what one server answers, and ends as a whole.
+
+The tests share one deployment, in this order: the last one kills a rank of it.
+"""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import pytest
+
+from sglang_ascend_moe import Exchange
+from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, compare
+from sglang_ascend_moe.launch.disagg import cli
+from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, Reply, RequestFailed
+from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
+from sglang_ascend_moe.launch.tiny_model import TinySizes
+from tests.disagg.conftest import Expected
+from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
+from tests.serving.leftovers import NOTHING
+from tests.serving.prompts import NEW_TOKENS
+
+RANKS = 2
+IDLE_SECONDS = 60.0
+ERROR_SECONDS = 10.0
+SIZES = TinySizes()
+
+
+@pytest.fixture(scope="module")
+def client(deployment: Deployed) -> GenerateClient:
+    return GenerateClient(deployment.url("router"), timeout=60)
+
+
+def differing(prompts: list[list[int]], wanted: list[Answer], replies: list[Reply]) -> list[int]:
+    """Lengths of the prompts whose tokens or logprobs are not bit for bit those wanted."""
+    return [
+        len(prompt) for prompt, answer, reply in zip(prompts, wanted, replies, strict=True) if reply.answer != answer
+    ]
+
+
+def test_requests_are_bit_identical_to_one_server_cold_and_from_the_prefix_cache(
+    client: GenerateClient, expected: Expected
+):
+    cold = [client.ask(prompt, NEW_TOKENS) for prompt in expected.prompts]
+    assert differing(expected.prompts, expected.cold, cold) == []
+    cached = [client.ask(prompt, NEW_TOKENS) for prompt in expected.prompts]
+    assert [reply.cached_tokens for reply in cached] == [len(prompt) - 1 for prompt in expected.prompts]
+    assert differing(expected.prompts, expected.cached, cached) == []
+
+
+def test_the_longest_prompts_take_several_chunks(expected: Expected):
+    assert max(map(len, expected.prompts)) > 2 * CHUNK_TOKENS
+
+
+def test_streams_are_bit_identical_too(client: GenerateClient, expected: Expected):
+    replies = [client.ask(prompt, NEW_TOKENS, stream=True) for prompt in expected.prompts[::4]]
+    assert differing(expected.prompts[::4], expected.cached[::4], replies) == []
+    assert min(reply.pieces for reply in replies) > 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_eight_requests_at_a_time_are_equal_by_the_margin_rule(
+    client: GenerateClient, expected: Expected, stream: bool
+):
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda prompt: client.ask(prompt, NEW_TOKENS, stream=stream), expected.prompts))
+    outcomes = [
+        compare(answer, reply.answer, TOLERANCES["bfloat16"])
+        for answer, reply in zip(expected.cached, replies, strict=True)
+    ]
+    assert [outcome.fault for outcome in outcomes if outcome.fault] == []
+
+
+def test_aborted_requests_leave_nothing_behind(deployment: Deployed, client: GenerateClient, expected: Expected):
+    for prompt in expected.prompts[-4:]:
+        pieces = client.pieces(prompt, 400, stream=True)
+        next(pieces)
+        pieces.close()
+    idle = {"num_running_reqs": 0, "num_waiting_reqs": 0, "num_used_tokens": 0}
+    for name in ("prefill-0", "decode-0"):
+        assert deployment.load_when_idle(name, IDLE_SECONDS) == idle, name
+    assert client.ask(expected.prompts[-1], NEW_TOKENS).answer == expected.cold[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "captures"),
+    [("prefill-0", CHUNK_TOKENS // RANKS, False), ("decode-0", MAX_RUNNING_REQUESTS // RANKS, True)],
+)
+def test_an_instance_has_the_window_and_the_graphs_of_its_role(
+    deployment: Deployed, name: str, tokens: int, captures: bool
+):
+    states = deployment.states(name)
+    assert len(states) == RANKS
+    for state in states:
+        (exchange,) = state.exchanges
+        planned = Exchange.memory(
+            ranks=RANKS,
+            num_experts=SIZES.experts,
+            hidden=SIZES.hidden,
+            topk=SIZES.topk,
+            max_tokens=tokens,
+            distinct_topk=True,
+        )
+        assert (exchange.max_tokens, exchange.window_bytes) == (tokens, planned.total)
+        other = {"prefill": "decode", "decode": "prefill"}[name.split("-")[0]]
+        assert exchange.phases[other].calls == 0
+        assert (state.graphs.replays > 0) == captures
+        assert bool(state.graphs.buckets) == captures
+
+
+def test_check_passes(deployment: Deployed, tmp_path: Path):
+    answers = tmp_path / "answers.json"
+    url = deployment.url("router")
+    few = ["--new-tokens", "6", "--longest", "1500"]
+    assert cli.main(["check", "--url", url, "--record", str(answers), *few]) == OK
+    assert cli.main(["check", "--url", url, "--reference", str(answers), *few]) == OK
+
+
+def test_a_rank_that_is_killed_during_traffic_ends_everything_and_is_reported(
+    deployment: Deployed, client: GenerateClient, expected: Expected
+):
+    streams = [client.pieces(prompt, 1000, stream=True) for prompt in expected.prompts[:4]]
+    for stream in streams:
+        next(stream)
+    with ThreadPoolExecutor(len(streams)) as pool:
+        answers = [pool.submit(list, stream) for stream in streams]
+        os.kill(deployment.rank_process("decode-0", 1), signal.SIGKILL)
+        assert not wait(answers, ERROR_SECONDS).not_done
+    assert [type(answer.exception()) for answer in answers] == [RequestFailed] * len(answers)
+    with pytest.raises(RequestFailed):
+        client.ask(expected.prompts[0], 1)
+    failed = deployment.wait_for("failed", ERROR_SECONDS)
+    assert failed["name"] == "decode-0"
+    assert failed["log_tail"]
+    assert deployment.wait_until_ended() == CHECK_FAILED
+    assert deployment.leftovers() == NOTHING
