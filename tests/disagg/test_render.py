@@ -44,7 +44,7 @@ def command_lines(files: dict[str, str]) -> list[list[str]]:
     found = []
     for name, text in files.items():
         if name.endswith(".sh"):
-            found.append(shlex.split(text[text.index("exec ") :])[1:])
+            found.append(shlex.split(text[text.index("exec ") :].replace("\\\n", " "))[1:])
         elif name.endswith(".compose.yaml"):
             found += [service["command"] for service in yaml.safe_load(text)["services"].values()]
         else:

@@ -1,0 +1,102 @@
+"""Whatever of a deployment is killed: clients learn of it, nothing hangs, nothing stays, and a new start serves again.
+
+Each test starts deployments of its own, which takes half a minute each on two idle cores.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import pytest
+
+from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, RequestFailed
+from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
+from tests.disagg.conftest import Expected
+from tests.disagg.deployed import READY_SECONDS, Deployed, description
+from tests.serving.leftovers import NOTHING
+from tests.serving.prompts import NEW_TOKENS
+
+pytestmark = pytest.mark.nightly
+
+ERROR_SECONDS = 10.0
+LONG = 1000
+
+VICTIMS: dict[str, Callable[[Deployed], int]] = {
+    "prefill server": lambda deployed: deployed.started["prefill-0"]["pid"],
+    "decode server": lambda deployed: deployed.started["decode-0"]["pid"],
+    "rank 1 of prefill": lambda deployed: deployed.rank_process("prefill-0", 1),
+    "rank 0 of decode": lambda deployed: deployed.rank_process("decode-0", 0),
+    "router": lambda deployed: deployed.started["router"]["pid"],
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_kill_during_traffic_ends_everything_and_a_new_start_serves(
+    victim: str, checkpoint: Path, expected: Expected, tmp_path: Path
+):
+    with Deployed(description(checkpoint), tmp_path / "first") as deployed:
+        deployed.wait_until_serving()
+        client = GenerateClient(deployed.url("router"), timeout=60)
+        streams = [client.pieces(prompt, LONG, stream=True) for prompt in expected.prompts[:4]]
+        for stream in streams:
+            next(stream)
+        with ThreadPoolExecutor(8) as pool:
+            answers = [pool.submit(list, stream) for stream in streams]
+            # Prefill is busy as well when the kill comes.
+            stop = threading.Event()
+            prefills = [pool.submit(ask_until, client, expected.prompts[-1], stop) for _ in range(2)]
+            os.kill(VICTIMS[victim](deployed), signal.SIGKILL)
+            late = wait([*answers, *prefills], ERROR_SECONDS).not_done
+            stop.set()
+            assert not late
+        assert [type(answer.exception()) for answer in answers] == [RequestFailed] * len(answers)
+        failed = deployed.wait_for("failed", ERROR_SECONDS)
+        assert failed["name"] in victim or failed["name"].split("-")[0] in victim
+        assert deployed.wait_until_ended() == CHECK_FAILED
+        assert deployed.leftovers() == NOTHING
+    with Deployed(description(checkpoint), tmp_path / "second") as deployed:
+        deployed.wait_until_serving()
+        reply = GenerateClient(deployed.url("router")).ask(expected.prompts[-1], NEW_TOKENS)
+        assert reply.answer == expected.cold[-1]
+
+
+def ask_until(client: GenerateClient, prompt: list[int], stop: threading.Event) -> None:
+    """Ask again and again, each time another prompt; returns at the first request that fails."""
+    for length in range(len(prompt), 1, -1):
+        if stop.is_set():
+            return
+        try:
+            client.ask(prompt[:length][::-1], 1)
+        except RequestFailed:
+            return
+
+
+@pytest.mark.parametrize(
+    ("prefill", "kind"), [(1, "mini-lb"), (2, "rust"), (2, "mini-lb")], ids=["mini-lb", "two prefill servers", "both"]
+)
+def test_other_shapes_are_bit_identical_and_ctrl_c_ends_them(
+    prefill: int, kind: str, checkpoint: Path, expected: Expected, tmp_path: Path
+):
+    with Deployed(description(checkpoint, prefill=prefill, kind=kind), tmp_path / "deployment") as deployed:
+        serving = deployed.wait_until_serving()
+        assert len(serving["prefill"]) == prefill
+        client = GenerateClient(deployed.url("router"), timeout=60)
+        for prompt, wanted in zip(expected.prompts, expected.cold, strict=True):
+            assert client.ask(prompt, NEW_TOKENS).answer == wanted, len(prompt)
+            assert client.ask(prompt, NEW_TOKENS, stream=True).answer.tokens == wanted.tokens
+        used = [deployed.load(f"prefill-{number}")["num_used_tokens"] for number in range(prefill)]
+        assert all(used), "an instance got no request"
+        deployed.interrupt()
+        assert deployed.wait_until_ended() == OK
+        assert deployed.leftovers() == NOTHING
+
+
+def test_instances_that_do_not_fit_are_not_paired(checkpoint: Path, tmp_path: Path):
+    with Deployed(description(checkpoint, **{"page-size": 16}), tmp_path / "deployment") as deployed:
+        failed = deployed.wait_for("failed", READY_SECONDS)
+        assert "page_size is 1 on the prefill and 16 on the decode instance (--page-size)" in failed["why"]
+        assert deployed.wait_until_ended() == CHECK_FAILED
+        assert deployed.leftovers() == NOTHING
