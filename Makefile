@@ -73,6 +73,8 @@ demo: venv
 test: venv system-packages
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# The row kernels of an aarch64 machine, in an emulator.
+test-nightly: SYSTEM_PACKAGES += aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
 test-nightly: venv system-packages
 	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
 

@@ -6,6 +6,12 @@
 
 namespace ascend_moe {
 
+#if defined(__aarch64__)
+using Half = __fp16; // g++ 12 has no _Float16 here
+#else
+using Half = _Float16;
+#endif
+
 struct Bf16 {
     uint16_t bits;
 
@@ -19,10 +25,10 @@ struct Bf16 {
 };
 
 struct Fp16 {
-    _Float16 value;
+    Half value;
 
     [[gnu::always_inline]] float to_float() const { return static_cast<float>(value); }
-    [[gnu::always_inline]] static Fp16 from_float(float value) { return {static_cast<_Float16>(value)}; }
+    [[gnu::always_inline]] static Fp16 from_float(float value) { return {static_cast<Half>(value)}; }
 };
 
 struct Fp32 {

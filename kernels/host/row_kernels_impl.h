@@ -23,7 +23,7 @@ using Floats [[gnu::vector_size(vector_bytes)]] = float;
 using Words [[gnu::vector_size(vector_bytes)]] = uint32_t;
 using Integers [[gnu::vector_size(vector_bytes)]] = int32_t;
 using HalfWords [[gnu::vector_size(vector_bytes / 2)]] = uint16_t;
-using Halves [[gnu::vector_size(vector_bytes / 2)]] = _Float16;
+using Halves [[gnu::vector_size(vector_bytes / 2)]] = Half;
 using Quarters [[gnu::vector_size(vector_bytes / 4)]] = int8_t;
 
 template <class Vector> [[gnu::always_inline]] inline Vector load(const void *from) {
