@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
@@ -19,6 +19,7 @@ from sglang_ascend_moe.graph_capture.agreement import check_together
 from sglang_ascend_moe.graph_capture.arena import Arena
 from sglang_ascend_moe.graph_capture.attention import KeyLengths
 from sglang_ascend_moe.graph_capture.tape import Tape, record
+from sglang_ascend_moe.observation import graphs
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,20 @@ class HostGraphRunner(DecodeCudaGraphRunner):
         return SharedReadEnds.UNKNOWN
 
 
+class Captured(NamedTuple):
+    """A graph. `template` is what the recorded step returned, `seconds` what guard and recording took together."""
+
+    tape: Tape
+    template: Any
+    seconds: float
+
+
 class HostGraphBackend(BaseCudaGraphBackend):
     """SGLang's graph backend with a tape for each shape."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self._arena = Arena()
-        self._tapes: dict[Any, Tape] = {}
-        self._templates: dict[Any, Any] = {}
-        self._slowest_s = 0.0
+        self._graphs: dict[Any, Captured] = {}
         self._group = get_parallel().tp_group.cpu_group
 
     @contextmanager
@@ -64,8 +71,8 @@ class HostGraphBackend(BaseCudaGraphBackend):
         yield
         logger.info(
             "Decode graphs: %d captured, the slowest in %.2f s; their tensors take %d bytes",
-            len(self._tapes),
-            self._slowest_s,
+            len(self._graphs),
+            max((item.seconds for item in self._graphs.values()), default=0.0),
             self._arena.bytes,
         )
 
@@ -82,23 +89,31 @@ class HostGraphBackend(BaseCudaGraphBackend):
         if post_warmup_hook is not None:
             post_warmup_hook()
 
-        def step() -> dict[str, torch.Tensor]:
-            output = forward_fn()
-            self._templates[shape_key] = output
-            return _tensors_of(output)
+        outputs: list[Any] = []
 
-        self._tapes[shape_key] = record(step, self._arena)
-        self._slowest_s = max(self._slowest_s, time.perf_counter() - begin)
+        def step() -> dict[str, torch.Tensor]:
+            outputs.append(forward_fn())
+            return _tensors_of(outputs[-1])
+
+        tape = record(step, self._arena)
+        self._graphs[shape_key] = Captured(tape, outputs[-1], time.perf_counter() - begin)
+        graphs.captured("tape", shape_key.size)
 
     def can_run(self, _forward_batch: Any, shape_key: Any) -> bool:
-        return shape_key in self._tapes
+        return shape_key in self._graphs
 
     @contextmanager
     def replay_session(self) -> Iterator[None]:
         yield
 
     def replay(self, shape_key: Any, *_: Any, **__: Any) -> Any:
-        return dataclasses.replace(self._templates[shape_key], **self._tapes[shape_key].replay())
+        graphs.replays += 1
+        captured = self._graphs[shape_key]
+        return dataclasses.replace(captured.template, **captured.tape.replay())
+
+    def captures_of(self, size: int) -> list[Captured]:
+        """The graphs of one batch size, one for each length."""
+        return [captured for key, captured in self._graphs.items() if key.size == size]
 
     @property
     def bytes(self) -> int:
@@ -106,8 +121,8 @@ class HostGraphBackend(BaseCudaGraphBackend):
         return self._arena.bytes
 
     def cleanup(self) -> None:
-        self._tapes.clear()
-        self._templates.clear()
+        self._graphs.clear()
+        graphs.forget()
         self._arena = Arena()
 
 

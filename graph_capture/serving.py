@@ -15,6 +15,7 @@ import torch
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.graph_capture.buckets import Buckets, Limits, choose_buckets
+from sglang_ascend_moe.observation import graphs
 from sglang_ascend_moe.options import FLAGS, options_of
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
     except CaptureRefused as refused:
         if options.require_graphs:
             raise CaptureRefused(f"{FLAGS['require_graphs'].flag}: {refused}") from refused
+        graphs.forget()
         logger.warning("Decode runs without graphs, slower and with the same results: %s", refused)
         return none
     return GraphCapture(

@@ -92,6 +92,13 @@ def _rounds(observations: Iterable[Observation]) -> int:
 _exporter: Exporter | None = None
 
 
+def keep_values_in_files(*_: Any, **__: Any) -> None:
+    """After `set_prometheus_multiproc_dir`: prometheus_client decides when it is imported, which may be too early."""
+    from prometheus_client import values
+
+    values.ValueClass = values.get_value_class()
+
+
 def export_after_batch(_result: None, _scheduler: Any, *_: Any, **__: Any) -> None:
     """After `Scheduler.process_batch_result`."""
     _export(idle=False)

@@ -72,12 +72,21 @@ def rows_by_rank(matrix: torch.Tensor) -> list[int]:
 class GraphCounts(msgspec.Struct):
     """Decode graphs of this process, written by `graph_capture`.
 
-    state: `none`, or the kind of graph. buckets: batch sizes captured. replays: graphs replayed since start-up.
+    state: `none`, or the kind of graph, such as `tape`. buckets: batch sizes captured. replays: since start-up.
     """
 
     state: str = "none"
     buckets: list[int] = []
     replays: int = 0
+
+    def captured(self, state: str, bucket: int) -> None:
+        """A graph of this kind was captured for batches of `bucket` requests."""
+        self.state = state
+        self.buckets = sorted({*self.buckets, bucket})
+
+    def forget(self) -> None:
+        """The graphs are gone; replays stay counted."""
+        self.state, self.buckets = "none", []
 
 
 graphs = GraphCounts()

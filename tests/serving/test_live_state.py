@@ -34,6 +34,9 @@ class Numbers(NamedTuple):
             f"ascend_moe_{name}_total", tuple(sorted((key, str(value)) for key, value in labels.items()))
         ]
 
+    def since(self, before: "Numbers", name: str, **labels: object) -> float:
+        return self(name, **labels) - before(name, **labels)
+
 
 def numbers_of(inspected: Inspected) -> Numbers:
     families = text_string_to_metric_families(inspected.metrics)
@@ -78,6 +81,8 @@ def observed(fork_server, checkpoint, prompts) -> Iterator[tuple[list[RankState]
         "float32",
         "route_to_the_first_experts",
         enable_metrics=True,
+        # A graph replays what was captured, whatever the routing is replaced by.
+        cuda_graph_backend_decode="disabled",
         disable_overlap_schedule=True,
         disable_radix_cache=True,
     )
@@ -159,10 +164,26 @@ def test_the_state_tells_options_and_the_window_that_was_planned(observed):
 def test_data_parallel_attention_reports_every_rank_too(fork_server, checkpoint, prompts):
     config = ours(checkpoint, "bfloat16", enable_metrics=True, **PARALLEL["dp2-attention-ep2"])
     with fork_server.start(config) as engine:
+        _, before = inspect_when_exported(engine)
         engine.generate(prompts[:2], NEW_TOKENS, together=True)
         states, numbers = inspect_when_exported(engine)
     assert [state.rank for state in states] == [0, 1]
     assert states[0].exchanges[0].epochs == states[1].exchanges[0].epochs
-    received = sum(numbers("rows", moe_ep_rank=rank, phase="prefill") for rank in range(RANKS))
+    received = sum(numbers.since(before, "rows", moe_ep_rank=rank, phase="prefill") for rank in range(RANKS))
     # Rows with which SGLang pads a batch across ranks are routed as well.
     assert received >= sum(map(len, prompts[:2])) * ROWS_PER_TOKEN
+
+
+def test_replays_of_graphs_are_counted_and_so_are_their_layers(fork_server, checkpoint, prompts):
+    config = ours(checkpoint, "float32", enable_metrics=True, disable_overlap_schedule=True)
+    with fork_server.start(config) as engine:
+        states_before, before = inspect_when_exported(engine)
+        engine.generate(prompts[:2], NEW_TOKENS)
+        states, numbers = inspect_when_exported(engine)
+    for rank, state in enumerate(states):
+        assert state.graphs.state == "tape"
+        assert state.graphs.buckets == states_before[rank].graphs.buckets != []
+        assert state.graphs.replays - states_before[rank].graphs.replays == 2 * (NEW_TOKENS - 1)
+        assert numbers("graph_replays", moe_ep_rank=rank) == state.graphs.replays
+        layers = numbers.since(before, "layer_calls", moe_ep_rank=rank, phase="decode")
+        assert layers == 2 * (NEW_TOKENS - 1) * SIZES.layers
