@@ -86,6 +86,13 @@ TABLE: tuple[Hook, ...] = (
         process=Process.WORKER,
     ),
     Hook(
+        f"{SRT}.entrypoints.engine.set_prometheus_multiproc_dir",
+        Kind.AFTER,
+        metrics.keep_values_in_files,
+        "metrics of all processes meet in files, unless prometheus_client was imported before, as a hooked module does",
+        process=Process.LAUNCHER,
+    ),
+    Hook(
         f"{SRT}.managers.scheduler.Scheduler.process_batch_result",
         Kind.AFTER,
         metrics.export_after_batch,
