@@ -52,7 +52,7 @@ def run_ranks(
             absent=absent_variants(variants),
         )  # fmt: skip
         (folder / "run").write_bytes(msgspec.json.encode(run))
-        exit_code = _run_processes(_commands(run, folder / "run"))
+        exit_code = run_processes(_commands(run, folder / "run"))
         results = Path(run.results)
         records = msgspec.json.decode(results.read_bytes(), type=list[Record]) if results.exists() else []
         return Outcome(exit_code, records)
@@ -68,7 +68,7 @@ def _commands(run: Run, run_file: Path) -> list[list[str]]:
     return [[*rank, str(number)] for number in range(size)]
 
 
-def _run_processes(commands: list[list[str]]) -> int:
+def run_processes(commands: list[list[str]]) -> int:
     """Runs all of them at once. When one fails the others get a moment to end by themselves."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     exit_code = 0

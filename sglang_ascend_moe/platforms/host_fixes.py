@@ -78,7 +78,11 @@ def copy_rows(
     """In place of `memcpy_func`: SGLang's own form for the CPU."""
     from sglang.srt.layers.dp_attention import memcpy_cpu
 
-    memcpy_cpu(destination, source, dim, offset, size, offset_src)
+    launches.launch(
+        lambda rows, start, count, into: lambda: memcpy_cpu(into, rows, dim, start, count, offset_src),
+        [source, offset, size],
+        [destination],
+    )
 
 
 def dump_without_core_dumps(original: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
