@@ -27,8 +27,8 @@ _CANN = ("cann", "ascend-toolkit/latest")
 _CANN_FILE = "{machine}-linux/ascend_toolkit_install.info"
 _DRIVER_FILE = _ASCEND / "driver/version.info"
 
-# Descriptors that one of SGLang's schedulers has open by itself: 82 were counted with two ranks.
-SCHEDULER_DESCRIPTORS = 128
+# Descriptors that one of SGLang's schedulers has open besides: with two ranks 102 and 128 were counted in all.
+SCHEDULER_DESCRIPTORS = 160
 
 
 class HookReport(msgspec.Struct, frozen=True):
