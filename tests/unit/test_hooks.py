@@ -51,9 +51,9 @@ def test_the_target_exists_in_the_installed_sglang(hook: Hook):
     assert hooks.obstacle(hook) == ""
 
 
-def test_every_row_says_why_and_hooks_another_target_on_its_machines():
+def test_every_row_says_why_and_is_there_once():
     assert [hook.target for hook in plugin.TABLE if len(hook.reason.split()) < 5] == []
-    assert len({(hook.target, hook.where) for hook in plugin.TABLE}) == len(plugin.TABLE)
+    assert len({(hook.target, hook.value, hook.where) for hook in plugin.TABLE}) == len(plugin.TABLE)
 
 
 @pytest.mark.parametrize(
