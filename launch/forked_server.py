@@ -15,7 +15,7 @@ import traceback
 import warnings
 from typing import Self
 
-from sglang_ascend_moe.launch.server_process import ENVIRONMENT, ServerProcess, can_be_interrupted
+from sglang_ascend_moe.launch.server_process import ENVIRONMENT, ServerFailed, ServerProcess, can_be_interrupted
 
 MODULES = ("sglang.launch_server", "sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
 
@@ -24,23 +24,26 @@ MODULES = ("sglang.launch_server", "sglang.srt.entrypoints.http_server", "sglang
 NUMPY_THREADS = "OPENBLAS_NUM_THREADS"
 
 
-def become_single_threaded(arguments: list[str]) -> None:
-    """Run `ascend-moe` with `arguments` anew in this process, if it has started threads that forbid forking."""
-    if os.environ.get(NUMPY_THREADS) != "1":
-        command = [sys.executable, "-m", "sglang_ascend_moe.launch.main", *arguments]
-        os.execve(sys.executable, command, {**os.environ, NUMPY_THREADS: "1"})
+def threads() -> int:
+    """Threads of this process."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def start_again_without_threads(arguments: list[str]) -> None:
+    """Run `ascend-moe` with `arguments` in place of this program, in an environment in which numpy starts no thread."""
+    command = [sys.executable, "-m", "sglang_ascend_moe.launch.main", *arguments]
+    os.execve(sys.executable, command, {**os.environ, NUMPY_THREADS: "1"})
 
 
 def import_sglang() -> None:
-    """Import what a server and its ranks need. Raises RuntimeError if this process cannot fork afterwards."""
+    """Import what a server and its ranks need. Raises `ServerFailed` if this process cannot fork afterwards."""
     with warnings.catch_warnings():
         # Of accelerators that are not there.
         warnings.simplefilter("ignore")
         for name in MODULES:
             importlib.import_module(name)
-    threads = os.listdir("/proc/self/task")
-    if len(threads) != 1:
-        raise RuntimeError(f"importing SGLang left {len(threads)} threads; forking is safe with one only")
+    if threads() != 1:
+        raise ServerFailed(f"importing SGLang left {threads()} threads; forking is safe with one only")
 
 
 class ForkedServer(ServerProcess):

@@ -91,10 +91,6 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     router: Router = Router()
     ascend: Ascend = Ascend()
 
-    def __post_init__(self) -> None:
-        for key, role in self.roles.items():
-            _check_role(key, role)
-
     @property
     def roles(self) -> dict[RoleName, Role]:
         return {"prefill": self.prefill, "decode": self.decode}
@@ -105,19 +101,22 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return (self.prefill.tp_size, self.prefill.dp_size) != (self.decode.tp_size, self.decode.dp_size)
 
 
-def _check_role(key: str, role: Role) -> None:
-    # ValueError: inside of a decoder msgspec makes it a ValidationError.
+def _check_role(source: str, key: str, role: Role) -> None:
     for name, parts in (("dp_size", role.dp_size), ("nodes", role.nodes)):
         if role.tp_size % parts:
-            raise ValueError(f"{key}.tp_size {role.tp_size}: must be a multiple of {key}.{name} {parts}")
+            raise InvalidInput(
+                f"{source}: {key}.tp_size {role.tp_size}: must be a multiple of {key}.{name}, which is {parts}"
+            )
     if role.max_running_requests < role.dp_size:
-        raise ValueError(
-            f"{key}.max_running_requests {role.max_running_requests}: at least one for each of {role.dp_size} attention"
-            " groups"
+        raise InvalidInput(
+            f"{source}: {key}.max_running_requests {role.max_running_requests}: at least one for each of {role.dp_size}"
+            " attention groups"
         )
     for name in role.options:
         if name in DECIDED:
-            raise ValueError(f"{key}.options.{name}: set by the deployment itself ({DECIDED[name]}); leave it out")
+            raise InvalidInput(
+                f"{source}: {key}.options.{name}: set by the deployment itself ({DECIDED[name]}); leave it out"
+            )
 
 
 def read_deployment(path: Path) -> Deployment:
@@ -125,7 +124,7 @@ def read_deployment(path: Path) -> Deployment:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"--file {path}: {error}") from error
+        raise InvalidInput(f"--file {path}: cannot be read: {error}") from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -136,9 +135,12 @@ def read_deployment(path: Path) -> Deployment:
 def deployment_of(values: dict[str, object], source: str) -> Deployment:
     """The deployment that `values` describe. Raises `InvalidInput`, naming `source` and the key."""
     try:
-        return msgspec.convert(values, Deployment, strict=True)
+        deployment = msgspec.convert(values, Deployment, strict=True)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"{source}: {_with_key(str(error))}") from error
+        raise InvalidInput(f"{source}: not a deployment: {_with_key(str(error))}") from error
+    for key, role in deployment.roles.items():
+        _check_role(source, key, role)
+    return deployment
 
 
 def _with_key(message: str) -> str:

@@ -80,9 +80,9 @@ class GenerateClient:
                 if not ended:
                     raise RequestFailed(f"{self.url}: the answer broke off")
         except urllib.error.HTTPError as error:
-            raise RequestFailed(f"{self.url}: {error.code} {error.reason}: {_beginning(error)}") from error
+            raise RequestFailed(f"{self.url}: answered {error.code} {error.reason}: {_beginning(error)}") from error
         except (OSError, HTTPException, ValueError) as error:
-            raise RequestFailed(f"{self.url}: {error!r}") from error
+            raise RequestFailed(f"{self.url}: the request failed: {error!r}") from error
 
 
 def _piece(data: bytes) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Member(NamedTuple):
 class MemberFailed(Exception):
     """A member ended or was not ready in time, so that the whole deployment ends."""
 
-    def __init__(self, member: Member, why: str, *, log_says_why: bool = True) -> None:
+    def __init__(self, why: str, member: Member, *, log_says_why: bool = True) -> None:
         super().__init__(f"{member.name}: {why}")
         log = member.process.log
         self.event = Failed(name=member.name, why=why, log=str(log), log_tail=log_tail(log) if log_says_why else "")
@@ -134,13 +134,13 @@ class RunningDeployment:
             try:
                 described[member.name] = ask_instance(member.process.url)
             except (OSError, ProtocolMismatch) as error:
-                raise MemberFailed(member, str(error)) from error
+                raise MemberFailed(f"does not say what it is: {error}", member) from error
         for prefill in (member for member in self.instances if member.role == "prefill"):
             for decode in (member for member in self.instances if member.role == "decode"):
                 try:
                     require_pair(described[prefill.name], described[decode.name])
                 except ProtocolMismatch as error:
-                    raise MemberFailed(decode, f"does not fit {prefill.name}: {error}", log_says_why=False) from error
+                    raise MemberFailed(f"does not fit {prefill.name}: {error}", decode, log_says_why=False) from error
 
     def _begin(self, member: Member) -> None:
         process = member.process
@@ -159,7 +159,7 @@ class RunningDeployment:
                     self._tell(Ready(name=name, seconds=process.seconds))
                     del waiting[name]
                 elif process.seconds > timeout:
-                    raise MemberFailed(member, f"was not ready after {timeout:.0f} s")
+                    raise MemberFailed(f"was not ready after {timeout:.0f} s", member)
                 elif member.role is not None and (now := stage(process.log)) != stages.get(name):
                     stages[name] = now
                     self._tell(Waiting(name=name, seconds=process.seconds, stage=now))
@@ -173,7 +173,7 @@ class RunningDeployment:
                 return
             self._raise_if_one_ended()
             if router.process.seconds > timeout:
-                raise MemberFailed(router, f"no token came through it within {timeout:.0f} s: {problem}")
+                raise MemberFailed(f"no token came through it within {timeout:.0f} s: {problem}", router)
             time.sleep(POLL_SECONDS)
 
     def _probes(self, url: str) -> Iterator[str]:
@@ -194,7 +194,7 @@ class RunningDeployment:
     def _raise_if_one_ended(self) -> None:
         ended = [(member, code) for member in self._members if (code := member.process.exit_code) is not None]
         for member, code in ended:
-            raise MemberFailed(member, cause(code))
+            raise MemberFailed(f"the server {cause(code)}", member)
 
 
 def cause(code: int) -> str:

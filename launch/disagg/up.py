@@ -17,7 +17,8 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, deployment_of
 from sglang_ascend_moe.launch.disagg.events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
-from sglang_ascend_moe.launch.forked_server import become_single_threaded
+from sglang_ascend_moe.launch.forked_server import start_again_without_threads, threads
+from sglang_ascend_moe.launch.server_process import ServerFailed
 from sglang_ascend_moe.platforms import obstacle
 
 DESCRIPTION = (
@@ -41,6 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--port", type=int, help="of the router; 0: a free one (default 8000)")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="one log per server (default: a new folder)")
     parser.add_argument("--ready-timeout", type=float, default=900.0, metavar="SECONDS", help="(default 900)")
+    parser.add_argument("--without-threads", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print events as JSON, one per line")
 
 
@@ -53,7 +55,8 @@ def run(parsed: argparse.Namespace) -> int:
     if problem := missing():
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
-    become_single_threaded(parsed.command_line)
+    if threads() > 1 and not parsed.without_threads:
+        start_again_without_threads([*parsed.command_line, "--without-threads"])
     logs = parsed.logs or Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
     logs.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGINT, _end_by_signal)
@@ -74,6 +77,9 @@ def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller
                 raise
     except MemberFailed:
         return CHECK_FAILED
+    except ServerFailed as error:
+        print(f"ascend-moe disagg up: {error}", file=sys.stderr)
+        return CANNOT
     except KeyboardInterrupt:
         return OK
     raise AssertionError

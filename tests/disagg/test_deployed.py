@@ -32,11 +32,17 @@ def client(deployment: Deployed) -> GenerateClient:
     return GenerateClient(deployment.url("router"), timeout=60)
 
 
-def differing(prompts: list[list[int]], wanted: list[Answer], replies: list[Reply]) -> list[int]:
-    """Lengths of the prompts whose tokens or logprobs are not bit for bit those wanted."""
-    return [
-        len(prompt) for prompt, answer, reply in zip(prompts, wanted, replies, strict=True) if reply.answer != answer
-    ]
+def differing(prompts: list[list[int]], wanted: list[Answer], replies: list[Reply]) -> list[str]:
+    """Where tokens or logprobs are not bit for bit those wanted, by prompt."""
+    found = []
+    for prompt, answer, reply in zip(prompts, wanted, replies, strict=True):
+        pairs = list(zip(answer.candidates, reply.answer.candidates, strict=True))
+        places = [place for place, (ours, theirs) in enumerate(pairs) if ours != theirs]
+        if places:
+            found.append(f"prompt of {len(prompt)} tokens, at {places}, first {pairs[places[0]]}")
+        elif reply.answer.tokens != answer.tokens:
+            found.append(f"prompt of {len(prompt)} tokens: {reply.answer.tokens} instead of {answer.tokens}")
+    return found
 
 
 def test_requests_are_bit_identical_to_one_server_cold_and_from_the_prefix_cache(

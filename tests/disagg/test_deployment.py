@@ -32,8 +32,14 @@ def test_a_model_is_enough(tmp_path: Path):
         (SMALL + "[prefill]\ntp-size = 2", "prefill: .*tp-size"),
         (SMALL + "[prefill]\ntp_size = '2'", "prefill.tp_size: "),
         (SMALL + "[decode]\ninstances = 0", "decode.instances: "),
-        (SMALL + "[decode]\ntp_size = 3\ndp_size = 2", "decode.tp_size 3: must be a multiple of decode.dp_size 2"),
-        (SMALL + "[prefill]\ntp_size = 3\nnodes = 2", "prefill.tp_size 3: must be a multiple of prefill.nodes 2"),
+        (
+            SMALL + "[decode]\ntp_size = 3\ndp_size = 2",
+            "decode.tp_size 3: must be a multiple of decode.dp_size, which is 2",
+        ),
+        (
+            SMALL + "[prefill]\ntp_size = 3\nnodes = 2",
+            "prefill.tp_size 3: must be a multiple of prefill.nodes, which is 2",
+        ),
         (SMALL + "[decode]\ntp_size = 64\ndp_size = 64", "decode.max_running_requests 32"),
         (SMALL + "[decode]\noptions = { port = 1 }", "decode.options.port"),
         (SMALL + "[decode]\noptions = { page_size = 1 }", "decode.options"),

@@ -43,17 +43,12 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "sglang_router is not installed: pip install 'sglang-ascend-moe[disagg]'" in capsys.readouterr().err
 
 
-def test_flags_go_before_keys_of_the_file(tmp_path: Path):
+def test_flags_go_before_keys_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "deployment.toml"
-    file.write_text('model_path = "m"\n[decode]\ntp_size = 4\npage_size = 1\n'.replace("page_size = 1\n", ""))
+    file.write_text('model_path = "m"\n[decode]\ntp_size = 4\n')
     found = []
-    cli_arguments = ["up", "--file", str(file), "--prefill", "2", "--tp-size", "2", "--mini-lb", "--port", "0"]
-    parser_run = up.run
-    try:
-        up.run = lambda parsed: found.append(up.deployment_asked(parsed)) or 0
-        cli.main(cli_arguments)
-    finally:
-        up.run = parser_run
+    monkeypatch.setattr(up, "run", lambda parsed: found.append(up.deployment_asked(parsed)) or 0)
+    cli.main(["up", "--file", str(file), "--prefill", "2", "--tp-size", "2", "--mini-lb", "--port", "0"])
     (deployment,) = found
     assert (deployment.prefill.instances, deployment.prefill.tp_size, deployment.decode.tp_size) == (2, 2, 2)
     assert (deployment.router.kind, deployment.router.port) == ("mini-lb", 0)
@@ -95,7 +90,7 @@ def test_a_member_that_ends_is_named_and_takes_the_others_with_it(two_members, k
     victim.process._process.send_signal(signal.SIGKILL)
     with pytest.raises(MemberFailed) as failure, deployment:
         deployment.watch()
-    assert (failure.value.event.name, failure.value.event.why) == (killed, "was ended by SIGKILL")
+    assert (failure.value.event.name, failure.value.event.why) == (killed, "the server was ended by SIGKILL")
     assert "idle server is ready" in failure.value.event.log_tail
     assert [pid for member in members for pid in group_members(member.process.pid)] == []
     stopped = [json.loads(line) for line in told.getvalue().splitlines() if '"stopped"' in line]

@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 OTHERS = {
     ("launch/bench/rank.py", "RuntimeError"),
     ("launch/bench/records.py", "ValueError"),
+    ("launch/forked_server.py", "TimeoutExpired"),
     ("launch/tiny_tokenizer.py", "ValueError"),
 }
 ENDS = {"SystemExit"}
