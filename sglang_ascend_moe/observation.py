@@ -6,6 +6,7 @@ Always counted, because it costs a few additions per MoE layer. `live_state` and
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 import torch
@@ -38,6 +39,8 @@ class Observation:
     def __init__(self) -> None:
         self.phases = {kind: PhaseCounts() for kind in PHASES}
         self.measures_imbalance = False
+        self._matrix: torch.Tensor | None = None
+        self._counted: Any = None
 
     def dispatched(
         self, kind: Kind, begun_ns: int, *, tokens: int, rows: int, matrix: torch.Tensor, first_round: bool
@@ -49,7 +52,10 @@ class Observation:
         counts.tokens += tokens
         counts.rows += rows
         if self.measures_imbalance:
-            counts.largest_rows += max(rows_by_rank(matrix))
+            # A session writes its counts into one matrix for ever: to look at it anew takes longer than to add it up.
+            if matrix is not self._matrix:
+                self._matrix, self._counted = matrix, _by_rank_and_expert(matrix)
+            counts.largest_rows += int(self._counted.sum(axis=(0, 2)).max())
         counts.dispatch_ns += time.perf_counter_ns() - begun_ns
 
     def planned(self, begun_ns: int) -> None:
@@ -63,10 +69,14 @@ class Observation:
 
 def rows_by_rank(matrix: torch.Tensor) -> list[int]:
     """Rows that each rank received, from the counts [ranks, experts] of a dispatch."""
-    ranks, experts = matrix.shape
-    # By numpy, which takes a third of the time of torch for so few numbers.
-    received: list[int] = matrix.numpy().reshape(ranks, ranks, experts // ranks).sum(axis=(0, 2)).tolist()
+    received: list[int] = _by_rank_and_expert(matrix).sum(axis=(0, 2)).tolist()
     return received
+
+
+def _by_rank_and_expert(matrix: torch.Tensor) -> Any:
+    """A view [source, rank, expert of that rank], of numpy, which is quicker than torch for so few numbers."""
+    ranks, experts = matrix.shape
+    return matrix.numpy().reshape(ranks, ranks, experts // ranks)
 
 
 class GraphCounts(msgspec.Struct):
