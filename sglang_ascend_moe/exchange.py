@@ -23,7 +23,7 @@ from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import NativeSession, StepHook, initialise_window
 from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.decode import prepare_decode, run_decode
-from sglang_ascend_moe.schedules.inputs import RoutedTokens, as_kernels_take_them, problem_with, problem_with_result
+from sglang_ascend_moe.schedules.inputs import RoutedTokens, problem_with_result, routed_tokens
 from sglang_ascend_moe.schedules.prefill import run_prefill
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.schedules.steps import ExchangeSteps, Ticket
@@ -312,11 +312,11 @@ class Exchange:
         hidden]; it neither allocates memory of the device nor moves a tensor. Raises `CaptureRefused` for tensors that
         would have to be copied first: x and out need dense rows, ids contiguous, weights float32 and contiguous.
         """
-        problem = self._problem(x, topk_ids, topk_weights)
-        if problem is None and (out.shape, out.dtype) != (x.shape, x.dtype):
-            problem = f"out is {tuple(out.shape)} of {out.dtype}; it must be as x"
-        if problem is not None:
-            raise InvalidInput(problem)
+        routed = self._routed(x, topk_ids, topk_weights)
+        if isinstance(routed, str):
+            raise InvalidInput(routed)
+        if (out.shape, out.dtype) != (x.shape, x.dtype):
+            raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype}; it must be as x")
         tokens = RoutedTokens(x, topk_ids, topk_weights)
         return prepare_decode(self._steps, tokens, self._watched(experts), out)
 
@@ -364,14 +364,14 @@ class Exchange:
     def _checked(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, kind: Kind) -> RoutedTokens:
         """The call's input as the kernels take it. What is wrong is told to every rank before it is raised here."""
         launches.refuse_capture("an exchange allocates what it returns: in a graph use Exchange.prepare in a launch")
-        problem = self._problem(x, topk_ids, topk_weights)
-        if problem is not None:
-            self._steps.refuse(kind, problem)
-        return as_kernels_take_them(x, topk_ids, topk_weights)
+        tokens = self._routed(x, topk_ids, topk_weights)
+        if isinstance(tokens, str):
+            self._steps.refuse(kind, tokens)
+        return tokens
 
-    def _problem(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> str | None:
-        p = self.parameters
-        return problem_with(x, topk_ids, topk_weights, hidden=p.hidden, topk=p.topk, dtype=self._steps.dtype)
+    def _routed(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> RoutedTokens | str:
+        p = self.layout.parameters
+        return routed_tokens(x, topk_ids, topk_weights, hidden=p.hidden, topk=p.topk, dtype=self._steps.dtype)
 
     def _problem_with_result(self, out: torch.Tensor | None, tokens: int) -> str | None:
         if out is None:

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <span>
+#include <type_traits>
 
 #include "elements.h"
 #include "row_kernels.h"
@@ -16,5 +17,8 @@
 #define ROW_KERNELS_STREAM(place, source)                                                                              \
     _mm256_stream_si256(reinterpret_cast<__m256i *>(place),                                                            \
                         _mm256_loadu_si256(reinterpret_cast<const __m256i *>(source)))
+#define ROW_KERNELS_LOAD_HALVES(from) _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)))
+#define ROW_KERNELS_STORE_HALVES(to, floats)                                                                           \
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm256_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT))
 #include "row_kernels_impl.h"
 #endif

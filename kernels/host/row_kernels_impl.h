@@ -3,10 +3,13 @@
 // (-ffp-contract=off) and every lane does the same in the same order, so all results are equal.
 //
 // Before including: #define ROW_KERNELS the name of the table, ROW_KERNELS_NAME its name for people, and
-// ROW_KERNELS_VECTOR_BYTES the width of a register; ROW_KERNELS_STREAM(place, value) where there are streaming stores.
+// ROW_KERNELS_VECTOR_BYTES the width of a register; ROW_KERNELS_STREAM(place, source) where there are streaming stores;
+// ROW_KERNELS_LOAD_HALVES(from) and ROW_KERNELS_STORE_HALVES(to, floats) where a register of fp16 converts at once,
+// which g++ 12 does not see by itself.
 
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "elements.h"
 #include "row_kernels.h"
@@ -40,21 +43,55 @@ template <class Vector> [[gnu::always_inline]] inline void store(void *to, const
     return reinterpret_cast<Floats>(__builtin_convertvector(load<HalfWords>(row), Words) << 16);
 }
 [[gnu::always_inline]] inline Floats load_floats(const Fp16 *row) {
+#if defined(ROW_KERNELS_LOAD_HALVES)
+    return ROW_KERNELS_LOAD_HALVES(row);
+#else
     return __builtin_convertvector(load<Halves>(row), Floats);
+#endif
 }
 [[gnu::always_inline]] inline Floats load_floats(const Fp32 *row) { return load<Floats>(row); }
 
-// As Bf16::from_float: to nearest even, any NaN to 0x7fc0.
-[[gnu::always_inline]] inline void store_floats(Bf16 *row, const Floats &values) {
+// As Bf16::from_float, with the result in the upper half of each lane: to nearest even, any NaN to 0x7fc0.
+[[gnu::always_inline]] inline Words round_to_bf16(const Floats &values) {
     const Words raw = reinterpret_cast<Words>(values);
-    const Words rounded = (raw + 0x7fff + (raw >> 16 & 1)) >> 16;
     const Integers is_nan = values != values;
-    store(row, __builtin_convertvector(is_nan ? Words{} + 0x7fc0 : rounded, HalfWords));
+    return is_nan ? Words{} + 0x7fc00000 : raw + 0x7fff + (raw >> 16 & 1);
+}
+[[gnu::always_inline]] inline void store_floats(Bf16 *row, const Floats &values) {
+    store(row, __builtin_convertvector(round_to_bf16(values) >> 16, HalfWords));
 }
 [[gnu::always_inline]] inline void store_floats(Fp16 *row, const Floats &values) {
+#if defined(ROW_KERNELS_STORE_HALVES)
+    ROW_KERNELS_STORE_HALVES(row, values);
+#else
     store(row, __builtin_convertvector(values, Halves));
+#endif
 }
 [[gnu::always_inline]] inline void store_floats(Fp32 *row, const Floats &values) { store(row, values); }
+
+// Two registers of neighbouring elements, in any order that store_pair undoes. Those of bf16 are the even ones and the
+// odd ones: a shift and a mask, where elements in their order would have to be moved across lanes.
+struct Pair {
+    Floats first, second;
+};
+
+constexpr uint32_t upper_half = 0xffff0000;
+
+template <class Element> [[gnu::always_inline]] inline Pair load_pair(const Element *row) {
+    return {load_floats(row), load_floats(row + lanes)};
+}
+template <> [[gnu::always_inline]] inline Pair load_pair(const Bf16 *row) {
+    const auto words = load<Words>(row);
+    return {reinterpret_cast<Floats>(words << 16), reinterpret_cast<Floats>(words & upper_half)};
+}
+
+template <class Element> [[gnu::always_inline]] inline void store_pair(Element *row, const Pair &pair) {
+    store_floats(row, pair.first);
+    store_floats(row + lanes, pair.second);
+}
+template <> [[gnu::always_inline]] inline void store_pair(Bf16 *row, const Pair &pair) {
+    store(row, (round_to_bf16(pair.first) >> 16) | (round_to_bf16(pair.second) & upper_half));
+}
 
 // What is written or read this many bytes later is fetched ahead. The rows of a token lie in as many places as it has
 // experts, and a processor's own prefetchers begin anew on each page: fetching is what both movements wait for.
@@ -123,10 +160,18 @@ void drain() {}
 // greatest.
 template <class Element> uint32_t greatest_magnitude(const Element *row, uint32_t hidden) {
     Integers greatest = {};
-    for (uint32_t i = 0; i < hidden; i += lanes) {
-        const Integers magnitude = reinterpret_cast<Integers>(load_floats(row + i)) & 0x7fffffff;
+    const auto take = [&](const Floats &values) {
+        const Integers magnitude = reinterpret_cast<Integers>(values) & 0x7fffffff;
         greatest = magnitude > greatest ? magnitude : greatest;
+    };
+    uint32_t i = 0;
+    for (; i + 2 * lanes <= hidden; i += 2 * lanes) {
+        const Pair pair = load_pair(row + i);
+        take(pair.first);
+        take(pair.second);
     }
+    for (; i < hidden; i += lanes)
+        take(load_floats(row + i));
     int32_t result = 0;
     for (uint32_t lane = 0; lane < lanes; ++lane)
         result = greatest[lane] > result ? greatest[lane] : result;
@@ -145,47 +190,67 @@ template <class Element> float quantise(const void *source, uint32_t hidden, int
     const float inverse = 127.0f / max;
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, as long as |value| < 2^22.
     constexpr float rounder = 12582912.0f;
-    for (uint32_t i = 0; i < hidden; i += lanes) {
-        Floats scaled = load_floats(row + i) * inverse;
+    const auto rounded = [&](const Floats &elements) {
+        Floats scaled = elements * inverse;
         scaled = scaled > 127.0f ? Floats{} + 127.0f : scaled;
         scaled = scaled < -127.0f ? Floats{} - 127.0f : scaled;
-        const Integers rounded = __builtin_convertvector((scaled + rounder) - rounder, Integers);
-        store(values + i, __builtin_convertvector(rounded, Quarters));
-    }
+        return __builtin_convertvector((scaled + rounder) - rounder, Integers);
+    };
+    uint32_t i = 0;
+    if constexpr (std::is_same_v<Element, Bf16>)
+        for (; i + 2 * lanes <= hidden; i += 2 * lanes) {
+            const Pair pair = load_pair(row + i);
+            const Integers joint = (rounded(pair.first) & 0xff) | (rounded(pair.second) & 0xff) << 8;
+            store(values + i, __builtin_convertvector(reinterpret_cast<Words>(joint), HalfWords));
+        }
+    for (; i < hidden; i += lanes)
+        store(values + i, __builtin_convertvector(rounded(load_floats(row + i)), Quarters));
     return max / 127.0f;
 }
 
-// `Vectors` registers of a token's sum, kept over all terms.
-template <class Element, uint32_t Vectors>
+// `Pairs` pairs of registers of a token's sum, kept over all terms.
+template <class Element, uint32_t Pairs>
 [[gnu::always_inline]] inline void reduce_strip(Terms terms, uint32_t begin, Element *out) {
-    Floats sums[Vectors] = {};
+    Pair sums[Pairs] = {};
     for (const Term &term : terms) {
         const auto *row = reinterpret_cast<const Element *>(term.row) + begin;
         // @protocol read-out
-        for (uint32_t i = 0; i < Vectors; ++i)
-            sums[i] = sums[i] + term.weight * load_floats(row + i * lanes);
+        for (uint32_t i = 0; i < Pairs; ++i) {
+            const Pair values = load_pair(row + 2 * i * lanes);
+            sums[i].first = sums[i].first + term.weight * values.first;
+            sums[i].second = sums[i].second + term.weight * values.second;
+        }
     }
-    for (uint32_t i = 0; i < Vectors; ++i)
-        store_floats(out + begin + i * lanes, sums[i]);
+    for (uint32_t i = 0; i < Pairs; ++i)
+        store_pair(out + begin + 2 * i * lanes, sums[i]);
+}
+
+// One register of a token's sum.
+template <class Element> [[gnu::always_inline]] inline void reduce_register(Terms terms, uint32_t begin, Element *out) {
+    Floats sum = {};
+    for (const Term &term : terms)
+        sum = sum + term.weight * load_floats(reinterpret_cast<const Element *>(term.row) + begin);
+    store_floats(out + begin, sum);
 }
 
 template <class Element> void reduce(Terms terms, uint32_t hidden, void *result, Terms upcoming) {
-    constexpr uint32_t vectors = 4;
-    constexpr uint64_t strip = vectors * lanes * sizeof(Element);
+    constexpr uint32_t pairs = 2;
+    constexpr uint32_t elements = 2 * pairs * lanes;
+    constexpr uint64_t strip = elements * sizeof(Element);
     const uint64_t bytes = hidden * sizeof(Element);
     auto *out = static_cast<Element *>(result);
     uint32_t begin = 0;
-    for (; begin + vectors * lanes <= hidden; begin += vectors * lanes) {
+    for (; begin + elements <= hidden; begin += elements) {
         const uint64_t offset = begin * sizeof(Element);
         const bool in_row = offset + ahead_bytes < bytes;
         const uint64_t ahead = in_row ? offset + ahead_bytes : offset + ahead_bytes - bytes;
         for (const Term &term : in_row ? terms : upcoming)
             for (uint64_t line = 0; line < strip; line += cache_line_bytes)
                 fetch<false>(term.row + ahead + line);
-        reduce_strip<Element, vectors>(terms, begin, out);
+        reduce_strip<Element, pairs>(terms, begin, out);
     }
     for (; begin < hidden; begin += lanes)
-        reduce_strip<Element, 1>(terms, begin, out);
+        reduce_register(terms, begin, out);
 }
 
 } // namespace

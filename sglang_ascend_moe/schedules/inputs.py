@@ -25,22 +25,26 @@ class RoutedTokens(NamedTuple):
         return RoutedTokens(self.x[begin:end], self.ids[begin:end], self.weights[begin:end])
 
 
-def problem_with(
+def routed_tokens(
     x: Tensor, topk_ids: Tensor, topk_weights: Tensor, *, hidden: int, topk: int, dtype: torch.dtype
-) -> str | None:
-    """What is wrong with the arguments of a call, naming the one to change; None if nothing is."""
+) -> RoutedTokens | str:
+    """The arguments of a call in the memory layout that kernels take, copied only where they have another; or what is
+    wrong with them, naming the one to change."""
     x_shape = x.shape
     if len(x_shape) != 2 or x_shape[1] != hidden or x.dtype is not dtype:
         return f"x is {tuple(x_shape)} of {x.dtype}; it must be [tokens, {hidden}] of {dtype}"
     shape = (x_shape[0], topk)
     if topk_ids.shape != shape or topk_ids.dtype not in _ID_TYPES:
         return f"topk_ids is {tuple(topk_ids.shape)} of {topk_ids.dtype}; it must be {shape} of int32 or int64"
-    if topk_weights.shape != shape or not topk_weights.dtype.is_floating_point:
-        return f"topk_weights is {tuple(topk_weights.shape)} of {topk_weights.dtype}; it must be {shape}, floating"
-    if x.is_cpu and topk_ids.is_cpu and topk_weights.is_cpu:
-        return None
-    devices = f"x, topk_ids, topk_weights on {x.device}, {topk_ids.device}, {topk_weights.device}"
-    return f"{devices}: the windows of this exchange are on the host; pass CPU tensors"
+    weights_dtype = topk_weights.dtype
+    if topk_weights.shape != shape or not weights_dtype.is_floating_point:
+        return f"topk_weights is {tuple(topk_weights.shape)} of {weights_dtype}; it must be {shape}, floating"
+    if not (x.is_cpu and topk_ids.is_cpu and topk_weights.is_cpu):
+        devices = f"x, topk_ids, topk_weights on {x.device}, {topk_ids.device}, {topk_weights.device}"
+        return f"{devices}: the windows of this exchange are on the host; pass CPU tensors"
+    if weights_dtype is not torch.float32:
+        topk_weights = topk_weights.to(torch.float32)
+    return RoutedTokens(x if x.stride()[1] == 1 else x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous())
 
 
 def problem_with_result(out: Tensor, *, tokens: int, hidden: int, dtype: torch.dtype) -> str | None:
@@ -50,12 +54,3 @@ def problem_with_result(out: Tensor, *, tokens: int, hidden: int, dtype: torch.d
     if out.stride()[1] != 1:
         return f"out has strides {out.stride()}; its rows must be dense"
     return None
-
-
-def as_kernels_take_them(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> RoutedTokens:
-    """Checked arguments in the memory layout of `RoutedTokens`, copied only where they are not."""
-    if x.stride()[1] != 1:
-        x = x.contiguous()
-    if topk_weights.dtype is not torch.float32:
-        topk_weights = topk_weights.to(torch.float32)
-    return RoutedTokens(x, topk_ids.contiguous(), topk_weights.contiguous())
