@@ -17,6 +17,9 @@ from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
 # The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
 A2A_BACKEND = "ascend_fuseep"
 
+# What SGLang's EPLB takes for more layers than any model has.
+ALL_LAYERS = 1_000_000
+
 
 def add_flags_to_parser(_result: Any, parser: argparse.ArgumentParser) -> None:
     """After `ServerArgs.add_cli_args`: SGLang's parser knows the flags."""
@@ -103,6 +106,9 @@ def _choose_backend(server_args: Any) -> None:
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
     if given == (None, None, None):
         declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
+    # All layers in one go, as a number: without one SGLang waits for a CUDA device to time the rebalance.
+    if server_args.enable_eplb and server_args.eplb_rebalance_layers_per_chunk is None:
+        declare_resolution(server_args, "sglang-ascend-moe", eplb_rebalance_layers_per_chunk=ALL_LAYERS)
 
 
 def refuse_other_backend(server_args: Any) -> None:

@@ -1,7 +1,8 @@
 """Redundant experts: where SGLang puts them is agreed by all ranks, and its recorder gets the counts of our dispatch.
 
 SGLang's router names logical experts and maps them to physical ones, of which the exchange moves rows to; its EPLB
-moves experts between the ranks at run time. `agree_before_update` and `gatherer` are hooks of the table in `plugin`.
+moves experts between the ranks at run time. `agree_before_update`, `gatherer` and `all_places` are hooks of the table
+in `plugin`.
 """
 
 import logging
@@ -96,15 +97,35 @@ def gatherer(original: Callable[..., Any], expert_location_metadata: Any, rank: 
     The modes that write down single tokens (`per_token`) keep SGLang's own, which takes what the router chose.
     """
     from sglang.srt.eplb.expert_distribution import _DeepepLowLatencySinglePassGatherer
-    from sglang.srt.runtime_context import get_exec, get_server_args
+    from sglang.srt.runtime_context import get_exec
 
-    if options_of(get_server_args()) is None or get_exec().moe.expert_distribution_recorder_mode == "per_token":
+    if not _asked_for() or get_exec().moe.expert_distribution_recorder_mode == "per_token":
         return original(expert_location_metadata, rank)
     return _DeepepLowLatencySinglePassGatherer(expert_location_metadata, rank)
 
 
-def record_dispatch(layer: int, counts: Tensor) -> None:
-    """Tell SGLang's recorder, if it records, what arrived in one round. counts: int64 [experts of this rank]."""
+def all_places(
+    original: Callable[..., list[int]],
+    metadata: Any,
+    layer_id: int,
+    logical_expert_id: int,
+    require_global_experts: bool = False,
+) -> list[int]:
+    """Around `ExpertLocationMetadata.logical_to_all_physical`, by which weights are loaded: every place of an expert.
+
+    SGLang has left only the nearest one of those that a rank holds itself; the weights of another would stay undefined.
+    """
+    placement = metadata.physical_to_logical_map_cpu
+    if not _asked_for() or require_global_experts or layer_id >= len(placement):
+        return original(metadata, layer_id, logical_expert_id, require_global_experts)
+    return (placement[layer_id] == logical_expert_id).nonzero().flatten().tolist()
+
+
+def record_dispatch(layer: Any, counts: Tensor) -> None:
+    """Tell SGLang's recorder, if it records, what arrived for an MoE layer in one round.
+
+    counts: int64 [experts of this rank].
+    """
     from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 
     recorder = get_global_expert_distribution_recorder()
@@ -112,5 +133,11 @@ def record_dispatch(layer: int, counts: Tensor) -> None:
         return
     # The model says which layer it is in, but not while a graph replays it.
     known = recorder._current_layer_idx.value is not None
-    with nullcontext() if known else recorder.with_current_layer(layer):
+    with nullcontext() if known else recorder.with_current_layer(layer.layer_id):
         recorder.on_deepep_dispatch_low_latency(counts)
+
+
+def _asked_for() -> bool:
+    from sglang.srt.runtime_context import get_server_args
+
+    return options_of(get_server_args()) is not None

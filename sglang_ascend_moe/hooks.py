@@ -42,7 +42,6 @@ class Process(enum.Enum):
 
     LAUNCHER = "launcher"
     WORKER = "worker"
-    BOTH = "both"
 
 
 class Hook(NamedTuple):
@@ -53,7 +52,7 @@ class Hook(NamedTuple):
     value: Any
     reason: str
     where: Where = Where.ALWAYS
-    process: Process = Process.BOTH
+    process: Process = Process.WORKER
 
 
 class State(enum.Enum):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang_ascend_moe import hooks, launches
+from sglang_ascend_moe import expert_location, hooks, launches
 from sglang_ascend_moe.errors import CaptureRefused, SessionPoisoned, Unsupported
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.machine import Demand, read_limits, refuse_what_does_not_fit
@@ -90,6 +90,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         windows = tuple(_window(options, limits, len(ranks), chosen) for chosen in settings.values())
         refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
     exchanges = {shape: _open(options, ranks, chosen) for shape, chosen in settings.items()}
+    expert_location.agree_at_start(layers, ranks, options.timeout_s, list(exchanges.values()))
     metrics = bool(model_runner.server_args.enable_metrics)
     for exchange in exchanges.values():
         exchange.observation.measures_imbalance = metrics
@@ -253,6 +254,7 @@ def compute_experts(layer: Any, rows: ExpertRows) -> None:
     The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
     same rows: gate and up in one product in the dtype of the rows, activation and product rounded to it each.
     """
+    expert_location.record_dispatch(layer, rows.counts)
     activation = _serving.activations[layer.moe_runner_config.activation]
     start = 0
     for expert, count in enumerate(rows.counts.tolist()):

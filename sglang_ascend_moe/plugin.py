@@ -1,9 +1,9 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
-from sglang_ascend_moe import arguments, hooks, layer, live_state, metrics, pairing
+from sglang_ascend_moe import arguments, expert_location, hooks, layer, live_state, metrics, pairing
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
-from sglang_ascend_moe.platforms import host_fixes, host_models, process_start, shared_memory_names
+from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, shared_memory_names
 
 SRT = "sglang.srt"
 
@@ -48,42 +48,54 @@ TABLE: tuple[Hook, ...] = (
         Kind.AFTER,
         layer.report_ready,
         "the launcher has to learn that the exchange of a worker is open",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.managers.data_parallel_controller.DataParallelController.get_init_info",
         Kind.AFTER,
         layer.report_all_ready,
         "with data-parallel attention the launcher hears from the controller only",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.model_executor.model_runner.ModelRunner.load_model",
         Kind.BEFORE,
         layer.check_before_model,
         "a worker in which a hook is missing has to stop before it builds the model",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.model_executor.model_runner.ModelRunner.alloc_memory_pool",
         Kind.AFTER,
         layer.open_exchanges,
         "windows have to exist on all ranks, sized for the scheduler's limits, before the first forward pass",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.hardware_backend.npu.moe.fuseep.forward_fuseep",
         Kind.AROUND,
         layer.forward,
         "this function is the whole MoE layer of the backend that --ascend-moe chooses",
-        process=Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.eplb.expert_location_updater.ExpertLocationUpdater.update",
+        Kind.BEFORE,
+        expert_location.agree_before_update,
+        "all ranks have to want the same move of experts before one of them moves a weight",
+    ),
+    Hook(
+        f"{SRT}.eplb.expert_distribution._SinglePassGatherer.init_new",
+        Kind.AROUND,
+        expert_location.gatherer,
+        "SGLang's recorder has to count the rows that we dispatched, not what the router chose",
+    ),
+    Hook(
+        f"{SRT}.eplb.expert_location.ExpertLocationMetadata.logical_to_all_physical",
+        Kind.AROUND,
+        expert_location.all_places,
+        "SGLang loads the weights of only one of two places where a rank holds the same expert",
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.get_internal_state",
         Kind.AFTER,
         live_state.report_state,
         "/server_info has to tell the state of the exchanges, which the workers alone know",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.entrypoints.engine.set_prometheus_multiproc_dir",
@@ -97,35 +109,30 @@ TABLE: tuple[Hook, ...] = (
         Kind.AFTER,
         metrics.export_after_batch,
         "the counters of the exchange have to reach the Prometheus endpoint while the server works",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.on_idle",
         Kind.BEFORE,
         metrics.export_when_idle,
         "the counters of the last batch have to reach the Prometheus endpoint when no other follows",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.init_disaggregation",
         Kind.AFTER,
         pairing.describe_instance,
         "a prefill or decode instance has to know what it is, to be compared with the other",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.get_internal_state",
         Kind.AFTER,
         pairing.report_instance,
         "/server_info has to tell what a prefill or decode instance is",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.disaggregation.common.conn.CommonKVManager.try_ensure_parallel_info",
         Kind.AFTER,
         pairing.require_prefill_fits,
         "keys and values of another model, format or layout would be taken for the right ones",
-        process=Process.WORKER,
     ),
     Hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
@@ -149,7 +156,6 @@ TABLE: tuple[Hook, ...] = (
         process_start.spawn_processes,
         "the controller starts schedulers from threads, where forking is unsafe",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.utils.numa_utils.init_threads_binding",
@@ -157,7 +163,6 @@ TABLE: tuple[Hook, ...] = (
         host_fixes.cores_of_rank,
         "without SGLANG_CPU_OMP_THREADS_BIND SGLang refuses more ranks than NUMA nodes",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.distributed.bootstrap._init_cpu_threads_env",
@@ -165,7 +170,6 @@ TABLE: tuple[Hook, ...] = (
         host_fixes.limit_threads,
         "SGLang binds threads with a kernel that its PyPI build lacks, and ranks must not oversubscribe the cores",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.utils.common.is_shm_available",
@@ -173,7 +177,6 @@ TABLE: tuple[Hook, ...] = (
         host_fixes.no_shared_memory_all_reduce,
         "on aarch64 SGLang assumes a shared-memory all-reduce kernel that its PyPI build lacks",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.model_executor.forward_batch_info._is_cpu",
@@ -181,7 +184,6 @@ TABLE: tuple[Hook, ...] = (
         True,
         "batches that are padded across ranks would be copied through pinned memory, which needs an accelerator",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value",
@@ -189,7 +191,6 @@ TABLE: tuple[Hook, ...] = (
         host_fixes.padded_sequence_length,
         "padded decode rows need a sequence length, and the torch_native backend names none",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.distributed.parallel_state.reg_reduce_scatter_tensor",
@@ -197,7 +198,6 @@ TABLE: tuple[Hook, ...] = (
         host_fixes.reduce_scatter_tensor,
         "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.distributed.parallel_state.reg_all_gather_into_tensor",
@@ -205,7 +205,6 @@ TABLE: tuple[Hook, ...] = (
         host_fixes.all_gather_into_tensor,
         "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.layers.dp_attention.memcpy_func",
@@ -213,7 +212,6 @@ TABLE: tuple[Hook, ...] = (
         host_fixes.copy_rows,
         "for an out-of-tree platform SGLang copies the rows of data-parallel attention with a Triton kernel",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         "sglang.kernels.ops.elementwise.elementwise.fused_gate_sigmoid_mul_add",
@@ -221,7 +219,6 @@ TABLE: tuple[Hook, ...] = (
         host_models.add_gated_shared_expert,
         "Qwen2-MoE adds its gated shared expert with a Triton kernel",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.layers.rotary_embedding.factory.get_rope_cpu",
@@ -229,7 +226,6 @@ TABLE: tuple[Hook, ...] = (
         host_models.rope_without_scaling,
         "on the CPU SGLang builds the rotary embedding of latent attention in its scaled form only",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
@@ -237,7 +233,6 @@ TABLE: tuple[Hook, ...] = (
         host_models.latent_attention_handler,
         "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.models.minimax_m2.rms_sumsq_serial",
@@ -245,7 +240,6 @@ TABLE: tuple[Hook, ...] = (
         host_models.query_key_squares,
         "MiniMax-M2 normalises queries and keys with a Triton kernel",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.models.minimax_m2.rms_apply_serial",
@@ -253,7 +247,6 @@ TABLE: tuple[Hook, ...] = (
         host_models.normalise_queries_keys,
         "MiniMax-M2 normalises queries and keys with a Triton kernel",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.disaggregation.mooncake.conn.MooncakeKVSender.supports_host_tensor_indices",
@@ -261,7 +254,13 @@ TABLE: tuple[Hook, ...] = (
         False,
         "a prefill instance would copy the places of keys and values through pinned memory and record a CUDA event",
         Where.HOST,
-        Process.WORKER,
+    ),
+    Hook(
+        f"{SRT}.eplb.expert_distribution._ExpertDistributionRecorderReal._on_hook",
+        Kind.AROUND,
+        host_recorder.only_while_recording,
+        "while it does not record, the recorder asks CUDA whether a graph is being captured",
+        Where.HOST,
     ),
     Hook(
         f"{SRT}.distributed.device_communicators.shm_broadcast.MessageQueue.create_from_process_group",
@@ -269,7 +268,6 @@ TABLE: tuple[Hook, ...] = (
         shared_memory_names.unname_queue,
         "25 MB in /dev/shm would stay behind every server, because SGLang ends its processes with SIGKILL",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.managers.data_parallel_controller.DataParallelController.__init__",
@@ -277,7 +275,6 @@ TABLE: tuple[Hook, ...] = (
         shared_memory_names.map_load_reports,
         "the controller has to map the load reports before their name in /dev/shm goes",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.entrypoints.engine.Engine._set_startup_time",
@@ -293,7 +290,6 @@ TABLE: tuple[Hook, ...] = (
         shared_memory_names.share_no_progress_bars,
         "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager.dump_requests_before_crash",
@@ -309,7 +305,6 @@ TABLE: tuple[Hook, ...] = (
         serving.set_buckets,
         "SGLang chooses the batch sizes of graphs for torch.compile on a CPU, and does not know the lengths",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
@@ -317,7 +312,6 @@ TABLE: tuple[Hook, ...] = (
         serving.capture_decode,
         "on a CPU SGLang captures decode steps with torch.compile only",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.model_executor.forward_batch_info.ForwardMode.is_cpu_graph",
@@ -325,7 +319,6 @@ TABLE: tuple[Hook, ...] = (
         serving.replays_when_idle,
         "on a CPU SGLang keeps a rank without requests out of the graphs that the other ranks replay",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.distributed.parallel_state.GroupCoordinator.all_reduce",
@@ -333,7 +326,6 @@ TABLE: tuple[Hook, ...] = (
         serving.all_reduce,
         "a graph on the host has to repeat the collectives of SGLang's own layers",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.distributed.parallel_state.GroupCoordinator.all_gather",
@@ -341,7 +333,6 @@ TABLE: tuple[Hook, ...] = (
         serving.all_gather,
         "a graph on the host has to repeat the collectives of SGLang's own layers",
         Where.HOST,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
@@ -349,7 +340,6 @@ TABLE: tuple[Hook, ...] = (
         ascend.capture_decode,
         "a step that no graph can hold has to be served eagerly, or refused if graphs are required",
         Where.NPU,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner._capture",
@@ -357,7 +347,6 @@ TABLE: tuple[Hook, ...] = (
         ascend.prepare_capture,
         "before the first capture every window has to be in use, and all ranks must have the same batch sizes",
         Where.NPU,
-        Process.WORKER,
     ),
     Hook(
         f"{SRT}.hardware_backend.npu.graph_runner.npu_cudagraph_backend.NPUCudaGraphBackend.capture_one",
@@ -365,7 +354,6 @@ TABLE: tuple[Hook, ...] = (
         ascend.capture_bucket,
         "every step has to pass the guard on all ranks, and its MoE layers to take the form that a graph can hold",
         Where.NPU,
-        Process.WORKER,
     ),
 )
 

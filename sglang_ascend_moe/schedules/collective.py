@@ -67,7 +67,8 @@ class _Ticket(NamedTuple):
 class CollectiveExchange:
     """`Exchange` over `torch.distributed.all_to_all_single`.
 
-    Every rank takes part in every call, in the same order. Waits are bounded by the timeout of the group.
+    Every rank takes part in every call, in the same order. Waits are bounded by the timeout of the group. `epoch` is
+    the number of dispatches begun so far.
     """
 
     def __init__(self, group: dist.ProcessGroup, settings: _Settings, dtype: torch.dtype) -> None:
@@ -76,7 +77,7 @@ class CollectiveExchange:
         self._dtype = dtype
         self._rank = dist.get_rank(group)
         self._ranks = dist.get_world_size(group)
-        self._epoch = settings.first_epoch
+        self.epoch = settings.first_epoch
         self._poison: str | None = None
         self.observation = Observation()
 
@@ -146,8 +147,8 @@ class CollectiveExchange:
         objection = self._objection_to_input(x, topk_ids, topk_weights, phase)
         kind = {"decode": _DECODE, "prefill": _PREFILL}.get(phase, _INVALID)
         counts = self._count(topk_ids) if objection is None else None
-        matrix = self._announce(kind, self._epoch + 1, objection, counts)
-        self._epoch += 1
+        matrix = self._announce(kind, self.epoch + 1, objection, counts)
+        self.epoch += 1
 
         ids = topk_ids.to(torch.int64)
         routed = ids >= 0
@@ -167,7 +168,7 @@ class CollectiveExchange:
         ticket = _Ticket(
             exchange=self,
             kind=Kind.DECODE if phase == "decode" else Kind.PREFILL,
-            epoch=self._epoch,
+            epoch=self.epoch,
             weights=topk_weights.to(torch.float32, copy=True),
             routed=routed,
             position=position.view(ids.shape),
@@ -193,7 +194,7 @@ class CollectiveExchange:
         begun_ns = time.perf_counter_ns()
         self._check_usable()
         objection = self._objection_to_handle(expert_out, rows)
-        self._announce(_COMBINE, self._epoch if objection else rows.ticket.epoch, objection)
+        self._announce(_COMBINE, self.epoch if objection else rows.ticket.epoch, objection)
         ticket: _Ticket = rows.ticket
 
         back = torch.empty((len(ticket.order), self._settings.hidden), dtype=self._dtype)
@@ -323,9 +324,9 @@ class CollectiveExchange:
             return f"expert_out has shape {list(expert_out.shape)}, not [at least {total}, {hidden}]; pass rows.out"
         if expert_out.dtype != self._dtype:
             return f"expert_out is {expert_out.dtype}; convert it to {self._dtype} or pass rows.out"
-        if self._epoch - ticket.epoch >= self._settings.slots:
+        if self.epoch - ticket.epoch >= self._settings.slots:
             return (
-                f"the handle of epoch {ticket.epoch} is stale at epoch {self._epoch}: its slot was dispatched again; "
+                f"the handle of epoch {ticket.epoch} is stale at epoch {self.epoch}: its slot was dispatched again; "
                 f"combine earlier or raise slots={self._settings.slots}"
             )
         return None
@@ -393,5 +394,5 @@ class CollectiveExchange:
             operation(*arguments, group=self._group)
         except RuntimeError as error:
             # torch.distributed reports a dead or silent peer as RuntimeError and does not say which one.
-            self._poison = f"a collective of epoch {self._epoch} failed on rank {self._rank}: {error}"
+            self._poison = f"a collective of epoch {self.epoch} failed on rank {self._rank}: {error}"
             raise PeerLost(self._poison) from error

@@ -9,7 +9,7 @@ import msgspec
 from sglang_ascend_moe.launch.comparison import Answer, Candidate
 from sglang_ascend_moe.live_state import STATE_KEY, RankState
 from tests.serving import patches
-from tests.serving.messages import Generate, Generated, Inspect, Inspected, Ready, Refused, StartEngine
+from tests.serving.messages import Call, Called, Generate, Generated, Inspect, Inspected, Ready, Refused, StartEngine
 
 TOP_LOGPROBS = 5
 
@@ -33,11 +33,14 @@ def run_engine(request: StartEngine, channel: Connection) -> None:
                 payload = channel.recv_bytes()
             except EOFError:
                 return
-            match msgspec.msgpack.decode(payload, type=Generate | Inspect):
+            match msgspec.msgpack.decode(payload, type=Generate | Inspect | Call):
                 case Generate() as generation:
                     answer = generate(engine, generation)
                 case Inspect():
                     answer = inspect(engine)
+                case Call(method):
+                    getattr(engine, method)()
+                    answer = Called()
             channel.send_bytes(msgspec.msgpack.encode(answer))
 
 

@@ -16,6 +16,8 @@ import msgspec
 from sglang_ascend_moe.launch.comparison import Answer
 from sglang_ascend_moe.launch.server_process import group_members, log_tail
 from tests.serving.messages import (
+    Call,
+    Called,
     Exited,
     Generate,
     Generated,
@@ -42,11 +44,13 @@ class EngineFailure(Exception):
 class EngineConfig(NamedTuple):
     """What an engine is started with.
 
-    `arguments` are those of `sglang.Engine`; `patches` name functions in tests/serving/patches.py.
+    `arguments` are those of `sglang.Engine`; `patches` name functions in tests/serving/patches.py; `environment` is
+    added to that of its processes.
     """
 
     arguments: dict[str, Any]
     patches: tuple[str, ...] = ()
+    environment: dict[str, str] | None = None
 
 
 class ForkServer:
@@ -96,7 +100,7 @@ class ForkServer:
         self._engines_started += 1
         log = self._log_folder / f"engine_{self._engines_started}.log"
         ours, theirs = socket.socketpair()
-        request = StartEngine(config.arguments, {}, list(config.patches), str(log))
+        request = StartEngine(config.arguments, config.environment or {}, list(config.patches), str(log))
         with theirs:
             socket.send_fds(self._control, [msgspec.msgpack.encode(request)], [theirs.fileno()])
         self._control.settimeout(START_TIMEOUT)
@@ -148,6 +152,11 @@ class Engine:
         """Like `generate`; also tells how many tokens of each prompt came from the prefix cache."""
         self._channel.send_bytes(msgspec.msgpack.encode(Generate(prompts, new_tokens, together)))
         return self._receive(Generated, ANSWER_TIMEOUT)
+
+    def call(self, method: str) -> None:
+        """Call a method of `sglang.Engine` that takes no arguments."""
+        self._channel.send_bytes(msgspec.msgpack.encode(Call(method)))
+        self._receive(Called, ANSWER_TIMEOUT)
 
     def inspect(self) -> Inspected:
         """What the engine says of itself; needs `enable_metrics`."""

@@ -58,6 +58,16 @@ class Generate(msgspec.Struct, tag=True, frozen=True):
     together: bool
 
 
+class Call(msgspec.Struct, tag=True, frozen=True):
+    """Tests -> engine: call this method of `sglang.Engine`, which takes no arguments."""
+
+    method: str
+
+
+class Called(msgspec.Struct, tag=True, frozen=True):
+    """Engine -> tests: the method has returned."""
+
+
 class Inspect(msgspec.Struct, tag=True, frozen=True):
     """Tests -> engine: say what `/server_info` and `/metrics` of a server would."""
 

@@ -45,6 +45,23 @@ def route_to_the_first_experts() -> None:
     Exchange.run = routed
 
 
+def move_experts_differently() -> None:
+    """When SGLang moves experts, rank 1 wants the first two places of the last layer the other way round."""
+    from sglang.srt.eplb.eplb_manager import EPLBManager
+    from sglang.srt.runtime_context import get_parallel
+
+    compute = EPLBManager._compute_expert_location_metadata
+
+    def differently(*arguments, **keywords):
+        metadata = compute(*arguments, **keywords)
+        if get_parallel().tp_rank == 1:
+            last = metadata.physical_to_logical_map_cpu[-1]
+            last[:2] = last[:2].flip(0)
+        return metadata
+
+    EPLBManager._compute_expert_location_metadata = differently
+
+
 def remove_moe_entry_point() -> None:
     """The function that our MoE layer hooks is not there, as in a version of SGLang that renamed it."""
     from sglang.srt.hardware_backend.npu.moe import fuseep
