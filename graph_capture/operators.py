@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sglang_ascend_moe.errors import CaptureRefused
+
 
 class OutForm(NamedTuple):
     """The overload that writes its results into arguments: their names in the order of the results, and the names of
@@ -53,13 +55,12 @@ def only_allocates(operator: torch._ops.OpOverload) -> bool:
     return operator._schema.name in _MEMORY_ONLY
 
 
-def refusal(operator: torch._ops.OpOverload, arguments: Sequence[Any]) -> str:
-    """Why no replay can stand for this operator; empty if one can."""
+def refuse_frozen(operator: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:
+    """Raise `CaptureRefused` if no replay can stand for this operator."""
     if torch.Tag.data_dependent_output in operator.tags:
-        return f"{operator} hands a value to the host, which a replay would not do again"
+        raise CaptureRefused(f"{operator} hands a value to the host, which a replay would not do again")
     masked = operator is torch.ops.aten.index.Tensor and any(
         item is not None and item.dtype in (torch.bool, torch.uint8) for item in arguments[1]
     )
     if masked or (torch.Tag.dynamic_output_shape in operator.tags and operator is not torch.ops.aten.index.Tensor):
-        return f"{operator} makes a tensor whose shape depends on values, which a replay cannot change"
-    return ""
+        raise CaptureRefused(f"{operator} makes a tensor whose shape depends on values, which a replay cannot change")

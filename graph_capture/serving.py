@@ -73,6 +73,7 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
     """
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
     from sglang.srt.model_executor.model_runner_components.cuda_graph_setup import GraphCapture
+    from sglang.srt.runtime_context import get_parallel
 
     options = options_of(model_runner.server_args)
     none = GraphCapture(runner=None, memory_phase="decode", memory_usage_gb=0, capture_time=0)
@@ -91,11 +92,12 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
         buckets = getattr(model_runner.attn_backend, "buckets", None)
         if buckets is None:
             raise CaptureRefused(
-                f"--attention-backend {model_runner.decode_attention_backend_str} loops over requests; leave it out"
+                f"--attention-backend {model_runner.decode_attention_backend_str}: its decode loops over requests;"
+                " leave the flag out"
             )
         if not buckets.batches:
             raise CaptureRefused(
-                "the keys and values of one batch of the greatest length take too much memory; lower --context-length"
+                "a batch of the greatest length gathers too many bytes of keys and values; lower --context-length"
             )
         logger.info(
             "Decode graphs: batches of %s, lengths of %s, %d graphs, which gather at most %d bytes of keys and values",
@@ -109,7 +111,8 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
         if options.require_graphs:
             raise CaptureRefused(f"{FLAGS['require_graphs'].flag}: {refused}") from refused
         graphs.forget()
-        logger.warning("Decode runs without graphs, slower and with the same results: %s", refused)
+        if get_parallel().tp_rank == 0:
+            logger.warning("Decode runs without graphs, slower and with the same results: %s", refused)
         return none
     return GraphCapture(
         runner=runner,

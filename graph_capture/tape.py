@@ -17,9 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from sglang_ascend_moe import launches
-from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
-from sglang_ascend_moe.graph_capture.operators import only_allocates, only_copies, out_form, refusal
+from sglang_ascend_moe.graph_capture.operators import only_allocates, only_copies, out_form, refuse_frozen
 
 Replay = Callable[[], Any]
 
@@ -77,9 +76,7 @@ class Recording(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         keywords = kwargs or {}
-        problem = refusal(operator, args)
-        if problem:
-            raise CaptureRefused(problem)
+        refuse_frozen(operator, args)
         if operator._can_decompose() and not operator._schema.is_mutable:
             with self:
                 result = operator.decompose(*args, **keywords)

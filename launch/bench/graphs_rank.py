@@ -16,6 +16,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.launch.bench.graphs import RANKS, GraphsRecord, GraphsRun
 
 WARM_UP_STEPS = 5
@@ -94,7 +95,7 @@ def measure(model_runner: Any, run: GraphsRun, rank: int, requests: int) -> _Mea
             output = model_runner.forward(forward_batch)
             spent = time.thread_time() - begin
             if output.can_run_graph is not replayed:
-                raise RuntimeError(f"a batch of {requests} was {'not ' if replayed else ''}replayed")
+                raise CaptureRefused(f"no graph replays a decode batch of {requests} requests")
             logits[replayed] = output.logits_output.next_token_logits.clone()
             if step >= 0:
                 times[replayed].append(spent * 1e3)

@@ -13,6 +13,12 @@ def test_a_hook_that_does_not_apply_is_named(fork_server, checkpoint):
         fork_server.start(ours(checkpoint, "bfloat16", "remove_moe_entry_point"))
 
 
+def test_windows_that_do_not_fit_into_memory_are_refused_with_the_flags_to_change(fork_server, checkpoint):
+    message = r"Unsupported: 2 ranks with windows of .* has 1000 left\. Lower --ascend-moe-window-bytes"
+    with pytest.raises(EngineFailure, match=message):
+        fork_server.start(ours(checkpoint, "bfloat16", "leave_no_memory"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -27,6 +33,11 @@ def test_a_hook_that_does_not_apply_is_named(fork_server, checkpoint):
         ),
         pytest.param(
             {"ascend_moe_schedule": "fastest"}, "InvalidInput: --ascend-moe-schedule 'fastest'", id="schedule"
+        ),
+        pytest.param(
+            {"ascend_moe_schedule": "prefill", "ascend_moe_require_graphs": True},
+            "CaptureRefused: --ascend-moe-require-graphs",
+            id="graphs",
         ),
         pytest.param({"enable_mixed_chunk": True}, "Unsupported: --enable-mixed-chunk", id="mixed-chunk"),
         pytest.param({"enable_two_batch_overlap": True}, "Unsupported: --enable-two-batch-overlap", id="two-batch"),

@@ -1,4 +1,4 @@
-"""Every schedule, and a window that makes prefill take several rounds, computes the same bits."""
+"""Every schedule, a window that makes prefill take several rounds, and decode without graphs compute the same bits."""
 
 import pytest
 
@@ -26,8 +26,8 @@ def smallest_window() -> int:
 
 @pytest.fixture(scope="module")
 def auto_answers(fork_server, checkpoint, prompts):
-    """Answers with `--ascend-moe-schedule auto` and the window of its default size."""
-    with fork_server.start(ours(checkpoint, "bfloat16")) as engine:
+    """Answers with `--ascend-moe-schedule auto`, the window of its default size, and decode in graphs."""
+    with fork_server.start(ours(checkpoint, "bfloat16", ascend_moe_require_graphs=True)) as engine:
         return engine.generate(prompts, NEW_TOKENS, together=True)
 
 
@@ -38,6 +38,7 @@ def auto_answers(fork_server, checkpoint, prompts):
         pytest.param({"ascend_moe_schedule": "prefill"}, id="prefill"),
         pytest.param({"ascend_moe_schedule": "collective"}, id="collective"),
         pytest.param({"ascend_moe_window_bytes": smallest_window()}, id="auto-in-rounds"),
+        pytest.param({"disable_cuda_graph": True}, id="without-graphs"),
     ],
 )
 def test_tokens_and_logprobs_are_those_of_auto_bit_for_bit(fork_server, checkpoint, prompts, auto_answers, arguments):

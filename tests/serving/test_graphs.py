@@ -1,0 +1,33 @@
+"""Decode in graphs gives the tokens and logprobs of eager decode; what cannot be captured is served eagerly, and said.
+
+With tensor-parallel attention, test_schedules.py compares them: there decode without graphs is one of the cases.
+"""
+
+import re
+
+from tests.serving.configurations import PARALLEL, ours
+from tests.serving.prompts import NEW_TOKENS
+
+DATA_PARALLEL = PARALLEL["dp2-attention-ep2"]
+WARNING = "Decode runs without graphs"
+
+
+def test_data_parallel_attention_in_graphs_gives_the_bits_of_eager_decode(fork_server, checkpoint, prompts):
+    """Alone, one rank is idle; together, the ranks replay batches and lengths of their own."""
+    answers = []
+    for arguments in ({"ascend_moe_require_graphs": True}, {"disable_cuda_graph": True}):
+        with fork_server.start(ours(checkpoint, "bfloat16", **DATA_PARALLEL, **arguments)) as engine:
+            together = engine.generate(prompts, NEW_TOKENS, together=True)
+            answers.append((together, engine.generate(prompts[:2], NEW_TOKENS)))
+            log = engine.log.read_text()
+        captured = re.search(r"Decode graphs: (\d+) captured", log)
+        assert (captured is None) == ("disable_cuda_graph" in arguments)
+    assert answers[0] == answers[1]
+
+
+def test_a_schedule_that_graphs_cannot_hold_is_served_eagerly_with_one_warning(fork_server, checkpoint, prompts):
+    with fork_server.start(ours(checkpoint, "bfloat16", ascend_moe_schedule="collective")) as engine:
+        engine.generate(prompts[:1], 4)
+        warnings = [line for line in engine.log.read_text().splitlines() if WARNING in line]
+    assert len(warnings) == 1
+    assert "--ascend-moe-schedule collective: only the decode schedule runs in graphs" in warnings[0]
