@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sglang_ascend_moe.launch import doctor
+from sglang_ascend_moe.launch.exit_codes import OK
 from sglang_ascend_moe.launch.server_process import ServerProcess, group_members, log_tail
 from tests.serving.leftovers import MARK, NOTHING, leftovers, shared_memory_names
 
@@ -63,11 +65,12 @@ def test_a_demo_that_is_ended_leaves_no_process(surroundings, tmp_path, signal_n
     assert surroundings.leftovers() == NOTHING
 
 
-def test_a_killed_rank_ends_the_server_and_leaves_nothing(surroundings, checkpoint, tmp_path):
+def test_a_killed_rank_ends_the_server_and_leaves_nothing(surroundings, checkpoint, tmp_path, capsys):
     arguments = ["--model-path", str(checkpoint), "--device", "cpu", "--tp-size", "2", "--ascend-moe"]
     limits = ["--max-running-requests", "8", "--max-total-tokens", "4096"]
-    with ServerProcess([*arguments, *limits], tmp_path / "server.log") as server:
+    with ServerProcess([*arguments, *limits, "--enable-metrics"], tmp_path / "server.log") as server:
         server.wait_until_ready(READY_SECONDS, lambda _progress: None)
+        tells_its_state(server, capsys)
         traffic = stream_tokens(server, new_tokens=1500)
         next(traffic)
         os.kill(rank_process(server, "TP1"), signal.SIGKILL)
@@ -78,6 +81,15 @@ def test_a_killed_rank_ends_the_server_and_leaves_nothing(surroundings, checkpoi
 def heed_interrupts() -> None:
     """A job in the background of a shell ignores SIGINT, and so would the demo, if the tests are one."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def tells_its_state(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """The doctor and Prometheus are told of both ranks, over HTTP."""
+    assert doctor.main(["--url", server.url]) == OK
+    assert "2 ranks, 2 of them heard" in capsys.readouterr().out
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as response:
+        metrics = response.read().decode()
+    assert [rank for rank in (0, 1) if f'ascend_moe_rounds_total{{moe_ep_rank="{rank}"' not in metrics] == []
 
 
 def stream_tokens(server: ServerProcess, new_tokens: int) -> Iterator[dict]:
