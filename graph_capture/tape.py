@@ -34,7 +34,8 @@ class Reference(NamedTuple):
 
 
 class OperatorCall(NamedTuple):
-    """An operator with its arguments; `results` are the tensors it made, empty where it writes into an argument."""
+    """An operator with its arguments. `results`: what it made, in the order of what it returns and None where that is
+    not new; empty where it writes into an argument."""
 
     operator: torch._ops.OpOverload
     arguments: tuple[Any, ...]
@@ -93,10 +94,9 @@ class Recording(TorchDispatchMode):
         if operator._schema.is_mutable:
             self.calls.append(OperatorCall(operator, arguments, named, ()))
             return result
-        made = [item for item in tree_flatten(result)[0] if isinstance(item, torch.Tensor)]
-        taken = {_address(item) for item in tree_flatten((args, keywords))[0] if isinstance(item, torch.Tensor)}
-        if any(_address(item) not in taken for item in made):
-            results = tuple(self._born(item, taken) for item in made)
+        taken = {_address(item) for item in _tensors((args, keywords))}
+        results = tuple(self._born(item, taken) for item in _results(result))
+        if any(item is not None for item in results):
             self.calls.append(OperatorCall(operator, arguments, named, results))
         return result
 
@@ -115,13 +115,18 @@ class Recording(TorchDispatchMode):
             known[1], tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
         )
 
-    def _born(self, tensor: torch.Tensor, taken: set[int]) -> Reference | None:
-        if _address(tensor) in taken:
+    def _born(self, tensor: Any, taken: set[int]) -> Reference | None:
+        """A reference to a result; None if it is no tensor, or looks at one of the arguments in another way."""
+        if not isinstance(tensor, torch.Tensor) or _address(tensor) in taken:
             return None
         # The weak reference keeps the address of a storage that is gone from being given to another.
         self._known[_address(tensor)] = StorageWeakRef(tensor.untyped_storage()), len(self.bytes)
         self.bytes.append(tensor.untyped_storage().nbytes())
         return self._reference(tensor)
+
+
+def _results(result: Any) -> Sequence[Any]:
+    return result if isinstance(result, tuple | list) else (result,)
 
 
 def _address(tensor: torch.Tensor) -> int:
@@ -254,7 +259,7 @@ def _copying(
     run = operator._op
 
     def replay() -> None:
-        made = [item for item in tree_flatten(run(*arguments, **keywords))[0] if isinstance(item, torch.Tensor)]
+        made = _results(run(*arguments, **keywords))
         for index, tensor in wanted.items():
             tensor.copy_(made[index])
 
