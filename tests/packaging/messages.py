@@ -19,7 +19,10 @@ FAMILY = {
     if isinstance(kind, type) and issubclass(kind, errors.AscendMoeError) and kind is not errors.AscendMoeError
 }
 # Functions that return the words of an exception which is made elsewhere.
-BUILT = {"failure", "_bad_choice", "_input_error", "_problem", "_objection_to_input", "_objection_to_handle"}
+BUILT = {
+    "failure", "_bad_choice", "_input_error", "routed_tokens", "problem_with_result", "_objection_to_input",
+    "_objection_to_handle",
+}  # fmt: skip
 # Functions that are handed words and raise or print them: which argument it is.
 HANDED = {"refuse": 1, "refuse_capture": 0, "error": 0}
 # Attributes that keep words until something is raised.
