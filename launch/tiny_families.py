@@ -104,15 +104,15 @@ class Parts(NamedTuple):
         self.tensors.linear(f"{module}.{up}", width, self.sizes.hidden, gain=self.init.expert_in)
         self.tensors.linear(f"{module}.{down}", self.sizes.hidden, width, gain=self.init.expert_out)
 
-    def experts(self, module: str, **names: tuple[str, str, str]) -> None:
-        """Router and routed experts of one layer."""
-        self.tensors.linear(f"{module}.gate", self.sizes.experts, self.sizes.hidden, gain=self.init.router)
+    def experts(self, module: str, router: float, **names: tuple[str, str, str]) -> None:
+        """Router, of gain `router`, and routed experts of one layer."""
+        self.tensors.linear(f"{module}.gate", self.sizes.experts, self.sizes.hidden, gain=router)
         for expert in range(self.sizes.experts):
             self.mlp(f"{module}.experts.{expert}", self.sizes.expert_hidden, **names)
 
     def correction_bias(self, name: str) -> None:
         """What is added to the scores for the choice of experts only; float32, as published checkpoints have it."""
-        self.tensors.normal(name, self.sizes.experts, std=0.3, dtype=torch.float32)
+        self.tensors.normal(name, self.sizes.experts, std=self.init.correction_bias, dtype=torch.float32)
 
 
 class LatentSizes(NamedTuple):
@@ -131,7 +131,7 @@ def qwen3_moe(parts: Parts) -> Config:
     for prefix in parts.frame():
         parts.attention(prefix, head_dim)
         parts.query_key_norms(prefix, head_dim, head_dim)
-        parts.experts(f"{prefix}mlp")
+        parts.experts(f"{prefix}mlp", parts.init.router)
     return parts.config("Qwen3MoeForCausalLM", "qwen3_moe") | {
         "attention_bias": False,
         "decoder_sparse_step": 1,
@@ -149,7 +149,7 @@ def qwen2_moe(parts: Parts) -> Config:
     shared_width = sizes.expert_hidden * sizes.topk
     for prefix in parts.frame():
         parts.attention(prefix, sizes.hidden // sizes.heads, query=parts.init.query_norm, bias=True)
-        parts.experts(f"{prefix}mlp")
+        parts.experts(f"{prefix}mlp", parts.init.router)
         parts.mlp(f"{prefix}mlp.shared_expert", shared_width)
         parts.tensors.linear(f"{prefix}mlp.shared_expert_gate", 1, sizes.hidden, gain=1.0)
     return parts.config("Qwen2MoeForCausalLM", "qwen2_moe") | {
@@ -239,7 +239,7 @@ def minimax_m2(parts: Parts) -> Config:
     for prefix in parts.frame():
         parts.attention(prefix, sizes.head_dim)
         parts.query_key_norms(prefix, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim)
-        parts.experts(f"{prefix}block_sparse_moe", names=("w1", "w3", "w2"))
+        parts.experts(f"{prefix}block_sparse_moe", parts.init.sigmoid_router, names=("w1", "w3", "w2"))
         parts.correction_bias(f"{prefix}block_sparse_moe.e_score_correction_bias")
     return config | {
         "head_dim": sizes.head_dim,
@@ -259,7 +259,7 @@ def _grouped_feed_forward(parts: Parts, prefix: str, layer: int, *, shared_exper
     if layer < FIRST_SPARSE_LAYER:
         parts.mlp(module, parts.sizes.expert_hidden * parts.sizes.topk)
         return
-    parts.experts(module)
+    parts.experts(module, parts.init.sigmoid_router if bias else parts.init.router)
     parts.mlp(f"{module}.shared_experts", parts.sizes.expert_hidden * shared_experts)
     if bias:
         parts.correction_bias(f"{module}.gate.e_score_correction_bias")

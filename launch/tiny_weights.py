@@ -32,6 +32,8 @@ class Init(NamedTuple):
     value_out: float = 0.7
     query_norm: float = 2.0  # the constant weight of q_norm: how sharply attention chooses
     router: float = 3.0
+    sigmoid_router: float = 1.0  # a sharper one saturates: in bf16 the best experts would have equal scores
+    correction_bias: float = 0.1
     expert_in: float = 0.5
     expert_out: float = 2.5
     head: float = 4.0

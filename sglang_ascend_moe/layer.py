@@ -16,6 +16,7 @@ from sglang_ascend_moe import expert_location, hooks, launches
 from sglang_ascend_moe.errors import CaptureRefused, SessionPoisoned, Unsupported
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.machine import Demand, read_limits, refuse_what_does_not_fit
+from sglang_ascend_moe.moe_blocks import refuse_unknown_blocks
 from sglang_ascend_moe.options import READY_KEY, Options, options_of
 from sglang_ascend_moe.schedules.collective import CollectiveExchange
 from sglang_ascend_moe.schedules.rows import ExpertRows
@@ -80,6 +81,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     layers = [module for module in model_runner.model.modules() if isinstance(module, FusedMoE)]
     if not layers:
         raise Unsupported("the model has no MoE layer that --ascend-moe knows: serve it without --ascend-moe")
+    refuse_unknown_blocks(model_runner.model, FusedMoE)
     for layer in layers:
         _refuse_layer(layer)
     limits = scheduler_limits(model_runner)

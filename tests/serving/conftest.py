@@ -103,3 +103,15 @@ class CompareAll:
 @pytest.fixture
 def compare_all(request: pytest.FixtureRequest) -> CompareAll:
     return CompareAll(request.node.name, request.config.stash[COMPARED])
+
+
+@pytest.fixture
+def record_comparisons(request: pytest.FixtureRequest) -> Callable[[list[Answer], list[Answer], str], list[Comparison]]:
+    """Compares answers that are there already, up to the first close call, and writes the outcome into the summary."""
+
+    def record(expected: list[Answer], found: list[Answer], dtype: str) -> list[Comparison]:
+        outcomes = [compare(*pair, TOLERANCES[dtype]) for pair in zip(expected, found, strict=True)]
+        request.config.stash[COMPARED].append(Compared(request.node.name, outcomes))
+        return outcomes
+
+    return record

@@ -67,3 +67,29 @@ def remove_moe_entry_point() -> None:
     from sglang.srt.hardware_backend.npu.moe import fuseep
 
     del fuseep.forward_fuseep
+
+
+def combine_as_across_ranks() -> None:
+    """Sparse layers add shared and routed experts in the form that SGLang's models use with an exchange of rows.
+
+    On one rank they use another, which rounds at other places.
+    """
+    from sglang.srt.models import deepseek_v2, glm4_moe, qwen2_moe
+
+    for block, form in (
+        (deepseek_v2.DeepseekV2MoE, "forward_deepep"),
+        (glm4_moe.Glm4MoeSparseMoeBlock, "forward_deepep"),
+        (qwen2_moe.Qwen2MoeSparseMoeBlock, "_forward_deepep"),
+    ):
+        block.forward = _only_rows(getattr(block, form))
+
+
+def _only_rows(form):
+    return lambda block, hidden_states, forward_batch=None, *_, **__: form(block, hidden_states, forward_batch)
+
+
+def forget_moe_blocks() -> None:
+    """No MoE block of SGLang is known to our layer, as if the model's were a new one."""
+    from sglang_ascend_moe import moe_blocks
+
+    moe_blocks.KNOWN_BLOCKS = ()

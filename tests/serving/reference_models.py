@@ -1,0 +1,97 @@
+"""Hugging Face's own implementation of a checkpoint, in float32, and ways to make it a wrong model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from sglang_ascend_moe.launch.comparison import Answer
+
+Damage = Callable[[Any], None]
+
+
+class ReferenceModel:
+    """A checkpoint as `transformers` computes it. `damage` changes the model after it is loaded."""
+
+    def __init__(self, checkpoint: Path, damage: Damage | None = None) -> None:
+        self._model, loading = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True
+        )
+        if problems := {what: names for what, names in loading.items() if names}:
+            raise ValueError(f"{type(self._model).__name__} does not have exactly the tensors of its file: {problems}")
+        self._model.eval()
+        if damage is not None:
+            with torch.no_grad():
+                damage(self._model)
+
+    def distance(self, prompt: list[int], answer: Answer) -> float:
+        """Largest difference between the logprob of a candidate of `answer` and this model's for the same token."""
+        return float((self._logprobs(prompt, answer) - listed_logprobs(answer)).abs().max())
+
+    def _logprobs(self, prompt: list[int], answer: Answer) -> torch.Tensor:
+        """This model's logprobs of the candidates, [tokens, candidates]."""
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([prompt + answer.tokens[:-1]])).logits[0, len(prompt) - 1 :]
+        tokens = torch.tensor([[candidate.token for candidate in position] for position in answer.candidates])
+        return logits.log_softmax(-1).gather(1, tokens)
+
+
+def listed_logprobs(answer: Answer) -> torch.Tensor:
+    """Logprobs of the candidates of an answer, [tokens, candidates]."""
+    return torch.tensor([[candidate.logprob for candidate in position] for position in answer.candidates])
+
+
+def without_shared_experts(model: Any) -> None:
+    for name, module in model.named_modules():
+        if name.endswith((".shared_expert", ".shared_experts")):
+            module.down_proj.weight.zero_()
+
+
+def with_open_shared_gate(model: Any) -> None:
+    """The shared expert is added with the same weight, a half, to every row."""
+    for name, module in model.named_modules():
+        if name.endswith(".shared_expert_gate"):
+            module.weight.zero_()
+
+
+def without_routed_scaling(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "routed_scaling_factor"):
+            module.routed_scaling_factor = 1.0
+
+
+def without_correction_bias(model: Any) -> None:
+    for name, buffer in model.named_buffers():
+        if name.endswith(".e_score_correction_bias"):
+            buffer.zero_()
+
+
+def with_one_group(model: Any) -> None:
+    """Experts are chosen from all groups instead of the best ones."""
+    for module in model.modules():
+        if hasattr(module, "topk_group"):
+            module.topk_group = module.num_group
+
+
+def with_shifted_experts(model: Any) -> None:
+    """In the last layer every expert answers in place of its neighbour, as with ids that are off by one."""
+    experts = [module for name, module in model.named_modules() if name.endswith(".mlp.experts")][-1]
+    for weight in (experts.gate_up_proj, experts.down_proj):
+        weight.copy_(weight.roll(1, 0))
+
+
+DAMAGES: dict[str, tuple[Damage, ...]] = {
+    "qwen2_moe": (with_shifted_experts, without_shared_experts, with_open_shared_gate),
+    "glm4_moe": (with_shifted_experts, without_shared_experts, without_routed_scaling, without_correction_bias),
+    "deepseek_v2": (with_shifted_experts, without_shared_experts, without_routed_scaling, with_one_group),
+    "deepseek_v3": (
+        with_shifted_experts,
+        without_shared_experts,
+        without_routed_scaling,
+        without_correction_bias,
+        with_one_group,
+    ),
+    "minimax_m2": (with_shifted_experts, without_correction_bias),
+}
