@@ -62,6 +62,16 @@ def move_experts_differently() -> None:
     EPLBManager._compute_expert_location_metadata = differently
 
 
+def leave_no_memory() -> None:
+    """Every worker finds 1000 bytes of memory available."""
+    import msgspec
+
+    from sglang_ascend_moe import layer
+
+    read_limits = layer.read_limits
+    layer.read_limits = lambda: msgspec.structs.replace(read_limits(), memory_available=1000)
+
+
 def remove_moe_entry_point() -> None:
     """The function that our MoE layer hooks is not there, as in a version of SGLang that renamed it."""
     from sglang.srt.hardware_backend.npu.moe import fuseep

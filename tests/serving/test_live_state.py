@@ -74,8 +74,8 @@ def inspect_when_exported(engine: Engine) -> tuple[list[RankState], Numbers]:
 
 
 @pytest.fixture(scope="module")
-def observed(fork_server, checkpoint, prompts) -> Iterator[tuple[list[RankState], Numbers]]:
-    """State and metrics after every prompt was answered, one after the other, all rows going to rank 0."""
+def engine(fork_server, checkpoint, prompts) -> Iterator[Engine]:
+    """An engine that has answered every prompt, one after the other, all rows going to rank 0."""
     config = ours(
         checkpoint,
         "float32",
@@ -88,7 +88,13 @@ def observed(fork_server, checkpoint, prompts) -> Iterator[tuple[list[RankState]
     )
     with fork_server.start(config) as engine:
         engine.generate(prompts, NEW_TOKENS)
-        yield inspect_when_exported(engine)
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def observed(engine) -> tuple[list[RankState], Numbers]:
+    """State and metrics of that engine."""
+    return inspect_when_exported(engine)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +148,7 @@ def test_the_state_has_every_rank_and_is_that_of_the_metrics(observed, calls):
         assert numbers("graph_replays", moe_ep_rank=state.rank) == state.graphs.replays
 
 
-def test_the_state_tells_options_and_the_window_that_was_planned(observed):
+def test_state_and_log_tell_options_and_the_window_that_was_planned(observed, engine):
     states, _ = observed
     for state in states:
         (exchange,) = state.exchanges
@@ -159,6 +165,8 @@ def test_the_state_tells_options_and_the_window_that_was_planned(observed):
         )
         assert (exchange.window_bytes, exchange.regions) == (planned.total, planned.by_region())
         assert exchange.capacity_rows == planned.capacity_rows
+    regions = ", ".join(f"{name} {size}" for name, size in planned.by_region().items())
+    assert engine.log.read_text().count(f"Window of {planned.total} bytes on each rank: {regions}") == RANKS
 
 
 def test_data_parallel_attention_reports_every_rank_too(fork_server, checkpoint, prompts):
