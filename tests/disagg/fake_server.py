@@ -11,14 +11,15 @@ class FakeServer:
     """Listens on a free port of 127.0.0.1. A context manager.
 
     fault: what it does wrong: `token` (another token at position 3), `logprob` (one moved by 5), `error` (status 500),
-    `cut` (streams end early), `whole` (streams come in one piece), `concurrent` (another token in requests at the same
-    time), `after abort` (another token once a client has left).
+    `cut` (streams end early), `whole` (streams come in one piece), `later` (another token from request `later` on),
+    `after abort` (another token once a client has left).
     """
 
-    def __init__(self, fault: str = "") -> None:
+    def __init__(self, fault: str = "", *, later: int = 0) -> None:
         self._fault = fault
         self._lock = threading.Lock()
-        self._running = 0
+        self._requests = 0
+        self._later = later
         self.aborted = 0
         fake = self
 
@@ -48,32 +49,29 @@ class FakeServer:
             handler.send_error(500)
             return
         with self._lock:
-            self._running += 1
-            together = self._running > 1
+            late = self._requests >= self._later
+            self._requests += 1
         try:
-            self._answer(handler, body, together)
+            self._answer(handler, body, late)
         except (BrokenPipeError, ConnectionResetError):
             self.aborted += 1
-        finally:
-            with self._lock:
-                self._running -= 1
 
-    def _answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], together: bool) -> None:
+    def _answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], late: bool) -> None:
         tokens = body["sampling_params"]["max_new_tokens"]
         handler.send_response(200)
         handler.end_headers()
         if not body["stream"]:
-            handler.wfile.write(json.dumps(self._piece(body["text"], tokens, together)).encode())
+            handler.wfile.write(json.dumps(self._piece(body["text"], tokens, late)).encode())
             return
         last = tokens - 1 if self._fault == "cut" else tokens
         for so_far in range(tokens if self._fault == "whole" else 1, last + 1):
-            piece = json.dumps(self._piece(body["text"], so_far, together))
+            piece = json.dumps(self._piece(body["text"], so_far, late))
             handler.wfile.write(f"data: {piece}\n\n".encode())
         if self._fault != "cut":
             handler.wfile.write(b"data: [DONE]\n\n")
 
-    def _piece(self, prompt: str, tokens: int, together: bool) -> dict[str, Any]:
-        wrong = self._fault == "token" or (self._fault == "concurrent" and together)
+    def _piece(self, prompt: str, tokens: int, late: bool) -> dict[str, Any]:
+        wrong = self._fault == "token" or (self._fault == "later" and late)
         wrong |= self._fault == "after abort" and self.aborted > 0
         positions = []
         for position in range(tokens):
