@@ -250,7 +250,7 @@ class Exchange:
         if not isinstance(ticket, Ticket):
             raise InvalidInput(f"rows of {type(ticket).__name__} were not dispatched by an Exchange")
         hidden, dtype = self.parameters.hidden, self._steps.dtype
-        if not self._steps.in_place(expert_out, rows) and (
+        if expert_out is not rows.out and (
             expert_out.dim() != 2
             or expert_out.shape[0] < ticket.total
             or (expert_out.shape[1], expert_out.dtype) != (hidden, dtype)

@@ -139,15 +139,13 @@ class ExchangeSteps:
         if ticket.combines:
             self.session.rejoin(call)
         ticket.combines += 1
-        if not self.in_place(expert_out, rows):
+        if not _in_place(expert_out, rows.out):
             # @protocol write-out. Experts that write rows.out in place do so before the first combine.
             rows.out[: ticket.total].copy_(expert_out[: ticket.total])
         self.session.combine(call, out)
         self.observation.combined(ticket.kind, begun_ns)
 
-    @staticmethod
-    def in_place(expert_out: Tensor, rows: ExpertRows) -> bool:
-        """Whether the results lie where combine reads them."""
-        return expert_out is rows.out or (
-            expert_out.data_ptr() == rows.out.data_ptr() and expert_out.stride() == rows.out.stride()
-        )
+
+def _in_place(expert_out: Tensor, out: Tensor) -> bool:
+    """Whether the results lie where combine reads them."""
+    return expert_out is out or (expert_out.data_ptr() == out.data_ptr() and expert_out.stride() == out.stride())
