@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Generator
@@ -48,7 +49,8 @@ class GenerateClient:
         if len(tokens) != new_tokens:
             raise RequestFailed(f"{self.url}: {len(tokens)} tokens instead of {new_tokens}")
         candidates = [
-            [Candidate(token, logprob) for logprob, token, *_ in position] for position in meta["output_top_logprobs"]
+            [Candidate(token, as_computed(logprob)) for logprob, token, *_ in position]
+            for position in meta["output_top_logprobs"]
         ]
         return Reply(Answer(tokens, candidates), meta["prompt_tokens"], meta.get("cached_tokens") or 0, len(pieces))
 
@@ -83,6 +85,12 @@ class GenerateClient:
             raise RequestFailed(f"{self.url}: answered {error.code} {error.reason}: {_beginning(error)}") from error
         except (OSError, HTTPException, ValueError) as error:
             raise RequestFailed(f"{self.url}: the request failed: {error!r}") from error
+
+
+def as_computed(logprob: float) -> float:
+    """The float32 that SGLang computed: the router in Rust changes the last digit of some numbers on their way."""
+    (value,) = struct.unpack("f", struct.pack("f", logprob))
+    return value
 
 
 def _piece(data: bytes) -> dict[str, Any]:
