@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import AscendMoeError
-from sglang_ascend_moe.launch.bench import graphs
+from sglang_ascend_moe.launch.bench import graphs, serving
 from sglang_ascend_moe.launch.bench.cases import (
     DEFAULT_VARIANTS,
     DTYPES,
@@ -136,7 +136,7 @@ def settings_of(parsed: argparse.Namespace) -> Settings | str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ascend-moe bench", description="Measures the exchange, and decode graphs.")
+    parser = argparse.ArgumentParser(prog="ascend-moe bench", description="Measures exchange, graphs and servers.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     exchange = commands.add_parser(
         "exchange",
@@ -167,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     exchange.add_argument("--plot", type=_plot_path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
 
     graphs.add_command(commands)
+    serving.add_command(commands)
     report = commands.add_parser("report", help="show the records of an earlier run")
     report.set_defaults(run=run_report)
     report.add_argument("records", type=Path, help="what --json wrote")

@@ -1,7 +1,8 @@
 """Fills the tables of a Markdown page from the records of runs, and draws their pictures beside them.
 
 A block of the page is `<!-- KIND FILE -->`, what was filled in before, and `<!-- end -->`; FILE lies relative to the
-page. See BLOCKS for the kinds. `<!-- memory -->`, without a file, is the table of `ascend-moe plan compare`.
+page. See BLOCKS for the kinds. `<!-- serving FILE -->` takes what `ascend-moe bench serving` wrote; `<!-- memory -->`,
+without a file, is the table of `ascend-moe plan compare`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import NamedTuple
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.bench.plot import draw
 from sglang_ascend_moe.launch.bench.records import Op, Record, cases_of, read_records
+from sglang_ascend_moe.launch.bench.serving_plot import draw_serving
+from sglang_ascend_moe.launch.bench.serving_records import MEASURES, read_serving_records, rows_of
 from sglang_ascend_moe.launch.bench.statistics import geometric_mean
 from sglang_ascend_moe.launch.bench.tables import absences, markdown_ratios, markdown_table, markdown_times, ratio
 from sglang_ascend_moe.launch.plan import comparison
@@ -22,6 +25,7 @@ _BLOCK = re.compile(r"(<!-- (?P<kind>[a-z]+)(?: (?P<file>[^\s>]+))? -->\n).*?(<!
 
 
 MEMORY = "memory"
+SERVING = "serving"
 
 
 class PaperRow(NamedTuple):
@@ -54,9 +58,13 @@ def fill_page(page: Path) -> list[Path]:
     text = page.read_text()
     written = [page]
     page.write_text(filled(text, page.parent))
-    for name in dict.fromkeys(match["file"] for match in _BLOCK.finditer(text) if match["file"]):
-        picture = (page.parent / name).with_suffix(".svg")
-        draw(read_records(page.parent / name), picture)
+    files = {match["file"]: match["kind"] for match in _BLOCK.finditer(text) if match["file"]}
+    for name, kind in files.items():
+        records, picture = page.parent / name, (page.parent / name).with_suffix(".svg")
+        if kind == SERVING:
+            draw_serving(read_serving_records(records), picture)
+        else:
+            draw(read_records(records), picture)
         written.append(picture)
     return written
 
@@ -68,8 +76,12 @@ def filled(text: str, folder: Path) -> str:
         kind, file = match["kind"], match["file"]
         if kind == MEMORY and file is None:
             return f"{match[1]}{comparison()}\n{match[4]}"
+        if kind == SERVING and file is not None:
+            rows = rows_of(read_serving_records(folder / file))
+            return f"{match[1]}{markdown_table(['', *(measure.title for measure in MEASURES)], rows)}\n{match[4]}"
         if kind not in BLOCKS or file is None:
-            raise InvalidInput(f"{match[1].strip()} is not {MEMORY}, nor one of {', '.join(BLOCKS)} with a file")
+            kinds = ", ".join((SERVING, *BLOCKS))
+            raise InvalidInput(f"{match[1].strip()} is not {MEMORY}, nor one of {kinds} with a file")
         return f"{match[1]}{BLOCKS[kind](read_records(folder / file))}\n{match[4]}"
 
     return _BLOCK.sub(fill, text)

@@ -1,0 +1,67 @@
+"""The picture of `ascend-moe bench serving`: a panel per measure, a bar per variant, a dot per round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sglang_ascend_moe.launch.bench.plot import COLOURS, FAINT, INK, PAPER, QUIET
+from sglang_ascend_moe.launch.bench.serving_records import MEASURES, Measure, ServingRecord, summary, variants_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN = (MEASURES[0], MEASURES[2], MEASURES[4])
+SERVING_COLOURS = {**COLOURS, "stock": COLOURS["memcpy"], "live": COLOURS["relay-free"]}
+
+
+def draw_serving(records: list[ServingRecord], path: Path) -> None:
+    """Writes the picture to `path`; its suffix says in which format."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 9,
+            "svg.hashsalt": "bench",
+            "text.color": INK,
+            "svg.fonttype": "path",
+        }
+    )
+    height = 1.5 + 0.42 * len(variants_of(records))
+    figure, panels = pyplot.subplots(1, len(SHOWN), figsize=(10.4, height), sharey=True)
+    figure.subplots_adjust(left=0.1, right=0.98, top=1 - 1.0 / height, bottom=0.3 / height, wspace=0.12)
+    for axes, measure in zip(panels, SHOWN, strict=True):
+        _bars(axes, records, measure)
+    panels[0].invert_yaxis()
+    one = records[0]
+    figure.text(0.02, 1 - 0.3 / height, "Serving on one host", fontsize=13, fontweight="bold", va="center")
+    figure.text(
+        0.98, 1 - 0.3 / height, f"{one.requests} requests of {one.input_tokens} + {one.output_tokens} tokens,"
+        f" {one.concurrency} at a time; bar: median of the rounds, dot: a round",
+        color=QUIET, ha="right", va="center",
+    )  # fmt: skip
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+    figure.savefig(path, dpi=160, facecolor=PAPER, metadata=metadata)
+    pyplot.close(figure)
+
+
+def _bars(axes: Axes, records: list[ServingRecord], measure: Measure) -> None:
+    names = variants_of(records)
+    middles = [summary(records, name, measure).median for name in names]
+    axes.barh(names, middles, color=[SERVING_COLOURS[name] for name in names], height=0.6, alpha=0.85)
+    for name, middle in zip(names, middles, strict=True):
+        rounds = [measure.of(record) for record in records if record.variant == name]
+        axes.scatter(rounds, [name] * len(rounds), s=9, color=INK, zorder=3)
+        axes.text(0.98 * max(middles) * 1.3, name, f"{middle:,.1f}", ha="right", va="center", fontsize=8.5)
+    axes.set_xlim(0, max(middles) * 1.3)
+    better = "lower" if measure.less_is_better else "higher"
+    axes.set_title(f"{measure.title} ({better} is better)", loc="left", fontsize=9, pad=6)
+    axes.set_xticks([])
+    axes.tick_params(length=0, labelcolor=INK)
+    for side in ("top", "right", "bottom", "left"):
+        axes.spines[side].set_visible(False)
+        axes.spines[side].set_color(FAINT)
