@@ -22,7 +22,8 @@ MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
 
 
-_HALVES = {Part.WHOLE: (0, 1), Part.FIRST_HALF: (0,), Part.SECOND_HALF: (1,)}
+_HALVES = {Part.WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)}
+"""The first and the last half of a slot that a part takes."""
 
 
 class Ticket:
@@ -128,7 +129,8 @@ class ExchangeSteps:
         call, slot = ticket.call, ticket.slot
         if ticket.session is not self.session:
             raise InvalidInput("these rows were dispatched by another Exchange; combine them there")
-        held = all(self._holders[2 * slot + half] is call for half in _HALVES[ticket.part])
+        first, last = _HALVES[ticket.part]
+        held = self._holders[2 * slot + first] is call and self._holders[2 * slot + last] is call
         if not held or call.combine.epoch != ticket.epoch:
             raise InvalidInput(
                 f"the rows of epoch {ticket.epoch} are gone: slot {slot} has been dispatched into "
