@@ -29,7 +29,7 @@ HANDLED = {"attend"}
 """Operators whose host-side arguments `NPUGraph.update` binds anew, as torch_npu does for its attention operators."""
 
 
-WITHOUT_WORK = ("aten::lift_fresh", "aten::empty", "aten::empty_like", "aten::empty_strided")
+WITHOUT_WORK = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty")
 """Operators that put nothing on a stream."""
 UPDATE_DEADLINE_S = 5.0
 
@@ -209,10 +209,14 @@ class NPUGraph:
         kept_arguments, kept_keywords = tree_map_only(torch.Tensor, self._kept, (arguments, keywords))
         for item in results:
             if _identity(item) not in taken:
-                self._made[_identity(item)] = StorageWeakRef(item.untyped_storage())
-        self._pool_tensors += results
+                self.keep(item)
         if operator._schema.name not in WITHOUT_WORK:
             self._nodes.append(_Node(operator, kept_arguments, dict(kept_keywords), results))
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Let a tensor be one of the graph's own, which it holds as long as it exists."""
+        self._made[_identity(tensor)] = StorageWeakRef(tensor.untyped_storage())
+        self._pool_tensors.append(tensor)
 
     def _kept(self, tensor: torch.Tensor) -> torch.Tensor | _Borrowed:
         return tensor if _identity(tensor) in self._made else _Borrowed(tensor)
@@ -252,6 +256,11 @@ class _Capture(TorchDispatchMode):
         if (waits and func._opname != "index") or func.namespace == "c10d":
             _forbid_in_capture(str(func))
         result = func(*args, **kwargs)
+        if func._schema.name == "aten::lift_fresh":
+            # Made from Python values. The step may write into it, and a replay begins with the values.
+            self._graph.keep(result)
+            func, args, kwargs = torch.ops.aten.clone.default, (result,), {}
+            result = result.clone()
         self._graph.record(func, args, kwargs, result)
         return result
 
@@ -292,12 +301,18 @@ def module() -> types.ModuleType:
     return made
 
 
+def install(patch: pytest.MonkeyPatch | None = None) -> types.ModuleType:
+    """`torch.npu` becomes the stand-in, and `import torch_npu` succeeds; for good, or until `patch` is undone."""
+    patch = patch or pytest.MonkeyPatch()
+    stand_in = module()
+    patch.setattr(torch, "npu", stand_in, raising=False)
+    patch.setitem(sys.modules, "torch.npu", stand_in)
+    patch.setitem(sys.modules, "torch_npu", types.ModuleType("torch_npu"))
+    return stand_in
+
+
 @contextmanager
 def in_place_of_torch_npu() -> Iterator[types.ModuleType]:
-    """Inside the block `torch.npu` is the stand-in, and `import torch_npu` succeeds."""
+    """The stand-in is installed inside the block."""
     with pytest.MonkeyPatch.context() as patch:
-        stand_in = module()
-        patch.setattr(torch, "npu", stand_in, raising=False)
-        patch.setitem(sys.modules, "torch.npu", stand_in)
-        patch.setitem(sys.modules, "torch_npu", types.ModuleType("torch_npu"))
-        yield stand_in
+        yield install(patch)
