@@ -89,7 +89,8 @@ class Deployed:
         finally:
             for pid in [self._process.pid, *(event["pid"] for event in self.started.values())]:
                 for member in group_members(pid):
-                    os.kill(member, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(member, signal.SIGKILL)
             self._process.wait()
             self._reader.join()
 

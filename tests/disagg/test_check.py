@@ -1,10 +1,14 @@
 """`check` says what differs from the reference, whatever way it differs, and says nothing if nothing does."""
 
+import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sglang_ascend_moe.launch.disagg import cli
+from sglang_ascend_moe.launch.disagg.generate_client import as_computed
 from sglang_ascend_moe.launch.disagg.questions import prompts
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 from tests.disagg.fake_server import FakeServer
@@ -100,3 +104,9 @@ def test_prompts_have_every_length_and_no_one_begins_another(longest: int):
     assert len(set(asked)) == len(asked)
     whole = [prompt for prompt in asked if len(prompt) >= 20]
     assert [a for a in whole for b in whole if a is not b and b.startswith(a[:20])] == []
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.sampled_from([-math.inf, math.inf]))
+def test_a_logprob_survives_a_change_of_its_last_digit(logprob: float, direction: float):
+    assert as_computed(logprob) == logprob
+    assert as_computed(math.nextafter(logprob, direction)) == logprob

@@ -46,8 +46,10 @@ def differing(prompts: list[list[int]], wanted: list[Answer], replies: list[Repl
 
 
 def test_requests_are_bit_identical_to_one_server_cold_and_from_the_prefix_cache(
-    client: GenerateClient, expected: Expected
+    deployment: Deployed, client: GenerateClient, expected: Expected
 ):
+    # What `up` asked for itself is forgotten.
+    assert not any(deployment.load_when_idle("prefill-0", IDLE_SECONDS).values())
     cold = [client.ask(prompt, NEW_TOKENS) for prompt in expected.prompts]
     assert differing(expected.prompts, expected.cold, cold) == []
     cached = [client.ask(prompt, NEW_TOKENS) for prompt in expected.prompts]
