@@ -23,7 +23,7 @@ from tests.serving.leftovers import MARK, Leftovers, leftovers, shared_memory_na
 READY_SECONDS = 240.0
 END_SECONDS = 90.0
 POLL_SECONDS = 0.1
-MAX_RUNNING_REQUESTS = 16
+MAX_RUNNING_REQUESTS = 8
 CHUNK_TOKENS = 256
 # The same for every server, and for the engine whose answers are expected.
 OPTIONS = {"dtype": "bfloat16", "max-total-tokens": 8192, "random-seed": 0}
