@@ -82,13 +82,14 @@ def agree_before_update(
 def _agree(located: _Located, metadata: Any, layers: Iterable[int]) -> int:
     placement = metadata.physical_to_logical_map_cpu
     chosen = {layer: placement[layer].tolist() for layer in layers if layer in located.physical_experts}
+    moved = located.agreement.agree(chosen, metadata.num_logical_experts, located.epochs())
     for layer, experts in chosen.items():
         if len(experts) != located.physical_experts[layer]:
             raise Unsupported(
                 f"SGLang places {len(experts)} experts in layer {layer}, which was built for"
                 f" {located.physical_experts[layer]}; change --init-expert-location or --ep-num-redundant-experts"
             )
-    return located.agreement.agree(chosen, metadata.num_logical_experts, located.epochs())
+    return moved
 
 
 def gatherer(original: Callable[..., Any], expert_location_metadata: Any, rank: int) -> Any:

@@ -130,4 +130,4 @@ def refuse_unservable(placement: ExpertPlacement, ranks: int) -> None:
 def _moved(before: Sequence[int] | None, after: Sequence[int]) -> int:
     if before is None:
         return len(after)
-    return sum(old != new for old, new in zip(before, after, strict=True))
+    return sum(old != new for old, new in zip(before, after, strict=False))
