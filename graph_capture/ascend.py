@@ -16,6 +16,7 @@ from sglang_ascend_moe import launches, layer
 from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.graph_capture.agreement import check_together, require_same
+from sglang_ascend_moe.observation import graphs
 from sglang_ascend_moe.options import FLAGS, options_of
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,12 @@ def capture_decode(original: Callable[..., Any], *, model_runner: Any) -> Any:
     except CaptureRefused as refused:
         if options.require_graphs:
             raise CaptureRefused(f"{FLAGS['require_graphs'].flag}: {refused}") from refused
-        logger.warning("Decode runs without graphs, slower and with the same results: %s", refused)
         from sglang.srt.model_executor.model_runner_components.cuda_graph_setup import GraphCapture
+        from sglang.srt.runtime_context import get_parallel
 
+        graphs.forget()
+        if get_parallel().tp_rank == 0:
+            logger.warning("Decode runs without graphs, slower and with the same results: %s", refused)
         return GraphCapture(runner=None, memory_phase="decode", memory_usage_gb=0, capture_time=0)
     return captured
 
@@ -89,7 +93,14 @@ def capture_bucket(
         into_launches=True,
     )
     with launches.capture():
-        return original(backend, shape_key, forward_fn, capture_inputs, post_warmup_hook)
+        original(backend, shape_key, forward_fn, capture_inputs, post_warmup_hook)
+    graphs.captured("npu graph", shape_key.size)
+    return None
+
+
+def count_replay(_runner: Any, *_: Any, **__: Any) -> None:
+    """Before `NPUGraphRunner.execute`, which is one replay."""
+    graphs.replays += 1
 
 
 def warm(exchange: Exchange, device: torch.device) -> None:

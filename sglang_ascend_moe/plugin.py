@@ -355,6 +355,13 @@ TABLE: tuple[Hook, ...] = (
         "every step has to pass the guard on all ranks, and its MoE layers to take the form that a graph can hold",
         Where.NPU,
     ),
+    Hook(
+        f"{SRT}.hardware_backend.npu.graph_runner.npu_graph_runner.NPUGraphRunner.execute",
+        Kind.BEFORE,
+        ascend.count_replay,
+        "the state and the counters of a server tell how many decode steps were replays",
+        Where.NPU,
+    ),
 )
 
 

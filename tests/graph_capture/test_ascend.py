@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sglang_ascend_moe import CaptureRefused, launches, layer
+from sglang_ascend_moe.observation import graphs
 from sglang_ascend_moe.options import Options, attach
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from tests.exchange.pool import Rank
@@ -57,13 +58,18 @@ def replay_and_compare(rank: Rank) -> dict[str, Any]:
             "warmed": setting.runner.warmed_at,
             "captured": captured,
             "replayed": setting.exchange.epoch - captured,
+            "state": (graphs.state, graphs.buckets),
+            "counted": graphs.replays,
             "differences": differences,
         }
 
 
 def test_replays_of_the_unmodified_backend_give_the_bits_of_eager_steps(run_on_ascend):
     first, second = run_on_ascend(replay_and_compare)
+    # Every fourth of the 16 steps was eager on rank 0.
+    assert (first.pop("counted"), second.pop("counted")) == (12, 16)
     assert first == second
+    assert first["state"] == ("npu graph", [2, MOST])
     assert first["graphs"] == [2, MOST]
     assert first["warmed"] == 1
     # Of each bucket: a run to settle, two that are watched, with each launch taken twice, two warm-ups, the capture.
@@ -197,7 +203,7 @@ def test_a_server_without_our_layer_captures_as_sglang_does(run_on_ascend):
     assert run_on_ascend(capture_without_our_layer) == [1, 1]
 
 
-def decode_graph(options: Options | None, outcome: Exception | str | None) -> Any:
+def decode_graph(options: Options | None, outcome: Exception | str | None, rank: int = 0) -> Any:
     """What SGLang gets from `capture_decode_graph` when its own function raises or returns `outcome`."""
     from sglang_ascend_moe.graph_capture.ascend import capture_decode
 
@@ -210,7 +216,10 @@ def decode_graph(options: Options | None, outcome: Exception | str | None) -> An
             raise outcome
         return SimpleNamespace(runner=outcome)
 
-    return capture_decode(original, model_runner=model_runner).runner
+    from sglang.srt.runtime_context import get_parallel
+
+    with get_parallel().override(tp_rank=rank):
+        return capture_decode(original, model_runner=model_runner).runner
 
 
 REFUSED = CaptureRefused("the guard's words")
@@ -218,7 +227,7 @@ REFUSED = CaptureRefused("the guard's words")
 
 def test_a_step_that_cannot_be_captured_is_served_eagerly_with_one_warning(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
-        assert decode_graph(Options(), REFUSED) is None
+        assert [decode_graph(Options(), REFUSED, rank) for rank in range(2)] == [None, None]
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("sglang_ascend_moe")]
     assert warning == "Decode runs without graphs, slower and with the same results: the guard's words"
 
