@@ -1,0 +1,44 @@
+"""`ascend-moe bench graphs` measures both kinds of step and compares their bits."""
+
+import msgspec
+import pytest
+
+from sglang_ascend_moe.launch.bench import cli, graphs
+from sglang_ascend_moe.launch.bench.graphs import GraphsRecord
+from sglang_ascend_moe.launch.tiny_weights import TinySizes
+
+
+def a_record(**changes):
+    values = {
+        "batch": 2, "eager_ms": 3.0, "replay_ms": 1.5, "ratio": 2.0, "bit_identical": True, "capture_s": 0.25,
+        "steps": 60, "operators": 500,
+    }  # fmt: skip
+    return GraphsRecord(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("records", "exit_code"),
+    [
+        pytest.param([a_record()], 0, id="equal"),
+        pytest.param([a_record(), a_record(bit_identical=False)], 1, id="a bit differs"),
+        pytest.param(None, 1, id="a rank failed"),
+    ],
+)
+def test_exit_code_and_file(monkeypatch, tmp_path, capsys, records, exit_code):
+    monkeypatch.setattr(graphs, "measure", lambda _steps: records)
+    path = tmp_path / "graphs.json"
+    assert cli.main(["graphs", "--json", str(path)]) == exit_code
+    if records is None:
+        assert "a rank failed" in capsys.readouterr().err
+        assert not path.exists()
+    else:
+        assert msgspec.json.decode(path.read_bytes(), type=list[GraphsRecord]) == records
+        assert "2      3.00       1.50   2.00" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
+def test_two_ranks_measure_steps_of_equal_bits():
+    [record] = graphs.measure(3, TinySizes(layers=2), batches=(2,))
+    assert record.bit_identical
+    assert record.operators > 50
+    assert record.ratio == pytest.approx(record.eager_ms / record.replay_ms, rel=0.5)
