@@ -5,6 +5,7 @@
 // Rows hold every pattern of their element, NaNs with each payload included; NaNs that arithmetic makes are counted as
 // one, because IEEE 754 leaves their bits to the machine.
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -100,14 +101,19 @@ void add_kernels(Checksum &sum, uint32_t element, uint32_t hidden) {
         sum.add_bytes(values.data(), values.size());
     }
 
-    std::vector<std::vector<uint8_t>> copies(topk, std::vector<uint8_t>(out.size()));
-    std::vector<uint8_t *> places;
-    for (auto &copy : copies)
-        places.push_back(copy.data());
-    kernels.scatter(places, rows[0].data(), out.size(), places);
-    for (const auto &copy : copies)
-        if (copy != rows[0])
-            sum.add(1);
+    // Places on lines of their own, as streaming stores want them.
+    const uint64_t stride = (out.size() + 63) / 64 * 64;
+    for (const auto scatter : {kernels.scatter, kernels.scatter_streaming}) {
+        std::vector<uint8_t> memory(topk * stride + 64);
+        std::vector<uint8_t *> places;
+        for (uint32_t k = 0; k < topk; ++k)
+            places.push_back(memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) + k * stride);
+        scatter(places, rows[0].data(), out.size(), places);
+        kernels.drain();
+        for (const uint8_t *place : places)
+            if (memcmp(place, rows[0].data(), out.size()) != 0)
+                sum.add(1);
+    }
 }
 
 } // namespace
