@@ -103,3 +103,31 @@ def forget_moe_blocks() -> None:
     from sglang_ascend_moe import moe_blocks
 
     moe_blocks.KNOWN_BLOCKS = ()
+
+
+def capture_with_the_npu_backend() -> None:
+    """Decode graphs are those of SGLang's own NPU graph backend over the stand-in for `torch.npu`, in place of ours."""
+    import logging
+    from types import SimpleNamespace
+
+    import torch
+    from sglang.srt.hardware_backend.npu.graph_runner.npu_cudagraph_backend import NPUCudaGraphBackend
+
+    from sglang_ascend_moe.platforms.host import HostPlatform
+    from tests.graph_capture import npu_stand_in
+
+    npu_stand_in.install()
+    replay = NPUCudaGraphBackend.replay
+
+    def counted(backend, *arguments, **keywords):
+        backend.replays = getattr(backend, "replays", 0) + 1
+        logging.getLogger(__name__).warning("replay %d of the NPU backend", backend.replays)
+        return replay(backend, *arguments, **keywords)
+
+    def make(runner, *, enable_memory_saver=False):
+        seen = SimpleNamespace(device_module=torch.npu, enable_torch_compile=runner.enable_torch_compile)
+        return NPUCudaGraphBackend(seen, enable_memory_saver=enable_memory_saver)
+
+    NPUCudaGraphBackend.replay = counted
+    NPUCudaGraphBackend.bytes = 0
+    HostPlatform.get_full_graph_backend_cls = lambda _platform: make

@@ -1,0 +1,24 @@
+"""SGLang's own NPU graph backend, over the stand-in for `torch.npu`, captures and replays a whole model with our layer.
+
+Its answers are compared with those of our tapes, which run the same padded batches; `test_graphs` and `test_schedules`
+compare these with eager decode.
+"""
+
+import pytest
+
+from tests.serving.configurations import PARALLEL, ours
+from tests.serving.prompts import NEW_TOKENS
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("parallel", ["tp2-ep2", "dp2-attention-ep2"])
+def test_a_model_captured_by_the_npu_backend_answers_as_with_our_tapes(fork_server, checkpoint, prompts, parallel: str):
+    settings = {**PARALLEL[parallel], "max_running_requests": 4, "ascend_moe_require_graphs": True}
+    with fork_server.start(ours(checkpoint, "float32", **settings)) as tapes:
+        expected = tapes.generate(prompts, NEW_TOKENS)
+    config = ours(checkpoint, "float32", "capture_with_the_npu_backend", **settings)
+    with fork_server.start(config) as engine:
+        assert engine.generate(prompts, NEW_TOKENS) == expected
+        log = engine.log.read_text()
+    # On both ranks, the idle one included, every decode step was a replay.
+    assert log.count(f"replay {len(prompts) * (NEW_TOKENS - 1)} of the NPU backend") == 2
