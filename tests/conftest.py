@@ -1,5 +1,8 @@
 """Settings of the whole suite."""
 
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 # An example may wait for other processes: how long it takes says nothing about whether it is right.
@@ -7,3 +10,19 @@ settings.register_profile(
     "suite", parent=settings.get_profile(settings.get_current_profile_name()), deadline=None, print_blob=True
 )
 settings.load_profile("suite")
+
+SERVERS = ("serving", "disagg")
+"""Folders whose tests share what takes long to make, and look at what servers leave on the machine."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where the suite runs in several processes, the tests of a file stay together, and so do all of servers."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "servers" if path.split("/")[1] in SERVERS else path
+
+    return Scheduling(config, log)

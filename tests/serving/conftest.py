@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -12,33 +11,27 @@ from tests.serving.configurations import stock
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 
-
-class Compared(NamedTuple):
-    """One line of the summary: what was compared with what, and the outcome of every prompt."""
-
-    name: str
-    comparisons: list[Comparison]
+COMPARED = "compared with stock SGLang"
+"""The property of a test under which `summarise` writes."""
 
 
-COMPARED = pytest.StashKey[list[Compared]]()
+def summarise(request: pytest.FixtureRequest, comparisons: list[Comparison]) -> None:
+    """Add a line to the summary that closes a run, whichever process of it the test ran in."""
+    close = sum(comparison.close_call is not None for comparison in comparisons)
+    equal = sum(comparison.equal_tokens for comparison in comparisons)
+    moved = max(comparison.logprob_difference for comparison in comparisons)
+    line = f"{equal} tokens equal, {close} close calls, logprobs moved by <= {moved:.2g}"
+    request.node.user_properties.append((COMPARED, f"{request.node.name}: {line}"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[COMPARED] = []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many tokens were compared, how many were close calls, and how far logprobs moved."""
-    if not config.stash[COMPARED]:
-        return
-    terminalreporter.section("greedy tokens compared with stock SGLang")
-    for name, comparisons in config.stash[COMPARED]:
-        close = sum(comparison.close_call is not None for comparison in comparisons)
-        equal = sum(comparison.equal_tokens for comparison in comparisons)
-        moved = max(comparison.logprob_difference for comparison in comparisons)
-        terminalreporter.write_line(
-            f"{name}: {equal} tokens equal, {close} close calls, logprobs moved by <= {moved:.2g}"
-        )
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    lines = [line for report in reports for name, line in report.user_properties if name == COMPARED]
+    if lines:
+        terminalreporter.section("greedy tokens compared with stock SGLang")
+    for line in dict.fromkeys(lines):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -80,9 +73,8 @@ class CompareAll:
     After a close call the engine continues from the expected token, so that the rest is compared as well.
     """
 
-    def __init__(self, name: str, compared: list[Compared]) -> None:
-        self._name = name
-        self._compared = compared
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._request = request
 
     def __call__(
         self, engine: Engine, prompts: list[list[int]], expected: list[Answer], dtype: str, *, together: bool = True
@@ -96,13 +88,13 @@ class CompareAll:
                 start += outcomes[-1].close_call + 1
                 [found] = engine.generate([prompt + wanted.tokens[:start]], NEW_TOKENS - start)
                 outcomes.append(compare(wanted.after(start), found, TOLERANCES[dtype]))
-        self._compared.append(Compared(self._name, outcomes))
+        summarise(self._request, outcomes)
         return outcomes
 
 
 @pytest.fixture
 def compare_all(request: pytest.FixtureRequest) -> CompareAll:
-    return CompareAll(request.node.name, request.config.stash[COMPARED])
+    return CompareAll(request)
 
 
 @pytest.fixture
@@ -111,7 +103,7 @@ def record_comparisons(request: pytest.FixtureRequest) -> Callable[[list[Answer]
 
     def record(expected: list[Answer], found: list[Answer], dtype: str) -> list[Comparison]:
         outcomes = [compare(*pair, TOLERANCES[dtype]) for pair in zip(expected, found, strict=True)]
-        request.config.stash[COMPARED].append(Compared(request.node.name, outcomes))
+        summarise(request, outcomes)
         return outcomes
 
     return record
