@@ -21,6 +21,9 @@ from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
 from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
 
+# The first test waits for the reference and the deployment, which start one after the other.
+pytestmark = pytest.mark.timeout(900)
+
 RANKS = 2
 IDLE_SECONDS = 60.0
 ERROR_SECONDS = 10.0

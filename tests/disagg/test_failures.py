@@ -19,7 +19,7 @@ from tests.disagg.deployed import READY_SECONDS, Deployed, description
 from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
 
-pytestmark = pytest.mark.nightly
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
 ERROR_SECONDS = 10.0
 LONG = 1000
