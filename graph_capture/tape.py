@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -147,8 +148,10 @@ class Tape:
 
     def replay(self) -> Any:
         """Run the step again on what lies at its addresses now; the returned tensors are overwritten by the next."""
-        for call in self._calls:
-            call()
+        # No gradient is asked for: every operator goes straight to its kernel.
+        with torch._C._AutoDispatchBelowAutograd():
+            for call in self._calls:
+                call()
         return self.result
 
 
@@ -245,8 +248,7 @@ class _Binding:
 
 
 def _bound(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Replay:
-    run = operator._op
-    return lambda: run(*arguments, **keywords)
+    return partial(operator._op, *arguments, **keywords)
 
 
 def _copying(

@@ -21,7 +21,7 @@ BATCHES = (1, 2, 4, 8)
 PRESET = TinySizes(
     layers=8, hidden=512, heads=8, kv_heads=2, head_dim=64, experts=32, topk=4, expert_hidden=192, vocab=768
 )
-"""A Qwen3-MoE with the proportions of the 30B model, an eighth of its width and 8 of its 48 layers; random weights."""
+"""A small Qwen3-MoE with many narrow experts, three eighths of the hidden size wide; random weights."""
 PROMPT_TOKENS = 64
 
 
