@@ -18,7 +18,7 @@ import msgspec
 
 from sglang_ascend_moe.launch.server_process import group_members
 from sglang_ascend_moe.live_state import STATE_KEY, RankState
-from tests.serving.leftovers import MARK, Leftovers, leftovers, shared_memory_names
+from tests.serving.leftovers import MARK, marked_processes
 
 READY_SECONDS = 240.0
 END_SECONDS = 90.0
@@ -64,7 +64,6 @@ class Deployed:
         self._coming: queue.Queue[Event | None] = queue.Queue()
 
     def __enter__(self) -> Self:
-        self._names_before = shared_memory_names()
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
         command = ["-m", "sglang_ascend_moe.launch.main", "disagg", "up", "--file", str(self._file), "--json"]
         with (self._folder / "up.log").open("wb") as errors:
@@ -130,8 +129,12 @@ class Deployed:
             self.events.append(event)
         return code
 
-    def leftovers(self) -> Leftovers:
-        return leftovers(self._mark, self._names_before, END_SECONDS)
+    def processes_left(self) -> list[int]:
+        """Pids of the deployment's processes; returns as soon as there is none, at the latest after END_SECONDS."""
+        deadline = time.monotonic() + END_SECONDS
+        while (left := marked_processes(self._mark)) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        return left
 
     def rank_process(self, name: str, rank: int) -> int:
         """The pid of one rank of a server, known by the title that SGLang gives it."""

@@ -18,7 +18,6 @@ from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
 from sglang_ascend_moe.launch.tiny_model import TinySizes
 from tests.disagg.conftest import Expected
 from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
-from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
 
 # The first test waits for the reference and the deployment, which start one after the other.
@@ -145,4 +144,4 @@ def test_a_rank_that_is_killed_during_traffic_ends_everything_and_is_reported(
     assert failed["name"] == "decode-0"
     assert failed["log_tail"]
     assert deployment.wait_until_ended() == CHECK_FAILED
-    assert deployment.leftovers() == NOTHING
+    assert deployment.processes_left() == []

@@ -16,7 +16,6 @@ from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, Requ
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
 from tests.disagg.conftest import Expected
 from tests.disagg.deployed import READY_SECONDS, Deployed, description
-from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
@@ -56,7 +55,7 @@ def test_a_kill_during_traffic_ends_everything_and_a_new_start_serves(
         failed = deployed.wait_for("failed", ERROR_SECONDS)
         assert failed["name"] in victim or failed["name"].split("-")[0] in victim
         assert deployed.wait_until_ended() == CHECK_FAILED
-        assert deployed.leftovers() == NOTHING
+        assert deployed.processes_left() == []
     with Deployed(description(checkpoint), tmp_path / "second") as deployed:
         deployed.wait_until_serving()
         reply = GenerateClient(deployed.url("router")).ask(expected.prompts[-1], NEW_TOKENS)
@@ -91,7 +90,7 @@ def test_other_shapes_are_bit_identical_and_ctrl_c_ends_them(
         assert all(now > then for then, now in zip(before, prefills(deployed, prefill), strict=True))
         deployed.interrupt()
         assert deployed.wait_until_ended() == OK
-        assert deployed.leftovers() == NOTHING
+        assert deployed.processes_left() == []
 
 
 def prefills(deployed: Deployed, instances: int) -> list[int]:
@@ -105,4 +104,4 @@ def test_instances_that_do_not_fit_are_not_paired(checkpoint: Path, tmp_path: Pa
         failed = deployed.wait_for("failed", READY_SECONDS)
         assert "page_size is 1 on the prefill and 16 on the decode instance (--page-size)" in failed["why"]
         assert deployed.wait_until_ended() == CHECK_FAILED
-        assert deployed.leftovers() == NOTHING
+        assert deployed.processes_left() == []
