@@ -119,7 +119,7 @@ def measure(plan: Plan) -> list[ServingRecord]:
         model = plan.model or str(write_checkpoint(folder / "model", sizes=PRESET))
         for number in range(1, plan.rounds + 1):
             for variant in drawn.sample(plan.variants, len(plan.variants)):
-                print(f"round {number} of {plan.rounds}: {variant}", file=sys.stderr, flush=True)
+                print(f"round {number} of {plan.rounds}: {variant}", flush=True)
                 with ServerProcess(_flags(model, variant, plan.load), folder / f"{variant}.log") as server:
                     server.wait_until_ready(READY_SECONDS, _show_nothing)
                     records.append(drive(server.url, model, plan.load, variant=variant, round_number=number))
