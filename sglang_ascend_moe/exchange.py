@@ -259,8 +259,7 @@ class Exchange:
                 f"expert_out is {tuple(expert_out.shape)} of {expert_out.dtype}; "
                 f"it must be [at least {ticket.total}, {hidden}] of {dtype}"
             )
-        problem = self._problem_with_result(out, ticket.tokens)
-        if problem is not None:
+        if problem := self._problem_with_result(out, ticket.tokens):
             raise InvalidInput(problem)
         if out is None:
             out = torch.empty(ticket.tokens, hidden, dtype=dtype)
@@ -286,16 +285,19 @@ class Exchange:
         kind = self._kind(phase)
         prefill = kind == Kind.PREFILL
         tokens = self._checked(x, topk_ids, topk_weights, Kind.PLAN if prefill else kind)
-        problem = self._problem_with_result(out, x.shape[0])
-        if problem is not None:
+        if problem := self._problem_with_result(out, x.shape[0]):
             self._steps.refuse(kind, problem)
-        if out is None:
-            out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype)
+        out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype) if out is None else out
         watched = self._watched(experts)
-        if prefill:
-            run_prefill(self._steps, self._identity, tokens, watched, out, overlap=self._overlap)
-        else:
-            run_decode(self._steps, tokens, watched, out)
+        try:
+            if prefill:
+                run_prefill(self._steps, self._identity, tokens, watched, out, overlap=self._overlap)
+            else:
+                run_decode(self._steps, tokens, watched, out)
+        except KeyboardInterrupt:
+            # It may have come between two steps, where nothing else notices that this rank does not go on.
+            self._steps.session.leave_interrupted()
+            raise
         return out
 
     def prepare(

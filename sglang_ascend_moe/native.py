@@ -318,6 +318,10 @@ class NativeSession:
         self.leave(Result.PEER_FAILED, step, epoch)
         self._report(self._own_fault(step, epoch), error)
 
+    def leave_interrupted(self) -> None:
+        """Tells every rank that this one does not go on from where it is."""
+        self.leave(Result.PEER_FAILED, self.step, self.epoch)
+
     def _check(self, result: int) -> None:
         if result != Result.OK:
             self._raise(result)

@@ -7,10 +7,13 @@ which takes 20 seconds of a core and over a gigabyte each. Each function without
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 _INTERRUPT = {signal.SIGINT}
+_LISTED_SECONDS = 1.0
 _starting = False
 
 
@@ -47,7 +50,13 @@ def _can_fork() -> bool:
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    return len(os.listdir("/proc/self/task")) == 1
+    # A thread that has ended is listed a little longer.
+    until = time.monotonic() + _LISTED_SECONDS
+    while len(os.listdir("/proc/self/task")) > 1:
+        if threading.active_count() > 1 or time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _heed_interrupts() -> None:

@@ -4,8 +4,8 @@ SGLang ends its processes with SIGKILL, so that no code of theirs removes what t
 without a name for those who have mapped it, and goes with the last of them. Each function is a row of the table.
 """
 
-import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 
@@ -18,18 +18,19 @@ def unname_queue(queue: Any, *_: Any, **__: Any) -> None:
         buffer.is_creator = False
 
 
-def map_load_reports(_result: None, controller: Any, *_: Any, **__: Any) -> None:
-    """After `DataParallelController.__init__`, when its schedulers have made the file of their load reports."""
-    controller.load_snapshot_reader._attach()
+def make_load_reports(_engine_class: type, _server_args: Any, port_args: Any, *_: Any, **__: Any) -> None:
+    """Before `Engine._launch_scheduler_processes`: memory for the load reports that never has a name.
+
+    Every process of a server knows its `instance_id`, from which SGLang makes the name. Here it says in which process
+    and by which descriptor the memory is found; the descriptor stays open as long as the launcher lives.
+    """
+    port_args.instance_id = f"{os.getpid()}.{os.memfd_create('load reports')}"
 
 
-def unname_load_reports(_result: None, tokenizer_manager: Any, *_: Any, **__: Any) -> None:
-    """After `Engine._set_startup_time`, the last step of a launch: all who read load reports map them now, then the
-    name goes. With several tokenizer workers, which start later, it stays."""
-    reader = getattr(tokenizer_manager, "load_snapshot_reader", None)
-    if reader is not None and hasattr(tokenizer_manager, "generate_request") and reader._attach():
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(reader.path)
+def load_report_path(original: Callable[[str], str], ipc_name: str) -> str:
+    """Around `shm_path_for`: the path of the load reports of the instance `ipc_name`."""
+    process, _, descriptor = ipc_name.partition(".")
+    return f"/proc/{process}/fd/{descriptor}" if descriptor else original(ipc_name)
 
 
 def share_no_progress_bars(*_: Any, **__: Any) -> None:

@@ -248,6 +248,29 @@ def test_ctrl_c_ends_a_wait(fresh_pool, how):
     pool.collect()
 
 
+def be_interrupted_between_steps(rank: Rank) -> Seen | None:
+    exchange = open_exchange("windows", rank, SCENARIO)
+    call(exchange, "run-decode", rank)
+    if rank.rank != CULPRIT:
+        return see_fault(exchange, rank, "run-decode", calls=1)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("sglang_ascend_moe.exchange.run_decode", interrupted)
+        call(exchange, "run-decode", rank)
+    require_poisoned(exchange, rank)
+    return None
+
+
+def test_ctrl_c_between_two_steps_is_told_to_the_other_ranks(fresh_pool):
+    pool = fresh_pool(2)
+    pool.start(be_interrupted_between_steps)
+    seen = pool.collect()[1 - CULPRIT]
+    assert (seen.kind, seen.rank) == ("PeerLost", CULPRIT), seen
+
+
 def wait_for_an_absent_rank_while_overlapping(rank: Rank) -> None:
     exchange = open_exchange("windows", rank, SCENARIO, **small_window(rank), workers=2)
     call(exchange, "run-prefill", rank)

@@ -35,5 +35,7 @@ def stock(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> Engi
 def ours(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> EngineConfig:
     """Our MoE layer on two ranks, if `arguments` do not say otherwise; every row is verified where that exists."""
     verify = arguments.get("ascend_moe_schedule") != "collective"
-    defaults = {"tp_size": 2, "ascend_moe": True, "ascend_moe_verify": verify}
+    # Every graph takes a moment to capture: two batch sizes, and larger batches run without.
+    graphs = {"cuda_graph_bs_decode": [4, 16]}
+    defaults = {"tp_size": 2, "ascend_moe": True, "ascend_moe_verify": verify, **graphs}
     return stock(checkpoint, dtype, *patches, **{**defaults, **arguments})
