@@ -52,6 +52,8 @@ class ForkedServer(ServerProcess):
     def __enter__(self) -> Self:
         sys.stdout.flush()
         sys.stderr.flush()
+        # Here, because the log is looked at as soon as the server is there.
+        self.log.write_bytes(b"")
         pid = os.fork()
         if pid == 0:
             self._serve_and_exit()

@@ -2,17 +2,21 @@
 
 import io
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from sglang_ascend_moe.launch import forked_server
 from sglang_ascend_moe.launch.disagg import cli, running, up
 from sglang_ascend_moe.launch.disagg.deployment import Deployment
 from sglang_ascend_moe.launch.disagg.events import Failed, Stopped, Teller
 from sglang_ascend_moe.launch.disagg.running import Member, MemberFailed, RunningDeployment, cause
 from sglang_ascend_moe.launch.exit_codes import CANNOT, WRONG_USAGE
 from sglang_ascend_moe.launch.server_process import ServerProcess, group_members
+
+CHILD_THAT_HAS_NOT_RUN = 1
 
 
 @pytest.mark.parametrize(
@@ -107,3 +111,12 @@ def test_events_are_lines_of_json_or_of_text():
         Teller(as_json=False, to=as_text)(event)
         assert json.loads(as_json.getvalue())["event"] == type(event).__name__.lower()
         assert event.name in as_text.getvalue()
+
+
+def test_a_forked_server_has_a_log_as_soon_as_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its stage is read from the log at once, when the child has not run yet."""
+    monkeypatch.setattr(os, "fork", lambda: CHILD_THAT_HAS_NOT_RUN)
+    monkeypatch.setattr(forked_server, "ForkedProcess", lambda pid: pid)
+    server = forked_server.ForkedServer([], tmp_path / "server.log")
+    assert server.__enter__()._process == CHILD_THAT_HAS_NOT_RUN
+    assert (tmp_path / "server.log").read_bytes() == b""

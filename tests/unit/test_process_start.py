@@ -10,6 +10,9 @@ LAUNCH = """
 import multiprocessing, os, signal, time
 from sglang_ascend_moe.platforms.process_start import launch_by_forking
 
+# The tests may be a job in the background of a shell, which ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 runs, says_so = os.pipe()
 
 def sleep():
