@@ -11,18 +11,18 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-SERVERS = ("serving", "disagg")
-"""Folders whose tests share what takes long to make, and look at what servers leave on the machine."""
+TOGETHER = {"disagg": "servers", "serving/test_servers.py": "servers", "serving": "engines"}
+"""Folders and files whose tests share what takes long to make; those of servers also look at what is left behind."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where the suite runs in several processes, the tests of a file stay together, and so do all of servers."""
+    """Where the suite runs in several processes, the tests of a file stay together, or of those that share more."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.partition("::")[0]
-            return "servers" if path.split("/")[1] in SERVERS else path
+            path = nodeid.partition("::")[0].removeprefix("tests/")
+            return TOGETHER.get(path) or TOGETHER.get(path.partition("/")[0], path)
 
     return Scheduling(config, log)
