@@ -8,11 +8,14 @@ import contextlib
 import importlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
+from pathlib import Path
 from typing import Self
 
 from sglang_ascend_moe.launch.server_process import ENVIRONMENT, ServerFailed, ServerProcess, can_be_interrupted
@@ -54,6 +57,7 @@ class ForkedServer(ServerProcess):
         sys.stderr.flush()
         # Here, because the log is looked at as soon as the server is there.
         self.log.write_bytes(b"")
+        self.temporary = Path(tempfile.mkdtemp(prefix="ascend-moe-server-"))
         pid = os.fork()
         if pid == 0:
             self._serve_and_exit()
@@ -68,7 +72,8 @@ class ForkedServer(ServerProcess):
             can_be_interrupted()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self._redirect()
-            os.environ.update(ENVIRONMENT)
+            os.environ.update(ENVIRONMENT, TMPDIR=str(self.temporary))
+            tempfile.tempdir = None
             serve(self._arguments)
             status = 0
         except SystemExit as ended:
@@ -76,6 +81,8 @@ class ForkedServer(ServerProcess):
         except BaseException:  # noqa: BLE001 - nothing may escape into the copied stack of the parent
             traceback.print_exc()
         finally:
+            # Here as well, in case the parent was killed.
+            shutil.rmtree(self.temporary, ignore_errors=True)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

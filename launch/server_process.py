@@ -3,10 +3,12 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -53,6 +55,8 @@ class ServerProcess:
     A context manager: on leaving it, whatever the reason, the server and everything it started has ended. The server
     leads a process group of its own, so Ctrl-C in a terminal reaches the caller only, who then leaves the context.
     Should the caller be killed, the kernel interrupts the server.
+
+    `temporary`: a folder for the server's temporary files, removed with it, because SGLang removes none of them.
     """
 
     def __init__(
@@ -75,10 +79,11 @@ class ServerProcess:
         self.ended_by_itself: bool | None = None
 
     def __enter__(self) -> Self:
+        self.temporary = Path(tempfile.mkdtemp(prefix="ascend-moe-server-"))
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module, *self._arguments],
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, "TMPDIR": str(self.temporary)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -143,6 +148,7 @@ class ServerProcess:
         if not by_itself:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        shutil.rmtree(self.temporary, ignore_errors=True)
         return by_itself
 
     def interrupt(self) -> None:

@@ -117,9 +117,11 @@ class RunningDeployment:
                 member.process.kill()
             elif member.process.exit_code is None:
                 member.process.interrupt()
-        for member in reversed(self._members):
-            self._tell(Stopped(name=member.name, by_itself=member.process.stop()))
+        # Told when all have ended: whoever reads may be gone.
+        stopped = [Stopped(name=member.name, by_itself=member.process.stop()) for member in reversed(self._members)]
         self._members.clear()
+        for event in stopped:
+            self._tell(event)
 
     def _start_instance(self, role: RoleName, number: int) -> None:
         name = f"{role}-{number}"

@@ -27,6 +27,7 @@ def server_flags(deployment: Deployment, name: RoleName, target: Target, place: 
         **_role_flags(name, role, target, place),
         **(_HOST if target == "host" else _ASCEND),
         **(_HOST_ROLES if target == "host" else _ASCEND_ROLES)[name],
+        **({_REQUIRE_GRAPHS: True} if name == "decode" and not _eager(role) else {}),
         **role.options,
         ASK_FLAG.removeprefix("--"): True,
     }
@@ -37,6 +38,11 @@ def server_flags(deployment: Deployment, name: RoleName, target: Target, place: 
     if deployment.mixed_sizes:
         flags[FLAGS["mixed_sizes"].flag.removeprefix("--")] = True
     return written(flags)
+
+
+def _eager(role: Role) -> bool:
+    """Whether the options of a role say that its decode steps run without graphs, for whatever reason."""
+    return bool(role.options.get("disable-cuda-graph")) or role.options.get(_SCHEDULE) in ("prefill", "collective")
 
 
 def written(flags: dict[str, bool | int | float | str]) -> list[str]:
@@ -68,6 +74,8 @@ def _role_flags(name: RoleName, role: Role, target: Target, place: Place) -> dic
     return {}
 
 
+_REQUIRE_GRAPHS = FLAGS["require_graphs"].flag.removeprefix("--")
+_SCHEDULE = FLAGS["schedule"].flag.removeprefix("--")
 _HOST: dict[str, bool | str] = {
     "device": "cpu",
     # Ranks that have nothing to do would keep the cores from those that have.
@@ -84,5 +92,5 @@ _HOST_ROLES: dict[RoleName, dict[str, bool | str]] = {
 _ASCEND: dict[str, bool | str] = {"device": "npu", "disaggregation-transfer-backend": "ascend"}
 _ASCEND_ROLES: dict[RoleName, dict[str, bool | str]] = {
     "prefill": {"attention-backend": "ascend"},
-    "decode": {"attention-backend": "ascend", FLAGS["require_graphs"].flag.removeprefix("--"): True},
+    "decode": {"attention-backend": "ascend"},
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.launch.disagg.deployment import Deployment, deployment_of, read_deployment
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, Router, deployment_of, read_deployment
 from sglang_ascend_moe.launch.disagg.events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
@@ -48,20 +50,24 @@ def add_parser(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     try:
-        deployment = deployment_asked(parsed)
+        return _run(parsed)
     except InvalidInput as error:
         print(f"ascend-moe disagg up: {error}", file=sys.stderr)
         return WRONG_USAGE
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    deployment = deployment_asked(parsed)
     if problem := missing():
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
+    require_model(deployment.model_path)
+    require_free(deployment.router)
     if threads() > 1 and not parsed.without_threads:
         start_again_without_threads([*parsed.command_line, "--without-threads"])
-    logs = parsed.logs or Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
-    logs.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGINT, _end_by_signal)
     signal.signal(signal.SIGTERM, _end_by_signal)
-    return serve(deployment, logs, parsed.ready_timeout, Teller(as_json=parsed.json))
+    return serve(deployment, folder_of_logs(parsed.logs), parsed.ready_timeout, Teller(as_json=parsed.json))
 
 
 def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller) -> int:
@@ -109,6 +115,45 @@ def deployment_asked(parsed: argparse.Namespace) -> Deployment:
         if role.nodes > 1:
             raise InvalidInput(f"{key}.nodes {role.nodes}: `up` serves on one machine; `render` is for several")
     return deployment
+
+
+def require_model(path: str) -> None:
+    """Raise `InvalidInput` if `path` is neither the folder of a model nor a name in the cache of the hub."""
+    if (Path(path) / "config.json").is_file():
+        return
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    with contextlib.suppress(HFValidationError):
+        if isinstance(try_to_load_from_cache(path, "config.json"), str):
+            return
+    raise InvalidInput(
+        f"--model-path {path} (model_path): no folder with a config.json, and no model that the hub's cache holds;"
+        " `up` downloads nothing"
+    )
+
+
+def require_free(router: Router) -> None:
+    """Raise `InvalidInput` if the router could not listen at its address."""
+    family = socket.AF_INET6 if ":" in router.host else socket.AF_INET
+    try:
+        socket.create_server((router.host, router.port), family=family).close()
+    except OSError as error:
+        raise InvalidInput(
+            f"--port {router.port} (router.port): nothing can listen at {router.host}:{router.port}: {error.strerror};"
+            " give another, or 0 for a free one"
+        ) from error
+
+
+def folder_of_logs(asked: Path | None) -> Path:
+    """The folder, made if it is not there. Raises `InvalidInput`."""
+    if asked is None:
+        return Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
+    try:
+        asked.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"--logs {asked}: no folder can be made there: {error.strerror}") from error
+    return asked
 
 
 def missing() -> str:

@@ -80,6 +80,26 @@ def test_options_go_before_what_a_role_gets_by_default():
     assert flags[flags.index("--dtype") + 1] == "float32"
 
 
+@pytest.mark.parametrize("target", ["host", "ascend"])
+@pytest.mark.parametrize(
+    ("options", "required"),
+    [
+        ({}, True),
+        ({"ascend-moe-schedule": "decode"}, True),
+        ({"ascend-moe-schedule": "collective"}, False),
+        ({"disable-cuda-graph": True}, False),
+        ({"ascend-moe-require-graphs": False}, False),
+    ],
+    ids=str,
+)
+def test_decode_servers_have_to_serve_from_graphs_unless_the_file_says_otherwise(
+    target: str, options: dict[str, str | bool], required: bool
+):
+    deployment = Deployment(model_path="m", prefill=Role(options=options), decode=Role(options=options))
+    assert "--ascend-moe-require-graphs" not in server_flags(deployment, "prefill", target, PLACE)
+    assert ("--ascend-moe-require-graphs" in server_flags(deployment, "decode", target, PLACE)) == required
+
+
 @pytest.mark.parametrize(
     ("sizes", "mixed"), [({}, False), ({"tp_size": 2}, True), ({"tp_size": 2, "dp_size": 2}, True)], ids=str
 )

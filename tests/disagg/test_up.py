@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,33 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(up.importlib.util, "find_spec", lambda name: None if name == "sglang_router" else object())
     assert cli.main(["up", "--model-path", "m"]) == CANNOT
     assert "sglang_router is not installed: pip install 'sglang-ascend-moe[disagg]'" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_named_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for model in (str(tmp_path), str(tmp_path / "absent"), "nobody/no-model", "a/b/c"):
+        assert cli.main(["up", "--model-path", model, "--port", "0"]) == WRONG_USAGE
+        assert f"--model-path {model} (model_path): no folder with a config.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder that passes for a model's."""
+    (tmp_path / "config.json").write_text("{}")
+    return str(tmp_path)
+
+
+def test_a_port_in_use_is_named_before_anything_starts(model: str, capsys: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert cli.main(["up", "--model-path", model, "--port", str(port)]) == WRONG_USAGE
+    assert f"--port {port} (router.port): nothing can listen at 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_folder_of_logs_that_cannot_be_made_is_named(model: str, capsys: pytest.CaptureFixture[str]):
+    logs = f"{model}/config.json"
+    arguments = ["up", "--model-path", model, "--port", "0", "--logs", logs, "--without-threads"]
+    assert cli.main(arguments) == WRONG_USAGE
+    assert f"--logs {logs}: no folder can be made there" in capsys.readouterr().err
 
 
 def test_flags_go_before_keys_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -97,6 +125,7 @@ def test_a_member_that_ends_is_named_and_takes_the_others_with_it(two_members, k
     assert (failure.value.event.name, failure.value.event.why) == (killed, "the server was ended by SIGKILL")
     assert "idle server is ready" in failure.value.event.log_tail
     assert [pid for member in members for pid in group_members(member.process.pid)] == []
+    assert [member.name for member in members if member.process.temporary.exists()] == []
     stopped = [json.loads(line) for line in told.getvalue().splitlines() if '"stopped"' in line]
     assert {event["name"] for event in stopped} == {"prefill-0", running.ROUTER}
 
