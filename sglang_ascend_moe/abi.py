@@ -8,7 +8,7 @@ import msgspec
 
 from sglang_ascend_moe.windows.layout import Regions, WindowLayout
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 REFUSAL_BYTES = 256
 _ELEMENTS = {"bfloat16": 0, "float16": 1, "float32": 2}
 
@@ -23,7 +23,8 @@ class Layout(ctypes.Structure):
             "count_units", "verify", "quantised",
         )),
         *((name, u64) for name in (
-            "capacity", "row_bytes", "out_row_bytes", "mailbox_bytes", *Regions.__struct_fields__, "total_bytes",
+            "capacity", "expert_rows", "row_bytes", "out_row_bytes", "mailbox_bytes", *Regions.__struct_fields__,
+            "total_bytes",
         )),
     ]  # fmt: skip
 
@@ -50,7 +51,7 @@ class Dispatch(ctypes.Structure):
         ("x", pointer), ("x_stride", u64), ("ids", pointer), ("ids_bytes", u32), ("tokens", u32), ("kind", u32),
         ("part", u32), ("continues", u32), ("slot", u32), ("positions", pointer), ("counts", pointer),
         ("matrix", pointer), ("weights", pointer), ("kept_weights", pointer), ("epoch", u64), ("first_row", u64),
-        ("total", u64),
+        ("total", u64), ("row_bytes", u64),
     ]  # fmt: skip
 
 
@@ -75,6 +76,6 @@ def native_layout(layout: WindowLayout) -> Layout:
         abi_version=ABI_VERSION, ranks=p.ranks, experts=p.num_experts, hidden=p.hidden, topk=p.topk,
         max_tokens=p.max_tokens, slots=p.slots, element=_ELEMENTS[p.dtype], distinct_topk=p.distinct_topk,
         count_units=layout.count_units, verify=p.verify, quantised=p.quant is not None, capacity=layout.capacity,
-        row_bytes=p.row_bytes, out_row_bytes=p.out_row_bytes, mailbox_bytes=layout.mailbox_bytes,
-        total_bytes=layout.total_bytes, **msgspec.structs.asdict(layout.offsets),
+        expert_rows=layout.expert_rows, row_bytes=p.row_bytes, out_row_bytes=p.out_row_bytes,
+        mailbox_bytes=layout.mailbox_bytes, total_bytes=layout.total_bytes, **msgspec.structs.asdict(layout.offsets),
     )  # fmt: skip

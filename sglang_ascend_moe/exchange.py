@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -15,21 +13,16 @@ import torch.distributed as dist
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.codes import Kind, Result, Step
-from sglang_ascend_moe.control.blocks import Hello, WindowHandle
-from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
-from sglang_ascend_moe.control.post_mortem import Recorder
-from sglang_ascend_moe.control.rendezvous import agree, workers_of
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
-from sglang_ascend_moe.native import NativeSession, StepHook, initialise_window
+from sglang_ascend_moe.native import StepHook
 from sglang_ascend_moe.observation import Observation
+from sglang_ascend_moe.opening import Opened, open_steps
 from sglang_ascend_moe.schedules.decode import prepare_decode, run_decode
 from sglang_ascend_moe.schedules.inputs import RoutedTokens, problem_with_result, routed_tokens
 from sglang_ascend_moe.schedules.prefill import run_prefill
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.schedules.steps import ExchangeSteps, Ticket
-from sglang_ascend_moe.windows.host import MappedWindow, create_window
 from sglang_ascend_moe.windows.layout import (
-    LAYOUT_VERSION,
     ExchangeParameters,
     WindowMemory,
     plan_window,
@@ -49,22 +42,15 @@ class Exchange:
     Not thread-safe. A context manager; leaving it after an exception tells the other ranks.
     """
 
-    def __init__(
-        self,
-        session_id: bytes,
-        rank: int,
-        steps: ExchangeSteps,
-        pidfds: ExitStack,
-        *,
-        overlap: bool,
-    ) -> None:
-        """Use `create`. `pidfds` closes the process descriptors that `steps` watches."""
-        self.rank = rank
-        self.layout = steps.layout
-        self._identity = (session_id, rank)
-        self._open_steps: ExchangeSteps | None = steps
-        self._pidfds = pidfds
-        self._overlap = overlap
+    def __init__(self, opened: Opened) -> None:
+        """Use `create`."""
+        self.rank = opened.rank
+        self.layout = opened.steps.layout
+        self._identity = (opened.session_id, opened.rank)
+        self._open_steps: ExchangeSteps | None = opened.steps
+        self._pidfds = opened.pidfds
+        # A padded window cannot be halved.
+        self._overlap = opened.overlap and not self.layout.expert_rows
 
     @classmethod
     def create(
@@ -100,6 +86,8 @@ class Exchange:
         window_bytes: bytes of each rank's window; None takes what one round of max_tokens needs.
         timeout_s: bound of every single wait for other ranks.
         slots: dispatches that can be open at the same time.
+        layout: "compact" lays experts' rows one after the other; "padded" gives every expert room for ranks *
+            max_tokens rows, so that expert e's begin at row e * ranks * max_tokens (needs distinct_topk=True).
         verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
         post_mortem: folder into which this rank writes an account if the exchange fails; `ascend-moe doctor
             --post-mortem` reads those of all ranks together.
@@ -110,48 +98,12 @@ class Exchange:
         Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the argument,
         `ProtocolMismatch` if ranks differ, `PeerLost` or `PeerTimeout` if a rank does not come.
         """
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        if workers is not None and not 1 <= workers <= 256:
-            raise InvalidInput(f"workers={workers} is outside 1 .. 256")
         parameters = _parameters(
-            ranks=ranks, num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk, dtype=dtype,
-            quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s, slots=slots,
-            layout=layout, verify=verify, first_epoch=first_epoch,
+            ranks=dist.get_world_size(group), num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk,
+            dtype=dtype, quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s,
+            slots=slots, layout=layout, verify=verify, first_epoch=first_epoch,
         )  # fmt: skip
-        with ExitStack() as bring_up, ExitStack() as kept:
-            listener = bring_up.enter_context(open_listener())
-            hello = Hello(
-                session=os.urandom(16), rank=rank, layout_version=LAYOUT_VERSION, parameters=parameters,
-                process=os.getpid(), address=listener.getsockname(), cores=sorted(os.sched_getaffinity(0)),
-                workers=workers or 0,
-            )  # fmt: skip
-            hellos = agree(group or dist.group.WORLD, hello)
-            # After the comparison, so that arguments that cannot be laid out are refused on every rank alike.
-            window_layout = plan_window(parameters)
-            all_workers = workers_of(hellos)
-
-            descriptor = create_window(window_layout)
-            bring_up.callback(os.close, descriptor)
-            own_window = MappedWindow(descriptor, window_layout)
-            initialise_window(window_layout, own_window.address)
-            handle = WindowHandle(
-                session=hellos[0].session, rank=rank, total_bytes=window_layout.total_bytes,
-                layout_digest=window_layout.digest(),
-            )  # fmt: skip
-            pidfds = watch_processes(hellos, rank)
-            _close_later(kept, pidfds)
-            descriptors = exchange_windows(hellos, Offer(handle, descriptor), listener, pidfds)
-            _close_later(bring_up, descriptors)
-            windows = [
-                own_window if peer == rank else MappedWindow(descriptors[peer], window_layout) for peer in range(ranks)
-            ]
-            session = NativeSession(
-                window_layout, rank, [window.address for window in windows], pidfds, all_workers[rank]
-            )
-            if post_mortem is not None:
-                _record_faults(session, Recorder(Path(post_mortem), hellos[0].session, rank, ranks))
-            steps = ExchangeSteps(session, rank, windows, window_layout, dtype)
-            return cls(hellos[0].session, rank, steps, kept.pop_all(), overlap=min(all_workers) > 1)
+        return cls(open_steps(group, parameters, workers=workers, post_mortem=post_mortem))
 
     @staticmethod
     def memory(
@@ -252,12 +204,12 @@ class Exchange:
         hidden, dtype = self.parameters.hidden, self._steps.dtype
         if expert_out is not rows.out and (
             expert_out.dim() != 2
-            or expert_out.shape[0] < ticket.total
+            or expert_out.shape[0] < ticket.rows_needed
             or (expert_out.shape[1], expert_out.dtype) != (hidden, dtype)
         ):
             raise InvalidInput(
                 f"expert_out is {tuple(expert_out.shape)} of {expert_out.dtype}; "
-                f"it must be [at least {ticket.total}, {hidden}] of {dtype}"
+                f"it must be [at least {ticket.rows_needed}, {hidden}] of {dtype}"
             )
         if problem := self._problem_with_result(out, ticket.tokens):
             raise InvalidInput(problem)
@@ -386,15 +338,3 @@ def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParamete
         return msgspec.convert({"dtype": str(dtype).removeprefix("torch."), **parameters}, ExchangeParameters)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"arguments of an exchange: {error}") from error
-
-
-def _record_faults(session: NativeSession, recorder: Recorder) -> None:
-    session.watch_faults(
-        lambda fault, error: recorder.write(fault, error, session.waited_s, session.matrix.tolist()),
-    )
-
-
-def _close_later(stack: ExitStack, descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        if descriptor >= 0:
-            stack.callback(os.close, descriptor)

@@ -50,23 +50,26 @@ class DispatchCall:
 
     def take(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind, part: Part,
-        *, keep_weights: bool, continues: bool = False,
+        *, keep_weights: bool, continues: bool = False, row_bytes: int = 0,
     ) -> None:  # fmt: skip
         """Points the arguments at tensors that stay alive and where they are until the dispatch is done.
 
         x [tokens, hidden] with dense rows; ids [tokens, topk] contiguous; weights float32 [tokens, topk] contiguous, of
         which the dispatch makes a copy for combine if it is to keep them, else they too have to stay until then.
         A dispatch that `continues` stays in the slot of the one before, as a further round of the same call.
+        `row_bytes`, if not 0, are all that is moved of each row, on every rank alike; then x [tokens] may be rows of
+        anything that is so long, a multiple of 16.
         """
         call = self.dispatch
         call.x = x.data_ptr()
-        call.x_stride = x.stride()[0] * self._element_bytes
+        call.x_stride = x.stride()[0] * (x.element_size() if row_bytes else self._element_bytes)
         call.tokens = self.combine.tokens = x.shape[0]
         call.ids = ids.data_ptr()
         call.ids_bytes = 8 if ids.dtype is torch.int64 else 4
         call.kind = kind
         call.part = self.combine.part = part
         call.continues = continues
+        call.row_bytes = row_bytes
         if keep_weights:
             call.weights = weights.data_ptr()
             self.combine.weights = call.kept_weights
@@ -114,7 +117,8 @@ def _load(path: str) -> ctypes.CDLL:
     version = library.exchange_abi_version()
     if version != ABI_VERSION:
         raise ProtocolMismatch(f"kernels have ABI {version}, the package expects {ABI_VERSION}; rebuild the kernels")
-    for name in ("exchange_dispatch", "exchange_combine", "exchange_rejoin", "exchange_plan"):
+    parts = [f"exchange_{call}_{part}" for call in ("dispatch", "combine") for part in ("send", "receive")]
+    for name in ("exchange_dispatch", "exchange_combine", "exchange_rejoin", "exchange_plan", *parts):
         getattr(library, name).argtypes = [pointer, pointer]
     library.exchange_initialise.argtypes = [pointer, pointer, u64]
     library.exchange_initialise.restype = None
@@ -259,6 +263,18 @@ class NativeSession:
         result = self._dispatch(self._reference, call.reference)
         if result:
             self._raise(result)
+        self._keep_place(call)
+
+    def dispatch_send(self, call: DispatchCall) -> None:
+        """Steps announce to place; afterwards what the call points at may change."""
+        self._check(self._library.exchange_dispatch_send(self._reference, call.reference))
+        self._keep_place(call)
+
+    def dispatch_receive(self, call: DispatchCall) -> None:
+        """Step arrivals of a dispatch that was sent."""
+        self._check(self._library.exchange_dispatch_receive(self._reference, call.reference))
+
+    def _keep_place(self, call: DispatchCall) -> None:
         done, combine = call.dispatch, call.combine
         combine.epoch, combine.slot = done.epoch, done.slot
         combine.first_row, combine.total = done.first_row, done.total
@@ -270,12 +286,24 @@ class NativeSession:
 
     def combine(self, call: DispatchCall, out: torch.Tensor) -> None:
         """Steps done and reduce; out [tokens, hidden] with dense rows."""
-        arguments = call.combine
-        arguments.out = out.data_ptr()
-        arguments.out_stride = out.stride()[0] * self._element_bytes
+        self._point_at_result(call, out)
         result = self._combine(self._reference, call.combine_reference)
         if result:
             self._raise(result)
+
+    def combine_send(self, call: DispatchCall) -> None:
+        """Step done without its wait; afterwards the results in the window stay as they are."""
+        self._check(self._library.exchange_combine_send(self._reference, call.combine_reference))
+
+    def combine_receive(self, call: DispatchCall, out: torch.Tensor) -> None:
+        """The wait of step done, and step reduce, of a combine that was sent; `out` as for `combine`."""
+        self._point_at_result(call, out)
+        self._check(self._library.exchange_combine_receive(self._reference, call.combine_reference))
+
+    def _point_at_result(self, call: DispatchCall, out: torch.Tensor) -> None:
+        arguments = call.combine
+        arguments.out = out.data_ptr()
+        arguments.out_stride = out.stride()[0] * self._element_bytes
 
     def rejoin(self, call: DispatchCall) -> None:
         """The rendezvous before another combine: afterwards no rank reads this one's expert outputs any more."""

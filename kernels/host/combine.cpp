@@ -9,14 +9,19 @@
 namespace ascend_moe {
 namespace {
 
-// Pushes the next done word of this dispatch and waits for everyone's.
-int meet(Session &session, Part part) {
-    const Window own = session.own();
-    const uint64_t rendezvous = ++own.part(part).rendezvous;
+// Pushes the next done word of this dispatch.
+void push_done(Session &session, Part part) {
+    const uint64_t rendezvous = ++session.own().part(part).rendezvous;
     const uint64_t word = sequence_word(session.epoch(), rendezvous);
     for (uint32_t peer = 0; peer < session.ranks(); ++peer)
         // @protocol push-done. release: this rank's expert outputs, and its reads so far, come before the word.
         session.window(peer).done(part, session.rank()).store(word, std::memory_order_release);
+}
+
+// Waits for everyone's done word that answers to the last one pushed.
+int wait_for_done(Session &session, Part part) {
+    const Window own = session.own();
+    const uint64_t word = sequence_word(session.epoch(), own.part(part).rendezvous);
     // @protocol wait-done. acquire: pairs with push-done. A peer may be one rendezvous ahead.
     return session.wait_for_all([&](uint32_t source) {
         const uint64_t seen = own.done(part, source).load(std::memory_order_acquire);
@@ -90,17 +95,21 @@ int verify_out(Session &session, const ExchangeCombine &call) {
     return EXCHANGE_OK;
 }
 
-int combine(Session &session, const ExchangeCombine &call) {
+int combine_send(Session &session, const ExchangeCombine &call) {
     if (const int result = session.resume_exchange(call.epoch); result != EXCHANGE_OK)
         return result;
-    const bool verify = session.layout().verify;
-    if (verify)
+    if (session.layout().verify)
         seal_out(session, call);
     if (const int result = session.begin_step(EXCHANGE_STEP_DONE); result != EXCHANGE_OK)
         return result;
-    if (const int result = meet(session, {call.slot, call.part}); result != EXCHANGE_OK)
+    push_done(session, {call.slot, call.part});
+    return EXCHANGE_OK;
+}
+
+int combine_receive(Session &session, const ExchangeCombine &call) {
+    if (const int result = wait_for_done(session, {call.slot, call.part}); result != EXCHANGE_OK)
         return result;
-    if (verify) {
+    if (session.layout().verify) {
         if (const int result = session.begin_step(EXCHANGE_STEP_VERIFY); result != EXCHANGE_OK)
             return result;
         if (const int result = verify_out(session, call); result != EXCHANGE_OK)
@@ -118,7 +127,22 @@ int combine(Session &session, const ExchangeCombine &call) {
 
 int exchange_combine(ExchangeSession *session, const ExchangeCombine *call) {
     ascend_moe::Session wrapped(*session);
-    return ascend_moe::combine(wrapped, *call);
+    const int result = ascend_moe::combine_send(wrapped, *call);
+    return result != EXCHANGE_OK ? result : ascend_moe::combine_receive(wrapped, *call);
+}
+
+int exchange_combine_send(ExchangeSession *session, const ExchangeCombine *call) {
+    ascend_moe::Session wrapped(*session);
+    return ascend_moe::combine_send(wrapped, *call);
+}
+
+int exchange_combine_receive(ExchangeSession *session, const ExchangeCombine *call) {
+    ascend_moe::Session wrapped(*session);
+    if (const int result = wrapped.resume_exchange(call->epoch); result != EXCHANGE_OK)
+        return result;
+    if (const int result = wrapped.begin_step(EXCHANGE_STEP_DONE); result != EXCHANGE_OK)
+        return result;
+    return ascend_moe::combine_receive(wrapped, *call);
 }
 
 int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) {
@@ -128,5 +152,6 @@ int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) {
     if (const int result = wrapped.begin_step(EXCHANGE_STEP_REJOIN); result != EXCHANGE_OK)
         return result;
     // @protocol rejoin
-    return ascend_moe::meet(wrapped, {call->slot, call->part});
+    ascend_moe::push_done(wrapped, {call->slot, call->part});
+    return ascend_moe::wait_for_done(wrapped, {call->slot, call->part});
 }

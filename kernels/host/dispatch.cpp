@@ -54,19 +54,21 @@ int derive_offsets(Session &session, ExchangeDispatch &call, Part part, std::vec
     call.first_row = part.first_row(layout);
     const uint32_t local_experts = layout.experts / layout.ranks;
     for (uint32_t destination = 0; destination < layout.ranks; ++destination) {
-        uint64_t row = call.first_row;
+        uint64_t row = call.first_row, total = 0;
         for (uint32_t local = 0; local < local_experts; ++local) {
             const uint32_t expert = destination * local_experts + local;
+            if (layout.expert_rows > 0)
+                row = call.first_row + local * layout.expert_rows;
             const uint64_t expert_begin = row;
             for (uint32_t source = 0; source < layout.ranks; ++source) {
                 if (source == session.rank())
                     offsets[expert] = row;
                 row += call.matrix[source * layout.experts + expert];
             }
+            total += row - expert_begin;
             if (destination == session.rank())
                 call.counts[local] = static_cast<int64_t>(row - expert_begin);
         }
-        const uint64_t total = row - call.first_row;
         // @protocol joint-fit
         if (total > part.capacity(layout))
             return session.fail(EXCHANGE_WINDOW_TOO_SMALL, destination, 0, static_cast<int64_t>(total));
@@ -111,7 +113,7 @@ int verify_rows(Session &session, const ExchangeDispatch &call) {
     return EXCHANGE_OK;
 }
 
-int dispatch(Session &session, ExchangeDispatch &call) {
+int dispatch_send(Session &session, ExchangeDispatch &call) {
     const ExchangeLayout &layout = session.layout();
     if (const int result = session.begin_exchange(); result != EXCHANGE_OK)
         return result;
@@ -149,10 +151,14 @@ int dispatch(Session &session, ExchangeDispatch &call) {
     session.own().part(part) = {session.epoch(), 0};
     place_rows(session, call, ids, offsets);
     push_arrivals(session, part, call.kind);
+    return EXCHANGE_OK;
+}
 
+int dispatch_receive(Session &session, const ExchangeDispatch &call) {
+    const ExchangeLayout &layout = session.layout();
     if (const int result = session.begin_step(EXCHANGE_STEP_ARRIVALS); result != EXCHANGE_OK)
         return result;
-    if (const int result = wait_for_arrivals(session, part, call.kind); result != EXCHANGE_OK)
+    if (const int result = wait_for_arrivals(session, {call.slot, call.part}, call.kind); result != EXCHANGE_OK)
         return result;
     if (layout.verify) {
         if (const int result = session.begin_step(EXCHANGE_STEP_VERIFY); result != EXCHANGE_OK)
@@ -168,5 +174,17 @@ int dispatch(Session &session, ExchangeDispatch &call) {
 
 int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
     ascend_moe::Session wrapped(*session);
-    return ascend_moe::dispatch(wrapped, *call);
+    const int result = ascend_moe::dispatch_send(wrapped, *call);
+    return result != EXCHANGE_OK ? result : ascend_moe::dispatch_receive(wrapped, *call);
+}
+
+int exchange_dispatch_send(ExchangeSession *session, ExchangeDispatch *call) {
+    ascend_moe::Session wrapped(*session);
+    return ascend_moe::dispatch_send(wrapped, *call);
+}
+
+int exchange_dispatch_receive(ExchangeSession *session, const ExchangeDispatch *call) {
+    ascend_moe::Session wrapped(*session);
+    const int result = wrapped.resume_exchange(call->epoch);
+    return result != EXCHANGE_OK ? result : ascend_moe::dispatch_receive(wrapped, *call);
 }

@@ -41,17 +41,22 @@ void assign_places(const Session &session, const ExchangeDispatch &call, const R
     }
 }
 
-// What goes with a placed row: the scale of its int8 values, and its checksum.
-void place_beside(const Session &session, uint32_t slot, const int64_t *positions, const uint8_t *row, float scale) {
+// What goes with a placed row of `token`: the scale of its int8 values, its token, and its checksum.
+void place_beside(const Session &session, const ExchangeDispatch &call, uint64_t token, const uint8_t *row,
+                  float scale) {
     const ExchangeLayout &layout = session.layout();
+    const int64_t *positions = call.positions + token * layout.topk;
+    const uint32_t slot = call.slot;
     for (uint64_t k = 0; k < layout.topk; ++k) {
         if (positions[k] < 0)
             continue;
         const Window window = session.window(destination_of(positions[k]));
         const uint64_t place = row_of(positions[k]);
-        // @protocol place-scale
+        // @protocol place-scale. And, alike, the row's token.
         if (layout.quantised)
             window.scale(slot, place) = scale;
+        if (layout.expert_rows > 0)
+            window.token(slot, place) = static_cast<uint32_t>(token);
         // @protocol place-check
         if (layout.verify)
             window.row_check(slot, place) = placed_checksum(session, row, scale, place);
@@ -82,7 +87,8 @@ class PlaceList {
 void place_segment(const Session &session, const ExchangeDispatch &call, uint32_t begin, uint32_t end) {
     const ExchangeLayout &layout = session.layout();
     const RowKernels &kernels = row_kernels();
-    const bool streaming = uint64_t{call.tokens} * layout.topk * layout.row_bytes > streaming_bytes();
+    const uint64_t row_bytes = call.row_bytes > 0 ? call.row_bytes : layout.row_bytes;
+    const bool streaming = uint64_t{call.tokens} * layout.topk * row_bytes > streaming_bytes();
     const auto scatter = streaming ? kernels.scatter_streaming : kernels.scatter;
     std::vector<int8_t> quantised(layout.quantised ? layout.hidden : 0);
     // Those of a token and of the next one.
@@ -100,9 +106,9 @@ void place_segment(const Session &session, const ExchangeDispatch &call, uint32_
             row = reinterpret_cast<const uint8_t *>(quantised.data());
         }
         // @protocol place-row
-        scatter(places, row, layout.row_bytes, upcoming);
-        if (layout.quantised || layout.verify)
-            place_beside(session, call.slot, call.positions + token * layout.topk, row, scale);
+        scatter(places, row, row_bytes, upcoming);
+        if (layout.quantised || layout.verify || layout.expert_rows > 0)
+            place_beside(session, call, token, row, scale);
     }
     // @protocol drain-rows. Streaming stores are not ordered by the release of push-arrive.
     if (streaming)

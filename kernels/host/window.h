@@ -99,6 +99,9 @@ class Window {
     float &scale(uint32_t slot, uint64_t row) const {
         return *at<float>(layout_.scales + (slot * layout_.capacity + row) * EXCHANGE_LINE_BYTES);
     }
+    uint32_t &token(uint32_t slot, uint64_t row) const {
+        return *at<uint32_t>(layout_.scales + (slot * layout_.capacity + row) * EXCHANGE_LINE_BYTES + sizeof(float));
+    }
     const uint8_t *out(uint32_t slot, uint64_t row) const {
         return at<uint8_t>(layout_.out + (slot * layout_.capacity + row) * layout_.out_row_bytes);
     }

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define EXCHANGE_ABI_VERSION 2u
+#define EXCHANGE_ABI_VERSION 3u
 
 #define EXCHANGE_LINE_BYTES 64u // no two writers share a line
 #define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
@@ -78,6 +78,7 @@ typedef struct ExchangeLayout {
     uint32_t verify;        // 1: rows travel with checksums, which are compared before rows are used
     uint32_t quantised;     // 1: rows are placed as int8 with a scale each, results stay of the element type
     uint64_t capacity;      // rows per slot
+    uint64_t expert_rows;   // from the first row of an expert to that of the next; 0: experts lie without gaps
     uint64_t row_bytes;     // of a placed row
     uint64_t out_row_bytes; // of a result
     uint64_t mailbox_bytes; // per source and parity
@@ -88,7 +89,8 @@ typedef struct ExchangeLayout {
     uint64_t arrive;        // [slots][2 halves][ranks] lines; the whole slot uses those of the first half
     uint64_t done;          // [slots][2 halves][ranks] lines
     uint64_t rows;          // [slots][capacity] rows
-    uint64_t scales;        // [slots][capacity] lines that begin with a float; only if quantised
+    uint64_t scales;        // [slots][capacity] lines: a float, the scale, if quantised; then a u32, the token that the
+                            // row is of, if expert_rows; none if neither
     uint64_t out;           // [slots][capacity] results
     uint64_t row_checks;    // [slots][capacity] u64, written with the row by its source; only if verify
     uint64_t out_checks;    // [slots][capacity] u64, written by the owner before its done word; only if verify
@@ -153,6 +155,7 @@ typedef struct ExchangeDispatch {
     uint64_t epoch;      // out
     uint64_t first_row;  // out: where this part begins in the slot
     uint64_t total;      // out: rows in this rank's window, from first_row on
+    uint64_t row_bytes;  // moved of each row of x, a multiple of 16, where every rank moves less than all; else 0
 } ExchangeDispatch;
 
 typedef struct ExchangeCombine {
@@ -193,11 +196,21 @@ void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t fi
 // Steps announce to arrivals. On EXCHANGE_OK the experts may read rows[slot] and write out[slot].
 int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call);
 
+// The two parts of a dispatch, between which the caller may do anything else, calls of other slots included: announce
+// to place, after which x may change, and arrivals.
+int exchange_dispatch_send(ExchangeSession *session, ExchangeDispatch *call);
+int exchange_dispatch_receive(ExchangeSession *session, const ExchangeDispatch *call);
+
 // Rendezvous before a second combine of the same dispatch: on EXCHANGE_OK no rank reads out[slot] any more.
 int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call);
 
 // Steps done and reduce.
 int exchange_combine(ExchangeSession *session, const ExchangeCombine *call);
+
+// The two parts of a combine, as those of a dispatch: done without its wait, after which out[slot] stays as it is, and
+// the wait and reduce.
+int exchange_combine_send(ExchangeSession *session, const ExchangeCombine *call);
+int exchange_combine_receive(ExchangeSession *session, const ExchangeCombine *call);
 
 // An exchange of serialised blocks instead of rows.
 int exchange_plan(ExchangeSession *session, ExchangePlan *call);

@@ -11,7 +11,8 @@ class ExpertRows(NamedTuple):
     """The token rows this rank's experts have to compute, and the place for their results.
 
     Rows lie in (local expert, source rank, token, k) order and without gaps: expert e's rows begin at
-    `counts[:e].sum()`. Rows at and past `counts.sum()` are undefined.
+    `counts[:e].sum()`. Rows at and past `counts.sum()` are undefined. In a padded window they begin at
+    e * ranks * max_tokens, and rows past an expert's count are undefined.
     """
 
     rows: Tensor

@@ -29,7 +29,10 @@ _HALVES = {Part.WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)
 class Ticket:
     """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
 
-    __slots__ = ("call", "combines", "epoch", "kind", "part", "session", "slot", "tokens", "total", "weights")
+    __slots__ = (
+        "call", "combines", "epoch", "kind", "part", "rejoined", "rows_needed", "session", "slot", "tokens", "total",
+        "weights",
+    )  # fmt: skip
 
     def __init__(self, session: NativeSession, call: DispatchCall, kind: Kind, part: Part, weights: Tensor) -> None:
         """`call` has just been dispatched. `weights` [tokens, topk] are kept alive, for combine may read them."""
@@ -43,7 +46,9 @@ class Ticket:
         self.slot: int = done.slot
         self.tokens: int = done.tokens
         self.total: int = done.total
+        self.rows_needed = self.total
         self.combines = 0
+        self.rejoined = False
 
 
 class ExchangeSteps:
@@ -80,7 +85,30 @@ class ExchangeSteps:
         """Dispatches a call that has taken its tokens, observed, and returns its rows."""
         begun_ns = time.perf_counter_ns()
         self.session.dispatch(call)
+        return self._dispatched(call, kind, part, weights, begun_ns, first_round=first_round)
+
+    def dispatch_send(self, tokens: RoutedTokens, *, row_bytes: int = 0) -> ExpertRows:
+        """The first part of a decode dispatch: announces, and places every routed row. `dispatch_receive` follows.
+
+        Of the result only `counts` and `ticket` mean anything until then. Other calls may be made in between, of this
+        slot none. `row_bytes` as for `DispatchCall.take`. Weights and ids are those of combine.
+        """
+        begun_ns = time.perf_counter_ns()
+        call = self._free_call()
+        call.take(*tokens, Kind.DECODE, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
+        self.session.dispatch_send(call)
+        return self._dispatched(call, Kind.DECODE, Part.WHOLE, tokens.weights, begun_ns, first_round=True)
+
+    def dispatch_receive(self, rows: ExpertRows) -> None:
+        """The second part: waits until everyone's rows are there."""
+        self.session.dispatch_receive(rows.ticket.call)
+
+    def _dispatched(
+        self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, begun_ns: int, *, first_round: bool
+    ) -> ExpertRows:
         ticket = Ticket(self.session, call, kind, part, weights)
+        if self.layout.expert_rows:
+            ticket.rows_needed = self.layout.capacity
         for half in _HALVES[part]:
             self._holders[2 * ticket.slot + half] = call
         rows, scales, out = self._views[ticket.slot][part]
@@ -112,6 +140,13 @@ class ExchangeSteps:
         lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
         return rows, lines[:, 0], out
 
+    def source_tokens(self, rows: ExpertRows) -> Tensor:
+        """int32 [capacity]: which token of its source each row of a padded window is; a view, valid as long as rows."""
+        capacity = self.layout.capacity
+        begin = self.layout.offsets.scales + rows.ticket.slot * capacity * LINE_BYTES
+        lines = self._windows[self._rank].view(begin, (capacity, LINE_BYTES // 4), torch.int32)
+        return lines[:, 1]
+
     def epochs(self) -> list[int]:
         """The epoch in the window of every rank."""
         return [int(window.view(self.layout.offsets.state, (1,), torch.int64)) for window in self._windows]
@@ -125,6 +160,45 @@ class ExchangeSteps:
     def combine(self, expert_out: Tensor, rows: ExpertRows, out: Tensor) -> None:
         """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
         begun_ns = time.perf_counter_ns()
+        self._begin_combine(rows)
+        self._copy_results(expert_out, rows)
+        self.session.combine(rows.ticket.call, out)
+        self.observation.combined(rows.ticket.kind, begun_ns)
+
+    def combine_send(self, expert_out: Tensor, rows: ExpertRows) -> None:
+        """The first part of a combine: copies results that are not in place, and tells everyone that they are there.
+
+        `combine_receive` follows; until then `rows.out` is not written, and no other combine of the handle begins.
+        """
+        self._begin_combine(rows)
+        self._copy_results(expert_out, rows)
+        self.session.combine_send(rows.ticket.call)
+
+    def combine_receive(self, rows: ExpertRows, out: Tensor) -> None:
+        """The second part: waits for everyone's results and reduces them into `out` [tokens, hidden]."""
+        begun_ns = time.perf_counter_ns()
+        self.session.combine_receive(rows.ticket.call, out)
+        self.observation.combined(rows.ticket.kind, begun_ns)
+
+    def rejoin(self, rows: ExpertRows) -> None:
+        """Makes `rows.out` writable again after a combine: waits until every rank begins its next one.
+
+        Nothing if it was not combined, or this was done already.
+        """
+        ticket = self._held_ticket(rows)
+        if ticket.combines and not ticket.rejoined:
+            self.session.rejoin(ticket.call)
+            ticket.rejoined = True
+
+    def _begin_combine(self, rows: ExpertRows) -> None:
+        ticket = self._held_ticket(rows)
+        if ticket.combines == MAX_COMBINES:
+            raise InvalidInput(f"one dispatch can be combined {MAX_COMBINES} times; dispatch again")
+        self.rejoin(rows)
+        ticket.combines += 1
+        ticket.rejoined = False
+
+    def _held_ticket(self, rows: ExpertRows) -> Ticket:
         ticket: Ticket = rows.ticket
         call, slot = ticket.call, ticket.slot
         if ticket.session is not self.session:
@@ -136,16 +210,19 @@ class ExchangeSteps:
                 f"the rows of epoch {ticket.epoch} are gone: slot {slot} has been dispatched into "
                 f"again; combine before the next dispatch, or create with more slots"
             )
-        if ticket.combines == MAX_COMBINES:
-            raise InvalidInput(f"one dispatch can be combined {MAX_COMBINES} times; dispatch again")
-        if ticket.combines:
-            self.session.rejoin(call)
-        ticket.combines += 1
-        if not _in_place(expert_out, rows.out):
-            # @protocol write-out. Experts that write rows.out in place do so before the first combine.
-            rows.out[: ticket.total].copy_(expert_out[: ticket.total])
-        self.session.combine(call, out)
-        self.observation.combined(ticket.kind, begun_ns)
+        return ticket
+
+    def _copy_results(self, expert_out: Tensor, rows: ExpertRows) -> None:
+        if _in_place(expert_out, rows.out):
+            return
+        pitch, total = self.layout.expert_rows, rows.ticket.total
+        # @protocol write-out. Experts that write rows.out in place do so before the first combine.
+        if not pitch:
+            rows.out[:total].copy_(expert_out[:total])
+            return
+        for expert, count in enumerate(rows.counts.tolist()):
+            begin = expert * pitch
+            rows.out[begin : begin + count].copy_(expert_out[begin : begin + count])
 
 
 def _in_place(expert_out: Tensor, out: Tensor) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported, WindowTooSmall
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 LINE_BYTES = 64
 UNIT_BYTES = 32
 COUNTS_PER_UNIT = 6
@@ -25,6 +25,7 @@ MAX_PLAN_CHUNKS = 64
 
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 QUANTISATIONS = ("int8",)
+LAYOUTS = ("compact", "padded")
 
 
 class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,6 +65,11 @@ class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         """Bytes of an expert's result."""
         return self.hidden * ELEMENT_BYTES[self.dtype]
 
+    @property
+    def expert_rows(self) -> int:
+        """Rows from where an expert's begin to where the next one's do; 0 if experts lie without gaps."""
+        return self.ranks * self.max_tokens if self.layout == "padded" else 0
+
 
 class Regions(msgspec.Struct, frozen=True):
     """One number per region of a window: its offset, or its size in bytes."""
@@ -89,6 +95,7 @@ class WindowLayout(msgspec.Struct, frozen=True):
 
     parameters: ExchangeParameters
     capacity: int
+    expert_rows: int
     count_units: int
     mailbox_bytes: int
     offsets: Regions
@@ -143,15 +150,20 @@ def check_parameters(parameters: ExchangeParameters) -> None:
         raise InvalidInput(f"dtype={p.dtype} is not one of {', '.join(ELEMENT_BYTES)}")
     if p.quant is not None and p.quant not in QUANTISATIONS:
         raise Unsupported(f"quant={p.quant!r} is none of {', '.join(QUANTISATIONS)}; None sends rows in dtype")
-    if p.layout != "compact":
-        raise Unsupported(f"layout={p.layout!r}: only 'compact' exists in this version")
+    if p.layout not in LAYOUTS:
+        raise Unsupported(f"layout={p.layout!r} is none of {', '.join(LAYOUTS)}")
+    if p.layout == "padded" and not p.distinct_topk:
+        raise InvalidInput("layout='padded' has room for a token once per expert; it needs distinct_topk=True")
+    if p.layout == "padded" and p.verify:
+        raise Unsupported("verify=True: checksums exist with layout='compact' only")
 
 
 def plan_window(parameters: ExchangeParameters) -> WindowLayout:
     """Lays out a window.
 
     With `window_bytes` None the capacity is what max_tokens from every rank can need in one round, R * T * K rows
-    (with `distinct_topk` R * T * min(K, E_local)). Otherwise it is what fits into `window_bytes`.
+    (with `distinct_topk` R * T * min(K, E_local); padded R * T * E_local). Otherwise it is what fits into
+    `window_bytes`, which for a padded window has to be all.
 
     Raises `InvalidInput` and `Unsupported` as `check_parameters`, and `WindowTooSmall` where not even one token of
     every rank fits.
@@ -171,6 +183,7 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
     return WindowLayout(
         parameters=p,
         capacity=capacity,
+        expert_rows=p.expert_rows,
         count_units=_count_units(p),
         mailbox_bytes=_mailbox_bytes(p),
         offsets=Regions(*offsets),
@@ -215,13 +228,14 @@ def _row_sizes(p: ExchangeParameters, capacity: int) -> tuple[int, ...]:
 
 
 def _row_parts(p: ExchangeParameters) -> tuple[int, int, int, int, int]:
-    scale_bytes = LINE_BYTES if p.quant else 0
+    # A scale, and in a padded window the token of the row.
+    scale_bytes = LINE_BYTES if p.quant or p.expert_rows else 0
     check_bytes = CHECKSUM_BYTES if p.verify else 0
     return p.row_bytes, scale_bytes, p.out_row_bytes, check_bytes, check_bytes
 
 
 def _capacity(p: ExchangeParameters, control_bytes: int) -> int:
-    enough = p.ranks * p.max_tokens * p.rows_per_token
+    enough = p.expert_rows * p.local_experts or p.ranks * p.max_tokens * p.rows_per_token
     if p.window_bytes is None:
         return enough
     parts = _row_parts(p)
@@ -229,10 +243,11 @@ def _capacity(p: ExchangeParameters, control_bytes: int) -> int:
     # Each region is rounded up to pages: what that adds has to be given up in rows, a few at most.
     while capacity > 0 and bytes_for_capacity(p, capacity) > p.window_bytes:
         capacity -= 1
-    least = p.ranks * p.rows_per_token
+    least = enough if p.expert_rows else p.ranks * p.rows_per_token
     if capacity < least:
         raise WindowTooSmall(
-            f"window_bytes={p.window_bytes} cannot hold one token of each of {p.ranks} ranks; "
+            f"window_bytes={p.window_bytes} cannot hold {'all tokens' if p.expert_rows else 'one token'} of each of "
+            f"{p.ranks} ranks; "
             f"at least window_bytes={bytes_for_capacity(p, least)} is needed"
         )
     return capacity

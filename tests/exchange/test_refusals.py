@@ -263,7 +263,7 @@ def test_windows_of_different_sizes_are_a_mismatch_on_every_rank(pools):
 
 
 def create_with_different_versions(rank: Rank, name: str, replacement: object) -> None:
-    with patch(f"sglang_ascend_moe.exchange.{name}", replacement) if rank.rank == 1 else nullcontext():
+    with patch(f"sglang_ascend_moe.opening.{name}", replacement) if rank.rank == 1 else nullcontext():
         with pytest.raises(ProtocolMismatch, match=r"rank.*\b9\b.*same version") as caught:
             open_exchange("windows", rank, SCENARIO)
         if str(PROTOCOL_VERSION) not in str(caught.value):
@@ -301,7 +301,7 @@ REFUSED_OPTIONS = {
     "no-timeout": ({"timeout_s": 0.0}, InvalidInput, "timeout_s=0"),
     "dtype": ({"dtype": torch.float64}, InvalidInput, "float64"),
     "quant": ({"quant": "int4"}, Unsupported, "quant='int4'"),
-    "padded": ({"layout": "padded"}, Unsupported, "layout='padded'"),
+    "layout": ({"layout": "spiral"}, Unsupported, "layout='spiral'"),
 }
 
 

@@ -209,6 +209,10 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
         constexpr char text[] = "the Ascend kernels make no row checksums; create the exchange with verify=False";
         return exchange_refuse(session, call->kind, reinterpret_cast<const uint8_t *>(text), sizeof text - 1);
     }
+    if (layout.expert_rows > 0 || call->row_bytes > 0) {
+        constexpr char text[] = "the Ascend kernels place whole rows without gaps; use layout='compact'";
+        return exchange_refuse(session, call->kind, reinterpret_cast<const uint8_t *>(text), sizeof text - 1);
+    }
     Session wrapped(*session);
     if (const int result = wrapped.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
@@ -250,6 +254,16 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
 }
 
 int exchange_combine(ExchangeSession *session, const ExchangeCombine *call) { return combine(session, call, 0); }
+
+// A launch is not divided yet: rows move in the first part of a dispatch, and all of combine is in the second.
+int exchange_dispatch_send(ExchangeSession *session, ExchangeDispatch *call) {
+    return exchange_dispatch(session, call);
+}
+int exchange_dispatch_receive(ExchangeSession *, const ExchangeDispatch *) { return EXCHANGE_OK; }
+int exchange_combine_send(ExchangeSession *, const ExchangeCombine *) { return EXCHANGE_OK; }
+int exchange_combine_receive(ExchangeSession *session, const ExchangeCombine *call) {
+    return combine(session, call, 0);
+}
 
 int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) { return combine(session, call, 1); }
 

@@ -1,0 +1,87 @@
+"""How ranks open an exchange: they agree on its parameters, and map each other's windows."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from sglang_ascend_moe.control.blocks import Hello, WindowHandle
+from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
+from sglang_ascend_moe.control.post_mortem import Recorder
+from sglang_ascend_moe.control.rendezvous import agree, workers_of
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.native import NativeSession, initialise_window
+from sglang_ascend_moe.schedules.steps import ExchangeSteps
+from sglang_ascend_moe.windows.host import MappedWindow, create_window
+from sglang_ascend_moe.windows.layout import LAYOUT_VERSION, ExchangeParameters, plan_window
+
+
+class Opened(NamedTuple):
+    """One rank's place in an open exchange."""
+
+    session_id: bytes
+    rank: int
+    steps: ExchangeSteps
+    pidfds: ExitStack
+    """Closes the process descriptors that `steps` watches."""
+    overlap: bool
+    """Whether every rank has more than one worker."""
+
+
+def open_steps(
+    group: dist.ProcessGroup | None,
+    parameters: ExchangeParameters,
+    *,
+    workers: int | None = None,
+    post_mortem: str | os.PathLike[str] | None = None,
+) -> Opened:
+    """Opens an exchange among the ranks of `group`; arguments and errors as those of `Exchange.create`."""
+    rank, ranks = dist.get_rank(group), parameters.ranks
+    if workers is not None and not 1 <= workers <= 256:
+        raise InvalidInput(f"workers={workers} is outside 1 .. 256")
+    with ExitStack() as bring_up, ExitStack() as kept:
+        listener = bring_up.enter_context(open_listener())
+        hello = Hello(
+            session=os.urandom(16), rank=rank, layout_version=LAYOUT_VERSION, parameters=parameters,
+            process=os.getpid(), address=listener.getsockname(), cores=sorted(os.sched_getaffinity(0)),
+            workers=workers or 0,
+        )  # fmt: skip
+        hellos = agree(group or dist.group.WORLD, hello)
+        # After the comparison, so that arguments that cannot be laid out are refused on every rank alike.
+        layout = plan_window(parameters)
+        all_workers = workers_of(hellos)
+
+        descriptor = create_window(layout)
+        bring_up.callback(os.close, descriptor)
+        own_window = MappedWindow(descriptor, layout)
+        initialise_window(layout, own_window.address)
+        handle = WindowHandle(
+            session=hellos[0].session, rank=rank, total_bytes=layout.total_bytes, layout_digest=layout.digest()
+        )
+        pidfds = watch_processes(hellos, rank)
+        _close_later(kept, pidfds)
+        descriptors = exchange_windows(hellos, Offer(handle, descriptor), listener, pidfds)
+        _close_later(bring_up, descriptors)
+        windows = [own_window if peer == rank else MappedWindow(descriptors[peer], layout) for peer in range(ranks)]
+        session = NativeSession(layout, rank, [window.address for window in windows], pidfds, all_workers[rank])
+        if post_mortem is not None:
+            _record_faults(session, Recorder(Path(post_mortem), hellos[0].session, rank, ranks))
+        steps = ExchangeSteps(session, rank, windows, layout, getattr(torch, parameters.dtype))
+        return Opened(hellos[0].session, rank, steps, kept.pop_all(), overlap=min(all_workers) > 1)
+
+
+def _record_faults(session: NativeSession, recorder: Recorder) -> None:
+    session.watch_faults(
+        lambda fault, error: recorder.write(fault, error, session.waited_s, session.matrix.tolist()),
+    )
+
+
+def _close_later(stack: ExitStack, descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            stack.callback(os.close, descriptor)
