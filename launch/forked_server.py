@@ -57,7 +57,7 @@ class ForkedServer(ServerProcess):
         sys.stderr.flush()
         # Here, because the log is looked at as soon as the server is there.
         self.log.write_bytes(b"")
-        self.temporary = Path(tempfile.mkdtemp(prefix="ascend-moe-server-"))
+        self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
         pid = os.fork()
         if pid == 0:
             self._serve_and_exit()

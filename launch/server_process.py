@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -22,6 +22,7 @@ POLL_SECONDS = 0.5
 # A look-up of the machine's addresses and of a hub would take time, and fail without a network.
 ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
 STOP_SECONDS = 30.0
+ENDING_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 # From linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
@@ -79,7 +80,8 @@ class ServerProcess:
         self.ended_by_itself: bool | None = None
 
     def __enter__(self) -> Self:
-        self.temporary = Path(tempfile.mkdtemp(prefix="ascend-moe-server-"))
+        # A short name: those of the server's sockets begin with it, and may have 107 characters.
+        self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module, *self._arguments],
@@ -169,9 +171,20 @@ class ServerProcess:
             return False
 
 
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Signals that end this process come after the block, so that a server is started and known, or neither."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def can_be_interrupted() -> None:
     """Undo what a shell does to background jobs, which ignore SIGINT; and the kernel sends it when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 

@@ -14,5 +14,10 @@ def main(arguments: list[str]) -> int:
     up.add_parser(commands)
     check.add_parser(commands)
     render.add_parser(commands)
-    parsed = parser.parse_args(arguments, argparse.Namespace(command_line=["disagg", *arguments]))
+    parsed, unknown = parser.parse_known_args(arguments, argparse.Namespace(command_line=["disagg", *arguments]))
+    if unknown:
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}; `ascend-moe disagg {arguments[0]} --help` lists all,"
+            " and SGLang's own flags go into `options` of a role of --file"
+        )
     return parsed.run(parsed)

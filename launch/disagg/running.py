@@ -18,7 +18,7 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.forked_server import ForkedServer, import_sglang
-from sglang_ascend_moe.launch.server_process import ServerProcess, free_port, log_tail, stage
+from sglang_ascend_moe.launch.server_process import ServerProcess, free_port, interrupts_held, log_tail, stage
 from sglang_ascend_moe.pairing import ask_instance
 
 POLL_SECONDS = 0.5
@@ -146,8 +146,9 @@ class RunningDeployment:
 
     def _begin(self, member: Member) -> None:
         process = member.process
-        process.__enter__()
-        self._members.append(member)
+        with interrupts_held():
+            process.__enter__()
+            self._members.append(member)
         self._tell(Starting(name=member.name, url=process.url, pid=process.pid, log=str(process.log)))
 
     def _wait_until_ready(self, timeout: float) -> None:

@@ -20,7 +20,7 @@ from sglang_ascend_moe.launch.disagg.events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.forked_server import start_again_without_threads, threads
-from sglang_ascend_moe.launch.server_process import ServerFailed
+from sglang_ascend_moe.launch.server_process import ENDING_SIGNALS, ServerFailed
 from sglang_ascend_moe.platforms import obstacle
 
 DESCRIPTION = (
@@ -65,8 +65,8 @@ def _run(parsed: argparse.Namespace) -> int:
     require_free(deployment.router)
     if threads() > 1 and not parsed.without_threads:
         start_again_without_threads([*parsed.command_line, "--without-threads"])
-    signal.signal(signal.SIGINT, _end_by_signal)
-    signal.signal(signal.SIGTERM, _end_by_signal)
+    for number in ENDING_SIGNALS:
+        signal.signal(number, _end_by_signal)
     return serve(deployment, folder_of_logs(parsed.logs), parsed.ready_timeout, Teller(as_json=parsed.json))
 
 
@@ -79,6 +79,7 @@ def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller
                 running.start_router(ready_timeout)
                 running.watch()
             except MemberFailed as failure:
+                _heed_no_signal()
                 tell(failure.event)
                 raise
     except MemberFailed:
@@ -167,7 +168,11 @@ def missing() -> str:
 
 
 def _end_by_signal(_number: int, _frame: object) -> NoReturn:
-    # Once: what follows stops servers and must not be interrupted.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _heed_no_signal()
     raise KeyboardInterrupt
+
+
+def _heed_no_signal() -> None:
+    """What follows stops servers and must not be interrupted."""
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,15 +1,21 @@
 """`ascend-moe disagg up` as a child of the tests: its events, its servers, and what it leaves behind."""
 
 import contextlib
+import fcntl
 import json
 import os
 import queue
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import termios
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +24,7 @@ import msgspec
 
 from sglang_ascend_moe.launch.server_process import group_members
 from sglang_ascend_moe.live_state import STATE_KEY, RankState
-from tests.serving.leftovers import MARK, marked_processes
+from tests.serving.leftovers import MARK, leftovers, shared_memory_names
 
 READY_SECONDS = 240.0
 END_SECONDS = 90.0
@@ -31,14 +37,16 @@ OPTIONS = {"dtype": "bfloat16", "max-total-tokens": 8192, "random-seed": 0}
 Event = dict[str, Any]
 
 
-def description(checkpoint: Path, *, prefill: int = 1, kind: str = "rust", **decode_options: Any) -> dict[str, Any]:
-    """A deployment of tp2/ep2 servers, as TOML holds it."""
+def description(
+    checkpoint: Path, *, prefill: int = 1, kind: str = "rust", port: int = 0, **decode_options: Any
+) -> dict[str, Any]:
+    """A deployment of tp2/ep2 servers, as TOML holds it. port: of the router; 0: a free one."""
     role = {"tp_size": 2, "max_running_requests": MAX_RUNNING_REQUESTS}
     return {
         "model_path": str(checkpoint),
         "prefill": {**role, "instances": prefill, "chunked_prefill_size": CHUNK_TOKENS, "options": OPTIONS},
         "decode": {**role, "options": {**OPTIONS, **decode_options}},
-        "router": {"kind": kind, "port": 0},
+        "router": {"kind": kind, "port": port},
     }
 
 
@@ -50,9 +58,10 @@ def in_toml(value: Any) -> str:
 
 
 class Deployed:
-    """`up` with the description `values`. A context manager; on leaving it `up` and everything of it has ended.
+    """`up` with the description `values`, run in a terminal of its own, with a folder of its own for temporary files.
 
-    `started`: names of the servers -> what `up` said when it started them.
+    A context manager; on leaving it `up` and everything of it has ended. `started`: names of the servers -> what `up`
+    said when it started them.
     """
 
     def __init__(self, values: dict[str, Any], folder: Path) -> None:
@@ -65,17 +74,23 @@ class Deployed:
 
     def __enter__(self) -> Self:
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        self._names_before = shared_memory_names()
+        # Not below the test's own folder: names of sockets may have 107 characters.
+        self._temporary = Path(tempfile.mkdtemp(prefix="deployed-"))
+        self._keyboard, terminal = os.openpty()
         command = ["-m", "sglang_ascend_moe.launch.main", "disagg", "up", "--file", str(self._file), "--json"]
         with (self._folder / "up.log").open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, *command, "--logs", str(self._folder / "logs")],
-                env={**os.environ, MARK: self._mark},
-                stdin=subprocess.DEVNULL,
+                env={**os.environ, MARK: self._mark, "TMPDIR": str(self._temporary)},
+                stdin=terminal,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 start_new_session=True,
+                preexec_fn=take_terminal,
             )
+        os.close(terminal)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         return self
@@ -92,6 +107,12 @@ class Deployed:
                         os.kill(member, signal.SIGKILL)
             self._process.wait()
             self._reader.join()
+            os.close(self._keyboard)
+            shutil.rmtree(self._temporary)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def started(self) -> dict[str, Event]:
@@ -100,8 +121,8 @@ class Deployed:
     def url(self, name: str) -> str:
         return self.started[name]["url"]
 
-    def wait_for(self, kind: str, timeout: float) -> Event:
-        """The next event of this kind. Fails, telling everything so far, if it does not come in time."""
+    def wait_for(self, kind: str, timeout: float, **fields: Any) -> Event:
+        """The next event of this kind with these fields. Fails, telling everything so far, if it comes not in time."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -111,15 +132,18 @@ class Deployed:
             if event is None:
                 break
             self.events.append(event)
-            if event["event"] == kind:
+            if {"event": kind, **fields}.items() <= event.items():
                 return event
-        raise AssertionError(f"no event {kind!r}; {self.events}\n{(self._folder / 'up.log').read_text()[-3000:]}")
+        raise AssertionError(
+            f"no event {kind!r} {fields}; {self.events}\n{(self._folder / 'up.log').read_text()[-3000:]}"
+        )
 
     def wait_until_serving(self) -> Event:
         return self.wait_for("serving", READY_SECONDS)
 
     def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
+        """Ctrl-C: the kernel interrupts every process of the terminal's foreground group."""
+        os.write(self._keyboard, b"\x03")
 
     def wait_until_ended(self) -> int:
         """The exit code of `up`; its last events are in `events` then."""
@@ -129,12 +153,18 @@ class Deployed:
             self.events.append(event)
         return code
 
-    def processes_left(self) -> list[int]:
-        """Pids of the deployment's processes; returns as soon as there is none, at the latest after END_SECONDS."""
-        deadline = time.monotonic() + END_SECONDS
-        while (left := marked_processes(self._mark)) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        return left
+    def left_behind(self) -> list[str]:
+        """Processes, names in /dev/shm, temporary files and listening servers; returns as soon as there are none.
+
+        At the latest after END_SECONDS.
+        """
+        left = leftovers(self._mark, self._names_before, END_SECONDS)
+        return [
+            *(f"process {pid}" for pid in left.processes),
+            *(f"/dev/shm/{name}" for name in left.names),
+            *(str(path.relative_to(self._temporary)) for path in sorted(self._temporary.rglob("*"))),
+            *(f"{name} at {event['url']}" for name, event in self.started.items() if listens(event["url"])),
+        ]
 
     def rank_process(self, name: str, rank: int) -> int:
         """The pid of one rank of a server, known by the title that SGLang gives it."""
@@ -156,22 +186,42 @@ class Deployed:
         return {key: load[key] for key in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
 
     def load_when_idle(self, name: str, timeout: float) -> dict[str, int]:
-        """The load once nothing runs and the prefix cache is empty; the last one seen if that does not happen."""
+        """The load once no queue of the server holds a request and the prefix cache is empty.
+
+        The last one seen if that does not happen; `busy` is 1 if SGLang finds a request in any of its queues, also of
+        those between prefill and decode.
+        """
         deadline = time.monotonic() + timeout
         while True:
-            request = urllib.request.Request(f"{self.url(name)}/flush_cache", b"")
-            # Refused while requests are running.
-            with contextlib.suppress(urllib.error.HTTPError):
-                urllib.request.urlopen(request, timeout=30).close()
-            load = self.load(name)
+            load = {"busy": int(not self._flushes(name)), **self.load(name)}
             if not any(load.values()) or time.monotonic() > deadline:
                 return load
             time.sleep(POLL_SECONDS)
+
+    def _flushes(self, name: str) -> bool:
+        """Empties the prefix cache, which SGLang refuses unless it is idle."""
+        try:
+            urllib.request.urlopen(urllib.request.Request(f"{self.url(name)}/flush_cache", b""), timeout=30).close()
+        except urllib.error.HTTPError:
+            return False
+        return True
 
     def _read(self) -> None:
         for line in self._process.stdout:
             self._coming.put(json.loads(line))
         self._coming.put(None)
+
+
+def take_terminal() -> None:
+    """In the child, which leads a session: its standard input is the terminal of that session."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def listens(url: str) -> bool:
+    """Whether somebody takes connections there."""
+    address = urllib.parse.urlsplit(url)
+    with socket.socket() as probe:
+        return probe.connect_ex((address.hostname, address.port)) == 0
 
 
 def get(url: str) -> Any:

@@ -8,15 +8,19 @@ import signal
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sglang_ascend_moe import Exchange
+from sglang_ascend_moe.launch import doctor
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, compare
 from sglang_ascend_moe.launch.disagg import cli
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, Reply, RequestFailed
+from sglang_ascend_moe.launch.disagg.questions import write_recorded
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
 from sglang_ascend_moe.launch.tiny_model import TinySizes
-from tests.disagg.conftest import Expected
+from sglang_ascend_moe.live_state import RankState
+from tests.disagg.conftest import CHECK_LONGEST, CHECK_TOKENS, Expected
 from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
 from tests.serving.prompts import NEW_TOKENS
 
@@ -25,6 +29,7 @@ pytestmark = pytest.mark.timeout(900)
 
 RANKS = 2
 IDLE_SECONDS = 60.0
+IMPATIENT_SECONDS = 0.1
 ERROR_SECONDS = 10.0
 SIZES = TinySizes()
 
@@ -87,20 +92,35 @@ def test_aborted_requests_leave_nothing_behind(deployment: Deployed, client: Gen
         pieces = client.pieces(prompt, 400, stream=True)
         next(pieces)
         pieces.close()
-    idle = {"num_running_reqs": 0, "num_waiting_reqs": 0, "num_used_tokens": 0}
+    # These leave while their prompts are read, moved or queued.
+    impatient = GenerateClient(deployment.url("router"), timeout=IMPATIENT_SECONDS)
+    with ThreadPoolExecutor(8) as pool:
+        left = list(pool.map(lambda prompt: leaves(impatient, prompt), expected.prompts[-4:] * 2))
+    assert any(left)
+    idle = {"busy": 0, "num_running_reqs": 0, "num_waiting_reqs": 0, "num_used_tokens": 0}
     for name in ("prefill-0", "decode-0"):
         assert deployment.load_when_idle(name, IDLE_SECONDS) == idle, name
     assert client.ask(expected.prompts[-1], NEW_TOKENS).answer == expected.cold[-1]
+
+
+def leaves(client: GenerateClient, prompt: list[int]) -> bool:
+    """Whether the client's patience ended before its answer began."""
+    try:
+        client.ask(prompt[::-1], 400)
+    except RequestFailed:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(
     ("name", "tokens", "captures"),
     [("prefill-0", CHUNK_TOKENS // RANKS, False), ("decode-0", MAX_RUNNING_REQUESTS // RANKS, True)],
 )
-def test_an_instance_has_the_window_and_the_graphs_of_its_role(
-    deployment: Deployed, name: str, tokens: int, captures: bool
+def test_doctor_shows_the_window_and_the_graphs_of_a_role_and_nothing_of_the_other(
+    deployment: Deployed, name: str, tokens: int, captures: bool, capsys: pytest.CaptureFixture[str]
 ):
-    states = deployment.states(name)
+    assert doctor.main(["--url", deployment.url(name), "--json"]) == OK
+    states = msgspec.json.decode(capsys.readouterr().out, type=list[RankState])
     assert len(states) == RANKS
     for state in states:
         (exchange,) = state.exchanges
@@ -115,16 +135,16 @@ def test_an_instance_has_the_window_and_the_graphs_of_its_role(
         assert (exchange.max_tokens, exchange.window_bytes) == (tokens, planned.total)
         other = {"prefill": "decode", "decode": "prefill"}[name.split("-")[0]]
         assert exchange.phases[other].calls == 0
+        assert state.options.require_graphs == captures
         assert (state.graphs.replays > 0) == captures
         assert bool(state.graphs.buckets) == captures
 
 
-def test_check_passes(deployment: Deployed, tmp_path: Path):
+def test_check_finds_the_answers_of_one_server(deployment: Deployed, expected: Expected, tmp_path: Path):
     answers = tmp_path / "answers.json"
-    url = deployment.url("router")
-    few = ["--new-tokens", "6", "--longest", "1500"]
-    assert cli.main(["check", "--url", url, "--record", str(answers), *few]) == OK
-    assert cli.main(["check", "--url", url, "--reference", str(answers), *few]) == OK
+    write_recorded(answers, expected.recorded)
+    few = ["--new-tokens", str(CHECK_TOKENS), "--longest", str(CHECK_LONGEST)]
+    assert cli.main(["check", "--url", deployment.url("router"), "--reference", str(answers), *few]) == OK
 
 
 def test_a_rank_that_is_killed_during_traffic_ends_everything_and_is_reported(
@@ -144,4 +164,4 @@ def test_a_rank_that_is_killed_during_traffic_ends_everything_and_is_reported(
     assert failed["name"] == "decode-0"
     assert failed["log_tail"]
     assert deployment.wait_until_ended() == CHECK_FAILED
-    assert deployment.processes_left() == []
+    assert deployment.left_behind() == []

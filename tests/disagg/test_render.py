@@ -8,13 +8,18 @@ import subprocess
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 import yaml
 
 from sglang_ascend_moe.launch.disagg import cli
 from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN
-from sglang_ascend_moe.launch.disagg.deployment import Deployment, read_deployment
+from sglang_ascend_moe.launch.disagg.deployment import Router, read_deployment
+from sglang_ascend_moe.launch.disagg.events import Teller
+from sglang_ascend_moe.launch.disagg.running import Member, RunningDeployment
+from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.launch.server_process import ServerProcess
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 from tests.disagg.kubernetes_schema import COMPOSE, MANIFEST
 from tests.packaging.source_tree import ROOT
@@ -230,8 +235,19 @@ def test_what_does_not_fit_the_machines_is_refused(
     assert ("16 ranks need 16 NPUs" if message == "needs more" else message) in told
 
 
-def test_the_example_of_one_host_is_a_deployment_of_one_host():
+def test_the_example_of_one_host_is_what_up_can_start(parsers, tmp_path: Path):
+    """The commands of its servers and of both routers, all flags of which the installed SGLang knows."""
     deployment = read_deployment(ROOT / "launch" / "examples" / "one_host.toml")
-    assert isinstance(deployment, Deployment)
     assert [role.nodes for role in deployment.roles.values()] == [1, 1]
     assert not deployment.mixed_sizes
+    members = []
+    for name in deployment.roles:
+        process = ServerProcess(server_flags(deployment, name, "host", Place(8998)), tmp_path / name)
+        members.append(Member(f"{name}-0", name, process, 8998))
+        assert parsers["sglang.launch_server"].parse_known_args(process._arguments)[1] == []
+    for kind in ("rust", "mini-lb"):
+        routed = msgspec.structs.replace(deployment, router=Router(kind=kind))
+        started = RunningDeployment(routed, tmp_path, Teller(as_json=True))
+        started._members += members
+        _, unknown = parsers["sglang_router.launch_router"].parse_known_args(started.router_arguments())
+        assert unknown == []

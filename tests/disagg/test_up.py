@@ -35,6 +35,15 @@ def test_wrong_flags_are_named(arguments: list[str], message: str, capsys: pytes
     assert message in capsys.readouterr().err
 
 
+def test_an_unknown_flag_is_named_with_what_to_do(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["up", "--model-path", "m", "--page-size", "16"])
+    assert ended.value.code == WRONG_USAGE
+    told = capsys.readouterr().err
+    assert "unrecognized arguments: --page-size 16; `ascend-moe disagg up --help`" in told
+    assert "`options` of a role of --file" in told
+
+
 def test_several_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "deployment.toml"
     file.write_text('model_path = "m"\n[decode]\ntp_size = 2\nnodes = 2\n')
