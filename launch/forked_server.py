@@ -16,7 +16,7 @@ import tempfile
 import traceback
 import warnings
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from sglang_ascend_moe.launch.server_process import ENVIRONMENT, ServerFailed, ServerProcess, can_be_interrupted
 
@@ -70,7 +70,7 @@ class ForkedServer(ServerProcess):
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             can_be_interrupted()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, _end_once)
             self._redirect()
             os.environ.update(ENVIRONMENT, TMPDIR=str(self.temporary))
             tempfile.tempdir = None
@@ -94,6 +94,12 @@ class ForkedServer(ServerProcess):
             os.dup2(source, target)
         os.close(nothing)
         os.close(log)
+
+
+def _end_once(_number: int, _frame: object) -> NoReturn:
+    """The first interrupt ends the server; another does not keep it from ending its ranks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def serve(arguments: list[str]) -> None:

@@ -34,6 +34,9 @@ CHUNK_TOKENS = 256
 # The same for every server, and for the engine whose answers are expected.
 OPTIONS = {"dtype": "bfloat16", "max-total-tokens": 8192, "random-seed": 0}
 
+# CUTLASS makes one folder for all processes of a user when it is imported.
+USER = "tester"
+KEPT_BY_A_LIBRARY = (USER, f"{USER}/cutlass_python_cache")
 Event = dict[str, Any]
 
 
@@ -82,7 +85,7 @@ class Deployed:
         with (self._folder / "up.log").open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, *command, "--logs", str(self._folder / "logs")],
-                env={**os.environ, MARK: self._mark, "TMPDIR": str(self._temporary)},
+                env={**os.environ, MARK: self._mark, "TMPDIR": str(self._temporary), "USER": USER},
                 stdin=terminal,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -162,9 +165,12 @@ class Deployed:
         return [
             *(f"process {pid}" for pid in left.processes),
             *(f"/dev/shm/{name}" for name in left.names),
-            *(str(path.relative_to(self._temporary)) for path in sorted(self._temporary.rglob("*"))),
+            *(name for name in self._temporary_names() if name not in KEPT_BY_A_LIBRARY),
             *(f"{name} at {event['url']}" for name, event in self.started.items() if listens(event["url"])),
         ]
+
+    def _temporary_names(self) -> list[str]:
+        return [str(path.relative_to(self._temporary)) for path in sorted(self._temporary.rglob("*"))]
 
     def rank_process(self, name: str, rank: int) -> int:
         """The pid of one rank of a server, known by the title that SGLang gives it."""

@@ -158,6 +158,7 @@ def test_every_machine_gets_its_own_file_and_the_router_knows_every_instance(
         own = [command for command in servers if value(command, "--disaggregation-mode") == name]
         assert len(own) == len(machines)
         if role.nodes > 1:
+            assert {value(command, "--nnodes") for command in own} == {str(role.nodes)}
             places = {(value(command, "--dist-init-addr"), value(command, "--node-rank")) for command in own}
             assert places == {
                 (f"{leader}:{deployment.ascend.dist_port}", str(rank))
@@ -177,6 +178,10 @@ def test_a_group_of_pods_is_an_instance(example: Path, tmp_path: Path):
         for pod in (template["leaderTemplate"], template["workerTemplate"]):
             (container,) = pod["spec"]["containers"]
             assert value(container["command"], "--disaggregation-mode") == name
+            if role.nodes > 1:
+                assert value(container["command"], "--nnodes") == str(role.nodes)
+                assert value(container["command"], "--node-rank") == "$(LWS_WORKER_INDEX)"
+                assert value(container["command"], "--dist-init-addr").startswith("$(LWS_LEADER_ADDRESS):")
             assert container["resources"]["limits"] == {"huawei.com/Ascend910": str(role.tp_size // role.nodes)}
 
 
@@ -203,6 +208,54 @@ def test_windows_are_those_that_the_exchange_would_map(example: Path, tmp_path: 
             )
         )
         assert int(value(command, "--ascend-moe-window-bytes")) == planned.total_bytes
+
+
+def environments(files: dict[str, str]) -> list[dict[str, str]]:
+    """The environment of every server in rendered files of any kind."""
+    found = []
+    for name, text in files.items():
+        if name.endswith(".sh"):
+            lines = [line.removeprefix("export ") for line in text.splitlines() if line.startswith("export ")]
+            found.append(dict(shlex.split(line)[0].split("=", 1) for line in lines))
+        elif name.endswith(".compose.yaml"):
+            found += [service.get("environment", {}) for service in yaml.safe_load(text)["services"].values()]
+        else:
+            containers = [container for pod in pods(text) for container in pod["containers"]]
+            found += [
+                {item["name"]: item.get("value", "of the pod") for item in container.get("env", [])}
+                for container in containers
+            ]
+    return [environment for environment in found if environment]
+
+
+@pytest.mark.parametrize("target", ["shell", "compose", "k8s"])
+@by_name
+def test_every_server_is_told_of_hccl_and_of_the_store_of_memfabric(example: Path, target: str, tmp_path: Path):
+    deployment = read_deployment(example)
+    ascend = deployment.ascend
+    first = f"{deployment.name}-prefill-0.{deployment.name}-prefill" if target == "k8s" else ascend.prefill_addresses[0]
+    told = environments(render(example, target, tmp_path))
+    # On Kubernetes there are two kinds of pods for each role; else there is a file for each machine.
+    machines = ascend.prefill_addresses + ascend.decode_addresses
+    assert len(told) == (4 if target == "k8s" else len(machines))
+    for environment in told:
+        assert environment["ASCEND_MF_STORE_URL"] == f"tcp://{first}:{ascend.kv_store_port}"
+        assert environment["ASCEND_MF_TRANSFER_PROTOCOL"] == "sdma"
+        assert {environment["HCCL_SOCKET_IFNAME"], environment["GLOO_SOCKET_IFNAME"]} == {ascend.interface}
+    hidden = CONFIGS[deployment.name]["hidden_size"]
+    batches = [
+        -(-(role.chunked_prefill_size if name == "prefill" else role.max_running_requests) // role.tp_size)
+        * (role.tp_size // role.dp_size)
+        for name, role in deployment.roles.items()
+    ]
+    assert {int(environment["HCCL_BUFFSIZE"]) for environment in told} == {
+        max(200, -(-batch * hidden * 2 // 10**6)) for batch in batches
+    }
+    if target != "k8s":
+        assert [environment["SGLANG_HOST_IP"] for environment in told] == [
+            *ascend.decode_addresses,
+            *ascend.prefill_addresses,
+        ]
 
 
 @pytest.mark.parametrize("target", ["shell", "compose", "k8s"])
