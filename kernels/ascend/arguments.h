@@ -4,6 +4,7 @@
 // window, where the kernels advance them.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "exchange.h"
@@ -32,13 +33,13 @@ struct DispatchArguments {
     uint64_t positions; // out [tokens, topk] int64: destination rank << 32 | row, or -1
     uint64_t counts;    // out [local experts] int64: rows of each in this rank's window
     uint64_t matrix;    // out [ranks, experts] uint32: counts of every source
-    uint64_t segments;  // [cores + 1] uint64: where the pairs of each core begin and the last end; 0: equal parts
+    uint64_t segments;  // [cores + 1] uint64: where the units of each core begin and the last end; 0: equal parts
     uint32_t ids_bytes; // 4 or 8
     uint32_t tokens;
     uint32_t kind;      // ExchangeKind
     uint32_t part;      // ExchangePart
     uint32_t continues; // 1: stays in the slot of the dispatch before
-    uint32_t reserved;
+    uint32_t row_unit;  // what cores divide, in elements: a multiple of 16 that divides hidden
 };
 
 struct CombineArguments {
@@ -57,7 +58,14 @@ struct CombineArguments {
 // What the cores divide in combine, in elements: they all move the same bytes, and shares end within rows.
 constexpr uint32_t sum_unit = 16;
 
-// How a kernel, or a core's part of one, ended: an ExchangeFault, and what dispatch found out. A line of its own each.
+// What a kernel holds in the unified buffer at a time: ids and positions of so many (token, k) pairs, whole tokens;
+// bytes of a row that is placed as it is; elements of a row that is quantised; elements that are summed.
+__aicore__ inline uint32_t PairsInPiece(uint32_t topk) { return (1024 > topk ? 1024 / topk : 1) * topk; }
+constexpr uint32_t tile_bytes = 16 * 1024;
+__aicore__ inline uint32_t QuantisedTile(uint32_t element_bytes) { return element_bytes == 4 ? 4096 : 8192; }
+constexpr uint32_t sum_tile = 4096;
+
+// How a kernel, or a core's part of one, ended: an ExchangeFault, and what it found out. A line of its own each.
 struct Verdict {
     uint32_t result; // ExchangeResult
     uint32_t culprit;
@@ -67,7 +75,8 @@ struct Verdict {
     int64_t detail;
     uint64_t total;
     uint32_t slot;
-    uint32_t reserved[5];
+    uint32_t reserved[3];
+    uint64_t finding; // of a core, for the others
 };
 static_assert(sizeof(Verdict) == EXCHANGE_LINE_BYTES, "a verdict fills a line");
 

@@ -5,9 +5,6 @@
 namespace ascend_kernels {
 namespace {
 
-constexpr uint32_t sum_tile = 4096; // elements
-constexpr uint32_t terms_in_piece = 1024;
-
 class Combine {
   public:
     __aicore__ inline void Run(GM_ADDR address) {
@@ -17,7 +14,7 @@ class Combine {
         part_ = {arguments_.slot, arguments_.part};
         topk_ = layout.topk;
         hidden_ = layout.hidden;
-        tokens_in_piece_ = terms_in_piece > topk_ ? terms_in_piece / topk_ : 1;
+        tokens_in_piece_ = PairsInPiece(topk_) / topk_;
         const uint32_t tile = Least(hidden_, sum_tile);
         pipe_.InitBuffer(positions_, tokens_in_piece_ * topk_ * sizeof(int64_t));
         pipe_.InitBuffer(weights_, tokens_in_piece_ * topk_ * sizeof(float));
@@ -67,7 +64,7 @@ class Combine {
     __aicore__ inline void Reduce() {
         control_.step = EXCHANGE_STEP_REDUCE;
         const uint64_t units_of_token = hidden_ / sum_unit;
-        const Share share = ShareOf(arguments_.tokens * units_of_token, arguments_.segments);
+        const Share share = ShareOf(control_.core(), arguments_.tokens * units_of_token, arguments_.segments);
         uint64_t piece_end = 0, piece_begin = 0;
         for (uint64_t unit = share.begin; unit < share.end;) {
             const uint64_t token = unit / units_of_token;

@@ -102,6 +102,12 @@ class Control {
                 worst = other;
         return LoadVerdict(VerdictOffset(stage, worst, cores()));
     }
+    // The findings in the verdicts of all cores in `stage`; they stay until verdicts are merged again.
+    __aicore__ inline void LoadFindings(uint32_t stage) {
+        LoadLines(verdicts_.Get<uint64_t>(),
+                  arguments_->workspace + VerdictOffset(stage, 0, cores()) + offsetof(Verdict, finding), cores());
+    }
+    __aicore__ inline uint64_t Finding(uint32_t core) const { return Word(verdicts_, core); }
     // Ends the kernel: tells the host, and where the session is lost also every rank. One core does it.
     __aicore__ inline void Conclude(const Verdict &verdict) {
         if (Poisons(verdict.result))

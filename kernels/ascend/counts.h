@@ -24,26 +24,26 @@ class Counts {
         pipe.InitBuffer(totals_, local_experts_ * sizeof(int64_t));
     }
 
-    // Counts the ids of this core's pairs, -1 skipped, and leaves the histogram in the workspace. Returns what is wrong
-    // with the first bad id.
+    // Counts the ids of the tokens that begin in this core's share, -1 skipped. Returns what is wrong with the first
+    // bad id.
     __aicore__ inline Verdict CountPairs(Routing &routing) {
         const auto counts = own_.Get<int32_t>();
         Duplicate(counts, 0, static_cast<int32_t>(experts_));
         Order<HardEvent::V_S>();
-        for (uint64_t begin = routing.Begin(); begin < routing.End();) {
-            const Piece piece = routing.LoadPiece(begin);
-            for (uint64_t pair = piece.begin; pair < piece.end; ++pair) {
-                const int64_t id = routing.Id(piece, pair);
+        for (uint64_t token = routing.FirstCounted(); token < routing.End();) {
+            const Piece piece = routing.LoadPiece(token);
+            for (uint32_t pair = 0; pair < piece.pairs; ++pair) {
+                const int64_t id = routing.Id(pair);
                 if (id < -1 || id >= experts_)
                     return control_->Fault(EXCHANGE_INVALID_INPUT, control_->rank(), EXCHANGE_INPUT_EXPERT_ID, id);
                 if (id < 0)
                     continue;
-                if (control_->layout().distinct_topk != 0 && routing.IsRepeated(piece, pair, id))
+                if (control_->layout().distinct_topk != 0 && routing.IsRepeated(pair, id))
                     return control_->Fault(EXCHANGE_INVALID_INPUT, control_->rank(), EXCHANGE_INPUT_REPEATED_EXPERT,
                                            id);
                 counts.SetValue(static_cast<uint32_t>(id), counts.GetValue(static_cast<uint32_t>(id)) + 1);
             }
-            begin = piece.end;
+            token = piece.end;
         }
         return control_->Fault(EXCHANGE_OK, 0);
     }
@@ -136,6 +136,10 @@ class Counts {
         const int32_t row = next.GetValue(expert);
         next.SetValue(expert, row + 1);
         return static_cast<uint32_t>(row);
+    }
+    // Takes back that rows of `expert` were counted: the cores before this one counted a token of which it has a part.
+    __aicore__ inline void ReturnRow(uint32_t expert) {
+        next_.Get<int32_t>().SetValue(expert, next_.Get<int32_t>().GetValue(expert) - 1);
     }
     __aicore__ inline uint32_t RankOf(uint32_t expert) const { return expert / local_experts_; }
 

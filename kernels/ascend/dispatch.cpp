@@ -14,8 +14,8 @@ class Dispatch {
         control_.Init(pipe_, arguments_.common);
         routing_.Init(pipe_, arguments_);
         counts_.Init(pipe_, control_, arguments_);
-        rows_.Init(pipe_, control_, arguments_);
-        pipe_.InitBuffer(positions_, routing_.PairsInPiece() * sizeof(int64_t));
+        rows_.Init(pipe_, control_, routing_, arguments_);
+        pipe_.InitBuffer(positions_, PairsInPiece(control_.layout().topk) * sizeof(int64_t));
 
         Verdict verdict = Announce();
         if (verdict.result == EXCHANGE_OK)
@@ -29,7 +29,7 @@ class Dispatch {
     }
 
   private:
-    // Counts the pairs, and tells every rank how many rows this one brings for each expert. The epoch advances here.
+    // Counts the ids, and tells every rank how many rows this one brings for each expert. The epoch advances here.
     __aicore__ inline Verdict Announce() {
         const ExchangeLayout &layout = control_.layout();
         control_.step = EXCHANGE_STEP_ANNOUNCE;
@@ -63,7 +63,10 @@ class Dispatch {
     // Waits for every rank's counts. All ranks decide alike whether the exchange goes on.
     __aicore__ inline Verdict Agree() {
         control_.step = EXCHANGE_STEP_COUNTS;
-        const Verdict found = counts_.WaitForRecords();
+        // While the others' counts are under way.
+        const uint64_t finding = input_.result == EXCHANGE_OK ? rows_.KeepParts() : 0;
+        Verdict found = counts_.WaitForRecords();
+        found.finding = finding;
         control_.StoreVerdict(VerdictOffset(1, control_.core(), control_.cores()), found);
         // The matrix and the verdicts are there before another core loads them.
         PipeBarrier<PIPE_ALL>();
@@ -71,6 +74,7 @@ class Dispatch {
         const Verdict merged = control_.MergeVerdicts(1);
         if (merged.result != EXCHANGE_OK)
             return merged;
+        rows_.MergeParts(1);
         // A dispatch that is refused holds no slot: all ranks refuse it together, so all agree on the next one.
         if (arguments_.continues != 0)
             --dispatches_;
@@ -78,7 +82,7 @@ class Dispatch {
         return counts_.DeriveOffsets(part_, total_);
     }
 
-    // Stores each routed row of this core's pairs where its expert reads it, and notes the place for combine.
+    // Stores this core's units of each routed row where its expert reads it, and notes the place for combine.
     __aicore__ inline void PlaceRows() {
         control_.step = EXCHANGE_STEP_PLACE;
         rows_.UseSlot(part_.slot);
@@ -88,32 +92,36 @@ class Dispatch {
             control_.StorePair(control_.PartState(part_), control_.epoch, 0);
             counts_.StoreTotals();
         }
-        for (uint64_t begin = routing_.Begin(); begin < routing_.End();) {
-            const Piece piece = routing_.LoadPiece(begin);
+        for (uint64_t token = routing_.Begin(); token < routing_.End();) {
+            const Piece piece = routing_.LoadPiece(token);
             PlacePiece(piece);
-            begin = piece.end;
+            token = piece.end;
         }
     }
 
     __aicore__ inline void PlacePiece(const Piece &piece) {
         const auto positions = positions_.Get<int64_t>();
         const uint32_t topk = control_.layout().topk;
-        const auto pairs = static_cast<uint32_t>(piece.end - piece.begin);
         Order<HardEvent::MTE3_S>();
-        for (uint32_t index = 0; index < pairs; ++index)
-            positions.SetValue(index, TakePosition(routing_.Id(piece, piece.begin + index)));
-        for (uint32_t index = 0; index < pairs;) {
-            const uint64_t token = (piece.begin + index) / topk;
-            const uint32_t end = Least(pairs, static_cast<uint32_t>((token + 1) * topk - piece.begin));
-            bool routed = false;
-            for (uint32_t place = index; place < end; ++place)
-                routed = routed || positions.GetValue(place) >= 0;
-            if (routed)
-                rows_.Place(token, positions, index, end);
-            index = end;
+        if (!piece.is_counted)
+            for (uint32_t pair = 0; pair < piece.pairs; ++pair)
+                if (const int64_t id = routing_.Id(pair); id >= 0)
+                    counts_.ReturnRow(static_cast<uint32_t>(id));
+        for (uint32_t pair = 0; pair < piece.pairs; ++pair)
+            positions.SetValue(pair, TakePosition(routing_.Id(pair)));
+        for (uint64_t token = piece.begin; token < piece.end; ++token) {
+            const auto first = static_cast<uint32_t>(token - piece.begin) * topk;
+            bool is_routed = false;
+            for (uint32_t place = first; place < first + topk; ++place)
+                is_routed = is_routed || positions.GetValue(place) >= 0;
+            if (is_routed)
+                rows_.Place(token, positions, first, first + topk);
         }
+        // The core in whose share a token begins notes where it went.
+        if (!piece.is_counted)
+            return;
         Order<HardEvent::S_MTE3>();
-        Store(Global<int64_t>(arguments_.positions + piece.begin * sizeof(int64_t)), positions, pairs);
+        Store(Global<int64_t>(arguments_.positions + piece.begin * topk * sizeof(int64_t)), positions, piece.pairs);
     }
     __aicore__ inline int64_t TakePosition(int64_t id) {
         if (id < 0)

@@ -42,10 +42,10 @@ struct Share {
     uint64_t begin, end;
 };
 
-// The part of `total` things that this core takes: as `segments` says, or equal parts that differ by one at most. The
+// The part of `total` things that a core takes: as `segments` says, or equal parts that differ by one at most. The
 // segments do not change while a kernel runs: the scalar cache may hold them.
-__aicore__ inline Share ShareOf(uint64_t total, uint64_t segments) {
-    const auto core = static_cast<uint64_t>(GetBlockIdx()), cores = static_cast<uint64_t>(GetBlockNum());
+__aicore__ inline Share ShareOf(uint64_t core, uint64_t total, uint64_t segments) {
+    const auto cores = static_cast<uint64_t>(GetBlockNum());
     if (segments != 0)
         return {Global<uint64_t>(segments).GetValue(core), Global<uint64_t>(segments).GetValue(core + 1)};
     return {total * core / cores, total * (core + 1) / cores};
@@ -61,5 +61,6 @@ template <class T> __aicore__ inline void Store(const GlobalTensor<T> &to, const
 }
 
 template <class T> __aicore__ inline T Least(T one, T other) { return one < other ? one : other; }
+template <class T> __aicore__ inline T Most(T one, T other) { return one < other ? other : one; }
 
 } // namespace ascend_kernels

@@ -1,57 +1,69 @@
 // Dynamic quantisation of a row while it passes through the unified buffer: value = int8 * scale, scale = max / 127.
 #pragma once
 
+#include "arguments.h"
 #include "order.h"
 
 namespace ascend_kernels {
 
 constexpr uint32_t fold_least = EXCHANGE_UNIT_BYTES / sizeof(int32_t);
 
-// A part of a quantised row in the unified buffer, with the scale of the whole row.
-struct QuantisedTile {
+// Where a core's share begins, and where it ends.
+constexpr uint32_t kept_parts = 2;
+
+// A tile of a quantised row in the unified buffer, with the scale of the whole row.
+struct PlacedTile {
     LocalTensor<int8_t> values;
     LocalTensor<float> scale;
     uint32_t begin, count; // elements
 };
 
 // As the host kernels do it: int8 = x * (127 / max) rounded to even; a row below 2^-120 counts as zero and has scale 0,
-// a row that is not finite has scale NaN, and both have zeros only.
+// a row that is not finite has scale NaN, and both have zeros only. A core that has a part of a row learns the greatest
+// magnitude of the rest from the others, and keeps its part in the unified buffer until then.
 class RowQuantiser {
   public:
     __aicore__ inline void Init(TPipe &pipe, const ExchangeLayout &layout) {
         hidden_ = layout.hidden;
         element_ = layout.element;
         element_bytes_ = static_cast<uint32_t>(layout.out_row_bytes / layout.hidden);
-        // Elements; what leaves room for the floats of a tile and the int8 values of two.
-        tile_ = Least(hidden_, element_bytes_ == sizeof(float) ? 4096u : 8192u);
+        tile_ = Least(hidden_, QuantisedTile(element_bytes_));
         pipe.InitBuffer(loads_, 2, tile_ * element_bytes_);
         pipe.InitBuffer(floats_, tile_ * sizeof(float));
         pipe.InitBuffer(scratch_, tile_ * sizeof(float));
-        pipe.InitBuffer(halves_, tile_ * sizeof(half));
+        pipe.InitBuffer(kept_, kept_parts * tile_ * element_bytes_);
         scale_at_ = (tile_ + EXCHANGE_UNIT_BYTES - 1) / EXCHANGE_UNIT_BYTES * EXCHANGE_UNIT_BYTES;
         pipe.InitBuffer(stores_, 2, scale_at_ + EXCHANGE_UNIT_BYTES);
     }
 
-    __aicore__ inline uint32_t Tiles() const { return (hidden_ + tile_ - 1) / tile_; }
+    __aicore__ inline uint32_t Tiles() const { return (count_ + tile_ - 1) / tile_; }
 
-    // Finds the greatest magnitude. A row of one tile stays in the unified buffer; a longer one is loaded again.
+    // Begins a row that this core has wholly. A row of one tile stays in the unified buffer, a longer one is loaded
+    // again.
     __aicore__ inline void BeginRow(uint64_t row) {
-        row_ = row;
-        int32_t greatest = 0;
-        for (uint32_t tile = 0; tile < Tiles(); ++tile) {
-            LoadTile(tile);
-            const int32_t found = Greatest(TileCount(tile));
-            greatest = found > greatest ? found : greatest;
-        }
-        // Magnitudes of floats compare like their bits; infinities and NaNs are the greatest.
-        constexpr int32_t least_bits = 0x03800000, infinity_bits = 0x7f800000, nan_bits = 0x7fc00000; // 2^-120 first
-        is_zero_ = greatest < least_bits || greatest >= infinity_bits;
-        const float max = AsFloat(greatest);
-        inverse_ = is_zero_ ? 0.0f : 127.0f / max;
-        scale_ = greatest < least_bits ? 0.0f : greatest >= infinity_bits ? AsFloat(nan_bits) : max / 127.0f;
+        Take(row, hidden_);
+        ScaleBy(LoadGreatest());
+    }
+    // Returns the bits of the greatest magnitude of `count` elements at `part`, which stay in the unified buffer at
+    // place `kept` unless they are longer than a tile.
+    __aicore__ inline int32_t KeepPart(uint32_t kept, uint64_t part, uint32_t count) {
+        Take(part, count);
+        if (Tiles() > 1)
+            return LoadGreatest();
+        Load(Kept<uint8_t>(kept), Global<uint8_t>(part), count * element_bytes_);
+        Order<HardEvent::MTE2_V>();
+        TakeKept(kept);
+        return Greatest(count);
+    }
+    // Begins such a part; `greatest` is that of the whole row.
+    __aicore__ inline void BeginPart(uint32_t kept, uint64_t part, uint32_t count, int32_t greatest) {
+        Take(part, count);
+        if (Tiles() == 1)
+            TakeKept(kept);
+        ScaleBy(greatest);
     }
 
-    __aicore__ inline QuantisedTile NextTile(uint32_t tile) {
+    __aicore__ inline PlacedTile NextTile(uint32_t tile) {
         if (Tiles() > 1)
             LoadTile(tile);
         const uint32_t count = TileCount(tile);
@@ -72,25 +84,48 @@ class RowQuantiser {
         Cast(whole, floats, RoundMode::CAST_RINT, count);
         SetDeqScale(static_cast<half>(1.0f));
         PipeBarrier<PIPE_V>();
-        Cast(halves_.Get<half>(), whole, RoundMode::CAST_NONE, count);
+        // In the place of the floats, which are not needed any more.
+        const auto halves = floats_.Get<half>();
+        Cast(halves, whole, RoundMode::CAST_NONE, count);
         PipeBarrier<PIPE_V>();
-        Cast(values, halves_.Get<half>(), RoundMode::CAST_TRUNC, count);
+        Cast(values, halves, RoundMode::CAST_TRUNC, count);
         Duplicate(values[scale_at_].template ReinterpretCast<float>(), scale_, static_cast<int32_t>(fold_least));
         stores_.EnQue(values);
         values = stores_.DeQue<int8_t>();
         return {values, values[scale_at_].template ReinterpretCast<float>(), tile * tile_, count};
     }
-    __aicore__ inline void FreeTile(const QuantisedTile &tile) { stores_.FreeTensor(tile.values); }
+    __aicore__ inline void FreeTile(const PlacedTile &tile) { stores_.FreeTensor(tile.values); }
 
   private:
-    __aicore__ inline uint32_t TileCount(uint32_t tile) const { return Least(hidden_ - tile * tile_, tile_); }
+    __aicore__ inline void Take(uint64_t part, uint32_t count) {
+        part_ = part;
+        count_ = count;
+    }
+    __aicore__ inline int32_t LoadGreatest() {
+        int32_t greatest = 0;
+        for (uint32_t tile = 0; tile < Tiles(); ++tile) {
+            LoadTile(tile);
+            greatest = Most(greatest, Greatest(TileCount(tile)));
+        }
+        return greatest;
+    }
+    __aicore__ inline void ScaleBy(int32_t greatest) {
+        // Magnitudes of floats compare like their bits; infinities and NaNs are the greatest.
+        constexpr int32_t least_bits = 0x03800000, infinity_bits = 0x7f800000, nan_bits = 0x7fc00000; // 2^-120 first
+        is_zero_ = greatest < least_bits || greatest >= infinity_bits;
+        const float max = AsFloat(greatest);
+        inverse_ = is_zero_ ? 0.0f : 127.0f / max;
+        scale_ = greatest < least_bits ? 0.0f : greatest >= infinity_bits ? AsFloat(nan_bits) : max / 127.0f;
+    }
+
+    __aicore__ inline uint32_t TileCount(uint32_t tile) const { return Least(count_ - tile * tile_, tile_); }
     __aicore__ inline static float AsFloat(int32_t bits) {
         float value;
         __builtin_memcpy(&value, &bits, sizeof value);
         return value;
     }
 
-    // The tile as floats in floats_.
+    // A tile, or what was kept, as floats in floats_.
     __aicore__ inline void LoadTile(uint32_t tile) {
         if (element_ == EXCHANGE_BF16)
             LoadFloats<bfloat16_t>(tile);
@@ -99,19 +134,33 @@ class RowQuantiser {
         else
             LoadFloats<float>(tile);
     }
+    __aicore__ inline void TakeKept(uint32_t kept) {
+        if (element_ == EXCHANGE_BF16)
+            ToFloats(Kept<bfloat16_t>(kept), count_);
+        else if (element_ == EXCHANGE_FP16)
+            ToFloats(Kept<half>(kept), count_);
+        else
+            ToFloats(Kept<float>(kept), count_);
+    }
+    template <class Element> __aicore__ inline LocalTensor<Element> Kept(uint32_t kept) const {
+        return kept_.Get<uint8_t>()[kept * tile_ * element_bytes_].template ReinterpretCast<Element>();
+    }
     template <class Element> __aicore__ inline void LoadFloats(uint32_t tile) {
         const uint32_t count = TileCount(tile);
         auto elements = loads_.AllocTensor<Element>();
-        Load(elements, Global<Element>(row_ + tile * tile_ * sizeof(Element)), count);
+        Load(elements, Global<Element>(part_ + tile * tile_ * sizeof(Element)), count);
         loads_.EnQue(elements);
         elements = loads_.template DeQue<Element>();
+        ToFloats(elements, count);
+        loads_.FreeTensor(elements);
+    }
+    template <class Element> __aicore__ inline void ToFloats(const LocalTensor<Element> &elements, uint32_t count) {
         PipeBarrier<PIPE_V>();
         if constexpr (sizeof(Element) == sizeof(float))
             Muls(floats_.Get<float>(), elements, 1.0f, static_cast<int32_t>(count));
         else
             Cast(floats_.Get<float>(), elements, RoundMode::CAST_NONE, count);
         PipeBarrier<PIPE_V>();
-        loads_.FreeTensor(elements);
     }
 
     // The bits of the greatest magnitude in floats_: folds halves on one another, as integers, so that the order of
@@ -128,12 +177,13 @@ class RowQuantiser {
         Order<HardEvent::V_S>();
         int32_t greatest = 0;
         for (uint32_t i = 0; i < count; ++i)
-            greatest = bits.GetValue(i) > greatest ? bits.GetValue(i) : greatest;
+            greatest = Most(greatest, bits.GetValue(i));
         Order<HardEvent::S_V>();
         return greatest;
     }
 
-    uint64_t row_ = 0;
+    uint64_t part_ = 0;
+    uint32_t count_ = 0;
     uint32_t hidden_ = 0;
     uint32_t element_ = 0;
     uint32_t element_bytes_ = 0;
@@ -144,7 +194,7 @@ class RowQuantiser {
     bool is_zero_ = false;
     TQue<TPosition::VECIN, 1> loads_;
     TQue<TPosition::VECOUT, 1> stores_;
-    TBuf<TPosition::VECCALC> floats_, scratch_, halves_;
+    TBuf<TPosition::VECCALC> floats_, scratch_, kept_;
 };
 
 } // namespace ascend_kernels

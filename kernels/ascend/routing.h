@@ -1,61 +1,95 @@
-// The (token, k) pairs of one core, in the order in which tokens and their ids come, a piece at a time.
+// What one core does in dispatch: a share of the units of all tokens' rows, and the ids of those tokens, a piece at a
+// time. A share may begin and end within a row, of which other cores then have the rest.
 #pragma once
 
+#include "arguments.h"
 #include "order.h"
 
 namespace ascend_kernels {
 
-constexpr uint32_t pairs_per_piece = 1024;
-
-// Pairs [begin, end); ids are there from the beginning of begin's token on.
+// Ids of tokens [begin, end).
 struct Piece {
-    uint64_t loaded, begin, end;
+    uint64_t begin, end;
+    uint32_t pairs;
+    bool is_counted; // false: a token that begins in the share of a core before
+};
+
+// A part of a row, in elements.
+struct Columns {
+    uint32_t begin, count;
 };
 
 class Routing {
   public:
     __aicore__ inline void Init(TPipe &pipe, const DispatchArguments &arguments) {
-        ids_bytes_ = arguments.ids_bytes;
+        arguments_ = &arguments;
         topk_ = arguments.common.layout.topk;
-        ids_ = arguments.ids;
-        share_ = ShareOf(uint64_t(arguments.tokens) * topk_, arguments.segments);
-        pipe.InitBuffer(piece_, PairsInPiece() * sizeof(int64_t));
+        hidden_ = arguments.common.layout.hidden;
+        units_ = hidden_ / arguments.row_unit;
+        core_ = static_cast<uint32_t>(GetBlockIdx());
+        share_ = ShareOfCore(core_);
+        first_counted_ = (share_.begin + units_ - 1) / units_;
+        end_ = (share_.end + units_ - 1) / units_;
+        begin_ = share_.begin < share_.end ? share_.begin / units_ : end_;
+        pipe.InitBuffer(ids_, PairsInPiece(topk_) * sizeof(int64_t));
     }
 
-    __aicore__ inline uint32_t PairsInPiece() const {
-        return (pairs_per_piece > topk_ ? pairs_per_piece / topk_ : 1) * topk_;
+    // Tokens of which this core has units: [Begin(), End()). Those from FirstCounted() on begin in its share.
+    __aicore__ inline uint64_t Begin() const { return begin_; }
+    __aicore__ inline uint64_t FirstCounted() const { return first_counted_; }
+    __aicore__ inline uint64_t End() const { return end_; }
+    __aicore__ inline Columns Part(uint64_t token) const {
+        const uint64_t first = token * units_;
+        const uint64_t begin = share_.begin > first ? share_.begin - first : 0;
+        const uint64_t end = Least(share_.end - first, uint64_t(units_));
+        return {static_cast<uint32_t>(begin) * arguments_->row_unit,
+                static_cast<uint32_t>(end - begin) * arguments_->row_unit};
     }
-    __aicore__ inline uint64_t Begin() const { return share_.begin; }
-    __aicore__ inline uint64_t End() const { return share_.end; }
+    __aicore__ inline bool IsWhole(uint64_t token) const { return Part(token).count == hidden_; }
+    // Whether `core` has units of `token` as well.
+    __aicore__ inline bool Meets(uint32_t core, uint64_t token) const {
+        const Share share = ShareOfCore(core);
+        return share.begin < (token + 1) * units_ && share.end > token * units_;
+    }
 
-    // Loads the piece that begins with pair `begin` and ends with a token, or with this core's share.
-    __aicore__ inline Piece LoadPiece(uint64_t begin) {
-        const uint64_t loaded = begin / topk_ * topk_;
-        const Piece piece = {loaded, begin, Least(share_.end, loaded + PairsInPiece())};
-        const auto bytes = static_cast<uint32_t>((piece.end - loaded) * ids_bytes_);
+    // Loads the piece that begins with `token`. A token that a core before has counted is a piece of its own.
+    __aicore__ inline Piece LoadPiece(uint64_t token) {
+        const bool is_counted = token >= first_counted_;
+        const uint64_t end = is_counted ? Least(end_, token + PairsInPiece(topk_) / topk_) : token + 1;
+        const auto pairs = static_cast<uint32_t>(end - token) * topk_;
         Order<HardEvent::S_MTE2>();
-        Load(piece_.Get<uint8_t>(), Global<uint8_t>(ids_ + loaded * ids_bytes_), bytes);
+        Load(ids_.Get<uint8_t>(), Global<uint8_t>(arguments_->ids + token * topk_ * arguments_->ids_bytes),
+             pairs * arguments_->ids_bytes);
         Order<HardEvent::MTE2_S>();
-        return piece;
+        return {token, end, pairs, is_counted};
     }
-    __aicore__ inline int64_t Id(const Piece &piece, uint64_t pair) const {
-        const auto index = static_cast<uint32_t>(pair - piece.loaded);
-        return ids_bytes_ == sizeof(int64_t) ? piece_.Get<int64_t>().GetValue(index)
-                                             : piece_.Get<int32_t>().GetValue(index);
+    // Of a pair of the piece that was loaded last.
+    __aicore__ inline int64_t Id(uint32_t pair) const {
+        return arguments_->ids_bytes == sizeof(int64_t) ? ids_.Get<int64_t>().GetValue(pair)
+                                                        : ids_.Get<int32_t>().GetValue(pair);
     }
-    __aicore__ inline bool IsRepeated(const Piece &piece, uint64_t pair, int64_t id) const {
-        for (uint64_t earlier = pair / topk_ * topk_; earlier < pair; ++earlier)
-            if (Id(piece, earlier) == id)
+    __aicore__ inline bool IsRepeated(uint32_t pair, int64_t id) const {
+        for (uint32_t earlier = pair / topk_ * topk_; earlier < pair; ++earlier)
+            if (Id(earlier) == id)
                 return true;
         return false;
     }
 
   private:
-    uint64_t ids_ = 0;
-    uint32_t ids_bytes_ = 0;
+    __aicore__ inline Share ShareOfCore(uint32_t core) const {
+        return ShareOf(core, uint64_t(arguments_->tokens) * units_, arguments_->segments);
+    }
+
+    const DispatchArguments *arguments_ = nullptr;
     uint32_t topk_ = 1;
+    uint32_t hidden_ = 0;
+    uint32_t units_ = 1;
+    uint32_t core_ = 0;
+    uint64_t first_counted_ = 0;
+    uint64_t begin_ = 0;
+    uint64_t end_ = 0;
     Share share_ = {};
-    TBuf<TPosition::VECCALC> piece_;
+    TBuf<TPosition::VECCALC> ids_;
 };
 
 } // namespace ascend_kernels

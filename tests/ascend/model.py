@@ -52,10 +52,11 @@ class _CoreCosts(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in CoreCosts._fields]
 
 
-def compile_source(source: Path, target: Path, *, strict: bool = True) -> Path:
-    """Compiles one source, whose own folder comes first when headers are looked for; `strict`: warnings are errors."""
+def compile_source(source: Path, target: Path, *, strict: bool = True, include: Sequence[Path] = ()) -> Path:
+    """Compiles one source, whose own folder comes first when headers are looked for; `strict`: warnings are errors;
+    `include`: further folders with headers."""
     compiler = os.environ.get("CXX", "g++").split()
-    folders = [f"-I{KERNELS / folder}" for folder in FOLDERS]
+    folders = [f"-I{folder}" for folder in (*(KERNELS / folder for folder in FOLDERS), *include)]
     warnings = ("-Wall", "-Wextra", "-Werror") if strict else ("-w",)
     command = [*compiler, *FLAGS, *warnings, *folders, "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True, timeout=240)
@@ -68,9 +69,12 @@ def link(objects: Sequence[Path], library: Path) -> Path:
     return library
 
 
-def build_objects(sources: Sequence[Path], folder: Path) -> list[Path]:
+def build_objects(sources: Sequence[Path], folder: Path, include: Sequence[Path] = ()) -> list[Path]:
+    def build(source: Path) -> Path:
+        return compile_source(source, folder / f"{source.stem}.o", include=include)
+
     with ThreadPoolExecutor(2) as compilers:
-        return list(compilers.map(lambda source: compile_source(source, folder / f"{source.stem}.o"), sources))
+        return list(compilers.map(build, sources))
 
 
 class Model:

@@ -28,7 +28,7 @@ def int8(name: str) -> dict[str, object]:
 
 
 ALL_CORES = split("one-expert-filled-by-all-cores")
-UNEVEN = split("pairs-that-cores-cannot-share-evenly")
+SHARED = split("rows-that-cores-share")
 
 FREE_TERM = "            loads_.FreeTensor(row);\n"
 COMBINE_TERM = f"""            if constexpr (sizeof(Element) == sizeof(float)) {{
@@ -146,7 +146,7 @@ MUTATIONS = [
         "return {total * core / cores,",
         "return {(total * core + cores - 1) / cores,",
         SPLIT,
-        UNEVEN,
+        SHARED,
     ),
     Mutation(
         "shares-overlap",
@@ -154,23 +154,23 @@ MUTATIONS = [
         "total * (core + 1) / cores}",
         "total * (core + 1) / cores + (core + 1 < cores ? 1 : 0)}",
         SPLIT,
-        UNEVEN,
+        SHARED,
     ),
     Mutation("earlier-cores-forgotten", "counts.h", " + own.GetValue(expert)", "", SPLIT, ALL_CORES),
     Mutation("earlier-ranks-forgotten", "counts.h", " + before.GetValue(expert)", "", BITS, bits("top4")),
     Mutation(
         "last-tile-missed",
         "rows.h",
-        "begin < row_bytes; begin",
-        "begin + tile_bytes <= row_bytes; begin",
+        "begin < end; begin",
+        "begin + tile_bytes <= end; begin",
         SPLIT,
-        split("rows-longer-than-a-tile"),
+        split("rows-longer-than-a-tile") | {"cores": 1},
     ),
     Mutation(
         "copy-rounded-down",
         "rows.h",
-        "Store(Global<int8_t>(Row(position) + part.begin), part.values, part.count);",
-        "DataCopy(Global<int8_t>(Row(position) + part.begin), part.values, part.count);",
+        "Store(Global<int8_t>(Row(position) + begin), tile.values, tile.count);",
+        "DataCopy(Global<int8_t>(Row(position) + begin), tile.values, tile.count);",
         INT8,
         int8("rows-of-a-quarter-line"),
     ),
@@ -197,6 +197,30 @@ MUTATIONS = [
         "GetValue(core + 1) - core % 2}",
         test_segments.test_segments_of_prefill_move_equally_many_bytes,
         {"routing": "even"},
+    ),
+    Mutation(
+        "row-of-a-shared-token-counted-twice",
+        "dispatch.cpp",
+        "counts_.ReturnRow(static_cast<uint32_t>(id));",
+        "continue;",
+        SPLIT,
+        SHARED,
+    ),
+    Mutation(
+        "positions-stored-by-two-cores",
+        "dispatch.cpp",
+        "        if (!piece.is_counted)\n            return;\n",
+        "",
+        SPLIT,
+        SHARED,
+    ),
+    Mutation(
+        "part-placed-where-the-row-begins",
+        "rows.h",
+        "Store(Global<uint8_t>(Row(position) + begin), tile, bytes);",
+        "Store(Global<uint8_t>(Row(position)), tile, bytes);",
+        SPLIT,
+        SHARED,
     ),
     # Sums and values.
     Mutation(
@@ -245,6 +269,31 @@ MUTATIONS = [
         "rows.h",
         "Index(position) * EXCHANGE_LINE_BYTES",
         "Index(position) * sizeof(float)",
+        INT8,
+        int8("normal"),
+    ),
+    Mutation(
+        "magnitude-of-earlier-cores-forgotten",
+        "rows.h",
+        "Most(greatest, static_cast<int32_t>(control_->Finding(core) >> 32))",
+        "greatest",
+        INT8,
+        int8("normal"),
+    ),
+    Mutation(
+        "magnitude-of-later-cores-forgotten",
+        "rows.h",
+        "Most(greatest, static_cast<int32_t>(control_->Finding(core) & 0xffffffff))",
+        "greatest",
+        INT8,
+        int8("normal"),
+    ),
+    Mutation("scale-stored-with-every-part", "rows.h", "if (begin == 0)", "if (tile.begin == 0)", INT8, int8("normal")),
+    Mutation(
+        "kept-part-used-before-it-is-loaded",
+        "quantise.h",
+        "        Order<HardEvent::MTE2_V>();\n",
+        "",
         INT8,
         int8("normal"),
     ),

@@ -31,6 +31,7 @@ def test_kernels_equal_the_reference_to_the_bit(pools, library, ranks, cores, sc
 SPLITS = {
     "fewer-pairs-than-cores": Scenario(tokens=(1, 0), topk=3),
     "pairs-that-cores-cannot-share-evenly": Scenario(tokens=(7, 13), topk=5, routing="sparse"),
+    "rows-that-cores-share": Scenario(hidden=16 * 37, topk=5, tokens=(7, 3), routing="sparse"),
     "one-expert-filled-by-all-cores": Scenario(tokens=(29, 17), topk=4, routing="one-expert"),
     "experts-that-fill-no-count-unit": Scenario(experts_per_rank=11, topk=4, tokens=(9, 3)),
     "rows-longer-than-a-tile": Scenario(hidden=8192 + 48, topk=2, tokens=(3, 2)),

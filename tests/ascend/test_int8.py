@@ -22,6 +22,7 @@ CASES = {
     "odd-number-of-blocks": Scenario(hidden=16 * 37, topk=2),
     "longer-than-a-tile": Scenario(hidden=8192 + 16, topk=2, rows="special"),
     "longer-than-a-tile-fp32": Scenario(hidden=4096 + 16, topk=2, dtype="fp32"),
+    "parts-longer-than-a-tile": Scenario(hidden=20480, topk=2, tokens=(3, 1), rows="special"),
     "hidden-7168": Scenario(hidden=7168, topk=8, experts_per_rank=8, routing="distinct"),
 }
 

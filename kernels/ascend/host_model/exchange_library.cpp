@@ -230,7 +230,7 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
                                    call->kind,
                                    call->part,
                                    call->continues,
-                                   0};
+                                   RowUnit(layout, call->tokens, cores_in_use)};
     const uint64_t pairs = uint64_t{call->tokens} * layout.topk;
     launch.add_rows("x", Region::input, arguments.x, call->tokens, call->x_stride);
     launch.add("ids", Region::input, arguments.ids, pairs * call->ids_bytes);
@@ -239,8 +239,16 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
     launch.add("matrix", Region::output, arguments.matrix, uint64_t{layout.ranks} * layout.experts * sizeof(uint32_t));
     if (call->kind == EXCHANGE_PREFILL) {
         const ascend_moe::Routing ids(call->ids, call->ids_bytes);
-        arguments.segments =
-            launch.use_segments(CutPairs(pairs, cores_in_use, [&ids](uint64_t pair) { return ids[pair] >= 0; }));
+        std::vector<uint32_t> routed(call->tokens);
+        uint32_t rows = 0;
+        for (uint64_t token = 0; token < call->tokens; ++token) {
+            for (uint64_t k = 0; k < layout.topk; ++k)
+                routed[token] += ids[token * layout.topk + k] >= 0;
+            rows += routed[token] > 0;
+        }
+        arguments.row_unit = RowUnit(layout, rows, cores_in_use);
+        arguments.segments = launch.use_segments(CutRows(layout, arguments.row_unit, call->tokens, cores_in_use,
+                                                         [&routed](uint64_t token) { return routed[token]; }));
     }
     const Verdict verdict = launch.run(wrapped, moe_dispatch, arguments);
     call->epoch = verdict.epoch;

@@ -32,9 +32,28 @@ std::vector<uint64_t> CutEvenly(uint64_t things, uint64_t parts, uint32_t cores,
     return bounds;
 }
 
-// Segments of (token, k) pairs for dispatch: equally many routed ones. `routed(pair)` tells whether one is.
-template <class Routed> std::vector<uint64_t> CutPairs(uint64_t pairs, uint32_t cores, Routed routed) {
-    return CutEvenly(pairs, 1, cores, [routed](uint64_t pair) { return uint64_t{routed(pair)}; });
+// What cores divide in dispatch of `rows` rows, in elements: as many as are placed in 512 bytes, but not so many that a
+// core gets fewer than 16 (so that they differ by a sixteenth at most), unless its share is below 512 bytes anyway.
+inline uint32_t RowUnit(const ExchangeLayout &layout, uint64_t rows, uint32_t cores) {
+    constexpr uint64_t enough_bytes = 512, enough_units = 16;
+    const uint64_t share = rows * layout.row_bytes / cores;
+    uint32_t unit = sum_unit;
+    for (;;) {
+        const uint32_t twice = 2 * unit;
+        const uint64_t bytes = twice * layout.row_bytes / layout.hidden;
+        if (layout.hidden % twice != 0 || bytes > enough_bytes)
+            return unit;
+        if (share >= enough_bytes && share < enough_units * bytes)
+            return unit;
+        unit = twice;
+    }
+}
+
+// Segments of such units for dispatch: equally many bytes stored. `routed(token)` tells how often a row is placed.
+template <class Routed>
+std::vector<uint64_t> CutRows(const ExchangeLayout &layout, uint32_t unit, uint32_t tokens, uint32_t cores,
+                              Routed routed) {
+    return CutEvenly(tokens, layout.hidden / unit, cores, routed);
 }
 
 // Segments of units of elements for combine: equally many rows read and written. Positions as dispatch left them.

@@ -1,0 +1,111 @@
+// A rank's open exchange on its device: what launches need, how their verdicts come back, how failures are told.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "../arguments.h"
+#include "announce.h"
+#include "blocks.h"
+#include "exchange_device.h"
+#include "runtime.h"
+#include "watcher.h"
+
+namespace ascend_device {
+
+// Lets other threads run Python while this one waits, and asks for signals in between.
+class Released {
+  public:
+    explicit Released(const ExchangeInterpreter &interpreter) : interpreter_(interpreter) {
+        if (interpreter_.release != nullptr)
+            released_ = interpreter_.release();
+    }
+    ~Released() {
+        if (interpreter_.acquire != nullptr)
+            interpreter_.acquire(released_);
+    }
+    Released(const Released &) = delete;
+    Released &operator=(const Released &) = delete;
+
+    bool signal_wants_to_end();
+
+  private:
+    const ExchangeInterpreter &interpreter_;
+    void *released_ = nullptr;
+};
+
+class DeviceSession {
+  public:
+    // On the device that the calling thread uses.
+    DeviceSession(ExchangeSession &session, uint32_t cores, uint32_t launches);
+    ~DeviceSession();
+    DeviceSession(const DeviceSession &) = delete;
+    DeviceSession &operator=(const DeviceSession &) = delete;
+
+    void use_stream(aclrtStream stream, bool deferred);
+    // Whether a call only puts its launch on the stream.
+    bool defers() const { return deferred_ || is_captured(stream_); }
+    aclrtStream stream() const { return stream_; }
+
+    Block &ready_dispatch(const ExchangeDispatch &call);
+    Block &ready_combine(const ExchangeCombine &call, bool only_meet);
+    Block &ready_announce(uint32_t kind, const uint8_t *block, uint32_t bytes, uint32_t tokens, uint32_t error,
+                          int64_t detail);
+    void launch(Block &block) { blocks_.launch(block, stream_); }
+    ascend_kernels::Verdict launch_and_wait(Block &block);
+    ascend_kernels::Verdict check();
+
+    // Copies to the host what earlier work on the stream has written on the device.
+    void fetch(void *to, uint64_t from, uint64_t bytes);
+    void copy_on_device(void *to, const void *from, uint64_t bytes);
+    uint64_t own(uint64_t offset) const { return window_of(session_.rank) + offset; }
+
+    // The first peer whose process ended without closing, if any.
+    std::optional<uint32_t> dead_peer() const;
+    // Tells every rank `word`, unless this one has told something before. From any thread.
+    void tell(uint64_t word);
+
+  private:
+    uint64_t window_of(uint32_t rank) const { return reinterpret_cast<uint64_t>(session_.windows[rank]); }
+    uint64_t own_status(uint32_t source) const {
+        return own(session_.layout->status + uint64_t{source} * EXCHANGE_LINE_BYTES);
+    }
+    ascend_kernels::KernelArguments common() const;
+    template <class Arguments>
+    Block &ready(Kernel kernel, uint32_t cores, const Arguments &arguments, const std::vector<uint64_t> &segments = {});
+    std::vector<uint32_t> count_routed(const ExchangeDispatch &call);
+    void wait();
+    void note_ended(uint32_t peer);
+    uint64_t read_status(uint32_t source);
+    bool keep_status(uint64_t word);
+
+    ExchangeSession &session_;
+    const int32_t device_;
+    const uint32_t cores_;
+    DeviceMemory windows_;
+    DeviceMemory workspace_;
+    DeviceMemory mailbox_;
+    PinnedMemory staging_;
+    const uint64_t staging_bytes_;
+    Blocks blocks_;
+    Blocks tell_blocks_;
+    aclrtStream stream_ = nullptr;
+    bool deferred_ = false;
+    // By positions: how often each token of a prefill dispatch was routed, for the segments of its combine.
+    std::unordered_map<const void *, std::vector<uint32_t>> routed_;
+
+    // What does not wait for the stream of the calls: the watcher, and the end.
+    std::mutex beside_;
+    Stream beside_stream_;
+    PinnedMemory beside_word_;
+    std::atomic<int64_t> dead_{-1};
+    std::vector<int32_t> pidfds_;
+    std::optional<Watcher> watcher_;
+};
+
+} // namespace ascend_device

@@ -1,0 +1,324 @@
+// The C ABI of exchange.h and exchange_device.h on an Ascend device. No NPU has run it; tests run it over a stand-in
+// for CANN's runtime, with the kernels on the host model.
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "../../host/routing.h"
+#include "../words.h"
+#include "device_session.h"
+
+namespace {
+
+using namespace ascend_kernels;
+using ascend_device::Block;
+using ascend_device::DeviceSession;
+
+constexpr uint32_t default_launches = 1024;
+
+std::mutex sessions_mutex;
+std::map<const ExchangeSession *, std::unique_ptr<DeviceSession>> sessions;
+// What a function that returns no result could not do: the next one that does reports it.
+std::string unreported;
+
+DeviceSession &device_of(ExchangeSession &session) {
+    const std::lock_guard lock(sessions_mutex);
+    if (!unreported.empty())
+        throw std::runtime_error(std::exchange(unreported, ""));
+    auto &device = sessions[&session];
+    if (device == nullptr)
+        device = std::make_unique<DeviceSession>(session, 0, default_launches);
+    return *device;
+}
+
+DeviceSession *find(const ExchangeSession *session) {
+    const std::lock_guard lock(sessions_mutex);
+    const auto found = sessions.find(session);
+    return found == sessions.end() ? nullptr : found->second.get();
+}
+
+uint64_t status_word(const ExchangeFault &fault) {
+    Verdict verdict = {};
+    verdict.result = fault.result;
+    verdict.culprit = fault.culprit;
+    verdict.step = fault.step;
+    verdict.epoch = fault.epoch;
+    return StatusWord(verdict);
+}
+
+// The one exchange with this very layout: NativeSession owns one.
+DeviceSession &device_of_layout(const ExchangeLayout *layout) {
+    const std::lock_guard lock(sessions_mutex);
+    for (const auto &[session, device] : sessions)
+        if (session->layout == layout)
+            return *device;
+    throw std::runtime_error("this exchange has not been opened on a device");
+}
+
+// A fault that the host found: told to every rank where it ends the session.
+int fail(ExchangeSession &session, DeviceSession &device, uint32_t result, uint32_t culprit, int64_t detail = 0) {
+    session.fault = {result, culprit, session.step, 0, session.epoch, detail};
+    if (Poisons(result))
+        device.tell(status_word(session.fault));
+    return static_cast<int>(result);
+}
+
+// What the runtime refused, as a fault of this rank; the other ranks are told if the device still takes a word.
+int fail_by_runtime(ExchangeSession &session, const std::exception &error) {
+    session.fault = {EXCHANGE_PEER_FAILED, session.rank, session.step, EXCHANGE_CAUSE_RUNTIME, session.epoch, 0};
+    memset(session.refusal, 0, sizeof session.refusal);
+    memcpy(session.refusal, error.what(), std::min<size_t>(strlen(error.what()), sizeof session.refusal));
+    if (DeviceSession *device = find(&session); device != nullptr)
+        try {
+            device->tell(status_word(session.fault));
+        } catch (const std::exception &) {
+            // A device that takes no word: the others find out at their deadline, or by the end of this process.
+        }
+    return EXCHANGE_PEER_FAILED;
+}
+
+template <class Call> void keep_failure(Call call) {
+    try {
+        call();
+    } catch (const std::exception &error) {
+        const std::lock_guard lock(sessions_mutex);
+        unreported = error.what();
+    }
+}
+
+template <class Call> int guarded(ExchangeSession *session, Call call) {
+    try {
+        return call(device_of(*session));
+    } catch (const std::exception &error) {
+        return fail_by_runtime(*session, error);
+    }
+}
+
+int begin_step(ExchangeSession &session, DeviceSession &device, uint32_t step) {
+    session.step = step;
+    if (session.on_step != nullptr && session.on_step(step) != 0)
+        return fail(session, device, EXCHANGE_PEER_FAILED, session.rank);
+    if (const auto dead = device.dead_peer())
+        return fail(session, device, EXCHANGE_PEER_LOST, *dead);
+    return EXCHANGE_OK;
+}
+
+int conclude(ExchangeSession &session, DeviceSession &device, const Verdict &verdict) {
+    const ExchangeLayout &layout = *session.layout;
+    session.epoch = verdict.epoch;
+    session.step = verdict.step;
+    for (uint32_t rank = 0; rank < layout.ranks; ++rank)
+        session.missing[rank] = verdict.result == EXCHANGE_PEER_TIMEOUT && rank == verdict.culprit;
+    if (verdict.result == EXCHANGE_OK)
+        return EXCHANGE_OK;
+    session.fault = {verdict.result, verdict.culprit, verdict.step, verdict.cause, verdict.epoch, verdict.detail};
+    if (verdict.result == EXCHANGE_INVALID_INPUT && verdict.cause == EXCHANGE_INPUT_ARGUMENT) {
+        const uint64_t box = (verdict.epoch & 1) * layout.ranks + verdict.culprit;
+        const auto bytes = std::min<uint64_t>(static_cast<uint64_t>(verdict.detail), EXCHANGE_REFUSAL_BYTES);
+        memset(session.refusal, 0, sizeof session.refusal);
+        device.fetch(session.refusal, device.own(layout.mailboxes + box * layout.mailbox_bytes), bytes);
+    }
+    return static_cast<int>(verdict.result);
+}
+
+int announce(ExchangeSession &session, DeviceSession &device, uint32_t kind, const uint8_t *block, uint32_t bytes,
+             uint32_t tokens, uint32_t error, int64_t detail) {
+    if (const int result = begin_step(session, device, EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
+        return result;
+    Block &ready = device.ready_announce(kind, block, bytes, tokens, error, detail);
+    return conclude(session, device, device.launch_and_wait(ready));
+}
+
+int refuse_as(ExchangeSession *session, uint32_t kind, const char *text) {
+    return exchange_refuse(session, kind, reinterpret_cast<const uint8_t *>(text), static_cast<uint32_t>(strlen(text)));
+}
+
+int combine(ExchangeSession *session, const ExchangeCombine *call, bool only_meet) {
+    return guarded(session, [=](DeviceSession &device) {
+        if (device.defers()) {
+            device.launch(device.ready_combine(*call, only_meet));
+            return static_cast<int>(EXCHANGE_OK);
+        }
+        session->epoch = call->epoch;
+        const uint32_t step = only_meet ? EXCHANGE_STEP_REJOIN : EXCHANGE_STEP_DONE;
+        if (const int result = begin_step(*session, device, step); result != EXCHANGE_OK)
+            return result;
+        const Verdict verdict = device.launch_and_wait(device.ready_combine(*call, only_meet));
+        const int result = conclude(*session, device, verdict);
+        return result != EXCHANGE_OK || only_meet ? result : begin_step(*session, device, EXCHANGE_STEP_REDUCE);
+    });
+}
+
+int fetch_blocks(ExchangeSession &session, DeviceSession &device, ExchangePlan &call) {
+    const ExchangeLayout &layout = *session.layout;
+    const uint64_t first = (session.epoch & 1) * layout.ranks;
+    for (uint32_t source = 0; source < layout.ranks; ++source) {
+        uint64_t header[EXCHANGE_UNIT_BYTES / sizeof(uint64_t)];
+        const uint64_t record = (first + source) * (1 + layout.count_units) * EXCHANGE_UNIT_BYTES;
+        device.fetch(header, device.own(layout.records + record), sizeof header);
+        if (header[3] > layout.mailbox_bytes)
+            return fail(session, device, EXCHANGE_CORRUPTION, source, static_cast<int64_t>(header[3]));
+        call.lengths[source] = static_cast<uint32_t>(header[3]);
+    }
+    device.fetch(call.blocks, device.own(layout.mailboxes + first * layout.mailbox_bytes),
+                 layout.ranks * layout.mailbox_bytes);
+    return EXCHANGE_OK;
+}
+
+} // namespace
+
+uint32_t exchange_abi_version() { return EXCHANGE_ABI_VERSION; }
+
+int32_t exchange_select_kernels(const char *name) { return name == nullptr || strcmp(name, "ascend") == 0 ? 0 : -1; }
+
+const char *exchange_selected_kernels() { return "ascend"; }
+
+void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t first_epoch) {
+    // Control words come first in a window; rows and results may hold anything.
+    keep_failure([=] {
+        ascend_device::require(aclrtMemset(window, layout->rows, 0, layout->rows), "aclrtMemset");
+        ascend_device::require(aclrtMemcpy(static_cast<uint8_t *>(window) + layout->state, sizeof first_epoch,
+                                           &first_epoch, sizeof first_epoch, ACL_MEMCPY_HOST_TO_DEVICE),
+                               "aclrtMemcpy");
+    });
+}
+
+int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
+    const ExchangeLayout &layout = *session->layout;
+    if (layout.verify)
+        return refuse_as(session, call->kind,
+                         "the Ascend kernels make no row checksums; create the exchange with verify=False");
+    if (layout.expert_rows > 0 || call->row_bytes > 0)
+        return refuse_as(session, call->kind, "the Ascend kernels place whole rows without gaps; use layout='compact'");
+    return guarded(session, [=, &layout](DeviceSession &device) {
+        const uint64_t weights = uint64_t{call->tokens} * layout.topk * sizeof(float);
+        if (device.defers()) {
+            device.launch(device.ready_dispatch(*call));
+            if (call->weights != nullptr)
+                device.copy_on_device(call->kept_weights, call->weights, weights);
+            call->slot = 0;
+            call->epoch = call->first_row = call->total = 0;
+            return static_cast<int>(EXCHANGE_OK);
+        }
+        if (const int result = begin_step(*session, device, EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
+            return result;
+        const Verdict verdict = device.launch_and_wait(device.ready_dispatch(*call));
+        call->epoch = verdict.epoch;
+        call->slot = verdict.slot;
+        call->first_row = Part{verdict.slot, call->part}.FirstRow(layout);
+        call->total = verdict.total;
+        if (const int result = conclude(*session, device, verdict); result != EXCHANGE_OK)
+            return result;
+        if (call->weights != nullptr)
+            device.copy_on_device(call->kept_weights, call->weights, weights);
+        return begin_step(*session, device, EXCHANGE_STEP_EXPERTS);
+    });
+}
+
+int exchange_combine(ExchangeSession *session, const ExchangeCombine *call) { return combine(session, call, false); }
+
+// A launch is not divided: rows move in the first part of a dispatch, and all of combine is in the second.
+int exchange_dispatch_send(ExchangeSession *session, ExchangeDispatch *call) {
+    return exchange_dispatch(session, call);
+}
+int exchange_dispatch_receive(ExchangeSession *, const ExchangeDispatch *) { return EXCHANGE_OK; }
+int exchange_combine_send(ExchangeSession *, const ExchangeCombine *) { return EXCHANGE_OK; }
+int exchange_combine_receive(ExchangeSession *session, const ExchangeCombine *call) {
+    return combine(session, call, false);
+}
+
+int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) { return combine(session, call, true); }
+
+int exchange_plan(ExchangeSession *session, ExchangePlan *call) {
+    return guarded(session, [=](DeviceSession &device) {
+        const int result = announce(*session, device, EXCHANGE_PLAN, call->block, call->block_bytes, call->tokens,
+                                    call->input_error, call->detail);
+        return result != EXCHANGE_OK ? result : fetch_blocks(*session, device, *call);
+    });
+}
+
+int exchange_refuse(ExchangeSession *session, uint32_t kind, const uint8_t *text, uint32_t text_bytes) {
+    return guarded(session, [=](DeviceSession &device) {
+        return announce(*session, device, kind, text, text_bytes, 0, EXCHANGE_INPUT_ARGUMENT, text_bytes);
+    });
+}
+
+void exchange_leave(const ExchangeSession *session, uint32_t result, uint32_t step, uint64_t epoch) {
+    DeviceSession *device = find(session);
+    if (device == nullptr)
+        return;
+    try {
+        device->tell(status_word({result, session->rank, step, 0, epoch, 0}));
+    } catch (const std::exception &) {
+        // As in fail_by_runtime.
+    }
+}
+
+uint32_t exchange_count_chunks(const ExchangeLayout *layout, const void *ids, uint32_t ids_bytes, uint32_t tokens,
+                               uint32_t chunk_tokens, uint32_t *rows, int64_t *detail) {
+    std::vector<uint8_t> copy(uint64_t{std::min(tokens, layout->max_tokens)} * layout->topk * ids_bytes, 0xff);
+    keep_failure([&] { device_of_layout(layout).fetch(copy.data(), reinterpret_cast<uint64_t>(ids), copy.size()); });
+    return ascend_moe::count_chunks(*layout, {copy.data(), ids_bytes}, tokens, chunk_tokens, rows, *detail);
+}
+
+uint32_t exchange_device_abi_version() { return EXCHANGE_DEVICE_ABI_VERSION; }
+
+int exchange_device_open(ExchangeSession *session, uint32_t cores, uint32_t launches) {
+    try {
+        auto device = std::make_unique<DeviceSession>(*session, cores, launches);
+        const std::lock_guard lock(sessions_mutex);
+        sessions[session] = std::move(device);
+        return EXCHANGE_OK;
+    } catch (const std::exception &error) {
+        return fail_by_runtime(*session, error);
+    }
+}
+
+void exchange_device_close(ExchangeSession *session) {
+    std::unique_ptr<DeviceSession> device;
+    const std::lock_guard lock(sessions_mutex);
+    if (const auto found = sessions.find(session); found != sessions.end()) {
+        device = std::move(found->second);
+        sessions.erase(found);
+    }
+}
+
+void exchange_device_use_stream(ExchangeSession *session, void *stream, uint32_t deferred) {
+    keep_failure([=] { device_of(*session).use_stream(stream, deferred != 0); });
+}
+
+int exchange_device_ready_dispatch(ExchangeSession *session, const ExchangeDispatch *call, ExchangeLaunch *launch) {
+    return guarded(session, [=](DeviceSession &device) {
+        Block &block = device.ready_dispatch(*call);
+        *launch = {&block, block.kernel, 0};
+        return static_cast<int>(EXCHANGE_OK);
+    });
+}
+
+int exchange_device_ready_combine(ExchangeSession *session, const ExchangeCombine *call, ExchangeLaunch *launch) {
+    return guarded(session, [=](DeviceSession &device) {
+        Block &block = device.ready_combine(*call, false);
+        *launch = {&block, block.kernel, 0};
+        return static_cast<int>(EXCHANGE_OK);
+    });
+}
+
+int exchange_device_launch(const ExchangeLaunch *launch, void *stream) {
+    auto *block = static_cast<Block *>(launch->block);
+    try {
+        block->owner->launch(*block, stream);
+        return 0;
+    } catch (const ascend_device::RuntimeRefused &refused) {
+        return refused.code;
+    }
+}
+
+int exchange_device_capturing(void *stream) { return ascend_device::is_captured(stream); }
+
+int exchange_device_check(ExchangeSession *session) {
+    return guarded(session, [=](DeviceSession &device) { return conclude(*session, device, device.check()); });
+}
