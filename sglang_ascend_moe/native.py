@@ -17,7 +17,11 @@ from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported
 from sglang_ascend_moe.faults import Fault, fault_error
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, WindowLayout
 
-_LIBRARY = "sglang_ascend_moe._host_kernels"
+_LIBRARIES = {"cpu": "sglang_ascend_moe._host_kernels", "npu": "sglang_ascend_moe._ascend_kernels"}
+_BUILT_BY = {
+    "cpu": "the native kernels are not built; install the package with `pip install -e .` (or `make venv`)",
+    "npu": "the Ascend kernels are not built; run `ascend-moe build-kernels` on this machine",
+}
 StepHook = Callable[[Step], None]
 FaultHook = Callable[[Fault, BaseException], None]
 
@@ -35,10 +39,11 @@ class DispatchCall:
                  "weights")  # fmt: skip
 
     def __init__(self, layout: WindowLayout, tokens: int, matrix: torch.Tensor) -> None:
+        """`matrix` is the session's, on whose device everything lies."""
         p = layout.parameters
-        self.positions = torch.empty(tokens, p.topk, dtype=torch.int64)
-        self.weights = torch.empty(tokens, p.topk, dtype=torch.float32)
-        self.counts = torch.empty(p.local_experts, dtype=torch.int64)
+        self.positions = torch.empty(tokens, p.topk, dtype=torch.int64, device=matrix.device)
+        self.weights = torch.empty(tokens, p.topk, dtype=torch.float32, device=matrix.device)
+        self.counts = torch.empty(p.local_experts, dtype=torch.int64, device=matrix.device)
         self.dispatch = abi.Dispatch(
             positions=self.positions.data_ptr(), counts=self.counts.data_ptr(), matrix=matrix.data_ptr(),
             kept_weights=self.weights.data_ptr(),
@@ -77,6 +82,11 @@ class DispatchCall:
             call.weights = None
             self.combine.weights = weights.data_ptr()
 
+    def reduce_with(self, weights: torch.Tensor, positions: torch.Tensor) -> None:
+        """Makes the next combine read these [tokens, topk], float32 and int64, contiguous, which stay until it is done."""
+        self.combine.weights = weights.data_ptr()
+        self.combine.positions = positions.data_ptr()
+
 
 class ChunkCounts(NamedTuple):
     """Rows that each chunk of tokens sends to each rank: `rows` [chunks, ranks]; or why they cannot be counted."""
@@ -96,16 +106,15 @@ def use_library(path: str | None) -> None:
     _chosen_library = path
 
 
-def _library() -> ctypes.CDLL:
-    return _load(_chosen_library or _own_library())
+def _library(device: str = "cpu") -> ctypes.CDLL:
+    return _load(_chosen_library or own_library(device))
 
 
-def _own_library() -> str:
-    found = importlib.util.find_spec(_LIBRARY)
+def own_library(device: str) -> str:
+    """The path of the package's library for tensors on "cpu" or "npu". Raises `Unsupported` if it is not built."""
+    found = importlib.util.find_spec(_LIBRARIES[device])
     if found is None or found.origin is None:
-        raise Unsupported(
-            "the native kernels are not built; install the package with `pip install -e .` (or `make venv`)"
-        )
+        raise Unsupported(_BUILT_BY[device])
     return found.origin
 
 
@@ -162,9 +171,9 @@ def select_kernels(name: str | None) -> str:
     return str(library.exchange_selected_kernels().decode())
 
 
-def initialise_window(layout: WindowLayout, address: int) -> None:
-    """Prepares this rank's own, zeroed window before any peer maps it."""
-    _library().exchange_initialise(ctypes.byref(native_layout(layout)), address, layout.parameters.first_epoch)
+def initialise_window(layout: WindowLayout, address: int, device: str = "cpu") -> None:
+    """Prepares this rank's own window before any peer uses it; zeroed already, where it is memory of the host."""
+    _library(device).exchange_initialise(ctypes.byref(native_layout(layout)), address, layout.parameters.first_epoch)
 
 
 class NativeSession:
@@ -177,12 +186,13 @@ class NativeSession:
         window_addresses: Sequence[int],
         peer_pidfds: Sequence[int],
         workers: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         """`window_addresses` [ranks] as mapped here; `peer_pidfds` [ranks], -1 for a rank that is not watched;
-        `workers`: threads that move large payloads.
+        `workers`: threads that move large payloads; `device`: where windows and tensors lie, None for the host.
         """
         ranks = layout.parameters.ranks
-        self._library = _library()
+        self._library = _library("cpu" if device is None else device.type)
         self._window_layout = layout
         self._layout = native_layout(layout)
         self._windows = (pointer * ranks)(*window_addresses)
@@ -190,7 +200,7 @@ class NativeSession:
         self._missing = (ctypes.c_uint8 * ranks)()
         self._ended = (ctypes.c_uint8 * ranks)()
         self._waited_ns = (u64 * ranks)()
-        self._matrix = torch.zeros(ranks, layout.parameters.num_experts, dtype=torch.int32)
+        self._matrix = torch.zeros(ranks, layout.parameters.num_experts, dtype=torch.int32, device=device)
         self._hook = STEP_HOOK()
         self._hook_error: BaseException | None = None
         self._on_fault: FaultHook | None = None

@@ -33,21 +33,19 @@ InputCheck count_experts(const ExchangeLayout &layout, const Routing &ids, uint3
     return {EXCHANGE_INPUT_OK, 0};
 }
 
-} // namespace ascend_moe
-
-uint32_t exchange_count_chunks(const ExchangeLayout *layout, const void *ids, uint32_t ids_bytes, uint32_t tokens,
-                               uint32_t chunk_tokens, uint32_t *rows, int64_t *detail) {
-    using namespace ascend_moe;
-    const Routing routing(ids, ids_bytes);
-    std::vector<uint32_t> counts(layout->experts);
-    const InputCheck check = count_experts(*layout, routing, tokens, counts);
-    *detail = check.detail;
+uint32_t count_chunks(const ExchangeLayout &layout, const Routing &ids, uint32_t tokens, uint32_t chunk_tokens,
+                      uint32_t *rows, int64_t &detail) {
+    std::vector<uint32_t> counts(layout.experts);
+    const InputCheck check = count_experts(layout, ids, tokens, counts);
+    detail = check.detail;
     if (check.error != EXCHANGE_INPUT_OK)
         return check.error;
-    const uint32_t local_experts = layout->experts / layout->ranks;
+    const uint32_t local_experts = layout.experts / layout.ranks;
     for (uint64_t token = 0; token < tokens; ++token)
-        for (uint64_t k = 0; k < layout->topk; ++k)
-            if (const int64_t id = routing[token * layout->topk + k]; id >= 0)
-                ++rows[token / chunk_tokens * layout->ranks + static_cast<uint64_t>(id) / local_experts];
+        for (uint64_t k = 0; k < layout.topk; ++k)
+            if (const int64_t id = ids[token * layout.topk + k]; id >= 0)
+                ++rows[token / chunk_tokens * layout.ranks + static_cast<uint64_t>(id) / local_experts];
     return EXCHANGE_INPUT_OK;
 }
+
+} // namespace ascend_moe

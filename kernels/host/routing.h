@@ -31,6 +31,10 @@ class Routing {
 InputCheck count_experts(const ExchangeLayout &layout, const Routing &ids, uint32_t tokens,
                          std::vector<uint32_t> &counts);
 
+// What exchange_count_chunks does, with ids in host memory.
+uint32_t count_chunks(const ExchangeLayout &layout, const Routing &ids, uint32_t tokens, uint32_t chunk_tokens,
+                      uint32_t *rows, int64_t &detail);
+
 // Keeps the weights of a dispatch for its combine, if the caller wants that.
 inline void keep_weights(const ExchangeLayout &layout, const ExchangeDispatch &call) {
     if (call.weights != nullptr)
