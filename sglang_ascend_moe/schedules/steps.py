@@ -165,12 +165,21 @@ class ExchangeSteps:
         self.session.combine(rows.ticket.call, out)
         self.observation.combined(rows.ticket.kind, begun_ns)
 
-    def combine_send(self, expert_out: Tensor, rows: ExpertRows) -> None:
+    def combine_send(
+        self, expert_out: Tensor, rows: ExpertRows, weights: Tensor | None = None, positions: Tensor | None = None
+    ) -> None:
         """The first part of a combine: copies results that are not in place, and tells everyone that they are there.
 
         `combine_receive` follows; until then `rows.out` is not written, and no other combine of the handle begins.
+        `weights` float32 and `positions` int64 [tokens, topk], contiguous, take the place of those of the dispatch;
+        they are read by `combine_receive`.
         """
         self._begin_combine(rows)
+        arguments = rows.ticket.call.combine
+        if weights is not None:
+            arguments.weights = weights.data_ptr()
+        if positions is not None:
+            arguments.positions = positions.data_ptr()
         self._copy_results(expert_out, rows)
         self.session.combine_send(rows.ticket.call)
 

@@ -1,0 +1,74 @@
+"""What ranks tell each other beside the windows, over torch.distributed: counts, ids, weights, scales."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sglang_ascend_moe.errors import InvalidInput, PeerLost, PeerTimeout
+
+
+class RankGroup:
+    """The ranks of a Buffer, with process descriptors of all of them."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        """`group` moves CPU tensors (gloo)."""
+        backend = dist.get_backend(group)
+        if "gloo" not in backend:
+            raise InvalidInput(f"group has backend {backend!r}, which moves no CPU tensors; pass a gloo group")
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+        processes = self.gather(torch.tensor([os.getpid()]))[:, 0].tolist()
+        self._pidfds = [-1 if peer == self.rank else _open(peer, process) for peer, process in enumerate(processes)]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """[ranks, n] of everyone's `values` [n], which have one length and dtype everywhere."""
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
+        with _peer_errors("gather"):
+            dist.all_gather(gathered, values, group=self.group)
+        return torch.stack(gathered)
+
+    def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """[sum(received), n]: rows [sum(sent), n] in the order of their destination ranks, sent there."""
+        arrived = rows.new_empty(sum(received), rows.shape[1])
+        with _peer_errors("exchange of what belongs to rows"):
+            dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=self.group)
+        return arrived
+
+    def ended(self) -> list[bool]:
+        """Which ranks' processes have ended."""
+        poll = select.poll()
+        for pidfd in self._pidfds:
+            if pidfd >= 0:
+                poll.register(pidfd, select.POLLIN)
+        gone = {descriptor for descriptor, _ in poll.poll(0)}
+        return [pidfd in gone for pidfd in self._pidfds]
+
+    def close(self) -> None:
+        for pidfd in self._pidfds:
+            if pidfd >= 0:
+                os.close(pidfd)
+        self._pidfds = [-1] * self.size
+
+
+@contextmanager
+def _peer_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        kind = PeerTimeout if "imed out" in str(error) else PeerLost
+        raise kind(f"not every rank took part in the {what}: {error}") from error
+
+
+def _open(rank: int, process: int) -> int:
+    try:
+        return os.pidfd_open(process)
+    except ProcessLookupError as error:
+        raise PeerLost(f"rank {rank} (process {process}) has ended, or runs in another PID namespace", rank) from error
