@@ -1,4 +1,4 @@
-# Needs Python 3.11, g++ and make; everything else is installed into .venv.
+# Needs Python 3.11 with its headers, g++ and make; everything else is installed into .venv.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -46,6 +46,8 @@ $(STAMPS)/uv-$(UV_VERSION):
 	    echo "Creating $(VENV)"; \
 	    "$$python" -m venv --clear $(VENV) || { echo "error: $$python cannot create a virtual environment (Debian: apt-get install python3.11-venv)." >&2; exit 3; }; \
 	fi
+	@include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	[ -e "$$include/Python.h" ] || { echo "error: the headers of Python were not found in $$include (Debian: apt-get install python3.11-dev)." >&2; exit 3; }
 	@echo "Installing uv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
 	@mkdir -p $(STAMPS) && touch $@

@@ -1,4 +1,4 @@
-"""Finds the packages and builds the host kernels as a plain shared library. Everything else is in pyproject.toml."""
+"""Finds the packages and builds the host kernels. Everything else is in pyproject.toml."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ MAPPED_FOLDERS = ("launch", "graph_capture")
 
 
 class BuildSharedLibrary(build_ext):
-    """The library is loaded with ctypes: it has no PyInit function and needs nothing of Python to compile or link."""
+    """The library is loaded with ctypes and imported as well; of Python it uses the stable ABI only."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
@@ -61,7 +61,7 @@ setup(
     ext_modules=[
         Extension(
             "sglang_ascend_moe._host_kernels",
-            sources=sorted(map(str, Path("kernels/host").glob("*.cpp"))),
+            sources=sorted(map(str, [*Path("kernels/host").glob("*.cpp"), *Path("kernels/python").glob("*.cpp")])),
             depends=sorted(map(str, Path("kernels").rglob("*.h"))),
             include_dirs=["kernels/include", "kernels/host"],
             extra_compile_args=COMPILE_FLAGS,

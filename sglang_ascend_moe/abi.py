@@ -62,6 +62,15 @@ class Combine(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Call(ctypes.Structure):
+    """Of `kernels/python/calls.cpp`."""
+
+    _fields_ = [
+        ("dispatch", Dispatch), ("combine", Combine), ("session", pointer), ("run_dispatch", pointer),
+        ("run_combine", pointer),
+    ]  # fmt: skip
+
+
 class Plan(ctypes.Structure):
     _fields_ = [
         ("block", ctypes.c_char_p), ("block_bytes", u32), ("tokens", u32), ("input_error", u32), ("reserved", u32),

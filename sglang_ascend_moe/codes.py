@@ -8,6 +8,9 @@ import enum
 class Kind(enum.IntEnum):
     """What an exchange carries: the tag of its sequence words."""
 
+    # That of Enum is a function in Python.
+    __hash__ = int.__hash__
+
     DECODE = 1
     PREFILL = 2
     PLAN = 3
@@ -43,6 +46,8 @@ class Result(enum.IntEnum):
 
 class Part(enum.IntEnum):
     """Which rows of its slot an exchange uses."""
+
+    __hash__ = int.__hash__
 
     WHOLE = 0
     FIRST_HALF = 1

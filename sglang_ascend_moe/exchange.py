@@ -183,7 +183,10 @@ class Exchange:
         `SessionPoisoned`.
         """
         kind = self._kind(phase)
-        return self._steps.dispatch(self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True)
+        steps = self._steps
+        return steps.dispatch_fitting(x, topk_ids, topk_weights, kind) or steps.dispatch(
+            self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True
+        )
 
     def combine(self, expert_out: torch.Tensor, rows: ExpertRows, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Each token's weighted sum over its experts' results: [tokens, hidden] in the exchange's dtype.
@@ -201,20 +204,17 @@ class Exchange:
         ticket = rows.ticket
         if not isinstance(ticket, Ticket):
             raise InvalidInput(f"rows of {type(ticket).__name__} were not dispatched by an Exchange")
-        hidden, dtype = self.parameters.hidden, self._steps.dtype
-        if expert_out is not rows.out and (
-            expert_out.dim() != 2
-            or expert_out.shape[0] < ticket.rows_needed
-            or (expert_out.shape[1], expert_out.dtype) != (hidden, dtype)
-        ):
-            raise InvalidInput(
-                f"expert_out is {tuple(expert_out.shape)} of {expert_out.dtype}; "
-                f"it must be [at least {ticket.rows_needed}, {hidden}] of {dtype}"
-            )
-        if problem := self._problem_with_result(out, ticket.tokens):
-            raise InvalidInput(problem)
+        if expert_out is not rows.out:
+            hidden, dtype, shape = self.parameters.hidden, self._steps.dtype, expert_out.shape
+            if len(shape) != 2 or shape[0] < ticket.rows_needed or (shape[1], expert_out.dtype) != (hidden, dtype):
+                raise InvalidInput(
+                    f"expert_out is {tuple(shape)} of {expert_out.dtype}; "
+                    f"it must be [at least {ticket.rows_needed}, {hidden}] of {dtype}"
+                )
         if out is None:
-            out = torch.empty(ticket.tokens, hidden, dtype=dtype)
+            out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=self._steps.dtype)
+        elif not ticket.call.fits_out(out) and (problem := self._problem_with_result(out, ticket.tokens)):
+            raise InvalidInput(problem)
         self._steps.combine(expert_out, rows, out)
         return out
 
@@ -311,13 +311,13 @@ class Exchange:
         return self._open_steps
 
     def _kind(self, phase: str) -> Kind:
+        launches.refuse_capture("an exchange allocates what it returns: in a graph use Exchange.prepare in a launch")
         if phase not in _KINDS:
             self._steps.refuse(Kind.DECODE, f"phase={phase!r} is neither 'decode' nor 'prefill'")
         return _KINDS[phase]
 
     def _checked(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, kind: Kind) -> RoutedTokens:
         """The call's input as the kernels take it. What is wrong is told to every rank before it is raised here."""
-        launches.refuse_capture("an exchange allocates what it returns: in a graph use Exchange.prepare in a launch")
         tokens = self._routed(x, topk_ids, topk_weights)
         if isinstance(tokens, str):
             self._steps.refuse(kind, tokens)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from sglang_ascend_moe import abi
 from sglang_ascend_moe.abi import ABI_VERSION, REFUSAL_BYTES, STEP_HOOK, i64, native_layout, pointer, u32, u64
-from sglang_ascend_moe.codes import InputError, Kind, Part, Result, Step
+from sglang_ascend_moe.calls import DispatchCall
+from sglang_ascend_moe.codes import InputError, Kind, Result, Step
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported
 from sglang_ascend_moe.faults import Fault, fault_error
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, WindowLayout
@@ -24,68 +26,6 @@ _BUILT_BY = {
 }
 StepHook = Callable[[Step], None]
 FaultHook = Callable[[Fault, BaseException], None]
-
-
-class DispatchCall:
-    """The arguments of a dispatch and of its combines, and the memory that it leaves behind for them.
-
-    Made for so many tokens at most and used again and again, because making it anew costs more than a small dispatch.
-
-    positions: int64 [tokens, topk], destination rank << 32 | row, or -1; weights: float32 [tokens, topk];
-    counts: int64 [local experts]. All as the last dispatch left them.
-    """
-
-    __slots__ = ("_element_bytes", "combine", "combine_reference", "counts", "dispatch", "positions", "reference",
-                 "weights")  # fmt: skip
-
-    def __init__(self, layout: WindowLayout, tokens: int, matrix: torch.Tensor) -> None:
-        """`matrix` is the session's, on whose device everything lies."""
-        p = layout.parameters
-        self.positions = torch.empty(tokens, p.topk, dtype=torch.int64, device=matrix.device)
-        self.weights = torch.empty(tokens, p.topk, dtype=torch.float32, device=matrix.device)
-        self.counts = torch.empty(p.local_experts, dtype=torch.int64, device=matrix.device)
-        self.dispatch = abi.Dispatch(
-            positions=self.positions.data_ptr(), counts=self.counts.data_ptr(), matrix=matrix.data_ptr(),
-            kept_weights=self.weights.data_ptr(),
-        )  # fmt: skip
-        self.combine = abi.Combine(positions=self.positions.data_ptr())
-        self.reference = ctypes.byref(self.dispatch)
-        self.combine_reference = ctypes.byref(self.combine)
-        self._element_bytes = ELEMENT_BYTES[p.dtype]
-
-    def take(
-        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind, part: Part,
-        *, keep_weights: bool, continues: bool = False, row_bytes: int = 0,
-    ) -> None:  # fmt: skip
-        """Points the arguments at tensors that stay alive and where they are until the dispatch is done.
-
-        x [tokens, hidden] with dense rows; ids [tokens, topk] contiguous; weights float32 [tokens, topk] contiguous, of
-        which the dispatch makes a copy for combine if it is to keep them, else they too have to stay until then.
-        A dispatch that `continues` stays in the slot of the one before, as a further round of the same call.
-        `row_bytes`, if not 0, are all that is moved of each row, on every rank alike; then x [tokens] may be rows of
-        anything that is so long, a multiple of 16.
-        """
-        call = self.dispatch
-        call.x = x.data_ptr()
-        call.x_stride = x.stride()[0] * (x.element_size() if row_bytes else self._element_bytes)
-        call.tokens = self.combine.tokens = x.shape[0]
-        call.ids = ids.data_ptr()
-        call.ids_bytes = 8 if ids.dtype is torch.int64 else 4
-        call.kind = kind
-        call.part = self.combine.part = part
-        call.continues = continues
-        call.row_bytes = row_bytes
-        if keep_weights:
-            call.weights = weights.data_ptr()
-            self.combine.weights = call.kept_weights
-        else:
-            call.weights = None
-            self.combine.weights = weights.data_ptr()
-
-    def reduce_with(self, weights: torch.Tensor, positions: torch.Tensor) -> None:
-        """Makes the next combine read these [tokens, topk], float32 and int64, contiguous, which stay until it is done."""
-        self.combine.weights = weights.data_ptr()
-        self.combine.positions = positions.data_ptr()
 
 
 class ChunkCounts(NamedTuple):
@@ -220,8 +160,12 @@ class NativeSession:
             epoch=layout.parameters.first_epoch,
         )
         self._reference = ctypes.byref(self._session)
-        self._dispatch = self._library.exchange_dispatch
-        self._combine = self._library.exchange_combine
+        self._functions = {
+            f"run_{name}": ctypes.cast(getattr(self._library, f"exchange_{name}"), pointer)
+            for name in ("dispatch", "combine")
+        }
+        self._calls: Any = importlib.import_module(_LIBRARIES["cpu"])
+        self._dispatch, self._combine = self._calls.dispatch, self._calls.combine
         self._element_bytes = ELEMENT_BYTES[layout.parameters.dtype]
 
     @property
@@ -266,14 +210,14 @@ class NativeSession:
 
     def new_call(self, tokens: int) -> DispatchCall:
         """A call for at most `tokens` tokens."""
-        return DispatchCall(self._window_layout, tokens, self._matrix)
+        native = abi.Call(session=ctypes.addressof(self._session), **self._functions)
+        return DispatchCall(native, self._calls, self._window_layout, tokens, self._matrix)
 
     def dispatch(self, call: DispatchCall) -> None:
         """Steps announce to arrivals."""
-        result = self._dispatch(self._reference, call.reference)
+        result = self._dispatch(call.address)
         if result:
             self._raise(result)
-        self._keep_place(call)
 
     def dispatch_send(self, call: DispatchCall) -> None:
         """Steps announce to place; afterwards what the call points at may change."""
@@ -296,8 +240,9 @@ class NativeSession:
 
     def combine(self, call: DispatchCall, out: torch.Tensor) -> None:
         """Steps done and reduce; out [tokens, hidden] with dense rows."""
-        self._point_at_result(call, out)
-        result = self._combine(self._reference, call.combine_reference)
+        if not call.fits_out(out):
+            self._point_at_result(call, out)
+        result = self._combine(call.address)
         if result:
             self._raise(result)
 

@@ -16,9 +16,10 @@ import torch
 
 from sglang_ascend_moe import abi, native
 from sglang_ascend_moe.abi import pointer, u32
+from sglang_ascend_moe.calls import DispatchCall
 from sglang_ascend_moe.codes import InputError, Kind, Result, Step
 from sglang_ascend_moe.errors import ProtocolMismatch, Unsupported
-from sglang_ascend_moe.native import ChunkCounts, DispatchCall, NativeSession
+from sglang_ascend_moe.native import ChunkCounts, NativeSession
 from sglang_ascend_moe.windows.layout import WindowLayout
 
 DEVICE_ABI_VERSION = 1

@@ -9,9 +9,10 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from sglang_ascend_moe.calls import DispatchCall
 from sglang_ascend_moe.codes import Kind, Part
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.native import DispatchCall, NativeSession
+from sglang_ascend_moe.native import NativeSession
 from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.schedules.rows import ExpertRows
@@ -22,7 +23,9 @@ MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
 
 
-_HALVES = {Part.WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)}
+# Looking a member up in its enumeration takes as long as a call.
+_WHOLE = Part.WHOLE
+_HALVES = {_WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)}
 """The first and the last half of a slot that a part takes."""
 
 
@@ -78,6 +81,13 @@ class ExchangeSteps:
         call = self._free_call()
         call.take(*tokens, kind, part, keep_weights=keep_weights, continues=continues)
         return self.received(call, kind, part, tokens.weights, first_round=not continues)
+
+    def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: Kind) -> ExpertRows | None:
+        """`dispatch` of a caller's tensors if the kernels take them as they are; else nothing has been done."""
+        call = self._free_call()
+        if call.take_fitting(x, ids, weights, kind, _WHOLE, keep_weights=True):
+            return self.received(call, kind, _WHOLE, weights)
+        return None
 
     def received(
         self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True
