@@ -84,8 +84,3 @@ class DispatchCall:
         else:
             call.weights = None
             self.combine.weights = weights.data_ptr()
-
-    def reduce_with(self, weights: torch.Tensor, positions: torch.Tensor) -> None:
-        """Makes the next combine read these [tokens, topk], float32 and int64, contiguous, kept until it is done."""
-        self.combine.weights = weights.data_ptr()
-        self.combine.positions = positions.data_ptr()
