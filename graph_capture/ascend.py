@@ -6,7 +6,6 @@ excepted, is a hook of the table in `plugin`. No NPU has run any of this.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +15,9 @@ from sglang_ascend_moe import launches, layer
 from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.graph_capture.agreement import check_together, require_same
+from sglang_ascend_moe.graph_capture.eager import refused_steps, switched_off
 from sglang_ascend_moe.observation import graphs
-from sglang_ascend_moe.options import FLAGS, options_of
-
-logger = logging.getLogger(__name__)
+from sglang_ascend_moe.options import options_of
 
 
 def capture_decode(original: Callable[..., Any], *, model_runner: Any) -> Any:
@@ -32,19 +30,9 @@ def capture_decode(original: Callable[..., Any], *, model_runner: Any) -> Any:
         return original(model_runner=model_runner)
     try:
         captured = original(model_runner=model_runner)
-        if captured.runner is None and options.require_graphs:
-            raise CaptureRefused("decode graphs are switched off by SGLang's own flags")
     except CaptureRefused as refused:
-        if options.require_graphs:
-            raise CaptureRefused(f"{FLAGS['require_graphs'].flag}: {refused}") from refused
-        from sglang.srt.model_executor.model_runner_components.cuda_graph_setup import GraphCapture
-        from sglang.srt.runtime_context import get_parallel
-
-        graphs.forget()
-        if get_parallel().tp_rank == 0:
-            logger.warning("Decode runs without graphs, slower and with the same results: %s", refused)
-        return GraphCapture(runner=None, memory_phase="decode", memory_usage_gb=0, capture_time=0)
-    return captured
+        return refused_steps(options, refused)
+    return switched_off(options) if captured.runner is None else captured
 
 
 def prepare_capture(runner: Any) -> None:

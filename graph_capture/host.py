@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
+from sglang.srt.model_executor.runner.base_cuda_graph_runner import freeze_gc
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 from sglang.srt.model_executor.runner_backend.base_cuda_graph_backend import BaseCudaGraphBackend
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_exec, get_parallel
 
 from sglang_ascend_moe.graph_capture.agreement import check_together
 from sglang_ascend_moe.graph_capture.arena import Arena
@@ -36,11 +37,11 @@ class HostGraphRunner(DecodeCudaGraphRunner):
         """SGLang looks for variants of its own attention backends."""
 
     def _capture(self) -> None:
-        """As the original, without its stream, its profiler and its pause of the garbage collector."""
+        """As the original, without its stream and its profiler."""
         self.buffers.seq_lens.fill_(self.seq_len_fill_value)
         self.buffers.seq_lens_cpu.fill_(self.seq_len_fill_value)
         self.buffers.reset_index_buffers()
-        with self.backend.capture_session(None):
+        with freeze_gc(get_exec().graph.enable_cudagraph_gc), self.backend.capture_session(None):
             self._capture_one_stream()
 
     def _record_in_graph_metadata_prep_done(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglang_ascend_moe.errors import CaptureRefused
 
@@ -53,6 +55,64 @@ def only_copies(operator: torch._ops.OpOverload) -> bool:
 def only_allocates(operator: torch._ops.OpOverload) -> bool:
     """Whether the result is memory without a value."""
     return operator._schema.name in _MEMORY_ONLY
+
+
+def bound(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Callable[[], Any]:
+    """A function without arguments that runs the operator on these.
+
+    It is torch's own function for it where one runs this very operator with these very arguments, because that takes
+    half the time in front of the kernel.
+    """
+    if operator._schema.is_mutable:
+        name = operator._schema.name.partition("::")[2]
+        wanted = [(operator, _by_name(operator, arguments, keywords))]
+        for owner in (torch, torch._C._nn, torch.Tensor):
+            function = getattr(owner, name, None)
+            if function is not None and _run_by(function, arguments, keywords) == wanted:
+                return partial(function, *arguments, **keywords)
+    return partial(operator._op, *arguments, **keywords)
+
+
+class _NotRun(TorchDispatchMode):
+    """Notes operators, and returns what they would write into as if they had run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[torch._ops.OpOverload, dict[str, Any]]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        parameters = operator._schema.arguments
+        given = dict(zip((item.name for item in parameters), args, strict=False)) | (kwargs or {})
+        self.noted.append((operator, _by_name(operator, args, kwargs or {})))
+        written = [given[item.name] for item in parameters if item.is_write]
+        return written[0] if len(written) == 1 else tuple(written)
+
+
+def _run_by(
+    function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]
+) -> list[tuple[torch._ops.OpOverload, dict[str, Any]]]:
+    """The operators that `function` would run, with their arguments; none if it does not take these."""
+    # As at replay: a parameter of the model as argument asks for no gradient.
+    with suppress(TypeError, RuntimeError), torch._C._AutoDispatchBelowAutograd(), _NotRun() as operators:
+        function(*arguments, **keywords)
+        return operators.noted
+    return []
+
+
+def _by_name(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments, defaults included; tensors as what tells them apart, so that they can be compared."""
+    parameters = operator._schema.arguments
+    given = {parameter.name: value for parameter, value in zip(parameters, arguments, strict=False)}
+    defaults = {parameter.name: parameter.default_value for parameter in parameters}
+    return {name: _comparable(value) for name, value in {**defaults, **given, **keywords}.items()}
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return ("tensor", value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+    if isinstance(value, list | tuple):
+        return [_comparable(item) for item in value]
+    return type(value), value
 
 
 def refuse_frozen(operator: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:

@@ -15,8 +15,8 @@ import torch
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.graph_capture.buckets import Buckets, Limits, choose_buckets
-from sglang_ascend_moe.observation import graphs
-from sglang_ascend_moe.options import FLAGS, options_of
+from sglang_ascend_moe.graph_capture.eager import nothing_captured, refused_steps, switched_off
+from sglang_ascend_moe.options import options_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,18 +73,12 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
     """
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
     from sglang.srt.model_executor.model_runner_components.cuda_graph_setup import GraphCapture
-    from sglang.srt.runtime_context import get_parallel
 
     options = options_of(model_runner.server_args)
-    none = GraphCapture(runner=None, memory_phase="decode", memory_usage_gb=0, capture_time=0)
     if options is None:
-        return none
+        return nothing_captured()
     if check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
-        if options.require_graphs:
-            raise CaptureRefused(
-                f"{FLAGS['require_graphs'].flag}: decode graphs are switched off by SGLang's own flags"
-            )
-        return none
+        return switched_off(options)
     from sglang_ascend_moe.graph_capture.host import HostGraphRunner
 
     begin = time.perf_counter()
@@ -108,12 +102,7 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
         )
         runner = HostGraphRunner(model_runner)
     except CaptureRefused as refused:
-        if options.require_graphs:
-            raise CaptureRefused(f"{FLAGS['require_graphs'].flag}: {refused}") from refused
-        graphs.forget()
-        if get_parallel().tp_rank == 0:
-            logger.warning("Decode runs without graphs, slower and with the same results: %s", refused)
-        return none
+        return refused_steps(options, refused)
     return GraphCapture(
         runner=runner,
         memory_phase="decode",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
-from sglang_ascend_moe.graph_capture.operators import only_allocates, only_copies, out_form, refuse_frozen
+from sglang_ascend_moe.graph_capture.operators import bound, only_allocates, only_copies, out_form, refuse_frozen
 
 Replay = Callable[[], Any]
 
@@ -231,24 +230,20 @@ class _Binding:
             return None
         arguments, keywords = self.resolve(call.arguments), self.resolve(call.keywords)
         if not call.results:
-            return _bound(call.operator, arguments, keywords)
+            return bound(call.operator, arguments, keywords)
         into = [None if item is None else self._tensor(item) for item in call.results]
         if only_copies(call.operator):
-            return _bound(torch.ops.aten.copy_.default, (into[0], arguments[0]), {})
+            return bound(torch.ops.aten.copy_.default, (into[0], arguments[0]), {})
         form = out_form(call.operator)
         if form is not None and None not in into:
             named = {name: value for name, value in keywords.items() if name in form.arguments}
-            return _bound(form.operator, arguments, {**named, **dict(zip(form.names, into, strict=True))})
+            return bound(form.operator, arguments, {**named, **dict(zip(form.names, into, strict=True))})
         wanted = {
             index: tensor
             for index, (item, tensor) in enumerate(zip(call.results, into, strict=True))
             if item is not None and tensor is not None and item.memory in used
         }
         return _copying(call.operator, arguments, keywords, wanted)
-
-
-def _bound(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Replay:
-    return partial(operator._op, *arguments, **keywords)
 
 
 def _copying(
@@ -258,10 +253,10 @@ def _copying(
     wanted: Mapping[int, torch.Tensor],
 ) -> Replay:
     """The replay of an operator without an `out` form: its results are copied to where they belong."""
-    run = operator._op
+    run = bound(operator, arguments, keywords)
 
     def replay() -> None:
-        made = _results(run(*arguments, **keywords))
+        made = _results(run())
         for index, tensor in wanted.items():
             tensor.copy_(made[index])
 

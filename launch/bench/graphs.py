@@ -1,4 +1,4 @@
-"""`ascend-moe bench graphs`: decode steps in graphs against the same steps run eagerly, in one run on two ranks."""
+"""`ascend-moe bench graphs`: decode in graphs against eager decode: steps on two ranks, tokens over HTTP."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from sglang_ascend_moe.launch.bench import graphs_serving
 from sglang_ascend_moe.launch.bench.launcher import run_processes
-from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
+from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
+from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.server_process import ServerFailed
 from sglang_ascend_moe.launch.tiny_model import write_checkpoint
 from sglang_ascend_moe.launch.tiny_weights import TinySizes
 
@@ -37,21 +41,27 @@ class GraphsRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class GraphsRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One batch size.
+    """One batch size, or one concurrency.
 
-    batch: requests per rank. eager_ms, replay_ms: CPU time of the main thread per decode step of the model, median
-    over `steps`, of the slowest rank. ratio: eager / replay, of the rank where it is lowest. bit_identical: every logit
-    of every step on every rank. capture_s: longest capture of one graph of this batch. operators: of one replay.
+    measured `step`: batch is in requests per rank; eager_ms and replay_ms are CPU time of the main thread per decode
+    step of the model, median over `count` steps, of the slowest rank; ratio is eager / replay of the rank where it is
+    lowest; bit_identical: every logit of every step on every rank. capture_s: longest capture of one graph of this
+    batch. operators: of one replay.
+
+    measured `tpot`: batch is the number of requests under way; eager_ms and replay_ms are the time between two tokens
+    of a request over HTTP, median over `count` requests, of a server without graphs and of one with them; ratio is
+    eager / replay; bit_identical: tokens and logprobs of requests that were asked one after the other.
     """
 
+    measured: Literal["step", "tpot"]
     batch: int
     eager_ms: float
     replay_ms: float
     ratio: float
     bit_identical: bool
-    capture_s: float
-    steps: int
-    operators: int
+    count: int
+    capture_s: float | None = None
+    operators: int | None = None
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,19 +72,32 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="measure decode steps in graphs against eager ones",
         description=f"Measures the decode steps of a random Qwen3-MoE ({sizes}, expert width {PRESET.expert_hidden},"
         f" vocabulary {PRESET.vocab}) on {RANKS} ranks with data-parallel attention: CPU time of the main thread per"
-        " step, eager and replayed in turn, and whether all logits are equal bit for bit. Exit codes: 0 well, 1 a logit"
-        " differs or a rank failed, 2 wrong usage.",
+        " step, eager and replayed in turn, and whether all logits are equal bit for bit. Then serves it without and"
+        " with graphs, and measures the time between tokens over HTTP. Exit codes: 0 well, 1 a bit differs or a rank or"
+        " server failed, 2 wrong usage.",
     )
     parser.set_defaults(run=run_graphs)
     parser.add_argument("--steps", type=int, default=60, help="steps of each kind per batch (default 60)")
+    parser.add_argument(
+        "--requests", type=int, default=12, help="requests to each server per concurrency (default 12); 0: no server"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the records there")
 
 
 def run_graphs(parsed: argparse.Namespace) -> int:
     """`bench graphs`."""
+    for name, least in (("steps", 1), ("requests", 0)):
+        if getattr(parsed, name) < least:
+            print(f"ascend-moe bench graphs: --{name} {getattr(parsed, name)}: at least {least}", file=sys.stderr)
+            return WRONG_USAGE
     records = measure(parsed.steps)
     if records is None:
         print("ascend-moe bench graphs: a rank failed; what it printed stands above", file=sys.stderr)
+        return CHECK_FAILED
+    try:
+        records += measure_servers(parsed.requests) if parsed.requests else []
+    except (ServerFailed, ClientFailed, OSError) as error:
+        print(f"ascend-moe bench graphs: {error}", file=sys.stderr)
         return CHECK_FAILED
     print(table(records))
     if parsed.json is not None:
@@ -101,12 +124,47 @@ def measure(steps: int, sizes: TinySizes = PRESET, batches: tuple[int, ...] = BA
         return msgspec.json.decode(Path(run.results).read_bytes(), type=list[GraphsRecord])
 
 
+def measure_servers(requests: int, sizes: TinySizes = PRESET) -> list[GraphsRecord]:
+    """Asks a server without graphs, then one with them. Raises `ServerFailed`, `ClientFailed`, `OSError`."""
+    with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
+        folder = Path(name)
+        prompts = graphs_serving.random_prompts(requests, PROMPT_TOKENS, sizes.vocab)
+        flags = server_flags(str(write_checkpoint(folder / "checkpoint", sizes=sizes)), max(BATCHES))
+        eager, replayed = (
+            graphs_serving.serve_and_ask([*flags, switch], folder / "log", prompts)
+            for switch in ("--disable-cuda-graph", "--ascend-moe-require-graphs")
+        )
+    return [
+        GraphsRecord(
+            measured="tpot",
+            batch=concurrency,
+            eager_ms=eager.tpot_ms[concurrency],
+            replay_ms=replayed.tpot_ms[concurrency],
+            ratio=eager.tpot_ms[concurrency] / replayed.tpot_ms[concurrency],
+            bit_identical=eager.answers == replayed.answers,
+            count=requests,
+        )
+        for concurrency in graphs_serving.CONCURRENCIES
+    ]
+
+
+def server_flags(checkpoint: str, requests: int) -> list[str]:
+    """Of the server that is measured, for at most `requests` per rank."""
+    return [
+        "--model-path", checkpoint, "--device", "cpu", "--dtype", "bfloat16", "--tp-size", str(RANKS),
+        "--dp-size", str(RANKS), "--enable-dp-attention", "--max-total-tokens", "8192", "--context-length", "1024",
+        "--max-running-requests", str(requests * RANKS), "--chunked-prefill-size", "1024",
+        "--disable-overlap-schedule", "--log-level", "warning", "--ascend-moe",
+    ]  # fmt: skip
+
+
 def table(records: list[GraphsRecord]) -> str:
     """The records for a terminal."""
-    lines = ["batch  eager ms  replay ms  ratio  bit-identical  operators  capture s"]
+    lines = ["measured  batch  eager ms  replay ms  ratio  bit-identical  operators  capture s"]
     lines += [
-        f"{item.batch:5d}  {item.eager_ms:8.2f}  {item.replay_ms:9.2f}  {item.ratio:5.2f}"
-        f"  {'yes' if item.bit_identical else 'NO':>13}  {item.operators:9d}  {item.capture_s:9.2f}"
+        f"{item.measured:8}  {item.batch:5d}  {item.eager_ms:8.2f}  {item.replay_ms:9.2f}  {item.ratio:5.2f}"
+        f"  {'yes' if item.bit_identical else 'NO':>13}"
+        + ("" if item.operators is None else f"  {item.operators:9d}  {item.capture_s:9.2f}")
         for item in records
     ]
     return "\n".join(lines)

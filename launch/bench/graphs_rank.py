@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe.errors import CaptureRefused
-from sglang_ascend_moe.launch.bench.graphs import RANKS, GraphsRecord, GraphsRun
+from sglang_ascend_moe.launch.bench.graphs import RANKS, GraphsRecord, GraphsRun, server_flags
 
 WARM_UP_STEPS = 5
 
@@ -32,16 +32,6 @@ class _Measured(NamedTuple):
     operators: int
 
 
-def server_arguments(run: GraphsRun) -> list[str]:
-    """The command line of the server whose worker this rank is."""
-    return [
-        "--model-path", run.checkpoint, "--device", "cpu", "--dtype", "bfloat16", "--tp-size", str(RANKS),
-        "--dp-size", str(RANKS), "--enable-dp-attention", "--max-total-tokens", "8192", "--context-length", "1024",
-        "--max-running-requests", str(max(run.batches) * RANKS), "--chunked-prefill-size", "1024",
-        "--disable-overlap-schedule", "--log-level", "warning", "--ascend-moe", "--ascend-moe-require-graphs",
-    ]  # fmt: skip
-
-
 def load(run: GraphsRun, rank: int) -> Any:
     """SGLang's model runner of this rank, its graphs captured."""
     from sglang.srt.plugins import load_plugins
@@ -51,7 +41,7 @@ def load(run: GraphsRun, rank: int) -> Any:
     from sglang.srt.runtime_context import SpawnRanks, publish, spawn_world_rank
     from sglang.srt.server_args import PortArgs, prepare_server_args
 
-    server_args = prepare_server_args(server_arguments(run))
+    server_args = prepare_server_args([*server_flags(run.checkpoint, max(run.batches)), "--ascend-moe-require-graphs"])
     server_args.resolve_once()
     ports = PortArgs.init_new(server_args)
     ports.nccl_port = run.port
@@ -127,13 +117,14 @@ def main(argv: list[str]) -> int:
         ranks = [_Measured(*item) for item in everyone]
         records.append(
             GraphsRecord(
+                measured="step",
                 batch=requests,
                 eager_ms=max(item.eager_ms for item in ranks),
                 replay_ms=max(item.replay_ms for item in ranks),
                 ratio=min(item.eager_ms / item.replay_ms for item in ranks),
                 bit_identical=all(item.bit_identical for item in ranks),
                 capture_s=max(item.capture_s for item in ranks),
-                steps=run.steps,
+                count=run.steps,
                 operators=max(item.operators for item in ranks),
             )
         )

@@ -10,8 +10,8 @@ from sglang_ascend_moe.launch.tiny_weights import TinySizes
 
 def a_record(**changes):
     values = {
-        "batch": 2, "eager_ms": 3.0, "replay_ms": 1.5, "ratio": 2.0, "bit_identical": True, "capture_s": 0.25,
-        "steps": 60, "operators": 500,
+        "measured": "step", "batch": 2, "eager_ms": 3.0, "replay_ms": 1.5, "ratio": 2.0, "bit_identical": True,
+        "capture_s": 0.25, "count": 60, "operators": 500,
     }  # fmt: skip
     return GraphsRecord(**{**values, **changes})
 
@@ -25,14 +25,16 @@ def a_record(**changes):
     ],
 )
 def test_exit_code_and_file(monkeypatch, tmp_path, capsys, records, exit_code):
-    monkeypatch.setattr(graphs, "measure", lambda _steps: records)
+    monkeypatch.setattr(graphs, "measure", lambda _steps: records and list(records))
+    monkeypatch.setattr(graphs, "measure_servers", lambda _requests: [served])
     path = tmp_path / "graphs.json"
+    served = a_record(measured="tpot", batch=4, capture_s=None, operators=None)
     assert cli.main(["graphs", "--json", str(path)]) == exit_code
     if records is None:
         assert "a rank failed" in capsys.readouterr().err
         assert not path.exists()
     else:
-        assert msgspec.json.decode(path.read_bytes(), type=list[GraphsRecord]) == records
+        assert msgspec.json.decode(path.read_bytes(), type=list[GraphsRecord]) == [*records, served]
         assert "2      3.00       1.50   2.00" in capsys.readouterr().out
 
 
@@ -42,3 +44,17 @@ def test_two_ranks_measure_steps_of_equal_bits():
     assert record.bit_identical
     assert record.operators > 50
     assert record.ratio == pytest.approx(record.eager_ms / record.replay_ms, rel=0.5)
+
+
+@pytest.mark.parametrize("flags", [["--steps", "0"], ["--requests", "-1"]], ids=" ".join)
+def test_numbers_that_measure_nothing_are_wrong_usage(capsys, flags):
+    assert cli.main(["graphs", *flags]) == 2
+    assert f"{' '.join(flags)}: at least" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_servers_with_and_without_graphs_answer_with_equal_bits():
+    records = graphs.measure_servers(4, TinySizes(layers=2))
+    assert [record.batch for record in records] == [1, 4]
+    assert all(record.bit_identical and record.eager_ms > 0 and record.replay_ms > 0 for record in records)
