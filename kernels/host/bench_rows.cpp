@@ -100,6 +100,13 @@ void bench_pack(const BenchShape *shape, const BenchTokens *tokens, uint8_t *con
         kernels.drain();
 }
 
+void bench_quantise(const BenchShape *shape, const BenchTokens *tokens, int8_t *values, float *scales) {
+    const auto quantise = row_kernels().quantise[shape->element];
+    for (uint64_t token = 0; token < tokens->tokens; ++token)
+        scales[token] = quantise(static_cast<const uint8_t *>(tokens->x) + token * result_bytes(*shape), shape->hidden,
+                                 values + token * shape->hidden);
+}
+
 void bench_restore(const BenchShape *shape, const uint32_t *matrix, const uint8_t *const *blocks, uint8_t *rows,
                    float *scales) {
     const uint64_t row_bytes = packed_bytes(*shape);

@@ -42,6 +42,9 @@ void bench_count(const BenchShape *shape, const BenchTokens *tokens);
 // Writes each routed row into the block of its destination, blocks[ranks], in (expert, token, k) order.
 void bench_pack(const BenchShape *shape, const BenchTokens *tokens, uint8_t *const *blocks);
 
+// Quantises x row by row, as an exchange does it: values [tokens, hidden], scales [tokens].
+void bench_quantise(const BenchShape *shape, const BenchTokens *tokens, int8_t *values, float *scales);
+
 // Puts rows that arrived in blocks[ranks], each in local expert order, into (local expert, source) order. `matrix`
 // [ranks, experts] holds the counts of every source. `scales` is used only if quantised.
 void bench_restore(const BenchShape *shape, const uint32_t *matrix, const uint8_t *const *blocks, uint8_t *rows,

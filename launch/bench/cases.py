@@ -10,7 +10,9 @@ Phase = Literal["decode", "prefill"]
 Dtype = Literal["bf16", "int8"]
 Routing = Literal["uniform", "zipf", "one-expert"]
 
-VARIANTS = ("relay-free", "relay", "relay-direct", "collective", "collective-native", "mpi", "memcpy")
+VARIANTS = (
+    "relay-free", "relay", "relay-direct", "collective", "collective-native", "mpi", "memcpy", "quantise-memcpy",
+)  # fmt: skip
 """In the order of the table. Described in docs/benchmarks.md."""
 DEFAULT_VARIANTS = VARIANTS
 PHASES, DTYPES, ROUTINGS = get_args(Phase), get_args(Dtype), get_args(Routing)

@@ -126,13 +126,18 @@ def settings_of(parsed: argparse.Namespace) -> Settings | str:
             return f"{flag} {path}: there is no folder {path.parent}"
     return Settings(
         cases=cases,
-        variants=[name for name in VARIANTS if name in (parsed.against or DEFAULT_VARIANTS)],
+        variants=[name for name in VARIANTS if name in (parsed.against or _default_variants(cases))],
         iterations=parsed.iters or preset.iterations,
         case_seconds=preset.case_seconds,
         total_seconds=preset.total_seconds,
         json=parsed.json,
         plot=parsed.plot,
     )
+
+
+def _default_variants(cases: list[Case]) -> list[str]:
+    quantised = any(case.dtype == "int8" for case in cases)
+    return [name for name in DEFAULT_VARIANTS if quantised or name != "quantise-memcpy"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -159,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     exchange.add_argument("--phase", choices=PHASES, help="schedule of relay-free and collective (decode)")
     exchange.add_argument(
         "--against", type=_list(_choice(VARIANTS)), metavar="V,...",
-        help=f"variants to measure, of {', '.join(VARIANTS)} (default: all)",
+        help=f"variants to measure, of {', '.join(VARIANTS)} (default: all, quantise-memcpy only with int8)",
     )  # fmt: skip
     exchange.add_argument("--iters", type=_positive, help="iterations per case at most (100)")
     exchange.add_argument("--seed", type=_natural, default=1, help="of tokens and routing (default 1)")

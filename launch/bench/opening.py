@@ -17,7 +17,7 @@ from sglang_ascend_moe.launch.bench.routing import Batch
 from sglang_ascend_moe.launch.bench.row_kernels import Shape
 from sglang_ascend_moe.launch.bench.shared_memory import RelayMemory
 from sglang_ascend_moe.launch.bench.variants.collective import Collective
-from sglang_ascend_moe.launch.bench.variants.memcpy import Memcpy
+from sglang_ascend_moe.launch.bench.variants.memcpy import Memcpy, QuantiseMemcpy
 from sglang_ascend_moe.launch.bench.variants.packed import CollectiveNative, Mpi
 from sglang_ascend_moe.launch.bench.variants.relay import Relay
 from sglang_ascend_moe.launch.bench.variants.relay_free import RelayFree
@@ -51,6 +51,7 @@ def open_variants(
         "collective-native": lambda: CollectiveNative(case, ranks, scratch, rows),
         "mpi": lambda: Mpi(case, ranks, scratch, rows),
         "memcpy": lambda: Memcpy(case, ranks, batch, memory(), traffic),
+        "quantise-memcpy": lambda: QuantiseMemcpy(case, ranks, batch, memory(), traffic),
     }
     missing = {name: absent[name] for name in names if name in absent}
     missing |= without_room(case, [name for name in names if name not in missing], _available_to_all(ranks))
@@ -100,6 +101,7 @@ _NEEDS = {
     "collective-native": (_Need(1, 1, "scratch"),),
     "mpi": (_Need(1, 1, "scratch"),),
     "memcpy": (_Need(1, 1, "relay buffers"),),
+    "quantise-memcpy": (_Need(1, 1, "relay buffers"),),
 }
 
 

@@ -22,6 +22,7 @@ COLOURS = {
     "collective-native": "#b79ac4",
     "mpi": "#5b8e7d",
     "memcpy": "#a3a9b1",
+    "quantise-memcpy": "#c2a878",
 }
 LABEL_GAP = 0.075
 """Least distance of two labels at the right of a panel, of its height."""

@@ -87,7 +87,8 @@ def library() -> ctypes.CDLL:
         raise Unsupported("the native kernels are not built; install the package with `pip install -e .`")
     loaded = ctypes.CDLL(found.origin)
     for name, arguments in {
-        "bench_count": 2, "bench_pack": 3, "bench_restore": 5, "bench_return": 4, "bench_reduce": 4,
+        "bench_count": 2, "bench_pack": 3, "bench_quantise": 4, "bench_restore": 5, "bench_return": 4,
+        "bench_reduce": 4,
     }.items():  # fmt: skip
         function = getattr(loaded, name)
         function.argtypes, function.restype = [_pointer] * arguments, None

@@ -19,7 +19,11 @@ from tests.exchange.pool import Rank
 from .shapes import case
 
 # MPI needs mpirun: test_command.py runs it.
-IN_PROCESS = [name for name in VARIANTS if name != "mpi"]
+IN_PROCESS = [name for name in VARIANTS if name not in ("mpi", "quantise-memcpy")]
+
+
+def variants_of(shape: Case) -> list[str]:
+    return [*IN_PROCESS, "quantise-memcpy"] if shape.dtype == "int8" else IN_PROCESS
 
 
 def opened(rank: Rank, shape: Case, names: list[str]) -> tuple[Ranks, Any, Any, Any]:
@@ -59,7 +63,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_variant_delivers_rows_and_sums_bit_for_bit(make_pool, shape: Case):
-    assert make_pool(shape.ranks).run(problems, shape, IN_PROCESS) == [{}] * shape.ranks
+    assert make_pool(shape.ranks).run(problems, shape, variants_of(shape)) == [{}] * shape.ranks
 
 
 def corrupted_problem(rank: Rank, shape: Case, name: str, op: str) -> str | None:
@@ -87,9 +91,10 @@ def corrupted_problem(rank: Rank, shape: Case, name: str, op: str) -> str | None
     return variant.problem(shape, ranks, batch)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, dtype) for dtype in ("bf16", "int8") for name in variants_of(case(dtype=dtype))]
+)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("name", IN_PROCESS)
 def test_one_wrong_element_is_found(make_pool, name: str, op: str, dtype: str):
     found = make_pool(2).run(corrupted_problem, case(dtype=dtype), name, op)
     assert found[1] is not None

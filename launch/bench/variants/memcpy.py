@@ -1,4 +1,7 @@
-"""`memcpy`: exactly the payload bytes, copied in large pieces by all ranks at once; the bound for every exchange."""
+"""`memcpy`: exactly the payload bytes, copied in large pieces by all ranks at once; the bound for every exchange.
+
+`quantise-memcpy`: the same after the quantiser that an exchange uses; the bound for int8 rows.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.check import Quantised, quantise
 from sglang_ascend_moe.launch.bench.records import Op
 from sglang_ascend_moe.launch.bench.routing import Batch, make_batch
-from sglang_ascend_moe.launch.bench.row_kernels import STORES, Piece, available_stores, library
+from sglang_ascend_moe.launch.bench.row_kernels import STORES, Piece, Shape, Tokens, available_stores, library
 from sglang_ascend_moe.launch.bench.shared_memory import RelayMemory
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
 
@@ -188,3 +192,24 @@ class Memcpy(Variant):
         """Results that are those of `rank`, row and column; whole numbers that bfloat16 has."""
         rows = (torch.arange(len(out)) * 31 + rank * 101) % 127
         out.copy_(rows[:, None] + torch.arange(out.shape[1]) % 97)
+
+
+class QuantiseMemcpy(Memcpy):
+    """As `memcpy`, but the rows that dispatch copies are quantised by it first: all of them, then all are copied."""
+
+    def __init__(self, case: Case, ranks: Ranks, batch: Batch, memory: RelayMemory, traffic: Tensor) -> None:
+        """Raises `Unsupported` for rows that are not quantised."""
+        super().__init__(case, ranks, batch, memory, traffic)
+        if self._source is None:
+            raise Unsupported(f"{case.dtype} rows are not quantised: its bound is memcpy")
+        self._shape = Shape.of(case, ranks.rank)
+        self._tokens = Tokens(case)
+        self._tokens.take(batch.x, batch.ids, batch.weights)
+        self._quantised = self._source.values.data_ptr(), self._source.scales.data_ptr()
+
+    def prepare(self, batch: Batch, pristine: Tensor) -> None:
+        Variant.prepare(self, batch, pristine)
+
+    def dispatch(self, batch: Batch) -> None:
+        library().bench_quantise(ctypes.byref(self._shape), self._tokens.reference, *self._quantised)
+        super().dispatch(batch)
