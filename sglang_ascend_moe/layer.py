@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_ascend_moe import expert_location, hooks, launches
+from sglang_ascend_moe.control.secret import Secret, read_secret
 from sglang_ascend_moe.errors import CaptureRefused, SessionPoisoned, Unsupported
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.machine import Demand, read_limits, refuse_what_does_not_fit
@@ -39,16 +40,21 @@ class Serving(NamedTuple):
     """What this process serves with, once its exchanges are open.
 
     rank, ranks: of the exchanges. max_tokens: most that a rank brings to one of them. metrics: with `--enable-metrics`.
+    secret: seals what ranks tell each other besides.
     """
 
     options: Options
     exchanges: dict[LayerShape, Exchange | CollectiveExchange]
-    activations: dict[str, torch.nn.Module]
+    activations: dict[str, Callable[[Tensor], Tensor]]
     rank: int
     ranks: int
     max_tokens: int
     metrics: bool
+    secret: Secret | None = None
 
+
+ROWS_TOGETHER = 512
+"""Most rows with which the intermediate results of all experts are kept at once, for an activation in one step."""
 
 _serving: Serving | None = None
 
@@ -56,6 +62,11 @@ _serving: Serving | None = None
 def serving() -> Serving | None:
     """What this process serves with; None before its exchanges are open, and always without `--ascend-moe`."""
     return _serving
+
+
+def shared_secret() -> Secret | None:
+    """The secret of this process's ranks; None without `--ascend-moe-secret-file`."""
+    return _serving.secret if _serving is not None else None
 
 
 def check_before_model(model_runner: Any, *_: Any, **__: Any) -> None:
@@ -92,18 +103,20 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         windows = tuple(_window(options, limits, len(ranks), chosen) for chosen in settings.values())
         refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
     exchanges = {shape: _open(options, ranks, chosen) for shape, chosen in settings.items()}
-    expert_location.agree_at_start(layers, ranks, options.timeout_s, list(exchanges.values()))
+    secret = read_secret(options.secret_file)
+    expert_location.agree_at_start(layers, ranks, options.timeout_s, list(exchanges.values()), secret)
     metrics = bool(model_runner.server_args.enable_metrics)
     for exchange in exchanges.values():
         exchange.observation.measures_imbalance = metrics
     _serving = Serving(
         options=options,
         exchanges=exchanges,
-        activations={"silu": SiluAndMul(), "gelu": GeluAndMul()},
+        activations={"silu": SiluAndMul().forward_native, "gelu": GeluAndMul().forward_native},
         rank=get_parallel().moe_ep_rank,
         ranks=len(ranks),
         max_tokens=max_tokens,
         metrics=metrics,
+        secret=secret,
     )
 
 
@@ -140,7 +153,13 @@ def _open(options: Options, ranks: list[int], settings: dict[str, Any]) -> Excha
     group = torch.distributed.new_group(ranks, backend="gloo", timeout=timeout)
     if collective:
         return CollectiveExchange.create(group, **settings)
-    exchange = Exchange.create(group, window_bytes=options.window_bytes, post_mortem=options.post_mortem, **settings)
+    exchange = Exchange.create(
+        group,
+        window_bytes=options.window_bytes,
+        post_mortem=options.post_mortem,
+        secret_file=options.secret_file,
+        **settings,
+    )
     logger.info(
         "Exchange is open: %d ranks, schedule %s, at most %d tokens per rank, %d experts, top %d, rows of %d %s."
         " Window of %d bytes on each rank: %s",
@@ -258,13 +277,29 @@ def compute_experts(layer: Any, rows: ExpertRows) -> None:
     """
     expert_location.record_dispatch(layer, rows.counts)
     activation = _serving.activations[layer.moe_runner_config.activation]
+    sizes = rows.counts.tolist()
+    total = sum(sizes)
+    if total <= ROWS_TOGETHER:
+        x = _expert_rows(rows, 0, total)
+        gate_up = x.new_empty(total, layer.w13_weight.shape[1])
+        _multiply(x, layer.w13_weight, sizes, gate_up)
+        _multiply(activation(gate_up), layer.w2_weight, sizes, rows.out[:total])
+        return
     start = 0
-    for expert, count in enumerate(rows.counts.tolist()):
+    for expert, count in enumerate(sizes):
         end = start + count
         if count:
             gate_up = F.linear(_expert_rows(rows, start, end), layer.w13_weight[expert])
             torch.mm(activation(gate_up), layer.w2_weight[expert].t(), out=rows.out[start:end])
         start = end
+
+
+def _multiply(x: Tensor, weights: Tensor, sizes: list[int], out: Tensor) -> None:
+    """Each expert's rows, `sizes` of `x` [total, from], by its weights [experts, to, from] into `out` [total, to]."""
+    parts = zip(sizes, x.split(sizes), weights.transpose(1, 2).unbind(), out.split(sizes), strict=True)
+    for size, part, weight, into in parts:
+        if size:
+            torch.mm(part, weight, out=into)
 
 
 def _expert_rows(rows: ExpertRows, start: int, end: int) -> Tensor:
