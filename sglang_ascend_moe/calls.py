@@ -68,6 +68,10 @@ class DispatchCall:
         `row_bytes`, if not 0, are all that is moved of each row, on every rank alike; then x [tokens] may be rows of
         anything that is so long, a multiple of 16.
         """
+        if not row_bytes and self.take_fitting(
+            x, ids, weights, kind, part, keep_weights=keep_weights, continues=continues
+        ):
+            return
         call = self.dispatch
         call.x = x.data_ptr()
         call.x_stride = x.stride()[0] * (x.element_size() if row_bytes else self._element_bytes)

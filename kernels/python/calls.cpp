@@ -1,7 +1,7 @@
-// The way from Python into the kernels: what every call does, as few instructions as it can be done in.
+// The way from Python into the kernels: what every call does, in as few instructions as it can be done.
 //
 // Between two layers a processor's caches are filled with weights, so each line of code and each Python object on this
-// way is fetched from memory again: sixteen attributes of tensors and ctypes cost as much as placing eight tokens.
+// way comes out of memory again; docs/kernels-host.md says what that costs.
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 

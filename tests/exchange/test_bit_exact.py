@@ -101,11 +101,17 @@ def offset_in_storage(given: RankInput) -> RankInput:
     return RankInput(*(torch.cat([tensor[:1], tensor])[1:] for tensor in given))
 
 
+def another_type(given: RankInput) -> RankInput:
+    """Tensors that only Python can look at."""
+    return RankInput(*(torch.nn.Parameter(tensor, requires_grad=False) for tensor in given))
+
+
 STRIDES = {
     "transposed": transposed,
     "every-other-row": every_other_row,
     "every-other-column": every_other_column,
     "offset-in-storage": offset_in_storage,
+    "subclass": another_type,
 }
 
 
