@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -31,8 +32,7 @@ def place(lifetimes: Iterable[Lifetime]) -> tuple[dict[int, int], int]:
         for begin, end, other in placed:
             if other.first <= item.last and item.first <= other.last and begin < offset + item.bytes:
                 offset = max(offset, end)
-        placed.append((offset, offset + _aligned(item.bytes), item))
-        placed.sort(key=lambda entry: entry[:2])
+        insort(placed, (offset, offset + _aligned(item.bytes), item))
     return {item.memory: begin for begin, _, item in placed}, max((end for _, end, _ in placed), default=0)
 
 

@@ -45,7 +45,8 @@ def prepare_capture(runner: Any) -> None:
         return
     from sglang.srt.runtime_context import get_parallel
 
-    require_same(get_parallel().tp_group.cpu_group, f"batches of {', '.join(map(str, runner.capture_bs))}")
+    intent = f"batches of {', '.join(map(str, runner.capture_bs))}"
+    require_same(get_parallel().tp_group.cpu_group, intent, layer.shared_secret())
     for exchange in exchanges:
         warm(exchange, torch.device(runner.device))
 
@@ -79,6 +80,7 @@ def capture_bucket(
         between=post_warmup_hook,
         # A device graph holds what a launch puts on the stream, and nothing of what it does on the host.
         into_launches=True,
+        secret=layer.shared_secret(),
     )
     with launches.capture():
         original(backend, shape_key, forward_fn, capture_inputs, post_warmup_hook)

@@ -16,6 +16,7 @@ from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCuda
 from sglang.srt.model_executor.runner_backend.base_cuda_graph_backend import BaseCudaGraphBackend
 from sglang.srt.runtime_context import get_exec, get_parallel
 
+from sglang_ascend_moe import layer
 from sglang_ascend_moe.graph_capture.agreement import check_together
 from sglang_ascend_moe.graph_capture.arena import Arena
 from sglang_ascend_moe.graph_capture.attention import KeyLengths
@@ -86,7 +87,7 @@ class HostGraphBackend(BaseCudaGraphBackend):
     ) -> None:
         begin = time.perf_counter()
         subject = f"a decode batch of {shape_key.size} with {shape_key.attention_variant}"
-        check_together(forward_fn, self._group, subject=subject)
+        check_together(forward_fn, self._group, subject=subject, secret=layer.shared_secret())
         if post_warmup_hook is not None:
             post_warmup_hook()
 

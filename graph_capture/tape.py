@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -18,39 +18,20 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
+from sglang_ascend_moe.graph_capture.calls import (
+    Call,
+    LaunchCall,
+    OperatorCall,
+    Reference,
+    inputs,
+    references,
+    without_repeats,
+)
 from sglang_ascend_moe.graph_capture.operators import bound, only_allocates, only_copies, out_form, refuse_frozen
 
 Replay = Callable[[], Any]
 
 
-class Reference(NamedTuple):
-    """A tensor that the step made: number of its memory, and how it lies in it (elements of `dtype`)."""
-
-    memory: int
-    dtype: torch.dtype
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-
-class OperatorCall(NamedTuple):
-    """An operator with its arguments. `results`: what it made, in the order of what it returns and None where that is
-    not new; empty where it writes into an argument."""
-
-    operator: torch._ops.OpOverload
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
-    results: tuple[Reference | None, ...]
-
-
-class LaunchCall(NamedTuple):
-    """A launch (see `launches`) and the tensors it works on."""
-
-    bind: launches.Bind
-    tensors: tuple[Any, ...]
-
-
-Call = OperatorCall | LaunchCall
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
 
 
@@ -164,8 +145,9 @@ def record(step: Callable[[], Any], arena: Arena) -> Tape:
     with recording.running():
         returned = step()
     result = recording.refer(returned)
-    kept = {item.memory for item in _references(result)}
-    lifetimes = _lifetimes(recording, kept)
+    kept = {item.memory for item in references(result)}
+    needed = without_repeats(recording.calls, kept)
+    lifetimes = _lifetimes(needed, recording.bytes, kept)
     offsets, total = place(lifetimes)
     memory: dict[int, torch.Tensor] = {
         lifetime.memory: arena.part(offsets[lifetime.memory], lifetime.bytes, total) for lifetime in lifetimes
@@ -175,35 +157,24 @@ def record(step: Callable[[], Any], arena: Arena) -> Tape:
     tensors = binding.resolve(result)
     for here, there in zip(_tensors(returned), _tensors(tensors), strict=True):
         there.copy_(here)
-    used = {item.memory for call in recording.calls for item in _references(_inputs(call))} | kept
-    calls = [replay for call in recording.calls if (replay := binding.bind(call, used)) is not None]
+    used = {item.memory for call in needed for item in references(inputs(call))} | kept
+    calls = [replay for call in needed if (replay := binding.bind(call, used)) is not None]
     return Tape(calls, tensors, total)
-
-
-def _inputs(call: Call) -> Any:
-    return call.tensors if isinstance(call, LaunchCall) else (call.arguments, call.keywords)
-
-
-def _references(tree: Any) -> Iterator[Reference]:
-    leaves, _ = tree_flatten(tree, is_leaf=lambda item: isinstance(item, Reference))
-    return (leaf for leaf in leaves if isinstance(leaf, Reference))
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
 
 
-def _lifetimes(recording: Recording, kept: set[int]) -> list[Lifetime]:
+def _lifetimes(calls: Sequence[Call], sizes: Sequence[int], kept: set[int]) -> list[Lifetime]:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    for index, call in enumerate(recording.calls):
+    for index, call in enumerate(calls):
         results = () if isinstance(call, LaunchCall) else call.results
-        for reference in _references((_inputs(call), results)):
+        for reference in references((inputs(call), results)):
             first.setdefault(reference.memory, index)
             last[reference.memory] = index
-    return [
-        Lifetime(number, recording.bytes[number], first[number], last[number]) for number in first if number not in kept
-    ]
+    return [Lifetime(number, sizes[number], first[number], last[number]) for number in first if number not in kept]
 
 
 class _Binding:
