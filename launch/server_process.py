@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,6 +24,8 @@ POLL_SECONDS = 0.5
 ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
 STOP_SECONDS = 30.0
 ENDING_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+FIRST_PORT = 10000
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # From linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
@@ -189,7 +192,16 @@ def can_be_interrupted() -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """A TCP port of 127.0.0.1 that nobody listens on now.
+
+    It is none of those that the kernel gives to connections, because a server takes long to start, and one of the many
+    connections meanwhile might be given its port.
+    """
+    ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
+    for port in random.sample(range(FIRST_PORT, ephemeral), max(0, ephemeral - FIRST_PORT)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -215,6 +227,11 @@ def stage(log: Path) -> str:
     text = log.read_text(errors="replace")
     reached = [name for sign, name in STAGES if sign in text]
     return reached[-1] if reached else "importing SGLang"
+
+
+def cannot_listen(log: Path) -> bool:
+    """Whether the server found its port taken. It then waits for minutes for the end of its own warm-up."""
+    return "error while attempting to bind on address" in log.read_text(errors="replace")
 
 
 def log_tail(log: Path) -> str:

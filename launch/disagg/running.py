@@ -18,7 +18,14 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.forked_server import ForkedServer, import_sglang
-from sglang_ascend_moe.launch.server_process import ServerProcess, free_port, interrupts_held, log_tail, stage
+from sglang_ascend_moe.launch.server_process import (
+    ServerProcess,
+    cannot_listen,
+    free_port,
+    interrupts_held,
+    log_tail,
+    stage,
+)
 from sglang_ascend_moe.pairing import ask_instance
 
 POLL_SECONDS = 0.5
@@ -161,6 +168,8 @@ class RunningDeployment:
                 if process.answers():
                     self._tell(Ready(name=name, seconds=process.seconds))
                     del waiting[name]
+                elif cannot_listen(process.log):
+                    raise MemberFailed(f"another program has taken its port {process.port}; start again", member)
                 elif process.seconds > timeout:
                     raise MemberFailed(f"was not ready after {timeout:.0f} s", member)
                 elif member.role is not None and (now := stage(process.log)) != stages.get(name):

@@ -16,8 +16,8 @@ from tests.serving.configurations import ours
 from tests.serving.engines import ForkServer
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 
-CHECK_TOKENS = 4
-CHECK_LONGEST = 1500
+CHECK_TOKENS = 3
+CHECK_LONGEST = 700
 
 
 class Expected(NamedTuple):

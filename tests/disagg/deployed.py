@@ -36,7 +36,7 @@ OPTIONS = {"dtype": "bfloat16", "max-total-tokens": 8192, "random-seed": 0}
 
 # CUTLASS makes one folder for all processes of a user when it is imported.
 USER = "tester"
-KEPT_BY_A_LIBRARY = (USER, f"{USER}/cutlass_python_cache")
+KEPT_BY_A_LIBRARY = (f"{USER}/", f"{USER}/cutlass_python_cache/")
 Event = dict[str, Any]
 
 
@@ -157,9 +157,9 @@ class Deployed:
         return code
 
     def left_behind(self) -> list[str]:
-        """Processes, names in /dev/shm, temporary files and listening servers; returns as soon as there are none.
+        """Processes, names in /dev/shm, temporary files and folders (which end in /), and listening servers.
 
-        At the latest after END_SECONDS.
+        Waits for processes and names in /dev/shm to go, at most END_SECONDS.
         """
         left = leftovers(self._mark, self._names_before, END_SECONDS)
         return [
@@ -170,7 +170,8 @@ class Deployed:
         ]
 
     def _temporary_names(self) -> list[str]:
-        return [str(path.relative_to(self._temporary)) for path in sorted(self._temporary.rglob("*"))]
+        paths = sorted(self._temporary.rglob("*"))
+        return [f"{path.relative_to(self._temporary)}{'/' if path.is_dir() else ''}" for path in paths]
 
     def rank_process(self, name: str, rank: int) -> int:
         """The pid of one rank of a server, known by the title that SGLang gives it."""

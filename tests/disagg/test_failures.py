@@ -93,10 +93,8 @@ def test_everything_ends_with_up_when_that_is_killed(checkpoint: Path, expected:
         assert client.ask(expected.prompts[-1], NEW_TOKENS).answer == expected.cold[-1]
         os.kill(deployed.pid, signal.SIGKILL)
         assert deployed.wait_until_ended() == -signal.SIGKILL
-        # Nobody is there to remove the folder of the router, which writes nothing into it.
-        left = deployed.left_behind()
-        assert [name for name in left if not name.startswith("sglang-") or "/" in name] == []
-        assert len(left) <= 1
+        # Nobody is there to remove empty folders: that of the router, and one that importing SGLang makes.
+        assert [name for name in deployed.left_behind() if not name.endswith("/")] == []
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

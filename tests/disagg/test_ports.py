@@ -1,0 +1,14 @@
+"""The ports of servers."""
+
+import socket
+
+from sglang_ascend_moe.launch.server_process import EPHEMERAL_PORTS, free_port
+
+
+def test_a_free_port_is_never_given_to_a_connection():
+    first, last = map(int, EPHEMERAL_PORTS.read_text().split())
+    ports = [free_port() for _ in range(20)]
+    assert len(set(ports)) > 1
+    for port in ports:
+        assert not first <= port <= last
+        socket.create_server(("127.0.0.1", port)).close()
