@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_ascend_moe import hooks, options
 from sglang_ascend_moe.conflicts import refuse_conflicts
+from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.platforms import HOST_ATTENTION
 from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
@@ -57,10 +58,13 @@ def engine_server_args(**keywords: Any) -> Any:
 
 def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     """Around `ServerArgs.resolve_once`: turns the MoE layers over to the exchange, or refuses and says why."""
-    if options.options_of(server_args) is None:
+    asked = options.options_of(server_args)
+    if asked is None:
         return original(server_args)
     if not getattr(server_args, "_resolution_finished", False):
         hooks.require_all()
+        # Each process reads it for itself; here so that a file that cannot be used is refused before any is started.
+        read_secret(asked.secret_file)
         refuse_machine(server_args)
         # Before SGLang finds a problem of its own with the same flag, and after it has made up its mind.
         refuse_conflicts(server_args)
@@ -106,6 +110,9 @@ def _choose_backend(server_args: Any) -> None:
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
     if given == (None, None, None):
         declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
+    # Ranks that have nothing to do would each burn a core, and keep it from those that have.
+    if not server_args.sleep_on_idle:
+        declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
     # All layers in one go, as a number: without one SGLang waits for a CUDA device to time the rebalance.
     if server_args.enable_eplb and server_args.eplb_rebalance_layers_per_chunk is None:
         declare_resolution(server_args, "sglang-ascend-moe", eplb_rebalance_layers_per_chunk=ALL_LAYERS)

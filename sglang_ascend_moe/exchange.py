@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.codes import Kind, Result, Step
+from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import StepHook
 from sglang_ascend_moe.observation import Observation
@@ -70,6 +71,7 @@ class Exchange:
         layout: str = "compact",
         verify: bool = False,
         post_mortem: str | os.PathLike[str] | None = None,
+        secret_file: str | os.PathLike[str] | None = None,
         workers: int | None = None,
         first_epoch: int = 0,
     ) -> Exchange:
@@ -91,6 +93,8 @@ class Exchange:
         verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
         post_mortem: folder into which this rank writes an account if the exchange fails; `ascend-moe doctor
             --post-mortem` reads those of all ranks together.
+        secret_file: file of at least 32 bytes, readable by its owner only, by which ranks know each other's control
+            blocks; the same bytes on every rank.
         workers: threads with which this rank moves large payloads, 1 to 256; where every rank has 2 or more, rounds of
             a prefill are also placed while experts run on the round before. None takes this rank's share of the cores.
         first_epoch: exchanges to pretend to have behind; for tests.
@@ -103,7 +107,8 @@ class Exchange:
             dtype=dtype, quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s,
             slots=slots, layout=layout, verify=verify, first_epoch=first_epoch,
         )  # fmt: skip
-        return cls(open_steps(group, parameters, workers=workers, post_mortem=post_mortem))
+        secret = read_secret(secret_file)
+        return cls(open_steps(group, parameters, workers=workers, post_mortem=post_mortem, secret=secret))
 
     @staticmethod
     def memory(

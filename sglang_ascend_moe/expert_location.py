@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sglang_ascend_moe.control.placement import PlacementAgreement
+from sglang_ascend_moe.control.secret import Secret
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.options import options_of
 
@@ -31,10 +32,17 @@ class _Located(NamedTuple):
 _located: _Located | None = None
 
 
-def agree_at_start(layers: Iterable[Any], ranks: Sequence[int], timeout_s: float, exchanges: Sequence[Any]) -> None:
+def agree_at_start(
+    layers: Iterable[Any],
+    ranks: Sequence[int],
+    timeout_s: float,
+    exchanges: Sequence[Any],
+    secret: Secret | None = None,
+) -> None:
     """All ranks compare where SGLang has put the experts of their MoE `layers` (SGLang's `FusedMoE`).
 
     ranks: global ranks of the exchange, of which a group is made. exchanges: those that are open, for their epochs.
+    secret: seals what the ranks tell each other.
 
     Raises on every rank like `PlacementAgreement.agree`, and `Unsupported` for redundant experts of a model for which
     SGLang keeps no placement.
@@ -55,7 +63,7 @@ def agree_at_start(layers: Iterable[Any], ranks: Sequence[int], timeout_s: float
     group = torch.distributed.new_group(list(ranks), backend="gloo")
     _located = _Located(
         physical_experts,
-        PlacementAgreement(group, timeout_s),
+        PlacementAgreement(group, timeout_s, secret),
         lambda: [exchange.epoch for exchange in exchanges],
     )
     _agree(_located, metadata, physical_experts)

@@ -14,6 +14,7 @@ from sglang_ascend_moe.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
 from sglang_ascend_moe.control.post_mortem import Recorder
 from sglang_ascend_moe.control.rendezvous import agree, workers_of
+from sglang_ascend_moe.control.secret import Secret
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.native import NativeSession, initialise_window
 from sglang_ascend_moe.schedules.steps import ExchangeSteps
@@ -39,6 +40,7 @@ def open_steps(
     *,
     workers: int | None = None,
     post_mortem: str | os.PathLike[str] | None = None,
+    secret: Secret | None = None,
 ) -> Opened:
     """Opens an exchange among the ranks of `group`; arguments and errors as those of `Exchange.create`."""
     rank, ranks = dist.get_rank(group), parameters.ranks
@@ -51,7 +53,7 @@ def open_steps(
             process=os.getpid(), address=listener.getsockname(), cores=sorted(os.sched_getaffinity(0)),
             workers=workers or 0,
         )  # fmt: skip
-        hellos = agree(group or dist.group.WORLD, hello)
+        hellos = agree(group or dist.group.WORLD, hello, secret)
         # After the comparison, so that arguments that cannot be laid out are refused on every rank alike.
         layout = plan_window(parameters)
         all_workers = workers_of(hellos)

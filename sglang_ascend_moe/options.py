@@ -36,6 +36,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     timeout_s: seconds that a rank waits for a peer.
     verify: send a checksum with every row.
     post_mortem: folder for an account of each rank after a failure.
+    secret_file: file with the secret under which control blocks are sealed.
     require_graphs: do not serve if decode steps cannot run in graphs.
     mixed_sizes: prefill and decode instances of one deployment may have different numbers of ranks.
     """
@@ -47,6 +48,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     timeout_s: float = 30.0
     verify: bool = False
     post_mortem: str | None = None
+    secret_file: str | None = None
     require_graphs: bool = False
     mixed_sizes: bool = False
 
@@ -63,7 +65,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise InvalidInput(
                 f"{FLAGS['timeout_s'].flag} {self.timeout_s}: must be a finite number of seconds above 0"
             )
-        for name in ("window_bytes", "quant", "verify", "post_mortem"):
+        for name in ("window_bytes", "quant", "verify", "post_mortem", "secret_file"):
             if getattr(self, name) not in (None, False, "none") and self.schedule == "collective":
                 raise InvalidInput(
                     f"{FLAGS[name].flag} with {FLAGS['schedule'].flag} collective: the baseline has only what"
@@ -177,6 +179,14 @@ FLAGS: Mapping[str, Flag] = {
         str,
         "FOLDER",
         "Where each rank writes an account if an exchange fails; `ascend-moe doctor --post-mortem FOLDER` reads them.",
+    ),
+    "secret_file": Flag(
+        "--ascend-moe-secret-file",
+        str,
+        str,
+        "FILE",
+        "Ranks, and prefill and decode instances, seal the control blocks that travel over a network under the secret"
+        " in this file, and refuse others. At least 32 bytes, mode 0600, the same wherever the flag is given.",
     ),
     "require_graphs": Flag(
         "--ascend-moe-require-graphs",

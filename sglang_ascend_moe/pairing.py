@@ -1,29 +1,39 @@
 """Prefill and decode instances of SGLang's disaggregation find out whether they fit, before keys and values move.
 
 A decode instance learns of a prefill instance with the first request that the router sends to both. It then asks for
-the other's `Instance` block, compares, and stops if the two do not fit. `report_instance`, `describe_instance` and
-`require_prefill_fits` are hooks of the table in `plugin`.
+the other's `Instance` block, compares, and stops if the two do not fit. `report_instance`, `describe_instance`,
+`add_instance_route` and `require_prefill_fits` are hooks of the table in `plugin`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from sglang_ascend_moe.control.instance import Instance, digest_of_checkpoint, instance_of, require_pair
-from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.control.instance import (
+    Instance,
+    answer_challenge,
+    digest_of_checkpoint,
+    instance_of,
+    require_pair,
+    unsealed,
+)
+from sglang_ascend_moe.control.secret import Secret, draw_challenge, read_secret
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported
 from sglang_ascend_moe.options import options_of
 
 logger = logging.getLogger(__name__)
 
 INSTANCE_KEY = "ascend_moe_instance"
 """Key in SGLang's internal state."""
+INSTANCE_ROUTE = "/ascend_moe/instance"
 ASK_SECONDS = 20.0
+MAX_ANSWER_BYTES = 1 << 24
 
 _own: Instance | None = None
 _fitting: set[str] = set()
@@ -59,6 +69,7 @@ def describe_instance(_result: None, scheduler: Any) -> None:
         dp_size=parallel.attn_dp_size,
         ep_size=parallel.moe_ep_size,
         mixed_sizes=options.mixed_sizes,
+        sealed=options.secret_file is not None,
     )
 
 
@@ -95,7 +106,9 @@ def require_prefill_fits(known: bool, manager: Any, bootstrap_addr: str) -> bool
     port = manager.prefill_info_table[bootstrap_addr].prefill_http_port
     url = f"http://{bootstrap_addr.rpartition(':')[0]}:{port}"
     try:
-        prefill = ask_instance(url, manager.server_args.api_key)
+        options = options_of(manager.server_args)
+        secret = read_secret(options.secret_file) if options is not None else None
+        prefill = ask_instance(url, manager.server_args.api_key, secret)
     except OSError as error:
         logger.error("The prefill instance at %s does not say what it is: %s", url, error)
         return False
@@ -104,11 +117,62 @@ def require_prefill_fits(known: bool, manager: Any, bootstrap_addr: str) -> bool
     return None
 
 
-def ask_instance(url: str, api_key: str | None = None) -> Instance:
-    """What the server at `url` is. Raises OSError if it does not answer, `ProtocolMismatch` if it does not say."""
+def add_instance_route(server_args: Any, tokenizer_manager: Any, *_: Any, **__: Any) -> None:
+    """Before `_setup_and_run_http_server`: with a secret, the server answers challenges with a sealed block."""
+    options = options_of(server_args)
+    secret = read_secret(options.secret_file) if options is not None else None
+    if secret is None:
+        return
+    from fastapi.responses import JSONResponse
+    from sglang.srt.entrypoints.http_server import app
+
+    async def describe(challenge: str) -> Any:
+        states = await tokenizer_manager.get_internal_state()
+        if INSTANCE_KEY not in states[0]:
+            return JSONResponse({"error": "not an instance of a disaggregated deployment"}, status_code=404)
+        instance = instance_of(states[0][INSTANCE_KEY], "this instance")
+        try:
+            return msgspec.to_builtins(answer_challenge(secret, instance, challenge))
+        except InvalidInput as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+
+    app.add_api_route(INSTANCE_ROUTE, describe, methods=["GET"])
+
+
+def ask_instance(url: str, api_key: str | None = None, secret: Secret | None = None) -> Instance:
+    """What the server at `url` is; sealed, for a challenge, with a `secret`.
+
+    Raises OSError if it does not answer, `ProtocolMismatch` if it does not say, or not under this secret.
+    """
+    source = f"the instance at {url}"
+    if secret is None:
+        states = _ask(f"{url}/server_info", api_key, source, _ServerInfo).internal_states
+        return instance_of(states[0].get(INSTANCE_KEY) if states else None, source)
+    challenge = draw_challenge()
+    try:
+        said = _ask(f"{url}{INSTANCE_ROUTE}?challenge={challenge.hex()}", api_key, source, Any)
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        raise ProtocolMismatch(
+            f"{source} does not seal what it says of itself; give --ascend-moe-secret-file with the same secret to both"
+        ) from error
+    return unsealed(secret, said, challenge, source)
+
+
+class _ServerInfo(msgspec.Struct):
+    """The part of `/server_info` that matters here."""
+
+    internal_states: list[dict[str, Any]] = []
+
+
+def _ask(url: str, api_key: str | None, source: str, kind: Any) -> Any:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    request = urllib.request.Request(f"{url}/server_info", headers=headers)
-    with urllib.request.urlopen(request, timeout=ASK_SECONDS) as response:
-        said = json.loads(response.read())
-    states = said.get("internal_states") or [{}]
-    return instance_of(states[0].get(INSTANCE_KEY), f"the instance at {url}")
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=ASK_SECONDS) as response:
+        said = response.read(MAX_ANSWER_BYTES + 1)
+    if len(said) > MAX_ANSWER_BYTES:
+        raise ProtocolMismatch(f"{source} says more than {MAX_ANSWER_BYTES} bytes of itself")
+    try:
+        return msgspec.json.decode(said, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolMismatch(f"{source} does not say what it is ({error})") from error

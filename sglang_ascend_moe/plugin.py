@@ -1,6 +1,6 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
-from sglang_ascend_moe import arguments, expert_location, hooks, layer, live_state, metrics, pairing
+from sglang_ascend_moe import arguments, ending, expert_location, hooks, layer, live_state, metrics, pairing
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
 from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, shared_memory_names
@@ -42,6 +42,39 @@ TABLE: tuple[Hook, ...] = (
         arguments.require_ready_workers,
         "a worker in which the plugin did not load must not serve with another MoE layer",
         process=Process.LAUNCHER,
+    ),
+    Hook(
+        f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
+        Kind.BEFORE,
+        ending.make_room_for_reports,
+        "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
+        process=Process.LAUNCHER,
+    ),
+    *(
+        Hook(
+            f"{SRT}.managers.{module}.get_exception_traceback",
+            Kind.BEFORE,
+            ending.report_exception,
+            "SGLang only logs what ended a scheduler, or the controller of data-parallel attention",
+        )
+        for module in ("scheduler", "data_parallel_controller")
+    ),
+    Hook(
+        f"{SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
+        Kind.AROUND,
+        ending.check_ranks,
+        "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
+        process=Process.LAUNCHER,
+    ),
+    *(
+        Hook(
+            f"{SRT}.{module}.kill_process_tree",
+            Kind.AROUND,
+            ending.end_by_name,
+            "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
+            process=Process.LAUNCHER,
+        )
+        for module in ("entrypoints.engine", "entrypoints.http_server", "managers.tokenizer_manager")
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.get_init_info",
@@ -91,11 +124,14 @@ TABLE: tuple[Hook, ...] = (
         expert_location.all_places,
         "SGLang loads the weights of only one of two places where a rank holds the same expert",
     ),
-    Hook(
-        f"{SRT}.managers.scheduler.Scheduler.get_internal_state",
-        Kind.AFTER,
-        live_state.report_state,
-        "/server_info has to tell the state of the exchanges, which the workers alone know",
+    *(
+        Hook(
+            f"{SRT}.managers.scheduler.Scheduler.get_internal_state",
+            Kind.AFTER,
+            function,
+            "/server_info has to tell the state of the exchanges and what an instance is, which workers alone know",
+        )
+        for function in (live_state.report_state, pairing.report_instance)
     ),
     Hook(
         f"{SRT}.entrypoints.engine.set_prometheus_multiproc_dir",
@@ -123,10 +159,11 @@ TABLE: tuple[Hook, ...] = (
         "a prefill or decode instance has to know what it is, to be compared with the other",
     ),
     Hook(
-        f"{SRT}.managers.scheduler.Scheduler.get_internal_state",
-        Kind.AFTER,
-        pairing.report_instance,
-        "/server_info has to tell what a prefill or decode instance is",
+        f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
+        Kind.BEFORE,
+        pairing.add_instance_route,
+        "what an instance says of itself has to be sealed for whoever asks, if there is a secret",
+        process=Process.LAUNCHER,
     ),
     Hook(
         f"{SRT}.disaggregation.common.conn.CommonKVManager.try_ensure_parallel_info",
@@ -134,21 +171,16 @@ TABLE: tuple[Hook, ...] = (
         pairing.require_prefill_fits,
         "keys and values of another model, format or layout would be taken for the right ones",
     ),
-    Hook(
-        f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
-        Kind.AROUND,
-        process_start.launch_by_forking,
-        "spawned schedulers import SGLang once more each, and a host has few cores for that",
-        Where.HOST,
-        Process.LAUNCHER,
-    ),
-    Hook(
-        f"{SRT}.entrypoints.engine.Engine._launch_detokenizer_subprocesses",
-        Kind.AROUND,
-        process_start.launch_by_forking,
-        "a spawned detokenizer imports SGLang once more, and a host has few cores for that",
-        Where.HOST,
-        Process.LAUNCHER,
+    *(
+        Hook(
+            f"{SRT}.entrypoints.engine.Engine.{method}",
+            Kind.AROUND,
+            process_start.launch_by_forking,
+            "each process that is spawned imports SGLang once more, and a host has few cores for that",
+            Where.HOST,
+            Process.LAUNCHER,
+        )
+        for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
     ),
     Hook(
         f"{SRT}.managers.data_parallel_controller.DataParallelController.__init__",
@@ -192,19 +224,15 @@ TABLE: tuple[Hook, ...] = (
         "padded decode rows need a sequence length, and the torch_native backend names none",
         Where.HOST,
     ),
-    Hook(
-        f"{SRT}.distributed.parallel_state.reg_reduce_scatter_tensor",
-        Kind.REPLACE,
-        host_fixes.reduce_scatter_tensor,
-        "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
-        Where.HOST,
-    ),
-    Hook(
-        f"{SRT}.distributed.parallel_state.reg_all_gather_into_tensor",
-        Kind.REPLACE,
-        host_fixes.all_gather_into_tensor,
-        "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
-        Where.HOST,
+    *(
+        Hook(
+            f"{SRT}.distributed.parallel_state.reg_{function.__name__}",
+            Kind.REPLACE,
+            function,
+            "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
+            Where.HOST,
+        )
+        for function in (host_fixes.reduce_scatter_tensor, host_fixes.all_gather_into_tensor)
     ),
     Hook(
         f"{SRT}.layers.dp_attention.memcpy_func",
@@ -234,19 +262,18 @@ TABLE: tuple[Hook, ...] = (
         "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
         Where.HOST,
     ),
-    Hook(
-        f"{SRT}.models.minimax_m2.rms_sumsq_serial",
-        Kind.REPLACE,
-        host_models.query_key_squares,
-        "MiniMax-M2 normalises queries and keys with a Triton kernel",
-        Where.HOST,
-    ),
-    Hook(
-        f"{SRT}.models.minimax_m2.rms_apply_serial",
-        Kind.REPLACE,
-        host_models.normalise_queries_keys,
-        "MiniMax-M2 normalises queries and keys with a Triton kernel",
-        Where.HOST,
+    *(
+        Hook(
+            f"{SRT}.models.minimax_m2.{name}",
+            Kind.REPLACE,
+            function,
+            "MiniMax-M2 normalises queries and keys with a Triton kernel",
+            Where.HOST,
+        )
+        for name, function in (
+            ("rms_sumsq_serial", host_models.query_key_squares),
+            ("rms_apply_serial", host_models.normalise_queries_keys),
+        )
     ),
     Hook(
         f"{SRT}.disaggregation.mooncake.conn.MooncakeKVSender.supports_host_tensor_indices",
@@ -292,6 +319,13 @@ TABLE: tuple[Hook, ...] = (
         Where.HOST,
     ),
     Hook(
+        f"{SRT}.managers.scheduler_components.idle_sleeper.IdleSleeper.maybe_sleep",
+        Kind.AROUND,
+        host_fixes.sleep_between_rendezvous,
+        "with data-parallel attention an idle rank would keep the others waiting for up to a second",
+        Where.HOST,
+    ),
+    Hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager.dump_requests_before_crash",
         Kind.AROUND,
         host_fixes.dump_without_core_dumps,
@@ -320,19 +354,15 @@ TABLE: tuple[Hook, ...] = (
         "on a CPU SGLang keeps a rank without requests out of the graphs that the other ranks replay",
         Where.HOST,
     ),
-    Hook(
-        f"{SRT}.distributed.parallel_state.GroupCoordinator.all_reduce",
-        Kind.AROUND,
-        serving.all_reduce,
-        "a graph on the host has to repeat the collectives of SGLang's own layers",
-        Where.HOST,
-    ),
-    Hook(
-        f"{SRT}.distributed.parallel_state.GroupCoordinator.all_gather",
-        Kind.AROUND,
-        serving.all_gather,
-        "a graph on the host has to repeat the collectives of SGLang's own layers",
-        Where.HOST,
+    *(
+        Hook(
+            f"{SRT}.distributed.parallel_state.GroupCoordinator.{function.__name__}",
+            Kind.AROUND,
+            function,
+            "a graph on the host has to repeat the collectives of SGLang's own layers",
+            Where.HOST,
+        )
+        for function in (serving.all_reduce, serving.all_gather)
     ),
     Hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",

@@ -25,7 +25,7 @@ DECIDED = {
     "enable-dp-attention": "dp_size", "disaggregation-mode": "role", "disaggregation-bootstrap-port": "role",
     "disaggregation-transfer-backend": "transfer", "max-running-requests": "max_running_requests",
     "chunked-prefill-size": "chunked_prefill_size", "ascend-moe": "role", "device": "target",
-    "ascend-moe-window-bytes": "window_bytes",
+    "ascend-moe-window-bytes": "window_bytes", "ascend-moe-secret-file": "secret_file",
 }  # fmt: skip
 
 
@@ -82,10 +82,14 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Prefill instances, decode instances and a router. name: of containers and manifests."""
+    """Prefill instances, decode instances and a router. name: of containers and manifests.
+
+    secret_file: where every instance finds the secret under which it seals what it says of itself.
+    """
 
     name: Name = "moe"
     model_path: Annotated[str, Meta(min_length=1)]
+    secret_file: Annotated[str, Meta(min_length=1)] | None = None
     prefill: Role = Role()
     decode: Role = Role()
     router: Router = Router()

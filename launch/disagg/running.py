@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from sglang_ascend_moe.control.instance import require_pair
+from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import ProtocolMismatch
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
@@ -138,10 +139,11 @@ class RunningDeployment:
 
     def _compare_instances(self) -> None:
         """Every prefill instance has to fit every decode instance: the router may pair any of them."""
+        secret = read_secret(self._deployment.secret_file)
         described = {}
         for member in self.instances:
             try:
-                described[member.name] = ask_instance(member.process.url)
+                described[member.name] = ask_instance(member.process.url, secret=secret)
             except (OSError, ProtocolMismatch) as error:
                 raise MemberFailed(f"does not say what it is: {error}", member) from error
         for prefill in (member for member in self.instances if member.role == "prefill"):

@@ -35,6 +35,8 @@ def server_flags(deployment: Deployment, name: RoleName, target: Target, place: 
         flags |= {"nnodes": role.nodes, "node-rank": place.node_rank, "dist-init-addr": place.dist_address}
     if role.window_bytes is not None:
         flags[FLAGS["window_bytes"].flag.removeprefix("--")] = role.window_bytes
+    if deployment.secret_file is not None:
+        flags[FLAGS["secret_file"].flag.removeprefix("--")] = deployment.secret_file
     if deployment.mixed_sizes:
         flags[FLAGS["mixed_sizes"].flag.removeprefix("--")] = True
     return written(flags)

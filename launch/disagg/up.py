@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, Router, deployment_of, read_deployment
 from sglang_ascend_moe.launch.disagg.events import Teller
@@ -42,6 +43,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--mini-lb", action="store_true", help="SGLang's router in Python in place of the one in Rust")
     parser.add_argument("--host", help="that the router listens on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="of the router; 0: a free one (default 8000)")
+    parser.add_argument("--secret-file", metavar="FILE", help="under which instances seal what they say of themselves")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="one log per server (default: a new folder)")
     parser.add_argument("--ready-timeout", type=float, default=900.0, metavar="SECONDS", help="(default 900)")
     parser.add_argument("--without-threads", action="store_true", help=argparse.SUPPRESS)
@@ -62,6 +64,7 @@ def _run(parsed: argparse.Namespace) -> int:
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
     require_model(deployment.model_path)
+    read_secret(deployment.secret_file)
     require_free(deployment.router)
     if threads() > 1 and not parsed.without_threads:
         start_again_without_threads([*parsed.command_line, "--without-threads"])
@@ -97,6 +100,8 @@ def deployment_asked(parsed: argparse.Namespace) -> Deployment:
     values: dict[str, Any] = msgspec.to_builtins(read_deployment(parsed.file)) if parsed.file else {}
     if parsed.model_path is not None:
         values["model_path"] = parsed.model_path
+    if parsed.secret_file is not None:
+        values["secret_file"] = parsed.secret_file
     for key, instances in (("prefill", parsed.prefill), ("decode", parsed.decode)):
         role = values.setdefault(key, {})
         if instances is not None:

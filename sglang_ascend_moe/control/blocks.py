@@ -43,7 +43,7 @@ class Hello(Block, frozen=True, kw_only=True):
 
     layout_version: int
     parameters: ExchangeParameters
-    process: Annotated[int, Meta(ge=1)]
+    process: Annotated[int, Meta(ge=1, lt=2**31)]
     address: Annotated[bytes, Meta(max_length=64)]
     cores: Annotated[list[Count], Meta(max_length=4096)]
     workers: Annotated[int, Meta(ge=0, le=256)]

@@ -1,7 +1,7 @@
 """Bring-up on one host: ranks hand each other their windows as file descriptors.
 
-The descriptors travel through unix sockets in the abstract namespace, only to processes of the same user whose process
-id is that of the rank they say they are, and which know the session. The kernel vouches for user and process id.
+The descriptors travel through unix sockets in the abstract namespace, only between processes of the same user whose
+process ids are those of the ranks, and which know the session. The kernel vouches for user and process id to both.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def watch_processes(hellos: list[Hello], rank: int) -> list[int]:
 def exchange_windows(hellos: list[Hello], offer: Offer, listener: socket.socket, pidfds: list[int]) -> list[int]:
     """Hands `offer` to every peer and returns the descriptors of their windows, -1 for the own rank.
 
-    Each rank calls at the ranks below it and is called by those above it. Strangers are turned away. Raises `PeerLost`
-    and `PeerTimeout`; no descriptor is left open then.
+    Each rank calls at the ranks below it and is called by those above it. Strangers are turned away. Raises `PeerLost`,
+    `PeerTimeout` and `ProtocolMismatch`; no descriptor is left open then.
     """
     rank = offer.handle.rank
     deadline = time.monotonic() + BRING_UP_TIMEOUT_S
@@ -76,14 +76,17 @@ def exchange_windows(hellos: list[Hello], offer: Offer, listener: socket.socket,
         for below in range(rank):
             calls[below] = sockets.enter_context(_new_socket())
             _call(calls[below], hellos[below])
+            _require_process(calls[below], hellos[below])
             _send(calls[below], offer, below)
         waiting = set(range(rank + 1, len(hellos)))
         while waiting:
             _wait(listener, waiting, pidfds, deadline)
-            caller = sockets.enter_context(listener.accept()[0])
+            caller = listener.accept()[0]
             peer = _identify(caller, hellos, waiting)
             if peer is None:
+                caller.close()
                 continue
+            sockets.enter_context(caller)
             windows[peer] = _receive(caller, peer, offer.handle, pidfds, deadline, received)
             _send(caller, offer, peer)
             waiting.remove(peer)
@@ -99,11 +102,25 @@ def _new_socket() -> socket.socket:
 
 def _identify(caller: socket.socket, hellos: list[Hello], waiting: set[int]) -> int | None:
     """The awaited rank that runs in the caller's process, by the kernel's word; None for a stranger."""
-    credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    process, user, _ = _CREDENTIALS.unpack(credentials)
+    process, user = _process_and_user(caller)
     if user != os.geteuid():
         return None
     return next((rank for rank in sorted(waiting) if hellos[rank].process == process), None)
+
+
+def _require_process(call: socket.socket, hello: Hello) -> None:
+    """Raise `ProtocolMismatch` if somebody else listens at the address that a rank named."""
+    process, user = _process_and_user(call)
+    if (process, user) != (hello.process, os.geteuid()):
+        raise ProtocolMismatch(
+            f"process {process} of user {user} listens where rank {hello.rank} (process {hello.process}) said it would"
+        )
+
+
+def _process_and_user(peer: socket.socket) -> tuple[int, int]:
+    """Of the process that connected, or that listens, by the kernel's word."""
+    process, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return process, user
 
 
 def _call(call: socket.socket, hello: Hello) -> None:

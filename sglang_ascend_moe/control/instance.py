@@ -15,7 +15,12 @@ import msgspec
 from msgspec import Meta
 
 from sglang_ascend_moe.control.blocks import PROTOCOL_VERSION
-from sglang_ascend_moe.errors import ProtocolMismatch
+from sglang_ascend_moe.control.secret import CHALLENGE_BYTES, SEAL_BYTES, Secret, require_seal
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
+
+# The direction that a seal stands for, and its sender's number.
+_PURPOSE = "a prefill instance describes itself"
+_PREFILL = 0
 
 SAMPLES = 16
 SAMPLE_BYTES = 4096
@@ -31,7 +36,7 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 
     model: its path, for messages. model_digest: see `digest_of_checkpoint`. quantisation: of the weights. row_quant:
     `--ascend-moe-quant`. kv_layout: kind of the cache. kv_token_bytes: of one token in the cache of one rank.
-    mixed_sizes: the sizes of the other instance may differ.
+    mixed_sizes: the sizes of the other instance may differ. sealed: it has `--ascend-moe-secret-file`.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -49,6 +54,14 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
     dp_size: Size
     ep_size: Size
     mixed_sizes: bool
+    sealed: bool = False
+
+
+class SealedInstance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a prefill instance with a secret answers to a challenge. seal: in hexadecimal digits."""
+
+    instance: Instance
+    seal: Annotated[str, Meta(pattern=f"^[0-9a-f]{{{2 * SEAL_BYTES}}}$")]
 
 
 # Field -> what to give alike to both instances.
@@ -61,6 +74,7 @@ ALIKE = {
     "kv_dtype": "--kv-cache-dtype",
     "kv_layout": "--attention-backend",
     "page_size": "--page-size",
+    "sealed": "--ascend-moe-secret-file",
 }
 # The same, unless both instances have --ascend-moe-mixed-sizes.
 SIZES = {
@@ -105,6 +119,29 @@ def instance_of(value: object, source: str) -> Instance:
         raise ProtocolMismatch(
             f"{source} does not say what it is ({error}): serve both instances with --ascend-moe, of one version"
         ) from error
+
+
+def answer_challenge(secret: Secret, instance: Instance, challenge: str) -> SealedInstance:
+    """Seals `instance` for whoever drew `challenge` (hexadecimal digits). Raises `InvalidInput` if it is none."""
+    try:
+        drawn = bytes.fromhex(challenge)
+    except ValueError:
+        drawn = b""
+    if len(drawn) != CHALLENGE_BYTES:
+        raise InvalidInput(f"a challenge has {2 * CHALLENGE_BYTES} hexadecimal digits")
+    seal = secret.seal(_PURPOSE, _PREFILL, [drawn], msgspec.json.encode(instance))
+    return SealedInstance(instance=instance, seal=seal.hex())
+
+
+def unsealed(secret: Secret, said: object, challenge: bytes, source: str) -> Instance:
+    """The block in what `source` answered to `challenge`. Raises `ProtocolMismatch` for everything else."""
+    try:
+        answer = msgspec.convert(said, SealedInstance)
+    except msgspec.ValidationError as error:
+        raise ProtocolMismatch(f"{source} does not seal what it says of itself ({error})") from error
+    data = msgspec.json.encode(answer.instance)
+    require_seal(secret, bytes.fromhex(answer.seal), _PURPOSE, _PREFILL, [challenge], data, source)
+    return instance_of(msgspec.to_builtins(answer.instance), source)
 
 
 def digest_of_checkpoint(folder: Path) -> str:

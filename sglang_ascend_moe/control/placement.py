@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.control.blocks import MAX_BLOCK_BYTES, ExpertPlacement, decode, encode
 from sglang_ascend_moe.control.rendezvous import BRING_UP_TIMEOUT_S, gather_frames
+from sglang_ascend_moe.control.secret import Secret
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 
 _NUMBER_BYTES = 8
@@ -30,10 +31,14 @@ class _Difference(NamedTuple):
 class PlacementAgreement:
     """The placement that the ranks of a group agreed on last. Every rank calls `agree`, in the same order."""
 
-    def __init__(self, group: dist.ProcessGroup, timeout_s: float) -> None:
-        """group: moves CPU tensors (gloo). timeout_s: how long a rank waits for the others to come to a change."""
+    def __init__(self, group: dist.ProcessGroup, timeout_s: float, secret: Secret | None = None) -> None:
+        """group: moves CPU tensors (gloo). timeout_s: how long a rank waits for the others to come to a change.
+
+        secret: seals what ranks tell each other.
+        """
         self._group = group
         self._timeout_s = timeout_s
+        self._secret = secret
         self._session: bytes | None = None
         self._changes = 0
         self._layers: dict[int, list[int]] = {}
@@ -68,11 +73,13 @@ class PlacementAgreement:
         first = self._session is None
         timeout_s = BRING_UP_TIMEOUT_S if first else self._timeout_s
         call = "opened its exchanges" if first else "came to a change of the placement of experts"
-        sizes = gather_frames(self._group, len(data).to_bytes(_NUMBER_BYTES), _NUMBER_BYTES, timeout_s, call)
+        sizes = gather_frames(
+            self._group, len(data).to_bytes(_NUMBER_BYTES), _NUMBER_BYTES, timeout_s, call, self._secret
+        )
         largest = max(map(int.from_bytes, sizes))
         if largest > MAX_BLOCK_BYTES:
             raise ProtocolMismatch(f"a placement of experts of {largest} bytes exceeds {MAX_BLOCK_BYTES}")
-        frames = gather_frames(self._group, data, largest, timeout_s, call)
+        frames = gather_frames(self._group, data, largest, timeout_s, call, self._secret)
         return [decode(frame, ExpertPlacement, self._session) for frame in frames]
 
 

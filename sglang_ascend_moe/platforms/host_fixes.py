@@ -12,6 +12,9 @@ from sglang_ascend_moe import launches
 # SGLang's own variable: one list of cores per rank, such as "0-3|4-7".
 BIND_VARIABLE = "SGLANG_CPU_OMP_THREADS_BIND"
 
+RENDEZVOUS_MILLISECONDS = 50
+"""How long an idle rank sleeps between two rendezvous with the others."""
+
 
 def cores_of_rank(original: Callable[..., str], *, numa_index: int, world_size: int) -> str:
     """Around `init_threads_binding`: the cores of one rank, such as `0,1`, an equal share when the user names none.
@@ -94,3 +97,13 @@ def dump_without_core_dumps(original: Callable[..., None], *arguments: Any, **ke
             if not variable.is_set():
                 stack.enter_context(variable.override(False))
         original(*arguments, **keywords)
+
+
+def sleep_between_rendezvous(original: Callable[[Any], None], sleeper: Any) -> None:
+    """Around `IdleSleeper.maybe_sleep`: shorter with data-parallel attention, whose ranks meet before each batch."""
+    from sglang.srt.runtime_context import get_parallel
+
+    if get_parallel().attn_dp_size > 1:
+        sleeper.poller.poll(RENDEZVOUS_MILLISECONDS)
+    else:
+        original(sleeper)

@@ -36,17 +36,21 @@ def chunk_tokens(tokens: int) -> int:
     return max(1, -(-tokens // MAX_PLAN_CHUNKS))
 
 
-def plan_rounds(plans: list[PrefillPlan], capacity: int, rows_per_token: int) -> list[Round]:
+def plan_rounds(plans: list[PrefillPlan], capacity: int, rows_per_token: int, max_tokens: int) -> list[Round]:
     """Divides every rank's tokens into rounds of which none sends a rank more than `capacity` rows.
 
     Takes chunk i of every rank together, and as many i as fit into one round. Where not even one i fits, its chunks are
     cut into pieces that fit whatever the routing (ranks * piece * rows_per_token <= capacity; at least one token:
     capacity >= ranks * rows_per_token is the least that a window has). There is always at least one round.
 
-    Raises `ProtocolMismatch` for a plan whose chunks do not cover its tokens.
+    Raises `ProtocolMismatch` for a plan whose chunks do not cover its tokens, or with more than `max_tokens`.
     """
     ranks = len(plans)
     for plan in plans:
+        if plan.tokens > max_tokens:
+            raise ProtocolMismatch(
+                f"the plan of rank {plan.rank} brings {plan.tokens} tokens, and ranks agreed on at most {max_tokens}"
+            )
         chunks = -(-plan.tokens // plan.chunk_tokens)
         if len(plan.rows) != chunks or any(len(rows) != ranks for rows in plan.rows):
             raise ProtocolMismatch(
@@ -106,13 +110,14 @@ def run_prefill(
     block = PrefillPlan(session=session_id, rank=rank, tokens=count, chunk_tokens=chunk, rows=counted.rows)
     plans = gather_blocks(steps.session, block, tokens=count, error=counted.error, detail=counted.detail)
 
-    capacity, rows_per_token = steps.layout.capacity, steps.layout.parameters.rows_per_token
-    rounds = plan_rounds(plans, capacity, rows_per_token)
+    capacity, parameters = steps.layout.capacity, steps.layout.parameters
+    rows_per_token, most = parameters.rows_per_token, parameters.max_tokens
+    rounds = plan_rounds(plans, capacity, rows_per_token, most)
     steps.observation.planned(begun_ns)
     if len(rounds) == 1 or not overlap or capacity // 2 < len(plans) * rows_per_token:
         _run_in_turn(steps, rank, tokens, rounds, experts, out)
     else:
-        _run_overlapped(steps, rank, tokens, plan_rounds(plans, capacity // 2, rows_per_token), experts, out)
+        _run_overlapped(steps, rank, tokens, plan_rounds(plans, capacity // 2, rows_per_token, most), experts, out)
 
 
 def _run_in_turn(

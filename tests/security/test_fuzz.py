@@ -1,0 +1,107 @@
+"""Whatever bytes a control block is made of: it is one, or an error of the package says that it is not."""
+
+import json
+import random
+import time
+import tracemalloc
+from contextlib import suppress
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from sglang_ascend_moe.control.blocks import ExpertPlacement, Hello, PrefillPlan, decode, encode
+from sglang_ascend_moe.control.instance import instance_of, require_pair, unsealed
+from sglang_ascend_moe.control.placement import refuse_differences, refuse_unservable
+from sglang_ascend_moe.control.rendezvous import refuse_different_options, workers_of
+from sglang_ascend_moe.control.secret import CHALLENGE_BYTES, Secret
+from sglang_ascend_moe.errors import AscendMoeError
+from sglang_ascend_moe.schedules.prefill import plan_rounds
+from tests.security.blocks import BLOCKS, INSTANCE, KINDS, SESSION, mutated
+
+INPUTS = {
+    "ci": pytest.param(100_000, id="100000"),
+    "nightly": pytest.param(1_000_000, id="1000000", marks=pytest.mark.nightly),
+}
+PER_EXAMPLE = 1000
+MOST_BYTES = 64 << 20
+"""That reading a block may take: sixty-four times the largest block."""
+MOST_SECONDS = 1.0
+"""Of this process's CPU time, which other load does not lengthen, for one input of a few hundred bytes."""
+
+SECRET = Secret(bytes(32))
+OTHERS = INSTANCE, msgspec.structs.replace(INSTANCE, role="decode")
+
+
+def use(block: object) -> None:
+    """What a rank does with a block that it has read, beside its own."""
+    match block:
+        case Hello():
+            refuse_different_options([block, block])
+            workers_of([block, block])
+        case PrefillPlan():
+            plan_rounds([block] * 4, 64, 8, 4096)
+        case ExpertPlacement():
+            refuse_differences([block, block])
+            refuse_unservable(block, 2)
+
+
+def read_block(data: bytes, chance: random.Random) -> None:
+    use(decode(data, chance.choice(KINDS), chance.choice((None, SESSION))))
+
+
+def read_instance(data: bytes, _chance: random.Random) -> None:
+    with suppress(ValueError):
+        said = json.loads(data)
+        unsealed(SECRET, said, bytes(CHALLENGE_BYTES), "it")
+        require_pair(instance_of(said, "it"), OTHERS[1])
+
+
+def attack(read, valid: bytes, seed: int, inputs: int) -> None:
+    chance = random.Random(seed)
+    for number in range(inputs):
+        data = chance.randbytes(chance.randrange(200)) if number % 8 == 7 else mutated(valid, chance)
+        begun = time.process_time()
+        try:
+            read(data, chance)
+        except AscendMoeError:
+            pass
+        except Exception as error:
+            error.add_note(f"the input was {data.hex()}")
+            raise
+        assert time.process_time() - begun < MOST_SECONDS, data.hex()
+
+
+def fuzz(read, valid: st.SearchStrategy[bytes], inputs: int) -> None:
+    @settings(
+        max_examples=inputs // PER_EXAMPLE,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(valid=valid, seed=st.integers(0, 2**32 - 1))
+    def holds(valid: bytes, seed: int) -> None:
+        attack(read, valid, seed, PER_EXAMPLE)
+
+    tracemalloc.start()
+    try:
+        holds()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < MOST_BYTES, f"{most} bytes were taken"
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("inputs", INPUTS.values())
+def test_any_bytes_are_a_block_or_refused(inputs: int):
+    fuzz(read_block, st.one_of(*BLOCKS.values()).map(encode), inputs)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("inputs", [pytest.param(10_000, id="10000"), INPUTS["nightly"]])
+def test_any_answer_is_an_instance_or_refused(inputs: int):
+    fuzz(read_instance, st.sampled_from([json.dumps(msgspec.to_builtins(other)).encode() for other in OTHERS]), inputs)
