@@ -70,7 +70,8 @@ def quantise(x: Tensor, *, round_scale: bool = False) -> tuple[Tensor, Tensor]:
         scales = torch.ldexp(torch.ones_like(mantissa), exponent - (mantissa == 0.5).int())
         factors = 1 / scales
     else:
-        scales, factors = magnitude * (1 / _LARGEST), _LARGEST / magnitude
+        # A tensor, for a plain number would be multiplied by the reciprocal, which rounds twice.
+        scales, factors = magnitude * (1 / _LARGEST), torch.tensor(_LARGEST) / magnitude
     return (blocks * factors.unsqueeze(2)).to(torch.float8_e4m3fn).view(x.shape), scales
 
 
