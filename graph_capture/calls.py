@@ -98,8 +98,8 @@ def _may_change(call: Call) -> Iterator[int]:
 
 
 def _outside(tensor: torch.Tensor) -> int:
-    """Tells the memory of a tensor that the step did not make from others: negative, as no number of a memory is."""
-    return -1 - int(tensor.untyped_storage()._cdata)
+    """The memory of a tensor that the step did not make, by address; negative, as no number of a memory is."""
+    return -1 - int(tensor.untyped_storage().data_ptr())
 
 
 def _repeatable(call: OperatorCall, changed: set[int]) -> bool:
