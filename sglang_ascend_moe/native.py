@@ -112,8 +112,17 @@ def select_kernels(name: str | None) -> str:
 
 
 def initialise_window(layout: WindowLayout, address: int, device: str = "cpu") -> None:
-    """Prepares this rank's own window before any peer uses it; zeroed already, where it is memory of the host."""
-    _library(device).exchange_initialise(ctypes.byref(native_layout(layout)), address, layout.parameters.first_epoch)
+    """Prepares this rank's own window before any peer uses it; zeroed already, where it is memory of the host.
+
+    Raises `Unsupported` if the kernels cannot serve windows of this layout.
+    """
+    library, described = _library(device), native_layout(layout)
+    # Only libraries whose kernels have limits of their own have this function.
+    if (refuse := getattr(library, "exchange_refuse_layout", None)) is not None:
+        refuse.restype = ctypes.c_char_p
+        if (refusal := refuse(ctypes.byref(described))) is not None:
+            raise Unsupported(refusal.decode())
+    library.exchange_initialise(ctypes.byref(described), address, layout.parameters.first_epoch)
 
 
 class NativeSession:

@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import os
 from typing import Any
 
 import pytest
@@ -13,6 +14,15 @@ settings.load_profile("suite")
 
 TOGETHER = {"disagg": "servers", "serving/test_servers.py": "servers", "serving": "engines"}
 """Folders and files whose tests share what takes long to make; those of servers also look at what is left behind."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cann",
+        metavar="PATH",
+        default=os.environ.get("ASCEND_HOME_PATH"),
+        help="where CANN is installed; its CPU mode then runs the Ascend kernels as well",
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

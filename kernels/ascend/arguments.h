@@ -16,6 +16,9 @@
 
 namespace ascend_kernels {
 
+template <class T> __aicore__ inline T Least(T one, T other) { return one < other ? one : other; }
+template <class T> __aicore__ inline T Most(T one, T other) { return one < other ? other : one; }
+
 struct KernelArguments {
     ExchangeLayout layout;
     uint64_t windows;        // [ranks] addresses of the windows as this device sees them
@@ -64,6 +67,8 @@ __aicore__ inline uint32_t PairsInPiece(uint32_t topk) { return (1024 > topk ? 1
 constexpr uint32_t tile_bytes = 16 * 1024;
 __aicore__ inline uint32_t QuantisedTile(uint32_t element_bytes) { return element_bytes == 4 ? 4096 : 8192; }
 constexpr uint32_t sum_tile = 4096;
+// Parts of rows that wait for a scale: those in which a core's share begins and ends.
+constexpr uint32_t kept_parts = 2;
 
 // How a kernel, or a core's part of one, ended: an ExchangeFault, and what it found out. A line of its own each.
 struct Verdict {

@@ -60,7 +60,4 @@ template <class T> __aicore__ inline void Store(const GlobalTensor<T> &to, const
     DataCopyPad(to, from, DataCopyExtParams{1, static_cast<uint32_t>(count * sizeof(T)), 0, 0, 0});
 }
 
-template <class T> __aicore__ inline T Least(T one, T other) { return one < other ? one : other; }
-template <class T> __aicore__ inline T Most(T one, T other) { return one < other ? other : one; }
-
 } // namespace ascend_kernels

@@ -8,9 +8,6 @@ namespace ascend_kernels {
 
 constexpr uint32_t fold_least = EXCHANGE_UNIT_BYTES / sizeof(int32_t);
 
-// Where a core's share begins, and where it ends.
-constexpr uint32_t kept_parts = 2;
-
 // A tile of a quantised row in the unified buffer, with the scale of the whole row.
 struct PlacedTile {
     LocalTensor<int8_t> values;

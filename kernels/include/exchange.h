@@ -193,6 +193,10 @@ const char *exchange_selected_kernels(void);
 // Prepares this rank's own window, before any peer maps it: zero words, `first_epoch` exchanges behind it.
 void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t first_epoch);
 
+// Why these kernels cannot serve windows of this layout, with the parameter to change; null: they can. Only libraries
+// whose kernels have limits of their own export it; every rank asks before its window is prepared.
+const char *exchange_refuse_layout(const ExchangeLayout *layout);
+
 // Steps announce to arrivals. On EXCHANGE_OK the experts may read rows[slot] and write out[slot].
 int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call);
 

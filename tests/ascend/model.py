@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from sglang_ascend_moe.abi import native_layout
 from sglang_ascend_moe.native import use_library
+from sglang_ascend_moe.windows.layout import WindowLayout
 from tests.exchange.pool import Program, Rank
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,6 +91,12 @@ class Model:
 
     def use_cores(self, cores: int) -> None:
         self._library.ascend_model_use_cores(cores)
+
+    def buffers(self, layout: WindowLayout) -> tuple[int, int]:
+        """Bytes of the unified buffer that dispatch and combine are said to need."""
+        needed = (ctypes.c_uint64 * 2)()
+        self._library.ascend_model_buffers(ctypes.byref(native_layout(layout)), needed)
+        return needed[0], needed[1]
 
     def violation(self) -> str:
         """The first rule that a kernel of this process broke, or an empty text."""

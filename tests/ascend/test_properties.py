@@ -1,4 +1,4 @@
-"""Drawn configurations over the Ascend kernels: whatever the shape of the call and the number of cores."""
+"""Drawn configurations over the Ascend kernels: whatever the shape of the call, on every number of ranks and cores."""
 
 from __future__ import annotations
 
@@ -8,25 +8,73 @@ from hypothesis import strategies as st
 
 from tests.exchange.scenario import Scenario
 from tests.exchange.test_bit_exact import exchange_in_every_schedule
+from tests.exchange.test_int8 import exchange_quantised
 from tests.exchange.test_properties import scenarios
+from tests.exchange.test_rounds import run_in_rounds
 
-EXAMPLES = {2: 100, 4: 50}
-"""Examples by number of ranks."""
+from .conftest import AscendPools
+
+RANKS_AND_CORES = [(2, 1), (2, 2), (2, 8), (4, 1), (4, 2), (4, 8)]
+EXAMPLES = {2: 16, 4: 8}
+"""Examples by number of ranks, per test and number of cores."""
+NIGHTLY_TIMES = 15
+"""So many times more of them every night."""
+
+every_combination = pytest.mark.parametrize(
+    ("ranks", "cores"), RANKS_AND_CORES, ids=[f"{ranks}ranks-{cores}cores" for ranks, cores in RANKS_AND_CORES]
+)
+widths = pytest.mark.parametrize(
+    "times", [1, pytest.param(NIGHTLY_TIMES, marks=pytest.mark.nightly)], ids=["few", "many"]
+)
 
 
-@pytest.mark.parametrize("ranks", EXAMPLES, ids=lambda ranks: f"{ranks}ranks")
-def test_drawn_exchanges_equal_the_reference_to_the_bit(pools, library, ranks):
-    # Derandomised: the suite has to give the same answer twice. Raise max_examples to explore.
-    @settings(
-        max_examples=EXAMPLES[ranks],
+def drawn(examples: int):
+    """Derandomised: the suite has to give the same answer twice."""
+    return settings(
+        max_examples=examples,
         deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
         phases=[Phase.generate],  # a failure costs new ranks, and the scenario that failed says enough
     )
-    @given(scenario=scenarios(ranks), cores=st.sampled_from([1, 2, 3, 8]))
-    def equals_the_reference(scenario: Scenario, cores: int) -> None:
+
+
+@widths
+@every_combination
+def test_drawn_exchanges_equal_the_reference_to_the_bit(pools: AscendPools, library, ranks, cores, times):
+    @drawn(times * EXAMPLES[ranks])
+    @given(scenario=scenarios(ranks))
+    def equals_the_reference(scenario: Scenario) -> None:
         pools.run_on(ranks, library, cores, exchange_in_every_schedule, "windows", scenario)
+
+    equals_the_reference()
+
+
+@widths
+@every_combination
+def test_drawn_windows_of_any_size_equal_the_reference(pools: AscendPools, library, ranks, cores, times):
+    @drawn(times * EXAMPLES[ranks] // 2)
+    @given(
+        scenario=scenarios(ranks),
+        hidden=st.sampled_from([16 * 37, 512, 1024]),
+        tokens_of_window=st.integers(1, 9),
+        overlap=st.booleans(),
+    )
+    def equals_the_reference(scenario: Scenario, hidden: int, tokens_of_window: int, overlap: bool) -> None:
+        given_rows = scenario._replace(hidden=hidden)
+        rounds = pools.run_on(ranks, library, cores, run_in_rounds, given_rows, tokens_of_window, 1 + overlap)
+        assert len(set(rounds)) == 1, f"ranks took different numbers of rounds: {rounds}"
+
+    equals_the_reference()
+
+
+@widths
+@every_combination
+def test_drawn_int8_rows_are_those_of_the_host_kernels(pools: AscendPools, library, ranks, cores, times):
+    @drawn(times * EXAMPLES[ranks] // 2)
+    @given(scenario=scenarios(ranks))
+    def equals_the_reference(scenario: Scenario) -> None:
+        pools.run_on(ranks, library, cores, exchange_quantised, scenario, False)
 
     equals_the_reference()

@@ -1,5 +1,6 @@
 // The C ABI of kernels/include/exchange.h with the Ascend kernels behind dispatch and combine, executed on the model.
 // Everything else (plans, refusals, leaving) is the host library's, as it would be beside an NPU.
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "../../host/routing.h"
 #include "../arguments.h"
 #include "../kernels.h"
+#include "../launch/limits.h"
 #include "../launch/segments.h"
 #include "../words.h"
 #include "model_control.h"
@@ -205,14 +207,12 @@ int combine(ExchangeSession *session, const ExchangeCombine *call, uint32_t only
 
 int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
     const ExchangeLayout &layout = *session->layout;
-    if (layout.verify) {
-        constexpr char text[] = "the Ascend kernels make no row checksums; create the exchange with verify=False";
-        return exchange_refuse(session, call->kind, reinterpret_cast<const uint8_t *>(text), sizeof text - 1);
-    }
-    if (layout.expert_rows > 0 || call->row_bytes > 0) {
-        constexpr char text[] = "the Ascend kernels place whole rows without gaps; use layout='compact'";
-        return exchange_refuse(session, call->kind, reinterpret_cast<const uint8_t *>(text), sizeof text - 1);
-    }
+    const char *refusal = exchange_refuse_layout(&layout);
+    if (refusal == nullptr && call->row_bytes > 0)
+        refusal = "the Ascend kernels place whole rows without gaps; use layout='compact'";
+    if (refusal != nullptr)
+        return exchange_refuse(session, call->kind, reinterpret_cast<const uint8_t *>(refusal),
+                               static_cast<uint32_t>(strlen(refusal)));
     Session wrapped(*session);
     if (const int result = wrapped.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
@@ -274,6 +274,16 @@ int exchange_combine_receive(ExchangeSession *session, const ExchangeCombine *ca
 }
 
 int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) { return combine(session, call, 1); }
+
+const char *exchange_refuse_layout(const ExchangeLayout *layout) {
+    static thread_local char text[EXCHANGE_REFUSAL_BYTES];
+    return RefuseLayout(*layout, cores_in_use, text, sizeof text);
+}
+
+void ascend_model_buffers(const ExchangeLayout *layout, uint64_t *bytes) {
+    bytes[0] = DispatchBufferBytes(*layout, cores_in_use);
+    bytes[1] = CombineBufferBytes(*layout, cores_in_use);
+}
 
 void ascend_model_use_cores(uint32_t cores) { cores_in_use = cores; }
 

@@ -1,0 +1,70 @@
+// Host code: what the kernels take of the unified buffer, and what they cannot serve.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+
+#include "../arguments.h"
+
+namespace ascend_kernels {
+
+constexpr uint64_t unified_buffer_bytes = 192 * 1024 - 256;
+
+// Buffers begin at multiples of 32 bytes.
+inline uint64_t InBlocks(uint64_t bytes) {
+    return (bytes + EXCHANGE_UNIT_BYTES - 1) / EXCHANGE_UNIT_BYTES * EXCHANGE_UNIT_BYTES;
+}
+
+// Of control.h.
+inline uint64_t ControlBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
+    return EXCHANGE_LINE_BYTES + (uint64_t{2} * layout.ranks + cores) * EXCHANGE_UNIT_BYTES;
+}
+
+// Of quantise.h or rows.h.
+inline uint64_t RowBufferBytes(const ExchangeLayout &layout) {
+    if (!layout.quantised)
+        return 2 * InBlocks(Least(layout.row_bytes, uint64_t{tile_bytes}));
+    const uint64_t element_bytes = layout.out_row_bytes / layout.hidden;
+    const uint64_t tile = Least(layout.hidden, QuantisedTile(static_cast<uint32_t>(element_bytes)));
+    const uint64_t loads = 2 * InBlocks(tile * element_bytes), kept = InBlocks(kept_parts * tile * element_bytes);
+    const uint64_t floats = 2 * InBlocks(tile * sizeof(float)), stores = 2 * (InBlocks(tile) + EXCHANGE_UNIT_BYTES);
+    return loads + kept + floats + stores;
+}
+
+// Of dispatch.cpp, with counts.h and routing.h.
+inline uint64_t DispatchBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
+    const uint64_t counts = 6 * InBlocks(uint64_t{layout.experts} * sizeof(int32_t));
+    const uint64_t units = (1 + uint64_t{2} * layout.count_units) * EXCHANGE_UNIT_BYTES;
+    const uint64_t totals = InBlocks(uint64_t{layout.experts / layout.ranks} * sizeof(int64_t));
+    const uint64_t pairs = 2 * InBlocks(uint64_t{PairsInPiece(layout.topk)} * sizeof(int64_t));
+    return ControlBufferBytes(layout, cores) + counts + units + totals + pairs + RowBufferBytes(layout);
+}
+
+// Of combine.cpp.
+inline uint64_t CombineBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
+    const uint64_t tile = Least(layout.hidden, sum_tile), pairs = PairsInPiece(layout.topk);
+    const uint64_t terms = InBlocks(pairs * sizeof(int64_t)) + InBlocks(pairs * sizeof(float));
+    const uint64_t rows = 4 * InBlocks(tile * (layout.out_row_bytes / layout.hidden));
+    return ControlBufferBytes(layout, cores) + terms + rows + 2 * InBlocks(tile * sizeof(float));
+}
+
+// Why the kernels on `cores` cores cannot serve windows of this layout, in a text of at most `bytes`; null: they can.
+inline const char *RefuseLayout(const ExchangeLayout &layout, uint32_t cores, char *text, size_t bytes) {
+    if (layout.verify)
+        return "the Ascend kernels make no row checksums; create the exchange with verify=False";
+    if (layout.expert_rows > 0)
+        return "the Ascend kernels place whole rows without gaps; use layout='compact'";
+    const uint64_t dispatch = DispatchBufferBytes(layout, cores), combine = CombineBufferBytes(layout, cores);
+    const uint64_t needed = dispatch > combine ? dispatch : combine;
+    if (needed <= unified_buffer_bytes)
+        return nullptr;
+    snprintf(
+        text, bytes,
+        "num_experts=%u, ranks=%u, hidden=%u and topk=%u take %llu bytes of an Ascend core's unified buffer, which "
+        "has %llu; use fewer experts or ranks%s",
+        layout.experts, layout.ranks, layout.hidden, layout.topk, static_cast<unsigned long long>(needed),
+        static_cast<unsigned long long>(unified_buffer_bytes), layout.quantised ? ", or quant=None" : "");
+    return text;
+}
+
+} // namespace ascend_kernels
