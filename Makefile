@@ -13,7 +13,7 @@ PYTHON ?=
 CXX ?= g++
 NATIVE := sglang_ascend_moe/_host_kernels.so
 KERNELS := $(wildcard kernels/*/*.cpp kernels/*/*.h)
-CPP_SOURCES := $(KERNELS) $(wildcard kernels/*/*/*.cpp kernels/*/*/*.h tests/*/*.cpp tests/*/*.h)
+CPP_SOURCES := $(KERNELS) $(wildcard kernels/*/*/*.cpp kernels/*/*/*.h tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h)
 # What the tests use besides: command:Debian package.
 SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin
 
@@ -64,7 +64,7 @@ $(STAMPS)/project: pyproject.toml setup.py $(wildcard launch/__init__.py graph_c
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(NATIVE): $(KERNELS) setup.py $(STAMPS)/project
+$(NATIVE): $(KERNELS) kernels/flags.txt setup.py $(STAMPS)/project
 	@rm -f $@ # a new file: processes that run keep the library that they have loaded
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@

@@ -6,20 +6,13 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-COMPILE_FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-ffp-contract=off",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-pthread",
-]
+COMPILE_FLAGS = Path("kernels/flags.txt").read_text().split()
 # Folders of the repository that install as packages inside sglang_ascend_moe.
 MAPPED_FOLDERS = ("launch", "graph_capture")
+# Sources that install with it, for `ascend-moe build-kernels` to build on a machine with NPUs.
+KERNEL_FOLDERS = ("include", "host", "python", "ascend", "ascend/launch", "ascend/device")
 
 
 class BuildSharedLibrary(build_ext):
@@ -56,6 +49,22 @@ def packages() -> list[str]:
     return found
 
 
+class BuildPython(build_py):
+    """Puts the sources of the kernels beside the package, which they are no part of: they hold no Python."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, "sglang_ascend_moe", "kernels")
+        sources = [Path("CMakeLists.txt"), Path("flags.txt")]
+        for folder in KERNEL_FOLDERS:
+            sources += [path.relative_to("kernels") for path in Path("kernels", folder).glob("*.*")]
+        for source in sources:
+            (target / source).parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str("kernels" / source), str(target / source))
+
+
 setup(
     packages=packages(),
     ext_modules=[
@@ -69,5 +78,5 @@ setup(
             language="c++",
         )
     ],
-    cmdclass={"build_ext": BuildSharedLibrary, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_ext": BuildSharedLibrary, "build_py": BuildPython, "bdist_wheel": PlatformWheel},
 )

@@ -51,12 +51,19 @@ def _plan(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _build_kernels(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.build_kernels import main
+
+    return main(arguments)
+
+
 COMMANDS = {
     "serve": Command(_serve, "SGLang's server with --ascend-moe"),
     "demo": Command(_demo, "serve a small model on two ranks and compare its tokens with stock SGLang"),
     "disagg": Command(_disagg, "prefill and decode on different servers behind a router: start, check, render"),
     "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
     "bench": Command(_bench, "measure the exchange against other ways to move the same rows"),
+    "build-kernels": Command(_build_kernels, "the kernels for Ascend devices, with CANN"),
     "plan": Command(_plan, "the bytes of a configuration, before anything is allocated"),
 }
 

@@ -53,9 +53,11 @@ def _library(device: str = "cpu") -> ctypes.CDLL:
 def own_library(device: str) -> str:
     """The path of the package's library for tensors on "cpu" or "npu". Raises `Unsupported` if it is not built."""
     found = importlib.util.find_spec(_LIBRARIES[device])
-    if found is None or found.origin is None:
-        raise Unsupported(_BUILT_BY[device])
-    return found.origin
+    if found is not None and found.origin is not None:
+        return found.origin
+    if device == "npu":
+        raise Unsupported("the Ascend kernels are not built; run `ascend-moe build-kernels` on this machine")
+    raise Unsupported("the native kernels are not built; install the package with `pip install -e .` (or `make venv`)")
 
 
 @cache

@@ -50,10 +50,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_wheel_holds_every_module_and_the_kernels(wheel: Path):
+def kernel_sources() -> list[Path]:
+    """What `ascend-moe build-kernels` builds from; the host model is for tests only."""
+    kinds = ("*.cpp", "*.h", "*.asc", "*.txt")
+    found = [path for kind in kinds for path in (ROOT / "kernels").rglob(kind)]
+    return [path for path in found if "host_model" not in path.parts]
+
+
+def test_wheel_holds_every_module_the_kernels_and_their_sources(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {LIBRARY}
+    expected = {LIBRARY, *(f"{PACKAGE}/{path.relative_to(ROOT)}" for path in kernel_sources())}
     for name, path in modules().items():
         expected.add(name.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py"))
     assert names == expected
