@@ -11,7 +11,7 @@ from tests.exchange.pool import Pool, Program
 
 from .model import HOST_SOURCES, KERNEL_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
 
-MUTANT_DEADLINE_S = 8.0
+MUTANT_DEADLINE_S = 4.0
 """For kernels that may wait for ever."""
 
 
