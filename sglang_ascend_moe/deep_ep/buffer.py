@@ -202,8 +202,8 @@ class Buffer:
         return moved, done.ids, done.weights, done.tokens_per_expert, done.handle, self.capture()
 
     def _dispatch_again(
-        self, rows: Tensor, scales: Tensor | None, handle: tuple[Any, ...], topk_idx: Tensor | None, topk_weights: Tensor | None,
-        num_worst_tokens: int,
+        self, rows: Tensor, scales: Tensor | None, handle: tuple[Any, ...], topk_idx: Tensor | None,
+        topk_weights: Tensor | None, num_worst_tokens: int,
     ) -> tuple[Tensor | tuple[Tensor, Tensor], None, None, None, None, EventOverlap]:  # fmt: skip
         if topk_idx is not None or topk_weights is not None:
             raise InvalidInput("topk_idx and topk_weights cannot be given with handle")
@@ -338,14 +338,14 @@ class Buffer:
         if mask and not self._ranks.ended()[rank_to_mask]:
             raise Unsupported(f"rank_to_mask={rank_to_mask}, mask=True: an exchange cannot leave out a rank that lives")
         if not mask and self._ranks.ended()[rank_to_mask]:
-            raise _cannot_be_unmasked(rank_to_mask)
+            _refuse_unmasking(rank_to_mask)
 
     def low_latency_clean_mask_buffer(self) -> None:
         """Raises `PeerLost` if a rank has ended, whose mask cannot be cleaned; else no rank is masked."""
         self._require_open()
         for rank, ended in enumerate(self._ranks.ended()):
             if ended:
-                raise _cannot_be_unmasked(rank)
+                _refuse_unmasking(rank)
 
     def _close(self) -> None:
         self._destroyed = True
@@ -376,8 +376,8 @@ def _normal_handle(handle: tuple[Any, ...]) -> NormalHandle:
     return handle
 
 
-def _cannot_be_unmasked(rank: int) -> PeerLost:
-    return PeerLost(f"rank {rank} has ended and cannot be unmasked; make a Buffer of another group", rank)
+def _refuse_unmasking(rank: int) -> NoReturn:
+    raise PeerLost(f"rank {rank} has ended and cannot be unmasked; make a Buffer of another group", rank)
 
 
 def _refuse_both(async_finish: bool, return_recv_hook: bool) -> None:

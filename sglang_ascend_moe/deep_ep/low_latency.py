@@ -88,7 +88,8 @@ class LowLatency:
         weights = torch.empty(topk_idx.shape)
         tokens = routed_tokens(x, topk_idx, weights, hidden=p.hidden, topk=p.topk, dtype=torch.bfloat16)
         if isinstance(tokens, str):
-            steps.refuse(Kind.DECODE, tokens.replace("topk_ids", "topk_idx"))
+            problem = tokens.replace("topk_ids", "topk_idx")
+            steps.refuse(Kind.DECODE, problem)
         if problem := self._problem_with_statistics(p, statistics, wait_statistics) or self._unfinished():
             steps.refuse(Kind.DECODE, problem)
 

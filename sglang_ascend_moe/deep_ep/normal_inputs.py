@@ -58,15 +58,17 @@ def split_rows(x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None
 
 def agree(group: RankGroup, given: DispatchInput, worst_tokens: int) -> Agreed:
     """Tells every rank what this one brings. What one rank objects to in its own arguments is raised on all."""
-    problem = _problem(given, group.size)
+    problem = _dispatch_problem(given, group.size)
     experts = given.tokens_per_expert.numel()
     topk = 0 if given.topk_idx is None else given.topk_idx.shape[-1]
     scales = 0 if given.scales is None else given.scales.shape[1]
     settings = [given.x.shape[1], given.x.element_size(), scales, experts, topk]
     heads = group.gather(torch.tensor([problem is not None, len(given.x), worst_tokens, *settings]))
+    if problem is not None:
+        raise InvalidInput(problem)
     for rank, head in enumerate(heads.tolist()):
         if head[0]:
-            raise InvalidInput(problem or f"rank {rank} refuses its arguments of dispatch; its message says why")
+            raise InvalidInput(f"rank {rank} refuses its arguments of dispatch; its own message says why")
         for name, ours, theirs in zip(_SETTINGS, settings, head[3:], strict=True):
             if ours != theirs:
                 raise ProtocolMismatch(f"dispatch: {name} is {ours} here and {theirs} on rank {rank}")
@@ -83,7 +85,7 @@ def agree(group: RankGroup, given: DispatchInput, worst_tokens: int) -> Agreed:
     return Agreed(tokens_per_rank, tokens, experts, by_expert.tolist())
 
 
-def _problem(given: DispatchInput, ranks: int) -> str | None:
+def _dispatch_problem(given: DispatchInput, ranks: int) -> str | None:
     tokens = len(given.x)
     if given.in_rank.shape != (tokens, ranks) or given.in_rank.dtype is not torch.bool:
         return f"is_token_in_rank is {tuple(given.in_rank.shape)}; it must be {(tokens, ranks)} of torch.bool"

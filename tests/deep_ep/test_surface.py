@@ -40,7 +40,8 @@ SIGNATURES = {
     "combine": "x handle topk_weights bias config previous_event async_finish allocate_on_comm_stream",
     "get_dispatch_layout": "topk_idx num_experts previous_event async_finish allocate_on_comm_stream",
     "low_latency_dispatch": "x topk_idx num_max_dispatch_tokens_per_rank num_experts "
-    "cumulative_local_expert_recv_stats dispatch_wait_recv_cost_stats use_fp8 round_scale use_ue8m0 async_finish return_recv_hook",
+    "cumulative_local_expert_recv_stats dispatch_wait_recv_cost_stats use_fp8 round_scale use_ue8m0 async_finish "
+    "return_recv_hook",
     "low_latency_combine": "x topk_idx topk_weights handle use_logfmt zero_copy async_finish return_recv_hook out "
     "combine_wait_recv_cost_stats",
     "clean_low_latency_buffer": "num_max_dispatch_tokens_per_rank hidden num_experts",

@@ -21,7 +21,7 @@ FAMILY = {
 # Functions that return the words of an exception which is made elsewhere.
 BUILT = {
     "failure", "_bad_choice", "_input_error", "routed_tokens", "problem_with_result", "_objection_to_input",
-    "_objection_to_handle",
+    "_objection_to_handle", "_dispatch_problem", "_problem_with_statistics", "_unfinished",
 }  # fmt: skip
 # Functions that are handed words and raise or print them: which argument it is.
 HANDED = {"refuse": 1, "refuse_capture": 0, "error": 0}
@@ -92,7 +92,7 @@ def messages() -> frozenset[str]:
     found: set[str] = set()
     for file, tree in sources().items():
         # What the rendezvous raises is one of two exceptions, chosen before.
-        made = exceptions | ({"kind"} if file.endswith("rendezvous.py") else set())
+        made = exceptions | ({"kind"} if file.endswith(("rendezvous.py", "deep_ep/group.py")) else set())
         for node in ast.walk(tree):
             found |= {text_of(words) for words in _words_of(node, made)}
     return frozenset(message for message in found if has_words(message))
