@@ -17,6 +17,9 @@ from sglang_ascend_moe.errors import (
 )
 from sglang_ascend_moe.windows.layout import WindowLayout, bytes_for_capacity
 
+RUNTIME_REFUSED = 255
+"""The cause of a `PEER_FAILED` of this rank, if the runtime of its device refused a call."""
+
 
 class Fault(NamedTuple):
     """Why a call ended without its result, as rank `rank` saw it at `step` of `epoch`.
@@ -24,7 +27,7 @@ class Fault(NamedTuple):
     culprit: the rank to blame; missing: the ranks for which a failed wait still waited.
     cause: an `InputError`, the other rank's `Kind`, or the `Result` that poisoned the session, as `result` has it.
     detail: the offending value, the rows needed, or the row whose checksum differs.
-    refusal: with `InputError.ARGUMENT`, the words of the culprit.
+    refusal: with `InputError.ARGUMENT`, the words of the culprit; with the cause `RUNTIME_REFUSED`, those of CANN.
     """
 
     result: Result
@@ -61,6 +64,8 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
         )
     if result == Result.PEER_LOST:
         return PeerLost(f"{culprit} has died; noticed {where}", *blame)
+    if result == Result.PEER_FAILED and fault.cause == RUNTIME_REFUSED:
+        return PeerLost(f"{culprit} failed {where}: CANN refused a call, {fault.refusal.rstrip(chr(0))}", *blame)
     if result == Result.PEER_FAILED:
         return PeerLost(f"{culprit} failed {where} and gave up", *blame)
     if result == Result.PEER_CLOSED:

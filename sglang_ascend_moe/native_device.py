@@ -75,6 +75,15 @@ class DeviceSession(NativeSession):
         self._address = ctypes.addressof(self._session)
         self._check(self._library.exchange_device_open(self._reference, cores, LAUNCHES))
 
+    def new_call(self, tokens: int) -> DispatchCall:
+        """A call for at most `tokens` tokens, whose combine finds no rows until a dispatch has gone well.
+
+        In a graph the combine of a dispatch that was refused runs all the same, on the positions of the one before.
+        """
+        call = super().new_call(tokens)
+        call.positions.fill_(-1)
+        return call
+
     def dispatch(self, call: DispatchCall) -> None:
         """Steps announce to arrivals; in a capture only put on the stream."""
         if self._enter():

@@ -14,12 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.graph_capture import npu_stand_in
-from tests.graph_capture.torch_npu_sources import Parameter, Sources, definition, differences, download, parameters
+from tests.npu.wheels import TORCH_NPU, Parameter, Wheel, definition, differences, parameters, wheel
 
-VERSIONS = {
-    "torch 2.14": ("torch_npu==2.14.0", "torch==2.14.0.*"),
-    "torch 2.13": ("torch_npu>=2.13,<2.14", "torch==2.13.0.*"),
-}
+TORCH = {"torch 2.14": "torch==2.14.0.*", "torch 2.13": "torch==2.13.0.*"}
 # File of torch_npu.npu -> what is relied on in it.
 RELIED = {
     "graphs.py": [
@@ -37,14 +34,14 @@ PATHS = [(file, path) for file, paths in RELIED.items() for path in paths]
 SGLANG_BACKEND = "sglang/srt/hardware_backend/npu/graph_runner/npu_cudagraph_backend.py"
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=TORCH_NPU)
 def version(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def sources(version: str, request: pytest.FixtureRequest) -> Sources:
-    return download(VERSIONS[version][0], request.config.cache.mkdir("torch_npu"))
+def sources(version: str, request: pytest.FixtureRequest) -> Wheel:
+    return wheel(TORCH_NPU[version], request.config)
 
 
 @cache
@@ -59,19 +56,19 @@ def relied_parameters(path: str) -> list[Parameter]:
     return parameters(found)
 
 
-def test_the_wheel_is_made_for_that_torch(sources: Sources, version: str):
-    assert VERSIONS[version][1] in sources.requirements
+def test_the_wheel_is_made_for_that_torch(sources: Wheel, version: str):
+    assert TORCH[version] in sources.requirements
 
 
 @pytest.mark.parametrize(("file", "path"), PATHS, ids=[path for _, path in PATHS])
-def test_names_parameters_and_defaults_are_those_of_the_stand_in(sources: Sources, file: str, path: str):
-    assert differences(sources.tree(file), path, relied_parameters(path)) == []
+def test_names_parameters_and_defaults_are_those_of_the_stand_in(sources: Wheel, file: str, path: str):
+    assert differences(sources.tree(f"torch_npu/npu/{file}"), path, relied_parameters(path)) == []
 
 
-def test_torch_npu_exports_what_the_stand_in_stands_for(sources: Sources):
+def test_torch_npu_exports_what_the_stand_in_stands_for(sources: Wheel):
     exported = next(
         ast.literal_eval(node.value)
-        for node in sources.tree("__init__.py").body
+        for node in sources.tree("torch_npu/npu/__init__.py").body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
     # Not in __all__, but imported there from graphs.py.
@@ -109,14 +106,14 @@ RULES = {
 
 
 @pytest.mark.parametrize(("path", "text"), RULES.values(), ids=RULES)
-def test_the_rules_of_the_stand_in_are_those_of_torch_npu(sources: Sources, path: str, text: str):
-    found = definition(sources.tree("graphs.py"), path)
+def test_the_rules_of_the_stand_in_are_those_of_torch_npu(sources: Wheel, path: str, text: str):
+    found = definition(sources.tree("torch_npu/npu/graphs.py"), path)
     assert found is not None
     assert text in ast.unparse(found)
 
 
-def test_the_argument_that_sglang_binds_anew_belongs_to_a_handled_operator(sources: Sources):
-    tree = sources.tree("_npugraph_handlers/ifa_handler.py")
+def test_the_argument_that_sglang_binds_anew_belongs_to_a_handled_operator(sources: Wheel):
+    tree = sources.tree("torch_npu/npu/_npugraph_handlers/ifa_handler.py")
     specifications = {
         name: {key for *_, key in updates}
         for node in ast.walk(tree)

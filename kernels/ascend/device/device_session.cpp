@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <system_error>
+#include <utility>
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -243,27 +244,28 @@ uint64_t DeviceSession::read_status(uint32_t source) {
     return word;
 }
 
-// Stores `word` in the own status line, with beside_ held. What this rank has said about an earlier failure stands.
-bool DeviceSession::keep_status(uint64_t word) {
+// Stores `word` in the own status line, with beside_ held, and returns what stands there then: what this rank has said
+// about an earlier failure stays.
+uint64_t DeviceSession::keep_status(uint64_t word) {
     // @protocol keep-finding
-    if (read_status(session_.rank) != 0)
-        return false;
+    if (const uint64_t said = read_status(session_.rank); said != 0)
+        return said;
     memcpy(beside_word_.at(), &word, sizeof word);
     copy_async(reinterpret_cast<void *>(own_status(session_.rank)), beside_word_.at(), sizeof word,
                ACL_MEMCPY_HOST_TO_DEVICE, beside_stream_.get());
     synchronise(beside_stream_.get());
-    return true;
+    return word;
 }
 
 // The own line first, by a copy that needs no core: a kernel that waits on all cores ends by it, and then the kernel
 // that tells the others finds a core.
 void DeviceSession::tell(uint64_t word) {
     const std::lock_guard lock(beside_);
-    if (!keep_status(word))
+    if (std::exchange(told_, true))
         return;
     TellArguments arguments = {};
     arguments.common = common();
-    arguments.word = word;
+    arguments.word = keep_status(word);
     Block &block = tell_blocks_.take();
     block.kernel = tell_kernel;
     block.cores = 1;
@@ -272,6 +274,10 @@ void DeviceSession::tell(uint64_t word) {
     tell_blocks_.launch(block, beside_stream_.get());
     synchronise(beside_stream_.get());
     tell_blocks_.give_back(block);
+}
+
+bool DeviceSession::reports_loss_of(uint32_t peer) {
+    return dead_peer() == std::optional(peer) && !std::exchange(loss_reported_, true);
 }
 
 // On the watcher's thread.

@@ -67,7 +67,9 @@ class DeviceSession {
 
     // The first peer whose process ended without closing, if any.
     std::optional<uint32_t> dead_peer() const;
-    // Tells every rank `word`, unless this one has told something before. From any thread.
+    // Whether the loss of `peer` is one that the watcher saw and that no call has reported yet.
+    bool reports_loss_of(uint32_t peer);
+    // Tells every rank `word`, or what this one has said before; once. From any thread.
     void tell(uint64_t word);
 
   private:
@@ -82,7 +84,7 @@ class DeviceSession {
     void wait();
     void note_ended(uint32_t peer);
     uint64_t read_status(uint32_t source);
-    bool keep_status(uint64_t word);
+    uint64_t keep_status(uint64_t word);
 
     ExchangeSession &session_;
     const int32_t device_;
@@ -103,6 +105,8 @@ class DeviceSession {
     std::mutex beside_;
     Stream beside_stream_;
     PinnedMemory beside_word_;
+    bool told_ = false;
+    bool loss_reported_ = false;
     std::atomic<int64_t> dead_{-1};
     std::vector<int32_t> pidfds_;
     std::optional<Watcher> watcher_;

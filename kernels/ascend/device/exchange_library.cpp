@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "../../host/routing.h"
+#include "../launch/limits.h"
 #include "../words.h"
 #include "device_session.h"
 
@@ -102,7 +103,7 @@ int begin_step(ExchangeSession &session, DeviceSession &device, uint32_t step) {
     session.step = step;
     if (session.on_step != nullptr && session.on_step(step) != 0)
         return fail(session, device, EXCHANGE_PEER_FAILED, session.rank);
-    if (const auto dead = device.dead_peer())
+    if (const auto dead = device.dead_peer(); dead && device.reports_loss_of(*dead))
         return fail(session, device, EXCHANGE_PEER_LOST, *dead);
     return EXCHANGE_OK;
 }
@@ -115,6 +116,9 @@ int conclude(ExchangeSession &session, DeviceSession &device, const Verdict &ver
         session.missing[rank] = verdict.result == EXCHANGE_PEER_TIMEOUT && rank == verdict.culprit;
     if (verdict.result == EXCHANGE_OK)
         return EXCHANGE_OK;
+    // A launch that began after a peer's death found the session poisoned, by the word of the watcher.
+    if (verdict.cause == EXCHANGE_PEER_LOST && device.reports_loss_of(verdict.culprit))
+        return fail(session, device, EXCHANGE_PEER_LOST, verdict.culprit);
     session.fault = {verdict.result, verdict.culprit, verdict.step, verdict.cause, verdict.epoch, verdict.detail};
     if (verdict.result == EXCHANGE_INVALID_INPUT && verdict.cause == EXCHANGE_INPUT_ARGUMENT) {
         const uint64_t box = (verdict.epoch & 1) * layout.ranks + verdict.culprit;
@@ -187,12 +191,19 @@ void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t fi
     });
 }
 
+const char *exchange_refuse_layout(const ExchangeLayout *layout) {
+    static thread_local char text[EXCHANGE_REFUSAL_BYTES];
+    const char *refusal = nullptr;
+    keep_failure([&] {
+        const uint32_t cores = ascend_device::vector_cores(ascend_device::current_device());
+        refusal = RefuseLayout(*layout, cores, text, sizeof text);
+    });
+    return refusal;
+}
+
 int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
     const ExchangeLayout &layout = *session->layout;
-    if (layout.verify)
-        return refuse_as(session, call->kind,
-                         "the Ascend kernels make no row checksums; create the exchange with verify=False");
-    if (layout.expert_rows > 0 || call->row_bytes > 0)
+    if (call->row_bytes > 0)
         return refuse_as(session, call->kind, "the Ascend kernels place whole rows without gaps; use layout='compact'");
     return guarded(session, [=, &layout](DeviceSession &device) {
         const uint64_t weights = uint64_t{call->tokens} * layout.topk * sizeof(float);
@@ -317,7 +328,11 @@ int exchange_device_launch(const ExchangeLaunch *launch, void *stream) {
     }
 }
 
-int exchange_device_capturing(void *stream) { return ascend_device::is_captured(stream); }
+int exchange_device_capturing(void *stream) {
+    bool capturing = false;
+    keep_failure([&] { capturing = ascend_device::is_captured(stream); });
+    return capturing;
+}
 
 int exchange_device_check(ExchangeSession *session) {
     return guarded(session, [=](DeviceSession &device) { return conclude(*session, device, device.check()); });

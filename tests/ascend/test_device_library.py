@@ -1,0 +1,219 @@
+"""The library for Ascend devices, over stand-ins for CANN's runtime and the model of the kernels. No NPU has run it.
+
+It is the code that a device would run, but for the launch itself: sessions, arguments, streams, captures, verdicts, the
+watch over peers, and everything that exchange.h promises.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sglang_ascend_moe.errors import InvalidInput, PeerLost, SessionPoisoned
+from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.schedules.rows import ExpertRows
+from tests.exchange.pool import Ended, Rank
+from tests.exchange.test_bit_exact import SCENARIOS, exchange_in_every_schedule
+from tests.exchange.test_handles import combine_again_and_again, cross_epochs, hold_two_handles
+from tests.exchange.test_refusal_sequences import mix_refusals
+from tests.exchange.test_refusals import disagree, refuse_one_rank
+from tests.exchange.test_rounds import SCENARIOS as ROUNDS
+from tests.exchange.test_rounds import run_in_rounds
+from tests.npu.wheels import headers
+
+from .device_library import OneStream, beside_hosts, build, on_device, on_device_library
+
+OPTIONS = {"num_experts": 6, "hidden": 64, "max_tokens": 8, "topk": 2}
+
+
+@pytest.fixture(scope="session")
+def device_library(objects, request, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("ascend-device")
+    return build(folder, headers("torch 2.14", request.config, folder / "headers"), objects)
+
+
+def tokens_of(rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    x = torch.randn(5, 64, generator=generator).to(torch.bfloat16)
+    ids = torch.randint(0, 6, (5, 2), generator=generator)
+    return x, ids, torch.rand(5, 2, generator=generator)
+
+
+@pytest.mark.parametrize("name", ["bf16-int64", "top8", "no-token-on-some-ranks"])
+def test_both_schedules_equal_the_reference_to_the_bit(pools, device_library, name):
+    pools.run(2, on_device, device_library, 4, exchange_in_every_schedule, "windows", SCENARIOS[name])
+
+
+def test_devices_and_hosts_work_in_one_exchange(pools, device_library):
+    pools.run(3, beside_hosts, device_library, 2, exchange_in_every_schedule, "windows", SCENARIOS["top8"])
+
+
+@pytest.mark.parametrize("name", ["uneven", "all-to-one-expert"])
+def test_rounds_of_a_prefill_are_planned_over_the_device(pools, device_library, name):
+    rounds = pools.run(2, on_device, device_library, 4, run_in_rounds, ROUNDS[name], 2)
+    assert len(set(rounds)) == 1
+    assert rounds[0] > 1
+
+
+def test_handles_and_epochs(pools, device_library):
+    pools.run(2, on_device, device_library, 2, combine_again_and_again, "windows")
+    pools.run(2, on_device, device_library, 2, hold_two_handles, "windows", (1, 0))
+    pools.run(2, on_device, device_library, 2, cross_epochs, "windows", 2**32 - 3)
+
+
+@pytest.mark.parametrize("name", ["hidden", "id-past-the-end"])
+def test_bad_input_on_one_rank_is_refused_on_every_rank(pools, device_library, name):
+    pools.run(3, on_device, device_library, 2, refuse_one_rank, "windows", name, "dispatch-decode")
+
+
+def test_mismatches_and_refusals_in_any_order(pools, device_library):
+    pools.run(3, on_device, device_library, 2, disagree, "windows", "dispatch-decode", "dispatch-prefill")
+    pools.run(3, beside_hosts, device_library, 2, mix_refusals, "windows", 30)
+
+
+def repeat_rows(streams: OneStream) -> Callable[[ExpertRows], None]:
+    """Experts that give back what they get, put on the stream as those of a device are."""
+
+    def experts(rows: ExpertRows) -> None:
+        streams.copy(rows.out, rows.rows)
+
+    return experts
+
+
+def replay_and_call_in_turn(rank: Rank, library: str) -> None:
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+        replayed, called = torch.empty_like(x), torch.empty_like(x)
+        experts = repeat_rows(streams)
+        with Exchange.create(rank.group, **OPTIONS) as exchange:
+            exchange.run(x, ids, weights, experts, out=called)
+            prepared = exchange.prepare(x, ids, weights, experts, replayed)
+            streams.cann.calls()
+            with streams.cann.capture(streams.stream) as graph:
+                prepared()
+            captured = streams.cann.calls()
+            # Nothing that waits, and no memory.
+            assert set(captured) == {"aclmdlRICaptureGetInfo", "aclrtMemcpyAsync", "launch"}
+            assert captured.count("launch") == 2
+            allocated = streams.cann.allocated()
+            for turn in range(12):
+                x.copy_(torch.randn(5, 64, generator=torch.Generator().manual_seed(100 + turn)).to(x.dtype))
+                ids.copy_((ids + 1) % 6)
+                exchange.run(x, ids, weights, experts, out=called)
+                if turn % 3 == rank.rank:
+                    expected = called.clone()
+                    exchange.run(x, ids, weights, experts, out=called)
+                    assert torch.equal(called, expected)
+                else:
+                    graph.replay()
+                    check(exchange)
+                    assert torch.equal(replayed, called)
+            assert streams.cann.allocated() == allocated
+
+
+def check(exchange: Exchange) -> None:
+    exchange._steps.session.check()
+
+
+def test_a_captured_call_only_goes_on_the_stream_and_is_replayed_beside_calls(pools, device_library):
+    pools.run(2, replay_and_call_in_turn, device_library)
+
+
+def replay_what_is_refused(rank: Rank, library: str) -> None:
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+        experts = repeat_rows(streams)
+        with Exchange.create(rank.group, **OPTIONS) as exchange:
+            exchange.run(x, ids, weights, experts)
+            prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x))
+            with streams.cann.capture(streams.stream) as graph:
+                prepared()
+            good = ids.clone()
+            if rank.rank == 1:
+                ids[3, 1] = 7
+            graph.replay()
+            with pytest.raises(InvalidInput, match="expert id 7"):
+                check(exchange)
+            ids.copy_(good)
+            graph.replay()
+            check(exchange)
+
+
+def test_what_a_replay_found_wrong_is_raised_by_the_next_check_and_not_again(pools, device_library):
+    pools.run(2, replay_what_is_refused, device_library)
+
+
+def lose_a_peer_in_a_replay(rank: Rank, library: str) -> str | None:
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+        experts = repeat_rows(streams)
+        exchange = Exchange.create(rank.group, **OPTIONS)
+        exchange.run(x, ids, weights, experts)
+        prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x))
+        with streams.cann.capture(streams.stream) as graph:
+            prepared()
+        if rank.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        graph.replay()
+        with pytest.raises(PeerLost) as lost:
+            check(exchange)
+        with pytest.raises((PeerLost, SessionPoisoned), match="rank 1"):
+            exchange.run(x, ids, weights, experts)
+        return str(lost.value)
+
+
+def test_a_peer_that_dies_is_told_to_a_kernel_that_waits_for_it(fresh_pool, device_library):
+    pool = fresh_pool(3)
+    pool.start(lose_a_peer_in_a_replay, device_library)
+    results = pool.collect(dead={1})
+    assert results[1] == Ended(-signal.SIGKILL)
+    # The timeout is 30 s: a PeerLost means that the watcher saw it.
+    assert all("rank 1 has died" in results[rank] for rank in (0, 2))
+
+
+def fail_a_call_of_cann(rank: Rank, library: str, refused: str) -> None:
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+        experts = repeat_rows(streams)
+        exchange = Exchange.create(rank.group, **OPTIONS)
+        exchange.run(x, ids, weights, experts)
+        if rank.rank == 1:
+            streams.cann.refuse(refused, 507018)
+        with pytest.raises(PeerLost) as failed:
+            exchange.run(x, ids, weights, experts)
+        assert failed.value.rank == 1
+        if rank.rank == 1:
+            assert f"{refused} returned 507018: said the stand-in" in str(failed.value)
+
+
+@pytest.mark.parametrize("refused", ["aclrtMemcpyAsync", "aclmdlRICaptureGetInfo"])
+def test_what_cann_refuses_is_raised_in_its_words_and_told_to_the_others(pools, device_library, refused):
+    pools.run(3, fail_a_call_of_cann, device_library, refused)
+
+
+def lack_memory(rank: Rank, library: str) -> None:
+    with on_device_library(library, 2) as streams:
+        streams.cann.refuse("aclrtMalloc", 207001)
+        with pytest.raises(PeerLost, match="aclrtMalloc returned 207001: said the stand-in"):
+            Exchange.create(rank.group, **OPTIONS)
+
+
+def test_a_device_without_memory_ends_the_start_with_the_words_of_cann(pools, device_library):
+    pools.run(2, lack_memory, device_library)
+
+
+def open_and_close(rank: Rank, library: str) -> None:
+    with on_device_library(library, 2) as streams:
+        before = streams.cann.allocated()
+        for _ in range(3):
+            with Exchange.create(rank.group, **OPTIONS) as exchange:
+                exchange.run(*tokens_of(rank.rank), repeat_rows(streams))
+            assert streams.cann.allocated() == before
+
+
+def test_closing_gives_all_memory_of_the_device_back(pools, device_library):
+    pools.run(2, open_and_close, device_library)
