@@ -13,7 +13,7 @@ from sglang_ascend_moe.deep_ep.config import LOW_LATENCY_SLOTS, low_latency_para
 from sglang_ascend_moe.deep_ep.fp8 import Fp8Format
 from sglang_ascend_moe.deep_ep.group import RankGroup
 from sglang_ascend_moe.deep_ep.windows import Windows
-from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, WindowTooSmall
 from sglang_ascend_moe.schedules.inputs import RoutedTokens, problem_with_result, routed_tokens
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.schedules.steps import ExchangeSteps
@@ -94,10 +94,7 @@ class LowLatency:
             steps.refuse(Kind.DECODE, problem)
 
         waited = steps.session.waited_s
-        if fp8 is None:
-            rows = steps.dispatch_send(tokens)
-        else:
-            rows = steps.dispatch_send(RoutedTokens(fp8.pack(x), *tokens[1:]), row_bytes=fp8.row_bytes)
+        rows = _send(steps, tokens, fp8)
         sent = Dispatched(steps, rows, topk_idx.clone())
         self._live[rows.ticket.slot] = sent
         shape = (p.local_experts, p.expert_rows)
@@ -242,3 +239,14 @@ class LowLatency:
         own = waits[self._group.rank] if waits.dim() == 2 else waits
         held_up = [now - then for now, then in zip(steps.session.waited_s, before, strict=True)]
         own.add_(torch.tensor([int(seconds * 1e9) for seconds in held_up]))
+
+
+def _send(steps: ExchangeSteps, tokens: RoutedTokens, fp8: Fp8Format | None) -> ExpertRows:
+    """Ranks that send rows of different formats find out by the kind of the exchange before a row moves."""
+    try:
+        if fp8 is None:
+            return steps.dispatch_send(tokens, Kind.DECODE)
+        packed = RoutedTokens(fp8.pack(tokens.x), tokens.ids, tokens.weights)
+        return steps.dispatch_send(packed, Kind.PREFILL, row_bytes=fp8.row_bytes)
+    except ProtocolMismatch as error:
+        raise ProtocolMismatch(f"use_fp8={fp8 is not None} here, and not on every rank") from error

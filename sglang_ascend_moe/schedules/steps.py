@@ -97,17 +97,17 @@ class ExchangeSteps:
         self.session.dispatch(call)
         return self._dispatched(call, kind, part, weights, begun_ns, first_round=first_round)
 
-    def dispatch_send(self, tokens: RoutedTokens, *, row_bytes: int = 0) -> ExpertRows:
-        """The first part of a decode dispatch: announces, and places every routed row. `dispatch_receive` follows.
+    def dispatch_send(self, tokens: RoutedTokens, kind: Kind = Kind.DECODE, *, row_bytes: int = 0) -> ExpertRows:
+        """The first part of a dispatch: announces, and places every routed row. `dispatch_receive` follows.
 
         Of the result only `counts` and `ticket` mean anything until then. Other calls may be made in between, of this
         slot none. `row_bytes` as for `DispatchCall.take`. Weights and ids are those of combine.
         """
         begun_ns = time.perf_counter_ns()
         call = self._free_call()
-        call.take(*tokens, Kind.DECODE, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
+        call.take(*tokens, kind, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
         self.session.dispatch_send(call)
-        return self._dispatched(call, Kind.DECODE, Part.WHOLE, tokens.weights, begun_ns, first_round=True)
+        return self._dispatched(call, kind, Part.WHOLE, tokens.weights, begun_ns, first_round=True)
 
     def dispatch_receive(self, rows: ExpertRows) -> None:
         """The second part: waits until everyone's rows are there."""

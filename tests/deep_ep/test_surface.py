@@ -274,6 +274,20 @@ def test_a_hook_that_was_not_called_is_refused_before_its_rows_are_overwritten(p
     pools.run(RANKS, forget_hooks)
 
 
+def differ_in_format(rank: Rank) -> None:
+    x, ids, weights = tokens_of(rank)
+    buffer = open_both(rank)
+    with pytest.raises(ProtocolMismatch, match=f"use_fp8={rank.rank == 0} here"):
+        buffer.low_latency_dispatch(x, ids, TOKENS, EXPERTS, use_fp8=rank.rank == 0)
+    rows, _, handle, _, _ = buffer.low_latency_dispatch(x, ids, TOKENS, EXPERTS, use_fp8=False)
+    buffer.low_latency_combine(rows.clone(), ids, weights, handle)
+    buffer.destroy()
+
+
+def test_ranks_that_send_rows_of_different_formats_are_a_mismatch(pools):
+    pools.run(RANKS, differ_in_format)
+
+
 def need_modes(rank: Rank) -> None:
     x, ids, _ = tokens_of(rank)
     buffer = Buffer(rank.group, 0, 0)

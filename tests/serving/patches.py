@@ -131,3 +131,10 @@ def capture_with_the_npu_backend() -> None:
     NPUCudaGraphBackend.replay = counted
     NPUCudaGraphBackend.bytes = 0
     HostPlatform.get_full_graph_backend_cls = lambda _platform: make
+
+
+def serve_through_deep_ep() -> None:
+    """No damage: `--moe-a2a-backend deepep` works on the host, over our Buffer."""
+    from tests.serving import deep_ep_client
+
+    deep_ep_client.install()
