@@ -90,8 +90,8 @@ class LowLatency:
         if isinstance(tokens, str):
             problem = tokens.replace("topk_ids", "topk_idx")
             steps.refuse(Kind.DECODE, problem)
-        if problem := self._problem_with_statistics(p, statistics, wait_statistics) or self._unfinished():
-            steps.refuse(Kind.DECODE, problem)
+        if what := self._problem_with_statistics(p, statistics, wait_statistics) or self._unfinished():
+            steps.refuse(Kind.DECODE, what)
 
         waited = steps.session.waited_s
         rows = _send(steps, tokens, fp8)

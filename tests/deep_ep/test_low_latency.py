@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.deep_ep import Buffer
 from tests.exchange import reference
 from tests.exchange.bits import require_same_bits, require_same_values
@@ -203,6 +204,58 @@ def given_back(inputs: list[RankInput], num_experts: int) -> list[torch.Tensor]:
 def test_two_handles_are_alive_at_the_same_time(pools, ranks, order):
     for equal in pools.run(ranks, hold_two_handles, order):
         assert equal == [True] * 6
+
+
+def split_calls(rank: Rank) -> list[list[Step]]:
+    """The steps that a rank goes through in each of the four parts."""
+    x, ids, weights = Case().inputs(rank.size)[rank.rank]
+    buffer = open_buffer(rank, SCENARIO)
+    options = SCENARIO.options(rank.size)
+    parts: list[list[Step]] = []
+
+    def dispatch() -> tuple:
+        return buffer.low_latency_dispatch(
+            x, ids, options["max_tokens"], options["num_experts"], use_fp8=False, return_recv_hook=True
+        )
+
+    dispatch()[4]()
+    buffer._low_latency._windows.steps.session.watch_steps(lambda step: parts[-1].append(step))
+    parts.append([])
+    rows, _, handle, _, hook = dispatch()
+    parts.append([])
+    hook()
+    parts.append([])
+    *_, hook = buffer.low_latency_combine(rows.clone(), ids, weights, handle, return_recv_hook=True)
+    parts.append([])
+    hook()
+    buffer.destroy()
+    return parts
+
+
+def test_a_hook_does_what_waits_for_rows_of_others(pools):
+    parts = [
+        [Step.ANNOUNCE, Step.COUNTS, Step.PLACE],
+        [Step.ARRIVALS, Step.EXPERTS],
+        [Step.DONE],
+        [Step.DONE, Step.REDUCE],
+    ]
+    assert pools.run(3, split_calls) == [parts] * 3
+
+
+def bytes_of_rows(rank: Rank) -> tuple[int, int]:
+    """How far into a row of a window that was empty something was written, with fp8, and the bytes of a row."""
+    x, ids, _ = Case().inputs(rank.size)[rank.rank]
+    buffer = open_buffer(rank, SCENARIO)
+    options = SCENARIO.options(rank.size)
+    buffer.low_latency_dispatch(x, ids, options["max_tokens"], options["num_experts"], use_fp8=True)
+    rows = buffer._low_latency._live[0].rows.rows.view(torch.uint8)
+    written = rows.any(0).nonzero().max()
+    buffer.destroy()
+    return int(written) + 1, rows.shape[1]
+
+
+def test_fp8_rows_cross_the_window_as_bytes_and_scales(pools):
+    assert pools.run(2, bytes_of_rows) == [(SCENARIO.hidden + SCENARIO.hidden // 128 * 4, 2 * SCENARIO.hidden)] * 2
 
 
 # What each mutation is caught by.
