@@ -4,7 +4,6 @@ Every function here is a hook of the table in `plugin`.
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from sglang_ascend_moe import hooks, options
 from sglang_ascend_moe.conflicts import refuse_conflicts
 from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.npu_machine import QUANTISATIONS, refuse_machine_without_npu
 from sglang_ascend_moe.platforms import HOST_ATTENTION
 from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
 
@@ -79,13 +79,14 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
 def refuse_machine(server_args: Any) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot run on this machine with the device that is asked for."""
     device = str(server_args.device or "cpu").split(":")[0]
-    if device == "npu" and importlib.util.find_spec("torch_npu") is None:
-        raise Unsupported(
-            "--device npu: torch_npu is not installed. Install sglang-ascend-moe[npu] on a machine with Ascend NPUs, or"
-            " use --device cpu"
-        )
+    asked = options.options_of(server_args)
+    if device == "npu":
+        refuse_machine_without_npu(asked)
+        return
     if device != "cpu":
-        raise Unsupported(f"--device {device}: --ascend-moe runs with --device cpu only in this version")
+        raise Unsupported(f"--device {device}: --ascend-moe runs with --device cpu and --device npu")
+    if asked.windows:
+        raise Unsupported(f"{options.FLAGS['windows'].flag}: windows of the host need no provider; leave it out")
     if not hooks.on_host():
         raise Unsupported(
             "--device cpu: the host platform of sglang-ascend-moe is not active. It needs a machine without"
@@ -108,7 +109,7 @@ def _choose_backend(server_args: Any) -> None:
     declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=A2A_BACKEND)
     # The default of the host platform keeps a decode step out of graphs; SGLang then switches them off.
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
-    if given == (None, None, None):
+    if hooks.on_host() and given == (None, None, None):
         declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
     # Ranks that have nothing to do would each burn a core, and keep it from those that have.
     if not server_args.sleep_on_idle:
@@ -136,7 +137,7 @@ def refuse_model(server_args: Any) -> None:
 
     settings = resolving_view(server_args)
     config = model_config_of(server_args)
-    if config.quantization is not None:
+    if config.quantization is not None and not (hooks.on_npu() and config.quantization in QUANTISATIONS):
         raise Unsupported(
             f"the checkpoint {settings.model_path} is quantised ({config.quantization}), which --ascend-moe does not"
             " support yet; use one in bfloat16 or float16"

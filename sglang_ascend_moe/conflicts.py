@@ -31,6 +31,11 @@ def _other_than(name: str, default: Any) -> Callable[[Any], bool]:
     return lambda settings: getattr(settings, name) not in (None, default)
 
 
+def _quantised_for_the_host(settings: Any) -> bool:
+    # On an NPU the checkpoint decides (`refuse_model`), and each layer is looked at when it is loaded.
+    return bool(settings.quantization) and settings.device != "npu"
+
+
 CONFLICTS = (
     Conflict(
         "--speculative-algorithm",
@@ -83,7 +88,7 @@ CONFLICTS = (
     Conflict("--use-ray", _is_on("use_ray"), "workers must be processes of this machine", "leave it out"),
     Conflict(
         "--quantization",
-        _is_on("quantization"),
+        _quantised_for_the_host,
         "the experts are computed in the dtype of the rows",
         "a checkpoint in bfloat16 or float16, without --quantization",
     ),

@@ -18,6 +18,7 @@ from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import StepHook
 from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.opening import Opened, open_steps
+from sglang_ascend_moe.opening_device import open_device_steps
 from sglang_ascend_moe.schedules.decode import prepare_decode, run_decode
 from sglang_ascend_moe.schedules.inputs import RoutedTokens, problem_with_result, routed_tokens
 from sglang_ascend_moe.schedules.prefill import run_prefill
@@ -73,6 +74,8 @@ class Exchange:
         post_mortem: str | os.PathLike[str] | None = None,
         secret_file: str | os.PathLike[str] | None = None,
         workers: int | None = None,
+        device: torch.device | None = None,
+        windows: str | None = None,
         first_epoch: int = 0,
     ) -> Exchange:
         """Opens an exchange among the ranks of `group`; every rank calls it with the same arguments.
@@ -97,6 +100,8 @@ class Exchange:
             blocks; the same bytes on every rank.
         workers: threads with which this rank moves large payloads, 1 to 256; where every rank has 2 or more, rounds of
             a prefill are also placed while experts run on the round before. None takes this rank's share of the cores.
+        device: the NPU, with its index, on which windows and all tensors lie; None for the host. Never run on one.
+        windows: on an NPU, who gives pooled memory: "memfabric", "aclshmem", or None for the one that is installed.
         first_epoch: exchanges to pretend to have behind; for tests.
 
         Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the argument,
@@ -108,7 +113,11 @@ class Exchange:
             slots=slots, layout=layout, verify=verify, first_epoch=first_epoch,
         )  # fmt: skip
         secret = read_secret(secret_file)
-        return cls(open_steps(group, parameters, workers=workers, post_mortem=post_mortem, secret=secret))
+        if device is None or device.type == "cpu":
+            return cls(open_steps(group, parameters, workers=workers, post_mortem=post_mortem, secret=secret))
+        return cls(
+            open_device_steps(group, parameters, device, windows=windows, post_mortem=post_mortem, secret=secret)
+        )
 
     @staticmethod
     def memory(
@@ -217,7 +226,7 @@ class Exchange:
                     f"it must be [at least {ticket.rows_needed}, {hidden}] of {dtype}"
                 )
         if out is None:
-            out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=self._steps.dtype)
+            out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=self._steps.dtype, device=self._steps.device)
         elif not ticket.call.fits_out(out) and (problem := self._problem_with_result(out, ticket.tokens)):
             raise InvalidInput(problem)
         self._steps.combine(expert_out, rows, out)
@@ -244,7 +253,7 @@ class Exchange:
         tokens = self._checked(x, topk_ids, topk_weights, Kind.PLAN if prefill else kind)
         if problem := self._problem_with_result(out, x.shape[0]):
             self._steps.refuse(kind, problem)
-        out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype) if out is None else out
+        out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype, device=self._steps.device) if out is None else out
         watched = self._watched(experts)
         try:
             if prefill:
@@ -330,12 +339,18 @@ class Exchange:
 
     def _routed(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> RoutedTokens | str:
         p = self.layout.parameters
-        return routed_tokens(x, topk_ids, topk_weights, hidden=p.hidden, topk=p.topk, dtype=self._steps.dtype)
+        steps = self._steps
+        return routed_tokens(
+            x, topk_ids, topk_weights, hidden=p.hidden, topk=p.topk, dtype=steps.dtype, device=steps.device
+        )
 
     def _problem_with_result(self, out: torch.Tensor | None, tokens: int) -> str | None:
         if out is None:
             return None
-        return problem_with_result(out, tokens=tokens, hidden=self.parameters.hidden, dtype=self._steps.dtype)
+        steps = self._steps
+        return problem_with_result(
+            out, tokens=tokens, hidden=self.parameters.hidden, dtype=steps.dtype, device=steps.device
+        )
 
 
 def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParameters:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang_ascend_moe import expert_location, hooks, launches
+from sglang_ascend_moe import expert_location, hooks, launches, npu_experts
 from sglang_ascend_moe.control.secret import Secret, read_secret
 from sglang_ascend_moe.errors import CaptureRefused, SessionPoisoned, Unsupported
 from sglang_ascend_moe.exchange import Exchange
@@ -25,6 +25,9 @@ from sglang_ascend_moe.sizing import SchedulerLimits, check_window, tokens_per_r
 from sglang_ascend_moe.windows.layout import WindowMemory
 
 logger = logging.getLogger(__name__)
+
+ROW_DTYPES = {False: (torch.bfloat16, torch.float16, torch.float32), True: (torch.bfloat16, torch.float16)}
+"""In which experts are computed, on the host (False) and on an NPU (True)."""
 
 
 class LayerShape(NamedTuple):
@@ -51,6 +54,7 @@ class Serving(NamedTuple):
     max_tokens: int
     metrics: bool
     secret: Secret | None = None
+    on_npu: bool = False
 
 
 ROWS_TOGETHER = 512
@@ -93,16 +97,22 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     if not layers:
         raise Unsupported("the model has no MoE layer that --ascend-moe knows: serve it without --ascend-moe")
     refuse_unknown_blocks(model_runner.model, FusedMoE)
+    on_npu = hooks.on_npu()
     for layer in layers:
         _refuse_layer(layer)
+        if on_npu:
+            npu_experts.prepare(layer, options)
     limits = scheduler_limits(model_runner)
     max_tokens = tokens_per_rank(options, limits)
     ranks = get_parallel().moe_ep_group.ranks
     settings = {shape: _settings(shape, options, max_tokens) for shape in dict.fromkeys(map(shape_of, layers))}
     if options.schedule != "collective":
         windows = tuple(_window(options, limits, len(ranks), chosen) for chosen in settings.values())
-        refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
-    exchanges = {shape: _open(options, ranks, chosen) for shape, chosen in settings.items()}
+        # Windows of an NPU take its memory, which is asked for when they are opened.
+        if not on_npu:
+            refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
+    device = torch.device("npu", model_runner.gpu_id) if on_npu else None
+    exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in settings.items()}
     secret = read_secret(options.secret_file)
     expert_location.agree_at_start(layers, ranks, options.timeout_s, list(exchanges.values()), secret)
     metrics = bool(model_runner.server_args.enable_metrics)
@@ -116,6 +126,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         ranks=len(ranks),
         max_tokens=max_tokens,
         metrics=metrics,
+        on_npu=on_npu,
         secret=secret,
     )
 
@@ -145,7 +156,9 @@ def _window(options: Options, limits: SchedulerLimits, ranks: int, settings: dic
     return memory(window_bytes=options.window_bytes)
 
 
-def _open(options: Options, ranks: list[int], settings: dict[str, Any]) -> Exchange | CollectiveExchange:
+def _open(
+    options: Options, ranks: list[int], settings: dict[str, Any], device: torch.device | None
+) -> Exchange | CollectiveExchange:
     # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
     # For an exchange it serves bring-up only, when ranks may be as far apart as loading weights lets them be.
     collective = options.schedule == "collective"
@@ -158,6 +171,8 @@ def _open(options: Options, ranks: list[int], settings: dict[str, Any]) -> Excha
         window_bytes=options.window_bytes,
         post_mortem=options.post_mortem,
         secret_file=options.secret_file,
+        device=device,
+        windows=options.windows,
         **settings,
     )
     logger.info(
@@ -193,14 +208,14 @@ def scheduler_limits(model_runner: Any) -> SchedulerLimits:
 
 def shape_of(layer: Any) -> LayerShape:
     """The shape of an MoE layer of SGLang."""
-    return LayerShape(layer.num_experts, layer.hidden_size, layer.top_k, layer.w13_weight.dtype)
+    return LayerShape(layer.num_experts, layer.hidden_size, layer.top_k, npu_experts.row_dtype(layer))
 
 
 def _refuse_layer(layer: Any) -> None:
     config = layer.moe_runner_config
+    dtype = npu_experts.row_dtype(layer)
     found = {
-        f"weights in {layer.w13_weight.dtype}": layer.w13_weight.dtype
-        not in (torch.bfloat16, torch.float16, torch.float32),
+        f"rows in {dtype}": dtype not in ROW_DTYPES[hooks.on_npu()],
         f"the activation {config.activation!r}": config.activation not in ("silu", "gelu") or not config.is_gated,
         "a clamped or scaled activation": config.gemm1_alpha is not None or config.swiglu_limit is not None,
         "biases": hasattr(layer, "w13_weight_bias") or hasattr(layer, "w2_weight_bias"),
@@ -275,6 +290,9 @@ def compute_experts(layer: Any, rows: ExpertRows) -> None:
     The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
     same rows: gate and up in one product in the dtype of the rows, activation and product rounded to it each.
     """
+    if _serving.on_npu:
+        npu_experts.compute(layer, rows)
+        return
     expert_location.record_dispatch(layer, rows.counts)
     activation = _serving.activations[layer.moe_runner_config.activation]
     sizes = rows.counts.tolist()

@@ -51,7 +51,8 @@ class Observation:
         counts.rounds += 1
         counts.tokens += tokens
         counts.rows += rows
-        if self.measures_imbalance:
+        # On a device the counts would have to be waited for.
+        if self.measures_imbalance and matrix.is_cpu:
             # A session writes its counts into one matrix for ever: to look at it anew takes longer than to add it up.
             if matrix is not self._matrix:
                 self._matrix, self._counted = matrix, _by_rank_and_expert(matrix)
@@ -69,7 +70,7 @@ class Observation:
 
 def rows_by_rank(matrix: torch.Tensor) -> list[int]:
     """Rows that each rank received, from the counts [ranks, experts] of a dispatch."""
-    received: list[int] = _by_rank_and_expert(matrix).sum(axis=(0, 2)).tolist()
+    received: list[int] = _by_rank_and_expert(matrix.cpu()).sum(axis=(0, 2)).tolist()
     return received
 
 

@@ -66,24 +66,26 @@ def open_steps(
             session=hellos[0].session, rank=rank, total_bytes=layout.total_bytes, layout_digest=layout.digest()
         )
         pidfds = watch_processes(hellos, rank)
-        _close_later(kept, pidfds)
+        close_later(kept, pidfds)
         descriptors = exchange_windows(hellos, Offer(handle, descriptor), listener, pidfds)
-        _close_later(bring_up, descriptors)
+        close_later(bring_up, descriptors)
         windows = [own_window if peer == rank else MappedWindow(descriptors[peer], layout) for peer in range(ranks)]
         session = NativeSession(layout, rank, [window.address for window in windows], pidfds, all_workers[rank])
         if post_mortem is not None:
-            _record_faults(session, Recorder(Path(post_mortem), hellos[0].session, rank, ranks))
+            record_faults(session, Recorder(Path(post_mortem), hellos[0].session, rank, ranks))
         steps = ExchangeSteps(session, rank, windows, layout, getattr(torch, parameters.dtype))
         return Opened(hellos[0].session, rank, steps, kept.pop_all(), overlap=min(all_workers) > 1)
 
 
-def _record_faults(session: NativeSession, recorder: Recorder) -> None:
+def record_faults(session: NativeSession, recorder: Recorder) -> None:
+    """Let `recorder` write an account of every fault that poisons the session."""
     session.watch_faults(
         lambda fault, error: recorder.write(fault, error, session.waited_s, session.matrix.tolist()),
     )
 
 
-def _close_later(stack: ExitStack, descriptors: list[int]) -> None:
+def close_later(stack: ExitStack, descriptors: list[int]) -> None:
+    """Close the descriptors, but those of -1, with `stack`."""
     for descriptor in descriptors:
         if descriptor >= 0:
             stack.callback(os.close, descriptor)

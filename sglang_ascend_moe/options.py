@@ -15,6 +15,7 @@ from sglang_ascend_moe.errors import InvalidInput
 
 Schedule = Literal["auto", "decode", "prefill", "collective"]
 Quant = Literal["none", "int8"]
+Windows = Literal["memfabric", "aclshmem"]
 
 ASK_FLAG = "--ascend-moe"
 ASK_KEYWORD = "ascend_moe"
@@ -36,6 +37,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     timeout_s: seconds that a rank waits for a peer.
     verify: send a checksum with every row.
     post_mortem: folder for an account of each rank after a failure.
+    windows: on an NPU, who gives pooled memory; None: what is installed, memfabric first.
     secret_file: file with the secret under which control blocks are sealed.
     require_graphs: do not serve if decode steps cannot run in graphs.
     mixed_sizes: prefill and decode instances of one deployment may have different numbers of ranks.
@@ -48,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     timeout_s: float = 30.0
     verify: bool = False
     post_mortem: str | None = None
+    windows: Windows | None = None
     secret_file: str | None = None
     require_graphs: bool = False
     mixed_sizes: bool = False
@@ -57,6 +60,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise InvalidInput(_bad_choice("schedule", self.schedule, get_args(Schedule)))
         if self.quant not in get_args(Quant):
             raise InvalidInput(_bad_choice("quant", self.quant, get_args(Quant)))
+        if self.windows is not None and self.windows not in get_args(Windows):
+            raise InvalidInput(_bad_choice("windows", self.windows, get_args(Windows)))
         for name in ("max_tokens", "window_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -65,7 +70,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise InvalidInput(
                 f"{FLAGS['timeout_s'].flag} {self.timeout_s}: must be a finite number of seconds above 0"
             )
-        for name in ("window_bytes", "quant", "verify", "post_mortem", "secret_file"):
+        for name in ("window_bytes", "quant", "verify", "post_mortem", "windows", "secret_file"):
             if getattr(self, name) not in (None, False, "none") and self.schedule == "collective":
                 raise InvalidInput(
                     f"{FLAGS[name].flag} with {FLAGS['schedule'].flag} collective: the baseline has only what"
@@ -179,6 +184,14 @@ FLAGS: Mapping[str, Flag] = {
         str,
         "FOLDER",
         "Where each rank writes an account if an exchange fails; `ascend-moe doctor --post-mortem FOLDER` reads them.",
+    ),
+    "windows": Flag(
+        "--ascend-moe-windows",
+        str,
+        str,
+        "{" + ",".join(get_args(Windows)) + "}",
+        "With --device npu: the library that gives windows in pooled memory. Default: the one that is installed,"
+        " memfabric before aclshmem.",
     ),
     "secret_file": Flag(
         "--ascend-moe-secret-file",

@@ -1,11 +1,19 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
+from typing import Any
+
 from sglang_ascend_moe import arguments, ending, expert_location, hooks, layer, live_state, metrics, pairing
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
+from sglang_ascend_moe.npu_experts import keep_weights
 from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, shared_memory_names
 
 SRT = "sglang.srt"
+
+
+def _on_host(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+    return Hook(target, kind, value, reason, Where.HOST)
+
 
 TABLE: tuple[Hook, ...] = (
     Hook(
@@ -107,6 +115,13 @@ TABLE: tuple[Hook, ...] = (
         "this function is the whole MoE layer of the backend that --ascend-moe chooses",
     ),
     Hook(
+        f"{SRT}.hardware_backend.npu.quantization.moe_methods.NPUW8A8Int8MoEMethod.maybe_process_fuseep_weights",
+        Kind.AROUND,
+        keep_weights,
+        "the backend that --ascend-moe chooses lays W8A8 weights out for SGLang's own fused kernel",
+        Where.NPU,
+    ),
+    Hook(
         f"{SRT}.eplb.expert_location_updater.ExpertLocationUpdater.update",
         Kind.BEFORE,
         expert_location.agree_before_update,
@@ -182,47 +197,41 @@ TABLE: tuple[Hook, ...] = (
         )
         for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
     ),
-    Hook(
+    _on_host(
         f"{SRT}.managers.data_parallel_controller.DataParallelController.__init__",
         Kind.BEFORE,
         process_start.spawn_processes,
         "the controller starts schedulers from threads, where forking is unsafe",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.utils.numa_utils.init_threads_binding",
         Kind.AROUND,
         host_fixes.cores_of_rank,
         "without SGLANG_CPU_OMP_THREADS_BIND SGLang refuses more ranks than NUMA nodes",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.distributed.bootstrap._init_cpu_threads_env",
         Kind.REPLACE,
         host_fixes.limit_threads,
         "SGLang binds threads with a kernel that its PyPI build lacks, and ranks must not oversubscribe the cores",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.utils.common.is_shm_available",
         Kind.REPLACE,
         host_fixes.no_shared_memory_all_reduce,
         "on aarch64 SGLang assumes a shared-memory all-reduce kernel that its PyPI build lacks",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.model_executor.forward_batch_info._is_cpu",
         Kind.SET,
         True,
         "batches that are padded across ranks would be copied through pinned memory, which needs an accelerator",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value",
         Kind.ADD,
         host_fixes.padded_sequence_length,
         "padded decode rows need a sequence length, and the torch_native backend names none",
-        Where.HOST,
     ),
     *(
         Hook(
@@ -234,33 +243,29 @@ TABLE: tuple[Hook, ...] = (
         )
         for function in (host_fixes.reduce_scatter_tensor, host_fixes.all_gather_into_tensor)
     ),
-    Hook(
+    _on_host(
         f"{SRT}.layers.dp_attention.memcpy_func",
         Kind.REPLACE,
         host_fixes.copy_rows,
         "for an out-of-tree platform SGLang copies the rows of data-parallel attention with a Triton kernel",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         "sglang.kernels.ops.elementwise.elementwise.fused_gate_sigmoid_mul_add",
         Kind.REPLACE,
         host_models.add_gated_shared_expert,
         "Qwen2-MoE adds its gated shared expert with a Triton kernel",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.layers.rotary_embedding.factory.get_rope_cpu",
         Kind.AROUND,
         host_models.rope_without_scaling,
         "on the CPU SGLang builds the rotary embedding of latent attention in its scaled form only",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
         Kind.AROUND,
         host_models.latent_attention_handler,
         "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
-        Where.HOST,
     ),
     *(
         Hook(
@@ -275,26 +280,23 @@ TABLE: tuple[Hook, ...] = (
             ("rms_apply_serial", host_models.normalise_queries_keys),
         )
     ),
-    Hook(
+    _on_host(
         f"{SRT}.disaggregation.mooncake.conn.MooncakeKVSender.supports_host_tensor_indices",
         Kind.SET,
         False,
         "a prefill instance would copy the places of keys and values through pinned memory and record a CUDA event",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.eplb.expert_distribution._ExpertDistributionRecorderReal._on_hook",
         Kind.AROUND,
         host_recorder.only_while_recording,
         "while it does not record, the recorder asks CUDA whether a graph is being captured",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.distributed.device_communicators.shm_broadcast.MessageQueue.create_from_process_group",
         Kind.AFTER,
         shared_memory_names.unname_queue,
         "25 MB in /dev/shm would stay behind every server, because SGLang ends its processes with SIGKILL",
-        Where.HOST,
     ),
     Hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
@@ -304,26 +306,23 @@ TABLE: tuple[Hook, ...] = (
         Where.HOST,
         Process.LAUNCHER,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.managers.load_snapshot.shm_path_for",
         Kind.AROUND,
         shared_memory_names.load_report_path,
         "SGLang's processes find the load reports by a path, which is that of a descriptor here",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.managers.scheduler.configure_scheduler_process",
         Kind.BEFORE,
         shared_memory_names.share_no_progress_bars,
         "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.managers.scheduler_components.idle_sleeper.IdleSleeper.maybe_sleep",
         Kind.AROUND,
         host_fixes.sleep_between_rendezvous,
         "with data-parallel attention an idle rank would keep the others waiting for up to a second",
-        Where.HOST,
     ),
     Hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager.dump_requests_before_crash",
@@ -333,26 +332,23 @@ TABLE: tuple[Hook, ...] = (
         Where.HOST,
         Process.LAUNCHER,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_cuda_graphs",
         Kind.BEFORE,
         serving.set_buckets,
         "SGLang chooses the batch sizes of graphs for torch.compile on a CPU, and does not know the lengths",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
         Kind.AROUND,
         serving.capture_decode,
         "on a CPU SGLang captures decode steps with torch.compile only",
-        Where.HOST,
     ),
-    Hook(
+    _on_host(
         f"{SRT}.model_executor.forward_batch_info.ForwardMode.is_cpu_graph",
         Kind.REPLACE,
         serving.replays_when_idle,
         "on a CPU SGLang keeps a rank without requests out of the graphs that the other ranks replay",
-        Where.HOST,
     ),
     *(
         Hook(

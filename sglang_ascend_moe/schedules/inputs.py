@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+HOST = torch.device("cpu")
 _ID_TYPES = (torch.int32, torch.int64)
 
 
@@ -26,7 +27,14 @@ class RoutedTokens(NamedTuple):
 
 
 def routed_tokens(
-    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, *, hidden: int, topk: int, dtype: torch.dtype
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    *,
+    hidden: int,
+    topk: int,
+    dtype: torch.dtype,
+    device: torch.device = HOST,
 ) -> RoutedTokens | str:
     """The arguments of a call in the memory layout that kernels take, copied only where they have another; or what is
     wrong with them, naming the one to change."""
@@ -39,18 +47,21 @@ def routed_tokens(
     weights_dtype = topk_weights.dtype
     if topk_weights.shape != shape or not weights_dtype.is_floating_point:
         return f"topk_weights is {tuple(topk_weights.shape)} of {weights_dtype}; it must be {shape}, floating"
-    if not (x.is_cpu and topk_ids.is_cpu and topk_weights.is_cpu):
+    if not x.device == topk_ids.device == topk_weights.device == device:
         devices = f"x, topk_ids, topk_weights on {x.device}, {topk_ids.device}, {topk_weights.device}"
-        return f"{devices}: the windows of this exchange are on the host; pass CPU tensors"
+        return f"{devices}: the windows of this exchange are on {device}; pass tensors of it"
     if weights_dtype is not torch.float32:
         topk_weights = topk_weights.to(torch.float32)
     return RoutedTokens(x if x.stride()[1] == 1 else x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous())
 
 
-def problem_with_result(out: Tensor, *, tokens: int, hidden: int, dtype: torch.dtype) -> str | None:
+def problem_with_result(
+    out: Tensor, *, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device = HOST
+) -> str | None:
     """What is wrong with a tensor that the sums of `tokens` tokens are to be written into; None if nothing is."""
-    if out.shape != (tokens, hidden) or out.dtype is not dtype or not out.is_cpu:
-        return f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be {(tokens, hidden)} of {dtype}"
+    if out.shape != (tokens, hidden) or out.dtype is not dtype or out.device != device:
+        wanted = f"{(tokens, hidden)} of {dtype} on {device}"
+        return f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be {wanted}"
     if out.stride()[1] != 1:
         return f"out has strides {out.stride()}; its rows must be dense"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
@@ -16,8 +17,11 @@ from sglang_ascend_moe.native import NativeSession
 from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.windows.device import DeviceWindow
 from sglang_ascend_moe.windows.host import MappedWindow
 from sglang_ascend_moe.windows.layout import LINE_BYTES, WindowLayout
+
+Window = MappedWindow | DeviceWindow
 
 MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
@@ -33,8 +37,8 @@ class Ticket:
     """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
 
     __slots__ = (
-        "call", "combines", "epoch", "kind", "part", "rejoined", "rows_needed", "session", "slot", "tokens", "total",
-        "weights",
+        "at_most", "call", "combines", "epoch", "kind", "part", "rejoined", "rows_needed", "session", "slot", "tokens",
+        "total", "weights",
     )  # fmt: skip
 
     def __init__(self, session: NativeSession, call: DispatchCall, kind: Kind, part: Part, weights: Tensor) -> None:
@@ -50,6 +54,7 @@ class Ticket:
         self.tokens: int = done.tokens
         self.total: int = done.total
         self.rows_needed = self.total
+        self.at_most = self.total
         self.combines = 0
         self.rejoined = False
 
@@ -58,13 +63,14 @@ class ExchangeSteps:
     """Dispatch and combine over one rank's windows."""
 
     def __init__(
-        self, session: NativeSession, rank: int, windows: list[MappedWindow], layout: WindowLayout, dtype: torch.dtype
+        self, session: NativeSession, rank: int, windows: Sequence[Window], layout: WindowLayout, dtype: torch.dtype
     ) -> None:
         """`windows` [ranks] stay mapped as long as this object lives, the own one as long as its tensors do too."""
         self.session = session
         self.observation = Observation()
         self.layout = layout
         self.dtype = dtype
+        self.device = windows[rank].device
         self._rank = rank
         self._windows = windows
         self._views = [
@@ -122,6 +128,9 @@ class ExchangeSteps:
         for half in _HALVES[part]:
             self._holders[2 * ticket.slot + half] = call
         rows, scales, out = self._views[ticket.slot][part]
+        if not ticket.epoch:
+            # A launch that was only captured: how many rows there are, each replay learns for itself.
+            ticket.at_most = rows.shape[0]
         self.observation.dispatched(
             kind, begun_ns, tokens=ticket.tokens, rows=ticket.total, matrix=self.session.matrix,
             first_round=first_round,
@@ -136,7 +145,7 @@ class ExchangeSteps:
         self._calls.append(self.session.new_call(self.layout.parameters.max_tokens))
         return self._calls[-1]
 
-    def _view(self, window: MappedWindow, slot: int, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _view(self, window: Window, slot: int, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
         """Rows, scales and results of a slot or half of one."""
         p, offsets, capacity = self.layout.parameters, self.layout.offsets, self.layout.capacity
         begin = slot * capacity + (capacity // 2 if part is Part.SECOND_HALF else 0)

@@ -48,6 +48,8 @@ class MappedWindow:
     The mapping lives as long as this object or any tensor made from it.
     """
 
+    device = torch.device("cpu")
+
     def __init__(self, descriptor: int, layout: WindowLayout) -> None:
         """Maps the window behind `descriptor`, which stays the caller's to close.
 

@@ -21,7 +21,7 @@ FAMILY = {
 # Functions that return the words of an exception which is made elsewhere.
 BUILT = {
     "failure", "_bad_choice", "_input_error", "routed_tokens", "problem_with_result", "_objection_to_input",
-    "_objection_to_handle", "_dispatch_problem", "_problem_with_statistics", "_unfinished",
+    "_objection_to_handle", "lack_of_memory", "_dispatch_problem", "_problem_with_statistics", "_unfinished",
 }  # fmt: skip
 # Functions that are handed words and raise or print them: which argument it is.
 HANDED = {"refuse": 1, "refuse_capture": 0, "error": 0}

@@ -1,0 +1,50 @@
+"""Whether this machine has what `--device npu` needs, asked before any process of a server is started.
+
+No NPU has run this.
+"""
+
+import importlib
+import importlib.util
+from typing import Any
+
+from sglang_ascend_moe import hooks, native
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.options import FLAGS, Options
+from sglang_ascend_moe.windows.pooled import provider
+
+QUANTISATIONS = ("modelslim", "compressed-tensors")
+"""Formats of SGLang whose W8A8 weights its Ascend runner computes with; each layer is looked at when it is loaded."""
+
+
+def refuse_machine_without_npu(options: Options) -> None:
+    """Raise `Unsupported`, saying what is missing and what to do, if NPUs cannot be used from this process."""
+    if importlib.util.find_spec("torch_npu") is None:
+        raise Unsupported(
+            "--device npu: torch_npu is not installed. Install sglang-ascend-moe[npu] on a machine with Ascend NPUs, or"
+            " use --device cpu"
+        )
+    try:
+        torch_npu: Any = importlib.import_module("torch_npu")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Unsupported(
+            f"--device npu: torch_npu cannot be loaded ({error}). Source CANN's set_env.sh before the server is"
+            " started, and install CANN and the torch_npu that fits this torch if they are not there: docs/ascend.md"
+        ) from error
+    if not torch_npu.npu.is_available():
+        raise Unsupported(
+            "--device npu: torch_npu sees no NPU. Check npu-smi info, ASCEND_RT_VISIBLE_DEVICES, and that the container"
+            " has /dev/davinci*"
+        )
+    if not hooks.on_npu():
+        raise Unsupported(
+            "--device npu: SGLang has chosen another platform on this machine; leave SGLANG_PLATFORM and"
+            " SGLANG_USE_CPU_ENGINE unset"
+        )
+    native.own_library("npu")
+    provider(options.windows)
+    if options.verify:
+        raise Unsupported(f"{FLAGS['verify'].flag}: the Ascend kernels make no checksums; leave it out")
+    if options.schedule == "collective":
+        raise Unsupported(
+            f"{FLAGS['schedule'].flag} collective: the baseline moves tensors of the host only; leave it out"
+        )
