@@ -89,9 +89,9 @@ class LowLatency:
         tokens = routed_tokens(x, topk_idx, weights, hidden=p.hidden, topk=p.topk, dtype=torch.bfloat16)
         if isinstance(tokens, str):
             problem = tokens.replace("topk_ids", "topk_idx")
-            steps.refuse(Kind.DECODE, problem)
+            steps.refuse(_kind(fp8), problem)
         if what := self._problem_with_statistics(p, statistics, wait_statistics) or self._unfinished():
-            steps.refuse(Kind.DECODE, what)
+            steps.refuse(_kind(fp8), what)
 
         waited = steps.session.waited_s
         rows = _send(steps, tokens, fp8)
@@ -241,12 +241,16 @@ class LowLatency:
         own.add_(torch.tensor([int(seconds * 1e9) for seconds in held_up]))
 
 
+def _kind(fp8: Fp8Format | None) -> Kind:
+    """By its kind ranks that send rows of different formats find out before a row moves."""
+    return Kind.DECODE if fp8 is None else Kind.PREFILL
+
+
 def _send(steps: ExchangeSteps, tokens: RoutedTokens, fp8: Fp8Format | None) -> ExpertRows:
-    """Ranks that send rows of different formats find out by the kind of the exchange before a row moves."""
     try:
         if fp8 is None:
-            return steps.dispatch_send(tokens, Kind.DECODE)
+            return steps.dispatch_send(tokens, _kind(fp8))
         packed = RoutedTokens(fp8.pack(tokens.x), tokens.ids, tokens.weights)
-        return steps.dispatch_send(packed, Kind.PREFILL, row_bytes=fp8.row_bytes)
+        return steps.dispatch_send(packed, _kind(fp8), row_bytes=fp8.row_bytes)
     except ProtocolMismatch as error:
         raise ProtocolMismatch(f"use_fp8={fp8 is not None} here, and not on every rank") from error

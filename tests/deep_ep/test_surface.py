@@ -288,6 +288,29 @@ def test_ranks_that_send_rows_of_different_formats_are_a_mismatch(pools):
     pools.run(RANKS, differ_in_format)
 
 
+def refuse_on_one_rank(rank: Rank) -> None:
+    x, ids, _ = tokens_of(rank)
+    buffer = open_both(rank)
+    wrong = rank.rank == 1
+    for use_fp8 in (False, True):
+        with pytest.raises(InvalidInput, match=r"x is .*float32" if wrong else r"rank 1.*x is"):
+            buffer.low_latency_dispatch(x.float() if wrong else x, ids, TOKENS, EXPERTS, use_fp8=use_fp8)
+        with pytest.raises(InvalidInput, match="outside -1"):
+            buffer.low_latency_dispatch(x, ids + EXPERTS if wrong else ids, TOKENS, EXPERTS, use_fp8=use_fp8)
+        buffer.low_latency_dispatch(x, ids, TOKENS, EXPERTS, use_fp8=use_fp8)
+    per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(ids, EXPERTS)
+    with pytest.raises(InvalidInput, match="does not count" if wrong else "rank 1 refuses"):
+        buffer.dispatch(x, None, per_rank + wrong, None, in_rank, per_expert)
+    with pytest.raises(InvalidInput, match="num_worst_tokens=1 of rank 1"):
+        buffer.dispatch(x, None, per_rank, None, in_rank, per_expert, num_worst_tokens=int(wrong))
+    buffer.dispatch(x, None, per_rank, None, in_rank, per_expert)
+    buffer.destroy()
+
+
+def test_what_one_rank_does_wrong_is_raised_on_all(pools):
+    pools.run(RANKS, refuse_on_one_rank)
+
+
 def need_modes(rank: Rank) -> None:
     x, ids, _ = tokens_of(rank)
     buffer = Buffer(rank.group, 0, 0)
