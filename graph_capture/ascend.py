@@ -88,9 +88,13 @@ def capture_bucket(
     return None
 
 
-def count_replay(_runner: Any, *_: Any, **__: Any) -> None:
-    """Before `NPUGraphRunner.execute`, which is one replay."""
+def replay(original: Callable[..., Any], runner: Any, forward_batch: Any, pp_proxy_tensors: Any = None) -> Any:
+    """Around `NPUGraphRunner.execute`, which is one replay: no token is sampled of a step in which an exchange failed."""
     graphs.replays += 1
+    result = original(runner, forward_batch, pp_proxy_tensors)
+    for exchange in _exchanges():
+        exchange.check_replays()
+    return result
 
 
 def warm(exchange: Exchange, device: torch.device) -> None:

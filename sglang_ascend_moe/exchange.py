@@ -266,6 +266,13 @@ class Exchange:
             raise
         return out
 
+    def check_replays(self) -> None:
+        """Raises what replays of device graphs that hold this exchange found wrong, after waiting for them.
+
+        To be called before anything made of a replay's results leaves the device. Nothing on the host.
+        """
+        self._steps.session.check_replays()
+
     def prepare(
         self,
         x: torch.Tensor,

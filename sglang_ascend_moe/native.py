@@ -271,6 +271,9 @@ class NativeSession:
         arguments.out = out.data_ptr()
         arguments.out_stride = out.stride()[0] * self._element_bytes
 
+    def check_replays(self) -> None:
+        """Raises what replays of captured launches found wrong: on the host, where calls are waited for, nothing."""
+
     def rejoin(self, call: DispatchCall) -> None:
         """The rendezvous before another combine: afterwards no rank reads this one's expert outputs any more."""
         self._check(self._library.exchange_rejoin(self._reference, call.combine_reference))

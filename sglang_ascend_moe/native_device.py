@@ -1,7 +1,7 @@
 """Sessions whose windows and tensors lie on an Ascend device (`kernels/include/exchange_device.h`), never run on one.
 
 A call made outside a capture waits for its verdict, as on the host. Within the capture of a device graph calls are only
-put on the stream; what replays of them found is looked at by `check`, before anything made of their results is used.
+put on the stream; what replays of them found is looked at by `check_replays`, before anything uses their results.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class DeviceSession(NativeSession):
         self._enter()
         return super().count_chunks(ids, chunk_tokens)
 
-    def check(self) -> None:
-        """Waits for the stream and raises what a launch that nobody waited for has found, replays included."""
+    def check_replays(self) -> None:
+        """Waits for the stream and raises what launches that nobody waited for have found, replays included."""
         self._enter()
         self._check(self._library.exchange_device_check(self._reference))
 

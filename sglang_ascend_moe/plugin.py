@@ -383,9 +383,10 @@ TABLE: tuple[Hook, ...] = (
     ),
     Hook(
         f"{SRT}.hardware_backend.npu.graph_runner.npu_graph_runner.NPUGraphRunner.execute",
-        Kind.BEFORE,
-        ascend.count_replay,
-        "the state and the counters of a server tell how many decode steps were replays",
+        Kind.AROUND,
+        ascend.replay,
+        "what a replayed exchange found wrong is raised before tokens are sampled; replays are counted for the server's"
+        " state",
         Where.NPU,
     ),
 )

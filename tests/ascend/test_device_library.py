@@ -116,7 +116,7 @@ def replay_and_call_in_turn(rank: Rank, library: str) -> None:
 
 
 def check(exchange: Exchange) -> None:
-    exchange._steps.session.check()
+    exchange.check_replays()
 
 
 def test_a_captured_call_only_goes_on_the_stream_and_is_replayed_beside_calls(pools, device_library):
