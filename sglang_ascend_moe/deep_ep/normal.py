@@ -53,17 +53,12 @@ class Normal:
     def dispatch(self, given: DispatchInput, *, expert_alignment: int, worst_tokens: int) -> Received:
         """See `Buffer.dispatch`, without a handle."""
         agreed = agree(self._group, given, worst_tokens)
-        routes = Routes(given.in_rank, agreed.tokens_per_rank, agreed.tokens, self._group.rank)
+        routes = Routes(given.in_rank.clone(), agreed.tokens_per_rank, agreed.tokens, self._group.rank)
         handle = NormalHandle.of(routes)
         arrived = routes.arriving
         room = max(arrived, worst_tokens)
         rows = self._move_rows(given.x, routes, room)
-        beside = [routes.sent_tokens.unsqueeze(1).to(torch.int32)]
-        if given.topk_idx is not None and given.topk_weights is not None:
-            beside += [_words(given.topk_idx.to(torch.int32), routes), _words(given.topk_weights.float(), routes)]
-        if given.scales is not None:
-            beside.append(_words(given.scales, routes))
-        words = self._group.exchange(torch.cat(beside, dim=1), routes.sent, routes.received)
+        words = self._group.exchange(_beside(given, routes), routes.sent, routes.received)
         handle.source_tokens.copy_(words[:, 0])
         topk = 0 if given.topk_idx is None else given.topk_idx.shape[1]
         ids = weights = scales = None
@@ -174,6 +169,16 @@ def _pieces(places: list[int], counts: list[int]) -> Iterator[tuple[slice, slice
         yield slice(places[source], places[source] + count), slice(offset, offset + count)
         places[source] += count
         offset += count
+
+
+def _beside(given: DispatchInput, routes: Routes) -> Tensor:
+    """int32 [sum(sent), n]: what belongs to each row that is sent; its token, ids, weights and scales."""
+    words = [routes.sent_tokens.unsqueeze(1).to(torch.int32)]
+    if given.topk_idx is not None and given.topk_weights is not None:
+        words += [_words(given.topk_idx.to(torch.int32), routes), _words(given.topk_weights.float(), routes)]
+    if given.scales is not None:
+        words.append(_words(given.scales, routes))
+    return torch.cat(words, dim=1)
 
 
 def _words(values: Tensor, routes: Routes) -> Tensor:

@@ -382,6 +382,9 @@ def outlive_a_peer(rank: Rank) -> list[list[int]] | None:
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(PeerLost, match="rank 1"):
         buffer.low_latency_dispatch(*arguments)
+    per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(ids, options["num_experts"])
+    with pytest.raises(PeerLost, match="not every rank"):
+        buffer.dispatch(x, None, per_rank, None, in_rank, per_expert)
     buffer.low_latency_query_mask_buffer(status)
     seen.append(status.tolist())
     buffer.low_latency_update_mask_buffer(1, True)
