@@ -89,7 +89,7 @@ def capture_bucket(
 
 
 def replay(original: Callable[..., Any], runner: Any, forward_batch: Any, pp_proxy_tensors: Any = None) -> Any:
-    """Around `NPUGraphRunner.execute`, which is one replay: no token is sampled of a step in which an exchange failed."""
+    """Around `NPUGraphRunner.execute`, which is one replay: no token of a failed step is sampled."""
     graphs.replays += 1
     result = original(runner, forward_batch, pp_proxy_tensors)
     for exchange in _exchanges():
