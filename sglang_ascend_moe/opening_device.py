@@ -79,7 +79,7 @@ def open_device_steps(
         meeting = who.gather(source.meeting() if rank == 0 else b"", "learnt where windows are made")[0]
         refusal = ""
         try:
-            pool = source.open_pool(Place(rank, ranks, device.index, layout.total_bytes, meeting))
+            pool = source.open_pool(Place(rank, ranks, torch.npu.current_device(), layout.total_bytes, meeting))
             kept.callback(pool.release)
             initialise_window(layout, pool.bases[rank], "npu")
         except Unsupported as error:

@@ -79,7 +79,7 @@ def lack_of_memory(window_bytes: int, device: torch.device) -> str:
     if needed <= free:
         return ""
     return (
-        f"a window of {needed} bytes does not fit the memory of NPU {device.index}, which has {free} of {total} bytes"
+        f"a window of {needed} bytes does not fit the memory of {device}, which has {free} of {total} bytes"
         " left. Lower --mem-fraction-static, --ascend-moe-window-bytes (prefill then takes more rounds),"
         " --chunked-prefill-size or --max-running-requests"
     )
