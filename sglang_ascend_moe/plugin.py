@@ -11,52 +11,50 @@ from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, 
 SRT = "sglang.srt"
 
 
+def _in_launcher(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+    return Hook(target, kind, value, reason, process=Process.LAUNCHER)
+
+
 def _on_host(target: str, kind: Kind, value: Any, reason: str) -> Hook:
     return Hook(target, kind, value, reason, Where.HOST)
 
 
 TABLE: tuple[Hook, ...] = (
-    Hook(
+    _in_launcher(
         f"{SRT}.server_args.ServerArgs.add_cli_args",
         Kind.AFTER,
         arguments.add_flags_to_parser,
         "the command line has to know the --ascend-moe flags",
-        process=Process.LAUNCHER,
     ),
-    Hook(
+    _in_launcher(
         f"{SRT}.server_args.ServerArgs.from_cli_args",
         Kind.AFTER,
         arguments.attach_parsed_options,
         "the options have to ride to the workers on the server arguments",
-        process=Process.LAUNCHER,
     ),
-    Hook(
+    _in_launcher(
         f"{SRT}.entrypoints.engine.Engine.server_args_class",
         Kind.SET,
         staticmethod(arguments.engine_server_args),
         "sglang.Engine has to accept the ascend_moe keyword arguments, and loads plugins only inside its constructor",
-        process=Process.LAUNCHER,
     ),
-    Hook(
+    _in_launcher(
         f"{SRT}.server_args.ServerArgs.resolve_once",
         Kind.AROUND,
         arguments.resolve_once,
         "the MoE backend has to be chosen, and unsupported settings refused, before workers start",
-        process=Process.LAUNCHER,
     ),
-    Hook(
+    _in_launcher(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
         Kind.AFTER,
         arguments.require_ready_workers,
         "a worker in which the plugin did not load must not serve with another MoE layer",
-        process=Process.LAUNCHER,
     ),
-    Hook(
+    _in_launcher(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
         Kind.BEFORE,
         ending.make_room_for_reports,
         "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
-        process=Process.LAUNCHER,
     ),
     *(
         Hook(
@@ -67,34 +65,32 @@ TABLE: tuple[Hook, ...] = (
         )
         for module in ("scheduler", "data_parallel_controller")
     ),
-    Hook(
+    _in_launcher(
         f"{SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
         Kind.AROUND,
         ending.check_ranks,
         "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
-        process=Process.LAUNCHER,
     ),
     *(
-        Hook(
+        _in_launcher(
             f"{SRT}.{module}.kill_process_tree",
             Kind.AROUND,
             ending.end_by_name,
             "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
-            process=Process.LAUNCHER,
         )
         for module in ("entrypoints.engine", "entrypoints.http_server", "managers.tokenizer_manager")
     ),
-    Hook(
-        f"{SRT}.managers.scheduler.Scheduler.get_init_info",
-        Kind.AFTER,
-        layer.report_ready,
-        "the launcher has to learn that the exchange of a worker is open",
-    ),
-    Hook(
-        f"{SRT}.managers.data_parallel_controller.DataParallelController.get_init_info",
-        Kind.AFTER,
-        layer.report_all_ready,
-        "with data-parallel attention the launcher hears from the controller only",
+    *(
+        Hook(
+            f"{SRT}.managers.{process}.get_init_info",
+            Kind.AFTER,
+            function,
+            "the launcher has to learn that exchanges are open, with data-parallel attention from the controller only",
+        )
+        for process, function in (
+            ("scheduler.Scheduler", layer.report_ready),
+            ("data_parallel_controller.DataParallelController", layer.report_all_ready),
+        )
     ),
     Hook(
         f"{SRT}.model_executor.model_runner.ModelRunner.load_model",
@@ -148,12 +144,11 @@ TABLE: tuple[Hook, ...] = (
         )
         for function in (live_state.report_state, pairing.report_instance)
     ),
-    Hook(
+    _in_launcher(
         f"{SRT}.entrypoints.engine.set_prometheus_multiproc_dir",
         Kind.AFTER,
         metrics.keep_values_in_files,
         "metrics of all processes meet in files, unless prometheus_client was imported before, as a hooked module does",
-        process=Process.LAUNCHER,
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.process_batch_result",
@@ -173,12 +168,11 @@ TABLE: tuple[Hook, ...] = (
         pairing.describe_instance,
         "a prefill or decode instance has to know what it is, to be compared with the other",
     ),
-    Hook(
+    _in_launcher(
         f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
         Kind.BEFORE,
         pairing.add_instance_route,
         "what an instance says of itself has to be sealed for whoever asks, if there is a secret",
-        process=Process.LAUNCHER,
     ),
     Hook(
         f"{SRT}.disaggregation.common.conn.CommonKVManager.try_ensure_parallel_info",
@@ -202,6 +196,12 @@ TABLE: tuple[Hook, ...] = (
         Kind.BEFORE,
         process_start.spawn_processes,
         "the controller starts schedulers from threads, where forking is unsafe",
+    ),
+    _on_host(
+        f"{SRT}.distributed.bootstrap._resolve_dist_init_method",
+        Kind.AROUND,
+        host_fixes.meet_on_loopback,
+        "torch's store listens on every interface of the machine, and gloo on that of its name",
     ),
     _on_host(
         f"{SRT}.utils.numa_utils.init_threads_binding",
@@ -234,12 +234,11 @@ TABLE: tuple[Hook, ...] = (
         "padded decode rows need a sequence length, and the torch_native backend names none",
     ),
     *(
-        Hook(
+        _on_host(
             f"{SRT}.distributed.parallel_state.reg_{function.__name__}",
             Kind.REPLACE,
             function,
             "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
-            Where.HOST,
         )
         for function in (host_fixes.reduce_scatter_tensor, host_fixes.all_gather_into_tensor)
     ),
@@ -268,12 +267,11 @@ TABLE: tuple[Hook, ...] = (
         "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
     ),
     *(
-        Hook(
+        _on_host(
             f"{SRT}.models.minimax_m2.{name}",
             Kind.REPLACE,
             function,
             "MiniMax-M2 normalises queries and keys with a Triton kernel",
-            Where.HOST,
         )
         for name, function in (
             ("rms_sumsq_serial", host_models.query_key_squares),
@@ -319,6 +317,12 @@ TABLE: tuple[Hook, ...] = (
         "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
     ),
     _on_host(
+        f"{SRT}.managers.data_parallel_controller.sock_recv",
+        Kind.AROUND,
+        host_fixes.receive_without_spinning,
+        "the controller of data-parallel attention would burn a core while no request comes",
+    ),
+    _on_host(
         f"{SRT}.managers.scheduler_components.idle_sleeper.IdleSleeper.maybe_sleep",
         Kind.AROUND,
         host_fixes.sleep_between_rendezvous,
@@ -351,12 +355,11 @@ TABLE: tuple[Hook, ...] = (
         "on a CPU SGLang keeps a rank without requests out of the graphs that the other ranks replay",
     ),
     *(
-        Hook(
+        _on_host(
             f"{SRT}.distributed.parallel_state.GroupCoordinator.{function.__name__}",
             Kind.AROUND,
             function,
             "a graph on the host has to repeat the collectives of SGLang's own layers",
-            Where.HOST,
         )
         for function in (serving.all_reduce, serving.all_gather)
     ),

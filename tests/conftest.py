@@ -12,7 +12,12 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-TOGETHER = {"disagg": "servers", "serving/test_servers.py": "servers", "serving": "engines"}
+TOGETHER = {
+    "disagg": "servers",
+    "serving/test_servers.py": "servers",
+    "serving/test_one_server.py": "servers",
+    "serving": "engines",
+}
 """Folders and files whose tests share what takes long to make; those of servers also look at what is left behind."""
 
 

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 
 from sglang_ascend_moe import launches
+from sglang_ascend_moe.platforms.loopback import address_to_meet
 
 # SGLang's own variable: one list of cores per rank, such as "0-3|4-7".
 BIND_VARIABLE = "SGLANG_CPU_OMP_THREADS_BIND"
 
-RENDEZVOUS_MILLISECONDS = 50
+# gloo's own variable.
+INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
+LOOPBACK_INTERFACE = "lo"
+
+RENDEZVOUS_MILLISECONDS = 100
 """How long an idle rank sleeps between two rendezvous with the others."""
+RECEIVE_MILLISECONDS = 1000
+"""How long a process waits for a message before it looks at other things."""
 
 
 def cores_of_rank(original: Callable[..., str], *, numa_index: int, world_size: int) -> str:
@@ -28,6 +35,17 @@ def cores_of_rank(original: Callable[..., str], *, numa_index: int, world_size: 
     if share == 0:
         return str(cores[numa_index % len(cores)])
     return ",".join(str(core) for core in cores[numa_index * share : (numa_index + 1) * share])
+
+
+def meet_on_loopback(original: Callable[..., str], *, dist_port: int) -> str:
+    """Around `_resolve_dist_init_method`: the loopback interface, unless the user named an address to meet at."""
+    from sglang.srt.environ import envs
+    from sglang.srt.runtime_context import get_parallel
+
+    if get_parallel().dist_init_addr or envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE.get():
+        return original(dist_port=dist_port)
+    os.environ.setdefault(INTERFACE_VARIABLE, LOOPBACK_INTERFACE)
+    return address_to_meet(dist_port)
 
 
 def limit_threads(*, local_omp_cpuid: str, **_: Any) -> None:
@@ -107,3 +125,10 @@ def sleep_between_rendezvous(original: Callable[[Any], None], sleeper: Any) -> N
         sleeper.poller.poll(RENDEZVOUS_MILLISECONDS)
     else:
         original(sleeper)
+
+
+def receive_without_spinning(original: Callable[..., Any], socket: Any, flags: int = 0) -> Any:
+    """Around `sock_recv` of the controller of data parallelism, which asks again and again without waiting."""
+    if flags:
+        socket.poll(RECEIVE_MILLISECONDS)
+    return original(socket, flags)

@@ -2,11 +2,13 @@
 
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
 MARK = "SERVING_TEST_MARK"
 POLL_SECONDS = 0.1
+LEFTOVER_SECONDS = 60.0
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -62,3 +64,14 @@ def leftovers(mark: str, names_before: set[str], timeout: float) -> Leftovers:
         if left == NOTHING or time.monotonic() > deadline:
             return left
         time.sleep(POLL_SECONDS)
+
+
+class Surroundings:
+    """The mark that every process of a test carries, and the names in /dev/shm before it."""
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+        self._names_before = shared_memory_names()
+
+    def leftovers(self) -> Leftovers:
+        return leftovers(self.mark, self._names_before, LEFTOVER_SECONDS)

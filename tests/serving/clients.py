@@ -1,0 +1,149 @@
+"""Clients of a server: greedy, many at a time, leaving early, and sending what no server wants."""
+
+import http.client
+import json
+import random
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+ANSWER_SECONDS = 120.0
+
+
+class Answered(NamedTuple):
+    """What a server answered: the status, and the tokens of a whole answer (None otherwise)."""
+
+    status: int
+    tokens: list[int] | None
+
+
+def body_of(prompt: list[int], new_tokens: int, **more: Any) -> dict[str, Any]:
+    """A greedy request."""
+    sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    return {"input_ids": prompt, "sampling_params": sampling, **more}
+
+
+def post(url: str, data: bytes, path: str = "/generate") -> tuple[int, bytes]:
+    """Status and body of the answer. Raises OSError or HTTPException if there is none."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("POST", path, data, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def ask(url: str, prompt: list[int], new_tokens: int) -> Answered:
+    """A whole answer. Raises OSError or HTTPException if there is none."""
+    status, said = post(url, json.dumps(body_of(prompt, new_tokens)).encode())
+    if status != 200:
+        return Answered(status, None)
+    answer = json.loads(said)
+    if answer["meta_info"]["finish_reason"]["type"] != "length":
+        return Answered(status, None)
+    return Answered(status, answer["output_ids"])
+
+
+def leave_early(url: str, prompt: list[int], new_tokens: int, pieces: int) -> None:
+    """Ask for a stream and hang up after so many reads of it."""
+    address = urlsplit(url)
+    data = json.dumps(body_of(prompt, new_tokens, stream=True)).encode()
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    with socket.create_connection((address.hostname, address.port), ANSWER_SECONDS) as connection:
+        connection.sendall(head.encode() + data)
+        for _ in range(pieces):
+            connection.recv(4096)
+
+
+class Traffic:
+    """Clients that ask for the prompts again and again until the server is gone. A context manager."""
+
+    def __init__(self, url: str, prompts: list[list[int]], new_tokens: int, clients: int = 6) -> None:
+        self.answers: list[tuple[int, Answered]] = []
+        """Index of the prompt, and what was answered."""
+        self._url = url
+        self._prompts = prompts
+        self._new_tokens = new_tokens
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(place,)) for place in range(clients)]
+        self._first = threading.Event()
+
+    def __enter__(self) -> "Traffic":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_answer(self) -> None:
+        """Return when an answer has come."""
+        if not self._first.wait(ANSWER_SECONDS):
+            raise TimeoutError("no answer came")
+
+    def _ask(self, place: int) -> None:
+        while not self._over.is_set():
+            place = (place + 1) % len(self._prompts)
+            try:
+                answered = ask(self._url, self._prompts[place], self._new_tokens)
+            except (OSError, http.client.HTTPException):
+                if self._first.is_set():
+                    return
+                continue
+            self.answers.append((place, answered))
+            self._first.set()
+
+
+def mixed_traffic(
+    url: str, prompts: list[list[int]], expected: list[list[int]], requests: int, seed: int = 0
+) -> Counter:
+    """`requests` requests of mixed lengths, 16 at a time, a quarter of which leave early; how they ended, counted.
+
+    Answers to known prompts are compared with `expected` as far as they go.
+    """
+    chance = random.Random(seed)
+    plans = [
+        (chance.randrange(len(prompts)), chance.randint(1, len(expected[0])), chance.random()) for _ in range(requests)
+    ]
+
+    def run(plan: tuple[int, int, float]) -> str:
+        place, new_tokens, leaves = plan
+        if leaves < 0.25:
+            leave_early(url, prompts[place], 200, int(leaves * 20))
+            return "left"
+        answered = ask(url, prompts[place], new_tokens)
+        if answered.tokens is None:
+            return f"status {answered.status}"
+        return "right" if answered.tokens == expected[place][:new_tokens] else "wrong"
+
+    with ThreadPoolExecutor(16) as pool:
+        return Counter(pool.map(run, plans))
+
+
+def malformed_requests(prompt: list[int]) -> Iterator[tuple[str, bytes]]:
+    """Bodies that no server should take, by name."""
+    good = body_of(prompt, 4)
+    yield "nothing", b""
+    yield "no JSON", b"{"
+    yield "no text", b"\xff\xfe\x00"
+    yield "a list", b"[]"
+    yield "deeply nested", b"[" * 50_000
+    yield "no prompt", json.dumps({"sampling_params": {}}).encode()
+    yield "ids that are text", json.dumps({**good, "input_ids": ["a"]}).encode()
+    yield "negative ids", json.dumps({**good, "input_ids": [-1, 5]}).encode()
+    yield "ids past the vocabulary", json.dumps({**good, "input_ids": [10**9]}).encode()
+    yield "ids past 64 bits", json.dumps({**good, "input_ids": [2**70]}).encode()
+    yield "a negative number of tokens", json.dumps({**good, "sampling_params": {"max_new_tokens": -1}}).encode()
+    yield "a temperature that is text", json.dumps({**good, "sampling_params": {"temperature": "hot"}}).encode()
+    yield "an unknown parameter", json.dumps({**good, "sampling_params": {"surprise": 1}}).encode()
+    yield "a prompt past the context", json.dumps({**good, "input_ids": prompt * (10**6 // len(prompt))}).encode()
+    yield "20 MB of text", json.dumps({"text": "a " * (10 * 2**20)}).encode()

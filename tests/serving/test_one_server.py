@@ -1,0 +1,129 @@
+"""One server through its life: hostile clients, traffic that comes and goes, rest, and the death of a rank."""
+
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sglang_ascend_moe.launch import doctor
+from sglang_ascend_moe.launch.exit_codes import OK
+from sglang_ascend_moe.launch.server_process import ServerProcess, group_members, log_tail
+from tests.serving.clients import Traffic, ask, malformed_requests, mixed_traffic, post
+from tests.serving.cpu_time import cpu_seconds, title
+from tests.serving.leftovers import MARK, NOTHING, Surroundings
+from tests.serving.prompts import NEW_TOKENS
+from tests.soak.growth import Sample, report, sample
+
+READY_SECONDS = 600.0
+RANKS = 2
+REST_SECONDS = 5.0
+MOST_AT_REST = 0.05
+"""Of a core, for each rank; everything that belongs to the server counts."""
+MOST_GROWTH = 32 << 20
+"""Bytes, of one process of a server: Python and its allocator take what a burst needs, and keep it."""
+LAST_LINE = "The server ends: sglang::scheduler"
+
+pytestmark = pytest.mark.timeout(900)
+
+
+class Served:
+    """A server that answers, what surrounds it, and its answers to the prompts when nobody else asks."""
+
+    def __init__(self, process: ServerProcess, surroundings: Surroundings, prompts: list[list[int]]) -> None:
+        self.process = process
+        self.url = process.url
+        self.surroundings = surroundings
+        self.prompts = prompts
+        self.expected = [ask(self.url, prompt, NEW_TOKENS).tokens for prompt in prompts]
+
+    def require_right_answers(self) -> None:
+        assert [ask(self.url, prompt, NEW_TOKENS).tokens for prompt in self.prompts] == self.expected
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    arguments = ["--model-path", str(checkpoint), "--device", "cpu", "--tp-size", str(RANKS), "--ascend-moe"]
+    limits = ["--max-running-requests", "16", "--max-total-tokens", "8192", "--cuda-graph-bs-decode", "4", "16"]
+    surroundings = Surroundings()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, surroundings.mark)
+        log = tmp_path_factory.mktemp("server") / "server.log"
+        with ServerProcess([*arguments, *limits, "--enable-metrics"], log) as server:
+            server.wait_until_ready(READY_SECONDS, lambda _progress: None)
+            yield Served(server, surroundings, prompts[:8])
+
+
+def test_it_tells_its_state(served, capsys):
+    """The doctor and Prometheus are told of both ranks, over HTTP."""
+    assert doctor.main(["--url", served.url]) == OK
+    assert "2 ranks, 2 of them heard" in capsys.readouterr().out
+    with urllib.request.urlopen(f"{served.url}/metrics", timeout=60) as response:
+        metrics = response.read().decode()
+    assert [rank for rank in (0, 1) if f'ascend_moe_rounds_total{{moe_ep_rank="{rank}"' not in metrics] == []
+
+
+def test_requests_that_no_server_wants_are_refused_under_load(served):
+    with Traffic(served.url, served.prompts, NEW_TOKENS, clients=4) as traffic:
+        traffic.wait_for_answer()
+        requests = dict(malformed_requests(served.prompts[3]))
+        with ThreadPoolExecutor(4) as pool:
+            said = dict(zip(requests, pool.map(lambda data: post(served.url, data)[0], requests.values()), strict=True))
+    assert {name: status for name, status in said.items() if not 400 <= status < 500} == {}
+    assert [place for place, answer in traffic.answers if answer.tokens != served.expected[place]] == []
+    served.require_right_answers()
+
+
+def require_steady(request: pytest.FixtureRequest, served: Served, requests: int, rounds: int) -> None:
+    """Traffic in rounds; what each process of the server holds is sampled after each."""
+    processes = {pid: title(pid) for pid in group_members(served.process.pid)}
+    samples: dict[int, list[Sample]] = {pid: [] for pid in processes}
+    for number in range(rounds):
+        ended = mixed_traffic(served.url, served.prompts, served.expected, requests // rounds, seed=number)
+        assert set(ended) <= {"right", "left"}, ended
+        served.require_right_answers()
+        for pid, list_of in samples.items():
+            list_of.append(sample((number + 1) * (requests // rounds), pid))
+    for pid, list_of in samples.items():
+        report(request, processes[pid], list_of)
+        middle, end = list_of[len(list_of) // 2], list_of[-1]
+        assert end.descriptors - middle.descriptors <= 16, "connections that are not closed"
+        assert end.memory - middle.memory < MOST_GROWTH
+
+
+@pytest.mark.parametrize(
+    "requests", [pytest.param(96, id="96"), pytest.param(2000, id="2000", marks=pytest.mark.nightly)]
+)
+def test_traffic_that_comes_and_leaves_is_answered_and_leaves_nothing(request, served, requests):
+    require_steady(request, served, requests, rounds=4 if requests < 1000 else 10)
+
+
+def test_it_burns_no_core_when_nobody_asks(served, record_property):
+    processes = group_members(served.process.pid)
+    before = {pid: cpu_seconds(pid) for pid in processes}
+    begun = time.monotonic()
+    # Time has to pass here: what is measured is the CPU time of doing nothing.
+    threading.Event().wait(REST_SECONDS)
+    took = {f"{title(pid)} {pid}": cpu_seconds(pid) - before[pid] for pid in processes}
+    share = sum(took.values()) / (time.monotonic() - begun)
+    record_property("cores at rest", f"{share:.3f}")
+    assert share < MOST_AT_REST * RANKS, took
+
+
+def test_a_killed_rank_ends_it_by_name_and_leaves_nothing(served):
+    with Traffic(served.url, served.prompts, NEW_TOKENS) as traffic:
+        traffic.wait_for_answer()
+        [victim] = [pid for pid in group_members(served.process.pid) if "scheduler_TP1" in title(pid)]
+        os.kill(victim, signal.SIGKILL)
+        assert served.process.wait_until_ended(60) == 1, log_tail(served.process.log)
+    assert (
+        served.process.log.read_text().splitlines()[-1].startswith(f"{LAST_LINE}_TP1_EP1 (process {victim}) was killed")
+    )
+    wrong = [place for place, answer in traffic.answers if answer.tokens not in (None, served.expected[place])]
+    assert wrong == []
+    assert served.surroundings.leftovers() == NOTHING
