@@ -117,12 +117,15 @@ def replays_when_idle(mode: Any) -> bool:
 
 
 def all_reduce(original: Callable[..., Any], group: Any, input_: torch.Tensor) -> torch.Tensor:
-    """Around `GroupCoordinator.all_reduce`: a collective of a captured step is a launch."""
+    """Around `GroupCoordinator.all_reduce`: a collective of a captured step is a launch.
+
+    It is the one that the original makes of tensors of the host.
+    """
     if not launches.capturing() or group.world_size == 1:
         return original(group, input_)
 
     def bind(reduced: torch.Tensor) -> launches.Launch:
-        return lambda: original(group, reduced)
+        return lambda: group.device_group.allreduce([reduced]).wait()
 
     launches.launch(bind, [], [input_])
     return input_
@@ -135,7 +138,7 @@ def all_gather(
     dim: int = -1,
     output_tensor_list: list[torch.Tensor] | None = None,
 ) -> Any:
-    """Around `GroupCoordinator.all_gather`: a collective of a captured step is a launch."""
+    """Around `GroupCoordinator.all_gather`: a collective of a captured step is a launch, as in `all_reduce`."""
     if not launches.capturing() or group.world_size == 1 or output_tensor_list is not None:
         return original(group, input_, dim, output_tensor_list)
     shape = list(input_.shape)
@@ -143,7 +146,15 @@ def all_gather(
     gathered = input_.new_empty(shape)
 
     def bind(part: torch.Tensor, whole: torch.Tensor) -> launches.Launch:
-        return lambda: whole.copy_(original(group, part, dim))
+        parts = part.new_empty(group.world_size, *part.shape)
+        into = whole.unflatten(dim, (group.world_size, part.shape[dim])).movedim(dim % part.dim(), 0)
+        along_rows = parts.flatten(0, 1)
+
+        def gather() -> None:
+            group.device_group._allgather_base(along_rows, part.contiguous()).wait()
+            into.copy_(parts)
+
+        return gather
 
     launches.launch(bind, [input_], [gathered])
     return gathered

@@ -30,8 +30,6 @@ from sglang_ascend_moe.graph_capture.calls import (
 from sglang_ascend_moe.graph_capture.operators import bound, only_allocates, only_copies, out_form, refuse_frozen
 
 Replay = Callable[[], Any]
-
-
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
 
 
