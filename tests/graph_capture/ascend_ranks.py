@@ -136,6 +136,7 @@ class Setting:
     def eager(self, x: torch.Tensor, lengths: list[int], bucket: int) -> torch.Tensor:
         """The same batch without a graph, padded as SGLang's replay pads it."""
         model = Model(self.exchange, bucket)
+        model.experts = self.models[bucket].experts
         model.x[: len(x)] = x
         model.lengths = [*lengths, *[0] * (bucket - len(x))]
         return model.step().next_token_logits[: len(x)]
@@ -152,7 +153,7 @@ class Place(NamedTuple):
     def setting(self) -> Iterator[Setting]:
         """An exchange of its own, and what SGLang captures with."""
         with pytest.MonkeyPatch.context() as patch, Exchange.create(self.rank.group, **OPTIONS) as exchange:
-            patch.setattr(layer, "_serving", SimpleNamespace(exchanges={"the only shape": exchange}))
+            patch.setattr(layer, "_serving", SimpleNamespace(exchanges={"the only shape": exchange}, secret=None))
             yield Setting(self, exchange, patch)
 
 

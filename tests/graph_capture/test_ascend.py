@@ -19,7 +19,7 @@ from sglang_ascend_moe.observation import graphs
 from sglang_ascend_moe.options import Options, attach
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from tests.exchange.pool import Rank
-from tests.graph_capture.ascend_ranks import HIDDEN, MOST, Setting, ascend_setting, on_ascend
+from tests.graph_capture.ascend_ranks import EXPERTS, HIDDEN, MOST, Setting, ascend_setting, on_ascend
 
 
 @pytest.fixture
@@ -104,6 +104,44 @@ def replay_without_updates(rank: Rank) -> dict[str, Any]:
 def test_a_captured_exchange_advances_its_epochs_and_needs_no_update(run_on_ascend):
     # Two experts double each row, with weights of 1.
     assert run_on_ascend(replay_without_updates) == [{"epochs": 3, "results": [[5.0], [9.0], [13.0]]}] * 2
+
+
+class RunnerCore:
+    """In the place of SGLang's Ascend runner: like it, it learns from a tensor which rows belong to which expert."""
+
+    def run(self, taken: Any, weights: Any, _state: dict[str, Any]) -> Any:
+        ends = taken.expert_tokens.cumsum(0)
+        expert = (torch.arange(len(taken.hidden_states))[:, None] >= ends).sum(dim=1).clamp(max=len(ends) - 1)
+        return SimpleNamespace(hidden_states=taken.hidden_states * weights.w13_weight[expert])
+
+
+def replay_the_layer_of_npus(rank: Rank) -> list[float]:
+    from sglang_ascend_moe import npu_experts
+
+    with ascend_setting(rank) as setting:
+        weights = torch.arange(1.0, 1 + EXPERTS).view(2, EXPERTS // 2, 1)[rank.rank]
+        moe = SimpleNamespace(
+            layer_id=0, runner=SimpleNamespace(runner_core=RunnerCore()), w13_weight=weights, w2_weight=weights
+        )
+
+        def experts(rows: ExpertRows) -> None:
+            # As a ticket says it of a launch that is captured, whose counts the host does not know.
+            rows.ticket.at_most = len(rows.rows)
+            npu_experts.compute(moe, rows)
+
+        for model in setting.models.values():
+            model.experts = experts
+        setting.runner._capture()
+        differences = []
+        for number in range(8):
+            x, lengths = batches(10 * number + rank.rank, 1 + (number + rank.rank) % MOST)
+            expected = setting.eager(x, lengths, 2 if len(x) <= 2 else MOST)
+            differences.append(float((setting.replay(x, lengths) - expected).abs().max()))
+        return differences
+
+
+def test_the_layer_as_npus_compute_it_passes_the_guard_and_replays_with_other_counts(run_on_ascend):
+    assert run_on_ascend(replay_the_layer_of_npus) == [[0.0] * 8] * 2
 
 
 def refusals_of(rank: Rank, changes: dict[str, Callable[[Setting, Rank], None]]) -> dict[str, tuple[str, int]]:
