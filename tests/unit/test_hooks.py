@@ -161,6 +161,14 @@ def test_a_broken_hook_stops_the_start_up_that_asked_for_it():
     assert resolved == []
 
 
+def test_a_secret_that_cannot_be_used_stops_the_start_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(arguments.hooks, "require_all", lambda: None)
+    server_args, resolved = arguments_of_a_server(Options(secret_file=str(tmp_path / "secret"))), []
+    with pytest.raises(InvalidInput, match=r"--ascend-moe-secret-file '.*secret' cannot be opened"):
+        arguments.resolve_once(resolved.append, server_args)
+    assert resolved == []
+
+
 @pytest.mark.usefixtures("broken")
 def test_a_broken_hook_leaves_stock_sglang_alone():
     server_args, resolved = arguments_of_a_server(), []
