@@ -57,7 +57,11 @@ def main(arguments: list[str]) -> int:
         )
         failed = build_libraries(cann, parsed.npu_arch, Path(build), verbose=parsed.verbose)
         if failed is not None:
-            print(failed, file=sys.stderr)
+            if not parsed.verbose:
+                print(failed.output, file=sys.stderr)
+            print(
+                f"build-kernels: failed with exit code {failed.exit_code}: {' '.join(failed.command)}", file=sys.stderr
+            )
             return CHECK_FAILED
         for installed in install(Path(build)):
             print(f"installed {installed}")
@@ -141,8 +145,16 @@ def commands(cann: Cann, architecture: str, build: Path) -> list[list[str]]:
     return [configure, [str(_cmake()), "--build", str(build), "--verbose", "--parallel", "2"]]
 
 
-def build_libraries(cann: Cann, architecture: str, build: Path, *, verbose: bool) -> str | None:
-    """Builds into `build`. Returns what to say if that fails: the command, and everything that it printed."""
+class Failed(NamedTuple):
+    """A command that failed, and everything that it printed."""
+
+    command: list[str]
+    exit_code: int
+    output: str
+
+
+def build_libraries(cann: Cann, architecture: str, build: Path, *, verbose: bool) -> Failed | None:
+    """Builds into `build`. Returns what failed; None if nothing did."""
     environment = {**os.environ, "ASCEND_HOME_PATH": str(cann.home)}
     for command in commands(cann, architecture, build):
         if verbose:
@@ -153,8 +165,7 @@ def build_libraries(cann: Cann, architecture: str, build: Path, *, verbose: bool
         if verbose:
             print(done.stdout, flush=True)
         if done.returncode != 0:
-            shown = "" if verbose else f"{done.stdout}\n"
-            return f"{shown}build-kernels: failed with exit code {done.returncode}: {' '.join(command)}"
+            return Failed(command, done.returncode, done.stdout)
     return None
 
 
