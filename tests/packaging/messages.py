@@ -85,11 +85,19 @@ def raised() -> Iterator[Raised]:
                 yield Raised(file, _name(node.exc), message, ast.unparse(node.exc))
 
 
+def refusals_of_kernels() -> set[str]:
+    """What the Ascend kernels say of a window that they cannot serve; the package passes it on."""
+    source = (ROOT / "kernels/ascend/launch/limits.h").read_text()
+    texts = re.findall(r'(?:"(?:[^"\\]|\\.)*"\s*)+', source.partition("RefuseLayout(")[2])
+    sentences = {re.sub(r"%\w+", GAP, "".join(re.findall(r'"([^"]*)"', text))) for text in texts}
+    return {sentence for sentence in sentences if sentence.count(" ") > 5}
+
+
 @cache
 def messages() -> frozenset[str]:
     """Every message with words of its own."""
     exceptions = own_exceptions() | FOREIGN
-    found: set[str] = set()
+    found = refusals_of_kernels()
     for file, tree in sources().items():
         # What the rendezvous raises is one of two exceptions, chosen before.
         made = exceptions | ({"kind"} if file.endswith(("rendezvous.py", "deep_ep/group.py")) else set())
