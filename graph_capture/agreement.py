@@ -81,5 +81,5 @@ def _share(group: dist.ProcessGroup, words: list[str], subject: str, secret: Sec
     frames = gather_frames(group, said, _ROOM, BRING_UP_TIMEOUT_S, f"checked {subject}", secret)
     try:
         return [msgspec.msgpack.decode(frame, type=_Said).words for frame in frames]
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolMismatch(f"what a rank says of a capture cannot be read: {error}") from error

@@ -100,7 +100,7 @@ def decode(data: bytes, kind: type[AnyBlock], session: bytes | None = None) -> A
         raise ProtocolMismatch(f"a control block of {len(data)} bytes exceeds {MAX_BLOCK_BYTES}")
     try:
         block = msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolMismatch(f"not a {kind.__name__} block of protocol {PROTOCOL_VERSION}: {error}") from error
     if block.protocol != PROTOCOL_VERSION:
         raise ProtocolMismatch(

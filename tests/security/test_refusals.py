@@ -85,6 +85,11 @@ class TestEveryKind:
             decode(NESTED, type(block), SESSION)
 
 
+def test_text_that_is_none_is_refused():
+    with pytest.raises(ProtocolMismatch, match="not a Hello block"):
+        decode(encode(HELLO).replace(b"bfloat16", b"\xffloat16"), Hello, SESSION)
+
+
 def test_a_plan_with_more_tokens_than_agreed_is_refused():
     huge = msgspec.structs.replace(PLAN, tokens=2**32 - 1, chunk_tokens=2**32 - 1, rows=[[2**32 - 1] * 2])
     with pytest.raises(ProtocolMismatch, match="brings 4294967295 tokens, and ranks agreed on at most 16"):
