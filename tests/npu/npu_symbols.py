@@ -18,7 +18,11 @@ SYMBOLS = (
     Symbol("torch_npu", "torch_npu._C", "_construct_NPU_Tensor_From_Storage_And_Metadata", ("metadata", "storage")),
     Symbol("torch_npu", "torch_npu.npu", "is_available", ()),
     Symbol("memfabric-hybrid", "memfabric_hybrid", "get_lib_path", ()),
-    Symbol("sglang", "sglang.srt.layers.moe.moe_runner.ascend", "AscendRunnerCore", ()),
+    Symbol("torch_npu", "torch_npu.npu", "current_device", ()),
+    Symbol(
+        "sglang", "sglang.srt.layers.moe.moe_runner.ascend", "AscendRunnerCore.run",
+        ("runner_input", "quant_info", "running_state"),
+    ),
     Symbol("sglang", "sglang.srt.layers.moe.moe_runner.ascend", "AscendQuantInfo", ()),
     Symbol(
         "sglang", "sglang.srt.layers.moe.moe_runner.ascend", "AscendRunnerInput",
