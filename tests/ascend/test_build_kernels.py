@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,21 @@ def test_cmake_builds_a_host_library_that_loads(tmp_path):
     cmake = configure_host(tmp_path)
     subprocess.run([cmake, "--build", str(tmp_path), "--parallel", "2"], check=True, capture_output=True)
     assert ctypes.CDLL(str(tmp_path / "_host_kernels.so")).exchange_abi_version() == ABI_VERSION
+
+
+LAUNCH = re.compile(r"(\w+)<<<cores, nullptr, stream>>>\(")
+
+
+def test_what_only_canns_compiler_can_compile_is_right_but_for_its_own_words(tmp_path):
+    """The unit with the launches, its launches made calls and its qualifiers nothing, for the host's compiler."""
+    device = ROOT / "kernels/ascend/device"
+    source = (device / "launch.asc").read_text()
+    assert len(LAUNCH.findall(source)) == 4
+    called = LAUNCH.sub(r"static_cast<void>(cores), static_cast<void>(stream), \1(", source)
+    (tmp_path / "launch.cpp").write_text(called)
+    folders = ("include", "ascend", "ascend/host_model", "ascend/device")
+    include = [f"-I{ROOT / 'kernels' / folder}" for folder in folders]
+    words = ["-D__schedmode__(mode)=", "-D__mix__(cube, vector)="]
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *words, *include]
+    done = subprocess.run([*command, str(tmp_path / "launch.cpp")], capture_output=True, text=True)
+    assert done.stderr == ""
