@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.soak.growth import REPORTED
+
 # An example may wait for other processes: how long it takes says nothing about whether it is right.
 settings.register_profile(
     "suite", parent=settings.get_profile(settings.get_current_profile_name()), deadline=None, print_blob=True
@@ -41,3 +43,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return TOGETHER.get(path) or TOGETHER.get(path.partition("/")[0], path)
 
     return Scheduling(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What processes held in long runs, and how that grew."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    lines = [line for report in reports for name, line in report.user_properties if name == REPORTED]
+    if lines:
+        terminalreporter.section(REPORTED)
+    for line in lines:
+        terminalreporter.write_line(line)

@@ -14,19 +14,17 @@ import pytest
 from sglang_ascend_moe.launch import doctor
 from sglang_ascend_moe.launch.exit_codes import OK
 from sglang_ascend_moe.launch.server_process import ServerProcess, group_members, log_tail
-from tests.serving.clients import Traffic, ask, malformed_requests, mixed_traffic, post
+from tests.serving.clients import Traffic, ask, malformed_requests, post
 from tests.serving.cpu_time import cpu_seconds, title
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 from tests.serving.prompts import NEW_TOKENS
-from tests.soak.growth import Sample, report, sample
+from tests.soak.steady import require_steady
 
 READY_SECONDS = 600.0
 RANKS = 2
 REST_SECONDS = 5.0
 MOST_AT_REST = 0.05
 """Of a core, for each rank; everything that belongs to the server counts."""
-MOST_GROWTH = 32 << 20
-"""Bytes, of one process of a server: Python and its allocator take what a burst needs, and keep it."""
 LAST_LINE = "The server ends: sglang::scheduler"
 
 pytestmark = pytest.mark.timeout(900)
@@ -79,28 +77,13 @@ def test_requests_that_no_server_wants_are_refused_under_load(served):
     served.require_right_answers()
 
 
-def require_steady(request: pytest.FixtureRequest, served: Served, requests: int, rounds: int) -> None:
-    """Traffic in rounds; what each process of the server holds is sampled after each."""
-    processes = {pid: title(pid) for pid in group_members(served.process.pid)}
-    samples: dict[int, list[Sample]] = {pid: [] for pid in processes}
-    for number in range(rounds):
-        ended = mixed_traffic(served.url, served.prompts, served.expected, requests // rounds, seed=number)
-        assert set(ended) <= {"right", "left"}, ended
-        served.require_right_answers()
-        for pid, list_of in samples.items():
-            list_of.append(sample((number + 1) * (requests // rounds), pid))
-    for pid, list_of in samples.items():
-        report(request, processes[pid], list_of)
-        middle, end = list_of[len(list_of) // 2], list_of[-1]
-        assert end.descriptors - middle.descriptors <= 16, "connections that are not closed"
-        assert end.memory - middle.memory < MOST_GROWTH
-
-
 @pytest.mark.parametrize(
     "requests", [pytest.param(96, id="96"), pytest.param(2000, id="2000", marks=pytest.mark.nightly)]
 )
 def test_traffic_that_comes_and_leaves_is_answered_and_leaves_nothing(request, served, requests):
-    require_steady(request, served, requests, rounds=4 if requests < 1000 else 10)
+    rounds = 4 if requests < 1000 else 10
+    processes = group_members(served.process.pid)
+    require_steady(request, served.url, served.prompts, served.expected, processes, requests, rounds)
 
 
 def test_it_burns_no_core_when_nobody_asks(served, record_property):
