@@ -165,7 +165,9 @@ class Combine {
 } // namespace
 } // namespace ascend_kernels
 
+#ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
 extern "C" __global__ __aicore__ void moe_combine(GM_ADDR arguments) {
     ascend_kernels::Combine combine;
     combine.Run(arguments);
 }
+#endif

@@ -169,7 +169,9 @@ class Dispatch {
 } // namespace
 } // namespace ascend_kernels
 
+#ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
 extern "C" __global__ __aicore__ void moe_dispatch(GM_ADDR arguments) {
     ascend_kernels::Dispatch dispatch;
     dispatch.Run(arguments);
 }
+#endif

@@ -5,9 +5,6 @@
 #include "../control.h"
 #include "../kernels.h"
 
-extern "C" __global__ __aicore__ void moe_announce(GM_ADDR arguments);
-extern "C" __global__ __aicore__ void moe_tell(GM_ADDR arguments);
-
 namespace ascend_kernels {
 namespace {
 
@@ -147,9 +144,11 @@ __aicore__ inline void Tell(GM_ADDR address) {
 } // namespace
 } // namespace ascend_kernels
 
+#ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
 extern "C" __global__ __aicore__ void moe_announce(GM_ADDR arguments) {
     ascend_kernels::Announce announce;
     announce.Run(arguments);
 }
 
 extern "C" __global__ __aicore__ void moe_tell(GM_ADDR arguments) { ascend_kernels::Tell(arguments); }
+#endif

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "../arguments.h"
@@ -86,8 +87,8 @@ class Blocks {
         memcpy(&verdict, verdicts_.at(block.index * EXCHANGE_LINE_BYTES), sizeof verdict);
         return verdict;
     }
-    // Of everything launched since the last call, which has ended: the verdict that the others follow from, which is
-    // that of the lowest epoch, and of two of one epoch the earlier step.
+    // Of everything launched since the last call, which has ended: the verdict that the others follow from. A poisoned
+    // session follows from what poisoned it; of others the lowest epoch comes first, and in it the earlier step.
     ascend_kernels::Verdict first_fault() {
         const std::lock_guard lock(mutex_);
         ascend_kernels::Verdict first = {};
@@ -95,8 +96,7 @@ class Blocks {
             if (block.state != Block::launched && block.state != Block::captured)
                 continue;
             const ascend_kernels::Verdict found = verdict(block);
-            const bool earlier = found.epoch < first.epoch || (found.epoch == first.epoch && found.step < first.step);
-            if (found.result != EXCHANGE_OK && (first.result == EXCHANGE_OK || earlier))
+            if (found.result != EXCHANGE_OK && (first.result == EXCHANGE_OK || order(found) < order(first)))
                 first = found;
             memset(verdicts_.at(block.index * EXCHANGE_LINE_BYTES), 0, EXCHANGE_LINE_BYTES);
             if (block.state == Block::launched)
@@ -106,6 +106,10 @@ class Blocks {
     }
 
   private:
+    static std::tuple<bool, uint64_t, uint32_t> order(const ascend_kernels::Verdict &verdict) {
+        return {verdict.result == EXCHANGE_POISONED, verdict.epoch, verdict.step};
+    }
+
     static constexpr uint64_t largest_arguments = sizeof(ascend_kernels::DispatchArguments);
 
     const uint64_t block_bytes_;
