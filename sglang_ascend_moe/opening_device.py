@@ -75,9 +75,13 @@ def open_device_steps(
         layout = plan_window(parameters)
         allocations.report(layout.total_bytes)
         source = provider(windows)
-        who.agree_on(lack_of_memory(layout.total_bytes, device), "compared its memory with its window")
-        meeting = who.gather(source.meeting() if rank == 0 else b"", "learnt where windows are made")[0]
-        refusal = ""
+        refusal, meeting = lack_of_memory(layout.total_bytes, device), b""
+        try:
+            meeting = source.meeting() if rank == 0 else meeting
+        except Unsupported as error:
+            refusal = str(error)
+        who.agree_on(refusal, "compared its memory with its window")
+        meeting = who.gather(meeting, "learnt where windows are made")[0]
         try:
             pool = source.open_pool(Place(rank, ranks, torch.npu.current_device(), layout.total_bytes, meeting))
             kept.callback(pool.release)
