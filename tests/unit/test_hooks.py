@@ -134,6 +134,11 @@ def test_the_cpu_of_another_platform_is_refused(registry, monkeypatch: pytest.Mo
         arguments.refuse_machine(arguments_of_a_server(Options()))
 
 
+def test_a_provider_of_pooled_memory_is_refused_for_windows_of_the_host():
+    with pytest.raises(Unsupported, match="--ascend-moe-windows: windows of the host need no provider"):
+        arguments.refuse_machine(arguments_of_a_server(Options(windows="memfabric")))
+
+
 BROKEN = "hook_target.question"
 
 
