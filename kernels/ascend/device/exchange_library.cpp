@@ -19,21 +19,24 @@ using namespace ascend_kernels;
 using ascend_device::Block;
 using ascend_device::DeviceSession;
 
-constexpr uint32_t default_launches = 1024;
-
 std::mutex sessions_mutex;
 std::map<const ExchangeSession *, std::unique_ptr<DeviceSession>> sessions;
 // What a function that returns no result could not do: the next one that does reports it.
 std::string unreported;
 
-DeviceSession &device_of(ExchangeSession &session) {
-    const std::lock_guard lock(sessions_mutex);
+// With sessions_mutex held.
+void report() {
     if (!unreported.empty())
         throw std::runtime_error(std::exchange(unreported, ""));
-    auto &device = sessions[&session];
-    if (device == nullptr)
-        device = std::make_unique<DeviceSession>(session, 0, default_launches);
-    return *device;
+}
+
+DeviceSession &device_of(const ExchangeSession &session) {
+    const std::lock_guard lock(sessions_mutex);
+    report();
+    const auto found = sessions.find(&session);
+    if (found == sessions.end())
+        throw std::runtime_error("this exchange is not open on a device");
+    return *found->second;
 }
 
 DeviceSession *find(const ExchangeSession *session) {
@@ -57,7 +60,7 @@ DeviceSession &device_of_layout(const ExchangeLayout *layout) {
     for (const auto &[session, device] : sessions)
         if (session->layout == layout)
             return *device;
-    throw std::runtime_error("this exchange has not been opened on a device");
+    throw std::runtime_error("this exchange is not open on a device");
 }
 
 // A fault that the host found: told to every rank where it ends the session.
@@ -280,9 +283,9 @@ uint32_t exchange_device_abi_version() { return EXCHANGE_DEVICE_ABI_VERSION; }
 
 int exchange_device_open(ExchangeSession *session, uint32_t cores, uint32_t launches) {
     try {
-        auto device = std::make_unique<DeviceSession>(*session, cores, launches);
         const std::lock_guard lock(sessions_mutex);
-        sessions[session] = std::move(device);
+        report();
+        sessions[session] = std::make_unique<DeviceSession>(*session, cores, launches);
         return EXCHANGE_OK;
     } catch (const std::exception &error) {
         return fail_by_runtime(*session, error);
