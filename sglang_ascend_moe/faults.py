@@ -27,7 +27,7 @@ class Fault(NamedTuple):
     culprit: the rank to blame; missing: the ranks for which a failed wait still waited.
     cause: an `InputError`, the other rank's `Kind`, or the `Result` that poisoned the session, as `result` has it.
     detail: the offending value, the rows needed, or the row whose checksum differs.
-    refusal: with `InputError.ARGUMENT`, the words of the culprit; with the cause `RUNTIME_REFUSED`, those of CANN.
+    refusal: with `InputError.ARGUMENT`, the words of the culprit; with the cause `RUNTIME_REFUSED`, what its device said.
     """
 
     result: Result
@@ -65,7 +65,7 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
     if result == Result.PEER_LOST:
         return PeerLost(f"{culprit} has died; noticed {where}", *blame)
     if result == Result.PEER_FAILED and fault.cause == RUNTIME_REFUSED:
-        return PeerLost(f"{culprit} failed {where}: CANN refused a call, {fault.refusal.rstrip(chr(0))}", *blame)
+        return PeerLost(f"{culprit} failed {where} on its device: {fault.refusal.rstrip(chr(0))}", *blame)
     if result == Result.PEER_FAILED:
         return PeerLost(f"{culprit} failed {where} and gave up", *blame)
     if result == Result.PEER_CLOSED:

@@ -23,8 +23,8 @@ from sglang_ascend_moe.native import ChunkCounts, NativeSession
 from sglang_ascend_moe.windows.layout import WindowLayout
 
 DEVICE_ABI_VERSION = 1
-LAUNCHES = 4096
-"""Launches that may be captured: two for each layer of each graph. An argument block takes about 1 KiB of HBM."""
+LAUNCHES = 8192
+"""Launches that may be captured: two for each layer of each graph. Each takes about 1 KiB of HBM and of host memory."""
 _DISPATCH, _COMBINE = 0, 1
 
 

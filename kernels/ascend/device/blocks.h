@@ -52,7 +52,8 @@ class Blocks {
             }
         }
         throw std::runtime_error("all " + std::to_string(blocks_.size()) +
-                                 " launches that this exchange has memory for are waiting or captured");
+                                 " launches that an exchange has memory for are captured; capture fewer batch sizes "
+                                 "(--cuda-graph-bs)");
     }
     void give_back(Block &block) {
         const std::lock_guard lock(mutex_);
