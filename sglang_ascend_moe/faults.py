@@ -27,7 +27,7 @@ class Fault(NamedTuple):
     culprit: the rank to blame; missing: the ranks for which a failed wait still waited.
     cause: an `InputError`, the other rank's `Kind`, or the `Result` that poisoned the session, as `result` has it.
     detail: the offending value, the rows needed, or the row whose checksum differs.
-    refusal: with `InputError.ARGUMENT`, the words of the culprit; with the cause `RUNTIME_REFUSED`, what its device said.
+    refusal: with `InputError.ARGUMENT`, those of the culprit; with the cause `RUNTIME_REFUSED`, what its device said.
     """
 
     result: Result
