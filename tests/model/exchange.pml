@@ -2,6 +2,7 @@
 
    -D RANKS=2|3, SLOTS=1|2, MAY_<CALL> for each call the scenario allows; FULL_FABRIC for two ranks. With HALVES the two
    slots are the halves of one window: a plan begins with the first, and MAY_DISPATCH_WHOLE takes both.
+   -D SINGLE_RENDEZVOUS: a way that was explored and not taken, in which rows travel with the counts.
    -D WITHOUT_<STEP> takes a step of the code away: then a property must fail.
    A `@protocol NAME` comment stands where the code has the same one; docs/protocol-model.md lists them. */
 
@@ -30,7 +31,7 @@ proctype rank(byte me) {
            if
            :: call < COMBINE(0) ->
                if
-               :: call == DISPATCH && held[next] != 0 && results[next] != 0 -> read_rows(next)
+               :: ROWS_LAST && call == DISPATCH && held[next] != 0 && results[next] != 0 -> read_rows(next)
 #ifdef HALVES
                :: call == DISPATCH_WHOLE && held[1] != 0 && results[1] != 0 -> read_rows(1)
 #endif
@@ -43,7 +44,13 @@ proctype rank(byte me) {
                fi;
 #endif
                d_step { begin_exchange() }
-               announce()
+               announce();
+#ifdef SINGLE_RENDEZVOUS
+               if
+               :: !PLANS(call, me) && !REFUSES(call, me) -> slot = next; place_rows()
+               :: else
+               fi
+#endif
            :: else -> slot = call - COMBINE(0)
            fi
        }
@@ -62,7 +69,11 @@ proctype rank(byte me) {
                atomic { read_counts(); use_up_records() }
                if
                :: FITS ->
-                   atomic { place_rows(); results[slot] = 0 }
+#ifdef SINGLE_RENDEZVOUS
+                   d_step { take_slot() }
+#else
+                   atomic { take_slot(); place_rows() }
+#endif
                    atomic {
                        wait_arrivals();
                        use_up_arrivals();

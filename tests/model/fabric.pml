@@ -74,9 +74,15 @@ byte row_out[SLOTS * RANKS], row_out_flight[SLOTS * RANKS]; /* written by the ow
 
 byte epoch_at[RANKS]; /* the exchange that a rank has begun last */
 
+#ifdef SINGLE_RENDEZVOUS
+/* Each source has places of its own, because no counts are known yet. */
+#define POSITION(e, source) (source)
+#define WRITER(position, e) (position)
+#else
 /* In a window each row is written by another source from epoch to epoch: a late write would hit somebody else's row. */
 #define POSITION(e, source) (((source) + (e)) % RANKS)
 #define WRITER(position, e) (((position) + RANKS * EPOCHS - (e)) % RANKS)
+#endif
 
 #if SLOTS == 2
 #define EACH_SLOT(condition, one, other) (condition(0, one, other) && condition(1, one, other))

@@ -20,7 +20,13 @@ inline forget_outdated() {
         }
         for (j : 0 .. SLOTS - 1) {
             FORGET(row_in[ROW(j, me, i)]);
-            FORGET(row_beside[ROW(j, me, i)])
+            FORGET(row_beside[ROW(j, me, i)]);
+#ifdef SINGLE_RENDEZVOUS /* of dispatches that have been refused */
+            FORGET(row_in_flight[ROW(j, me, i)]);
+            FORGET(row_beside_flight[ROW(j, me, i)]);
+            FORGET(arrive_word[LINE(j, me, i)]);
+            FORGET(arrive_word_flight[LINE(j, me, i)])
+#endif
         }
     }
     for (j : 0 .. SLOTS - 1) {

@@ -168,7 +168,7 @@ inline read_counts() {
 /* The last region of the dispatch that holds `slot`. */
 #define LAST(slot) (whole && (slot) == 0 -> SLOTS - 1 : (slot))
 
-inline place_rows() {
+inline take_slot() {
     slot = next;
     next = (next + 1) % SLOTS;
     if
@@ -181,6 +181,31 @@ inline place_rows() {
     fi;
     held[slot] = e;
     rendezvous[slot] = 0;
+    results[slot] = 0
+}
+
+/* Rows of a dispatch with a single rendezvous may still be under way when it has been refused: one rank's writes to
+   one place then have to stay in order. */
+#ifdef PLACING_IN_ORDER
+#define IN_ORDER(place, flight) d_step { LAND(place, flight) }
+#else
+#define IN_ORDER(place, flight) skip
+#endif
+
+/* With a single rendezvous rows last until they are combined: a rank that has seen everyone's done word places the next
+   ones, whatever the others have begun. */
+#if defined(SINGLE_RENDEZVOUS) && !defined(ROWS_OUTLAST_COMBINE)
+#define ROWS_LAST false
+#else
+#define ROWS_LAST true
+#endif
+
+inline send_row(place, flight) {
+    IN_ORDER(place, flight);
+    send(place, flight, e)
+}
+
+inline place_rows() {
     for (peer : 0 .. RANKS - 1) {
         for (i : slot .. LAST(slot)) {
             r = ROW(i, peer, POSITION(e, me));
@@ -188,7 +213,7 @@ inline place_rows() {
 #ifndef WITHOUT_PLACE_ROW
             if
             :: peer == me -> assert(row_in_flight[r] == 0); row_in[r] = e
-            :: else -> send(row_in[r], row_in_flight[r], e)
+            :: else -> send_row(row_in[r], row_in_flight[r])
             fi;
 #endif
             /* @protocol place-scale */
@@ -196,7 +221,7 @@ inline place_rows() {
 #ifndef WITHOUT_PLACE_BESIDE
             if
             :: peer == me -> assert(row_beside_flight[r] == 0); row_beside[r] = e
-            :: else -> send(row_beside[r], row_beside_flight[r], e)
+            :: else -> send_row(row_beside[r], row_beside_flight[r])
             fi;
 #endif
             /* @protocol drain-rows: with push-arrive one fence */
@@ -208,7 +233,8 @@ inline place_rows() {
         r = LINE(slot, peer, me);
         if
         :: peer == me -> skip
-        :: else -> assert(arrive_word_flight[r] == 0); arrive_word_flight[r] = e
+        :: else -> IN_ORDER(arrive_word[r], arrive_word_flight[r]); assert(arrive_word_flight[r] == 0);
+                   arrive_word_flight[r] = e
         fi
 #endif
     }
