@@ -20,7 +20,8 @@ using ascend_device::Block;
 using ascend_device::DeviceSession;
 
 std::mutex sessions_mutex;
-std::map<const ExchangeSession *, std::unique_ptr<DeviceSession>> sessions;
+// Never destroyed: when a process ends, CANN's runtime may be gone before this library.
+auto &sessions = *new std::map<const ExchangeSession *, std::unique_ptr<DeviceSession>>;
 // What a function that returns no result could not do: the next one that does reports it.
 std::string unreported;
 
