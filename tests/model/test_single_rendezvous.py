@@ -1,4 +1,4 @@
-"""A dispatch whose rows travel with the counts, explored and not taken: what it would rest on; docs/protocol-model.md."""
+"""A dispatch whose rows travel with the counts, explored and not taken: what it rests on; docs/protocol-model.md."""
 
 from pathlib import Path
 
