@@ -83,7 +83,7 @@ class Rank {
 
     void exchange_rows(uint64_t exchange) {
         ExchangeDispatch call = new_dispatch(exchange);
-        check(exchange_dispatch(&session_, &call) == EXCHANGE_OK, "dispatch failed", session_.rank, exchange);
+        check(dispatch(call, exchange) == EXCHANGE_OK, "dispatch failed", session_.rank, exchange);
         if (failed)
             return;
         run_experts(call);
@@ -99,7 +99,7 @@ class Rank {
         combine.total = call.total;
         combine.tokens = call.tokens;
         combine.slot = call.slot;
-        check(exchange_combine(&session_, &combine) == EXCHANGE_OK, "combine failed", session_.rank, exchange);
+        check(combine_once(combine, exchange) == EXCHANGE_OK, "combine failed", session_.rank, exchange);
         check_sums(call, out, exchange);
         if (exchange % 3 == 0) {
             check(exchange_rejoin(&session_, &combine) == EXCHANGE_OK, "rejoin failed", session_.rank, exchange);
@@ -107,6 +107,20 @@ class Rank {
             check(exchange_combine(&session_, &combine) == EXCHANGE_OK, "combine 2 failed", session_.rank, exchange);
             check_sums(call, out, exchange);
         }
+    }
+
+    // In one call, or by every second rank in two.
+    int dispatch(ExchangeDispatch &call, uint64_t exchange) {
+        if ((exchange + session_.rank) % 2 == 0)
+            return exchange_dispatch(&session_, &call);
+        const int result = exchange_dispatch_send(&session_, &call);
+        return result != EXCHANGE_OK ? result : exchange_dispatch_receive(&session_, &call);
+    }
+    int combine_once(const ExchangeCombine &call, uint64_t exchange) {
+        if ((exchange + session_.rank) % 2 == 0)
+            return exchange_combine(&session_, &call);
+        const int result = exchange_combine_send(&session_, &call);
+        return result != EXCHANGE_OK ? result : exchange_combine_receive(&session_, &call);
     }
 
     void run_experts(const ExchangeDispatch &call) {
