@@ -17,7 +17,7 @@ from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.records import OPS, Op
 from sglang_ascend_moe.launch.bench.routing import Batch
 from sglang_ascend_moe.launch.bench.row_kernels import Shape, library
-from sglang_ascend_moe.launch.bench.statistics import quantile, slowest_rank
+from sglang_ascend_moe.launch.bench.statistics import elapsed, quantile
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
 
 WARM_UPS = 1
@@ -27,11 +27,20 @@ STORE_TRIAL_SECONDS = 1.0
 
 
 class Measured(NamedTuple):
-    """`times` [variant][op]: nanoseconds of each iteration, of the slowest rank. `stores` [variant][op]: see
-    `Variant.stores`."""
+    """`times` [variant][op]: nanoseconds of each iteration, as `statistics.elapsed` counts them.
+
+    `stores` [variant][op]: see `Variant.stores`.
+    """
 
     times: dict[str, dict[Op, list[int]]]
     stores: dict[str, dict[Op, str]]
+
+
+class Timed(NamedTuple):
+    """When an operation began and ended on one rank: nanoseconds of a clock that all processes share."""
+
+    begin: int
+    end: int
 
 
 class Stopwatch:
@@ -44,8 +53,8 @@ class Stopwatch:
         self._pristine = batch.x.clone()
         self._rows = received_rows
 
-    def run(self, variant: Variant) -> tuple[int, int]:
-        """Nanoseconds of dispatch and combine on this rank.
+    def run(self, variant: Variant) -> tuple[Timed, Timed]:
+        """Dispatch and combine on this rank.
 
         Before dispatch x is written anew; between the two every rank reads the rows that arrived and writes results, as
         experts would. Each operation begins when all ranks have come.
@@ -54,13 +63,13 @@ class Stopwatch:
         self._ranks.barrier.wait()
         begin = time.perf_counter_ns()
         handle = variant.dispatch(self._batch)
-        dispatched = time.perf_counter_ns() - begin
+        dispatched = Timed(begin, time.perf_counter_ns())
         self._ranks.barrier.wait()
         self._experts(variant.arrived(handle))
         self._ranks.barrier.wait()
         begin = time.perf_counter_ns()
         variant.combine(handle)
-        return dispatched, time.perf_counter_ns() - begin
+        return dispatched, Timed(begin, time.perf_counter_ns())
 
     def _experts(self, arrived: Arrived) -> None:
         scales, stride = (None, 0) if arrived.scales is None else (arrived.scales.data_ptr(), arrived.scales.stride(0))
@@ -77,7 +86,7 @@ def measure(
     stores = {name: choose_stores(variant, stopwatch, ranks, clock) for name, variant in variants.items()}
     order = list(variants)
     shuffle = random.Random(case.seed).shuffle
-    own: dict[str, dict[Op, list[int]]] = {name: {op: [] for op in OPS} for name in order}
+    own: dict[str, dict[Op, list[Timed]]] = {name: {op: [] for op in OPS} for name in order}
     gc.collect()
     gc.disable()
     try:
@@ -86,15 +95,16 @@ def measure(
                 break
             shuffle(order)
             for name in order:
-                times = stopwatch.run(variants[name])
+                operations = stopwatch.run(variants[name])
                 if iteration >= 0:
-                    for op, nanoseconds in zip(OPS, times, strict=True):
-                        own[name][op].append(nanoseconds)
+                    for op, timed in zip(OPS, operations, strict=True):
+                        own[name][op].append(timed)
     finally:
         gc.enable()
     everyone = _gather(torch.tensor([own[name][op] for name in variants for op in OPS]), ranks)
-    slowest = iter(everyone.transpose(0, 1).tolist())
-    return Measured({name: {op: slowest_rank(next(slowest)) for op in OPS} for name in variants}, stores)
+    # [variants * ops][begin, end][ranks][iterations]
+    operations = iter(everyone.permute(1, 3, 0, 2).tolist())
+    return Measured({name: {op: elapsed(*next(operations)) for op in OPS} for name in variants}, stores)
 
 
 def choose_stores(variant: Variant, stopwatch: Stopwatch, ranks: Ranks, clock: SharedClock) -> dict[Op, str]:
@@ -108,8 +118,8 @@ def choose_stores(variant: Variant, stopwatch: Stopwatch, ranks: Ranks, clock: S
         trials = []
         while not trials or (len(trials) < STORE_TRIALS and clock.elapsed() - begin < STORE_TRIAL_SECONDS):
             trials.append(stopwatch.run(variant))
-        slowest = _gather(torch.tensor(trials), ranks).amax(dim=0)
-        medians[store] = [quantile(sorted(times), 0.5) for times in slowest.t().tolist()]
+        operations = _gather(torch.tensor(trials), ranks).permute(2, 3, 0, 1).tolist()
+        medians[store] = [quantile(sorted(elapsed(*timed)), 0.5) for timed in operations]
     chosen: dict[Op, str] = {op: store for op in OPS for store in variant.stores[:1]}
     if medians:
         for index, op in enumerate(OPS):

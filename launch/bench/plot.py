@@ -114,7 +114,7 @@ def subtitle(records: list[Record]) -> str:
     routings = ", ".join(dict.fromkeys(case.routing for case in cases))
     return (
         f"{one.phase}, {one.ranks} ranks on one host, top {one.topk} of {one.experts} experts, {routings} routing;"
-        " lower is better\nmedian time of the slowest rank, shaded from the 10th to the 90th percentile"
+        " lower is better\nmedian time until the last rank has ended, shaded from the 10th to the 90th percentile"
     )
 
 

@@ -17,10 +17,10 @@ OPS: tuple[Op, ...] = ("dispatch", "combine")
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One operation of one variant in one case.
 
-    Times in microseconds, of the slowest rank in each iteration. `checked`: what it delivered was compared with what
-    had to arrive before anything was timed. `absent`: why the variant could not be measured; then there are no times.
-    `store`: how it writes rows, where it has a choice; `payload_bytes`: what one rank has to move, on average over the
-    ranks.
+    Times in microseconds, from when the first rank begins until the last has ended. `checked`: what it delivered was
+    compared with what had to arrive before anything was timed. `absent`: why the variant could not be measured; then
+    there are no times. `store`: how it writes rows, where it has a choice; `payload_bytes`: what one rank has to move,
+    on average over the ranks.
     """
 
     op: Op

@@ -15,9 +15,13 @@ class Spread(NamedTuple):
     p90: float
 
 
-def slowest_rank(times: Sequence[Sequence[int]]) -> list[int]:
-    """The time of each iteration: that of its slowest rank. `times` is [ranks][iterations]."""
-    return [max(iteration) for iteration in zip(*times, strict=True)]
+def elapsed(begins: Sequence[Sequence[int]], ends: Sequence[Sequence[int]]) -> list[int]:
+    """The time of each iteration: until its last rank has ended, since its first has begun. Both [ranks][iterations].
+
+    A rank that begins late, because others take its core, then counts alike for all: whether it is waited for or not.
+    """
+    first, last = zip(*begins, strict=True), zip(*ends, strict=True)
+    return [max(ended) - min(begun) for begun, ended in zip(first, last, strict=True)]
 
 
 def spread(nanoseconds: Sequence[int]) -> Spread:

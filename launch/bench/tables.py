@@ -61,7 +61,7 @@ def text_report(records: list[Record]) -> str:
                 )
         lines.append("")
     lines += [f"not measured: {text}" for text in absences(records)]
-    lines.append("microseconds of the slowest rank; every variant's result was compared before it was timed")
+    lines.append("microseconds until the last rank has ended; every variant's result was compared before it was timed")
     return "\n".join(lines)
 
 

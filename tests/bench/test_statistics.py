@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ascend_moe.launch.bench.statistics import geometric_mean, quantile, slowest_rank, spread
+from sglang_ascend_moe.launch.bench.statistics import elapsed, geometric_mean, quantile, spread
 
 
-def test_an_iteration_takes_as_long_as_its_slowest_rank():
-    assert slowest_rank([[1, 5, 3], [4, 2, 3], [0, 0, 9]]) == [4, 5, 9]
+def test_an_iteration_takes_from_the_first_begin_to_the_last_end():
+    begins = [[10, 20, 35], [11, 27, 30]]
+    ends = [[15, 27, 39], [13, 31, 38]]
+    assert elapsed(begins, ends) == [5, 11, 9]
 
 
 def test_ranks_with_different_numbers_of_iterations_are_an_error():
     with pytest.raises(ValueError, match="zip"):
-        slowest_rank([[1, 2], [1]])
+        elapsed([[1, 2], [1]], [[1, 2], [1, 2]])
 
 
 @pytest.mark.parametrize(
