@@ -109,9 +109,11 @@ def replay_and_call_in_turn(rank: Rank, library: str) -> None:
                     exchange.run(x, ids, weights, experts, out=called)
                     assert torch.equal(called, expected)
                 else:
+                    epoch = exchange.epoch
                     graph.replay()
                     check(exchange)
                     assert torch.equal(replayed, called)
+                    assert exchange.epoch == epoch
             assert streams.cann.allocated() == allocated
 
 

@@ -121,7 +121,9 @@ int conclude(ExchangeSession &session, DeviceSession &device, const Verdict &ver
     if (verdict.result == EXCHANGE_OK)
         return EXCHANGE_OK;
     // A launch that began after a peer's death found the session poisoned, by the word of the watcher.
-    if (verdict.cause == EXCHANGE_PEER_LOST && device.reports_loss_of(verdict.culprit))
+    const bool lost = verdict.result == EXCHANGE_PEER_LOST ||
+                      (verdict.result == EXCHANGE_POISONED && verdict.cause == EXCHANGE_PEER_LOST);
+    if (lost && device.reports_loss_of(verdict.culprit))
         return fail(session, device, EXCHANGE_PEER_LOST, verdict.culprit);
     session.fault = {verdict.result, verdict.culprit, verdict.step, verdict.cause, verdict.epoch, verdict.detail};
     if (verdict.result == EXCHANGE_INVALID_INPUT && verdict.cause == EXCHANGE_INPUT_ARGUMENT) {
@@ -339,5 +341,8 @@ int exchange_device_capturing(void *stream) {
 }
 
 int exchange_device_check(ExchangeSession *session) {
-    return guarded(session, [=](DeviceSession &device) { return conclude(*session, device, device.check()); });
+    return guarded(session, [=](DeviceSession &device) {
+        const Verdict fault = device.check();
+        return fault.result == EXCHANGE_OK ? EXCHANGE_OK : conclude(*session, device, fault);
+    });
 }
