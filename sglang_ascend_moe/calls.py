@@ -82,6 +82,7 @@ class DispatchCall:
         call.part = self.combine.part = part
         call.continues = continues
         call.row_bytes = row_bytes
+        self.combine.positions = call.positions
         if keep_weights:
             call.weights = weights.data_ptr()
             self.combine.weights = call.kept_weights

@@ -197,7 +197,7 @@ class Exchange:
         `SessionPoisoned`.
         """
         kind = self._kind(phase)
-        steps = self._steps
+        steps = self._open_steps or self._steps
         return steps.dispatch_fitting(x, topk_ids, topk_weights, kind) or steps.dispatch(
             self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True
         )

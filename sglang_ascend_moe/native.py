@@ -28,6 +28,10 @@ StepHook = Callable[[Step], None]
 FaultHook = Callable[[Fault, BaseException], None]
 
 
+Dispatched = tuple[int, int, int, int]
+"""epoch, slot, tokens of this rank, rows that arrived."""
+
+
 class ChunkCounts(NamedTuple):
     """Rows that each chunk of tokens sends to each rank: `rows` [chunks, ranks]; or why they cannot be counted."""
 
@@ -177,6 +181,7 @@ class NativeSession:
         }
         self._calls: Any = importlib.import_module(_LIBRARIES["cpu"])
         self._dispatch, self._combine = self._calls.dispatch, self._calls.combine
+        self._dispatch_fitting = self._calls.dispatch_fitting
         self._element_bytes = ELEMENT_BYTES[layout.parameters.dtype]
 
     @property
@@ -229,6 +234,16 @@ class NativeSession:
         result = self._dispatch(call.address)
         if result:
             self._raise(result)
+
+    def dispatch_fitting(
+        self, call: DispatchCall, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind
+    ) -> Dispatched | None:
+        """`dispatch` of a caller's tensors into a whole slot, if the kernels take them as they are; else nothing is
+        done. Keeps the weights."""
+        done: Dispatched | int | None = self._dispatch_fitting(call.address, x, ids, weights, kind)
+        if isinstance(done, int):
+            self._raise(done)
+        return done
 
     def dispatch_send(self, call: DispatchCall) -> None:
         """Steps announce to place; afterwards what the call points at may change."""

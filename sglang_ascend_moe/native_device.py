@@ -92,6 +92,11 @@ class DeviceSession(NativeSession):
         else:
             super().dispatch(call)
 
+    def dispatch_fitting(
+        self, call: DispatchCall, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind
+    ) -> None:
+        """None: the way past `dispatch` is the host's."""
+
     def combine(self, call: DispatchCall, out: torch.Tensor) -> None:
         """Steps done and reduce; in a capture only put on the stream."""
         if self._enter():

@@ -43,7 +43,7 @@ class Observation:
         self._counted: Any = None
 
     def dispatched(
-        self, kind: Kind, begun_ns: int, *, tokens: int, rows: int, matrix: torch.Tensor, first_round: bool
+        self, kind: Kind, begun_ns: int, tokens: int, rows: int, matrix: torch.Tensor, first_round: bool
     ) -> None:
         """A dispatch, begun at `begun_ns` of `time.perf_counter_ns`, has ended; matrix [ranks, experts]: its counts."""
         counts = self.phases[kind]

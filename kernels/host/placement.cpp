@@ -63,6 +63,14 @@ void place_beside(const Session &session, const ExchangeDispatch &call, uint64_t
     }
 }
 
+// Fetches the lines that place_beside will write: each holds what belongs to one row.
+void fetch_beside(const Session &session, const ExchangeDispatch &call, uint64_t token, const RowKernels &kernels) {
+    const uint64_t topk = session.layout().topk;
+    for (uint64_t index = token * topk; index < (token + 1) * topk; ++index)
+        if (const int64_t position = call.positions[index]; position >= 0)
+            kernels.fetch_line(&session.window(destination_of(position)).scale(call.slot, row_of(position)));
+}
+
 // Where the rows of a token go, in k order.
 class PlaceList {
   public:
@@ -90,6 +98,7 @@ void place_segment(const Session &session, const ExchangeDispatch &call, uint32_
     const uint64_t row_bytes = call.row_bytes > 0 ? call.row_bytes : layout.row_bytes;
     const bool streaming = uint64_t{call.tokens} * layout.topk * row_bytes > streaming_bytes();
     const auto scatter = streaming ? kernels.scatter_streaming : kernels.scatter;
+    const bool has_lines = layout.quantised || layout.expert_rows > 0;
     std::vector<int8_t> quantised(layout.quantised ? layout.hidden : 0);
     // Those of a token and of the next one.
     PlaceList lists[2] = {{session, call}, {session, call}};
@@ -97,6 +106,8 @@ void place_segment(const Session &session, const ExchangeDispatch &call, uint32_
     for (uint64_t token = begin; token < end; ++token) {
         const Places places = upcoming;
         upcoming = token + 1 < end ? lists[(token + 1) % 2].of(token + 1) : Places();
+        if (has_lines && token + 1 < end)
+            fetch_beside(session, call, token + 1, kernels);
         if (places.empty())
             continue;
         const uint8_t *row = static_cast<const uint8_t *>(call.x) + token * call.x_stride;

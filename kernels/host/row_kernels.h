@@ -19,6 +19,8 @@ using Terms = std::span<const Term>;
 
 struct RowKernels {
     const char *name;
+    // Fetches a line that will soon be written.
+    void (*fetch_line)(const void *line);
     // Writes a row into all `places`; both rows and places are 16-byte aligned, `bytes` a multiple of 16. `upcoming`:
     // the places of the next row, fetched ahead.
     void (*scatter)(Places places, const uint8_t *row, uint64_t bytes, Places upcoming);

@@ -25,6 +25,7 @@ using Tail [[gnu::vector_size(16)]] = uint8_t;
 using Floats [[gnu::vector_size(vector_bytes)]] = float;
 using Words [[gnu::vector_size(vector_bytes)]] = uint32_t;
 using Integers [[gnu::vector_size(vector_bytes)]] = int32_t;
+using Shorts [[gnu::vector_size(vector_bytes)]] = int16_t;
 using HalfWords [[gnu::vector_size(vector_bytes / 2)]] = uint16_t;
 using Halves [[gnu::vector_size(vector_bytes / 2)]] = Half;
 using Quarters [[gnu::vector_size(vector_bytes / 4)]] = int8_t;
@@ -113,6 +114,8 @@ template <uint32_t Vectors>
             store(place + offset + i * vector_bytes, strip[i]);
 }
 
+void fetch_line(const void *line) { fetch<true>(line); }
+
 void scatter(Places places, const uint8_t *row, uint64_t bytes, Places upcoming) {
     constexpr uint32_t vectors = vector_bytes == 64 ? 4 : 8;
     constexpr uint64_t strip = vectors * vector_bytes;
@@ -178,6 +181,23 @@ template <class Element> uint32_t greatest_magnitude(const Element *row, uint32_
     return static_cast<uint32_t>(result);
 }
 
+// Those of bf16 are the upper halves of those of fp32.
+template <> uint32_t greatest_magnitude(const Bf16 *row, uint32_t hidden) {
+    constexpr uint32_t elements = 2 * lanes;
+    Shorts greatest = {};
+    uint32_t i = 0;
+    for (; i + elements <= hidden; i += elements) {
+        const Shorts magnitude = load<Shorts>(row + i) & 0x7fff;
+        greatest = magnitude > greatest ? magnitude : greatest;
+    }
+    int32_t result = 0;
+    for (uint32_t lane = 0; lane < elements; ++lane)
+        result = greatest[lane] > result ? greatest[lane] : result;
+    for (; i < hidden; ++i)
+        result = (row[i].bits & 0x7fff) > result ? row[i].bits & 0x7fff : result;
+    return static_cast<uint32_t>(result) << 16;
+}
+
 template <class Element> float quantise(const void *source, uint32_t hidden, int8_t *values) {
     const auto *row = static_cast<const Element *>(source);
     const uint32_t greatest = greatest_magnitude(row, hidden);
@@ -188,20 +208,16 @@ template <class Element> float quantise(const void *source, uint32_t hidden, int
         return is_zero ? 0.0f : std::bit_cast<float>(0x7fc00000u);
     }
     const float inverse = 127.0f / max;
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, as long as |value| < 2^22.
+    // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the lower bits of the sum, as long as |value| <
+    // 2^22. Here it is 127 at most: the two roundings of max * (127 / max) make less than half of a unit.
     constexpr float rounder = 12582912.0f;
-    const auto rounded = [&](const Floats &elements) {
-        Floats scaled = elements * inverse;
-        scaled = scaled > 127.0f ? Floats{} + 127.0f : scaled;
-        scaled = scaled < -127.0f ? Floats{} - 127.0f : scaled;
-        return __builtin_convertvector((scaled + rounder) - rounder, Integers);
-    };
+    const auto rounded = [&](const Floats &elements) { return reinterpret_cast<Words>(elements * inverse + rounder); };
     uint32_t i = 0;
     if constexpr (std::is_same_v<Element, Bf16>)
         for (; i + 2 * lanes <= hidden; i += 2 * lanes) {
             const Pair pair = load_pair(row + i);
-            const Integers joint = (rounded(pair.first) & 0xff) | (rounded(pair.second) & 0xff) << 8;
-            store(values + i, __builtin_convertvector(reinterpret_cast<Words>(joint), HalfWords));
+            const Words joint = (rounded(pair.first) & 0xff) | rounded(pair.second) << 8;
+            store(values + i, __builtin_convertvector(joint, HalfWords));
         }
     for (; i < hidden; i += lanes)
         store(values + i, __builtin_convertvector(rounded(load_floats(row + i)), Quarters));
@@ -257,6 +273,7 @@ template <class Element> void reduce(Terms terms, uint32_t hidden, void *result,
 
 const RowKernels ROW_KERNELS = {
     ROW_KERNELS_NAME,
+    fetch_line,
     scatter,
     scatter_streaming,
     drain,

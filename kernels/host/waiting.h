@@ -7,7 +7,9 @@
 
 namespace ascend_moe {
 
-constexpr uint32_t spin_turns = 200;
+// About a microsecond where a pause takes 140 cycles. Whoever is waited for may need this core, and where nobody does a
+// yield takes no longer than a few pauses.
+constexpr uint32_t spin_turns = 20;
 constexpr uint64_t yield_ns = 2'000'000;
 constexpr timespec nap = {0, 50'000};
 

@@ -64,14 +64,16 @@ bool expects(Py_ssize_t count, Py_ssize_t given) {
     return given == count;
 }
 
-// take(call, x, ids, weights, kind, part, keep_weights, continues)
-PyObject *take(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
-    if (!expects(8, count))
-        return nullptr;
-    auto &call = *static_cast<Call *>(PyLong_AsVoidPtr(arguments[0]));
+struct Manner {
+    uint32_t kind, part;
+    bool keep_weights, continues;
+};
+
+// Points a call at tensors [x, ids, weights]; false, and nothing done, if they do not fit.
+bool point(Call &call, PyObject *const *tensors, const Manner &manner) {
     Input input;
-    if (!input.of(arguments + 1, *call.session->layout))
-        Py_RETURN_FALSE;
+    if (!input.of(tensors, *call.session->layout))
+        return false;
     ExchangeDispatch &dispatch = call.dispatch;
     ExchangeCombine &combine = call.combine;
     dispatch.x = input.x.begin();
@@ -79,15 +81,27 @@ PyObject *take(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     dispatch.tokens = combine.tokens = static_cast<uint32_t>(input.x.shape[0]);
     dispatch.ids = input.ids.begin();
     dispatch.ids_bytes = input.ids.bits / 8;
-    dispatch.kind = static_cast<uint32_t>(PyLong_AsLong(arguments[4]));
-    dispatch.part = combine.part = static_cast<uint32_t>(PyLong_AsLong(arguments[5]));
+    dispatch.kind = manner.kind;
+    dispatch.part = combine.part = manner.part;
+    combine.positions = dispatch.positions; // a combine may have been given others
     const auto *weights = static_cast<const float *>(input.weights.begin());
-    const bool keeps = arguments[6] == Py_True;
-    dispatch.weights = keeps ? weights : nullptr;
-    combine.weights = keeps ? dispatch.kept_weights : weights;
-    dispatch.continues = arguments[7] == Py_True;
+    dispatch.weights = manner.keep_weights ? weights : nullptr;
+    combine.weights = manner.keep_weights ? dispatch.kept_weights : weights;
+    dispatch.continues = manner.continues;
     dispatch.row_bytes = 0;
-    Py_RETURN_TRUE;
+    return true;
+}
+
+uint32_t number(PyObject *argument) { return static_cast<uint32_t>(PyLong_AsLong(argument)); }
+
+// take(call, x, ids, weights, kind, part, keep_weights, continues)
+PyObject *take(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    if (!expects(8, count))
+        return nullptr;
+    auto &call = *static_cast<Call *>(PyLong_AsVoidPtr(arguments[0]));
+    const Manner manner = {number(arguments[4]), number(arguments[5]), arguments[6] == Py_True,
+                           arguments[7] == Py_True};
+    return PyBool_FromLong(point(call, arguments + 1, manner));
 }
 
 // take_out(call, out)
@@ -108,11 +122,7 @@ PyObject *take_out(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
 // A signal handler may have raised while the kernel waited.
 PyObject *result_of(int result) { return PyErr_Occurred() != nullptr ? nullptr : PyLong_FromLong(result); }
 
-// dispatch(call)
-PyObject *dispatch(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
-    if (!expects(1, count))
-        return nullptr;
-    auto &call = *static_cast<Call *>(PyLong_AsVoidPtr(arguments[0]));
+int run(Call &call) {
     const ExchangeDispatch &done = call.dispatch;
     const int result = call.run_dispatch(call.session, &call.dispatch);
     // What combine needs to know of it.
@@ -120,7 +130,29 @@ PyObject *dispatch(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     call.combine.slot = done.slot;
     call.combine.first_row = done.first_row;
     call.combine.total = done.total;
-    return result_of(result);
+    return result;
+}
+
+// dispatch(call)
+PyObject *dispatch(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    if (!expects(1, count))
+        return nullptr;
+    return result_of(run(*static_cast<Call *>(PyLong_AsVoidPtr(arguments[0]))));
+}
+
+// dispatch_fitting(call, x, ids, weights, kind)
+PyObject *dispatch_fitting(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+    if (!expects(5, count))
+        return nullptr;
+    auto &call = *static_cast<Call *>(PyLong_AsVoidPtr(arguments[0]));
+    if (!point(call, arguments + 1, {number(arguments[4]), EXCHANGE_WHOLE, true, false}))
+        Py_RETURN_NONE;
+    const int result = run(call);
+    if (result != EXCHANGE_OK || PyErr_Occurred() != nullptr)
+        return result_of(result);
+    const ExchangeDispatch &done = call.dispatch;
+    return Py_BuildValue("(KIIK)", static_cast<unsigned long long>(done.epoch), done.slot, done.tokens,
+                         static_cast<unsigned long long>(done.total));
 }
 
 // combine(call)
@@ -141,6 +173,10 @@ PyMethodDef methods[] = {
                          "False if they do not fit."),
     method<take_out>("take_out", "take_out(call, out): points a call at its result; False if it does not fit."),
     method<dispatch>("dispatch", "dispatch(call): its result."),
+    method<dispatch_fitting>("dispatch_fitting",
+                             "dispatch_fitting(call, x, ids, weights, kind): take and dispatch of a "
+                             "whole slot. (epoch, slot, tokens, total), or the result if it is not "
+                             "OK, or None if the tensors do not fit."),
     method<combine>("combine", "combine(call): its result."),
     {nullptr, nullptr, 0, nullptr},
 };

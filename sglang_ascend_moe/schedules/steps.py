@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
+from time import perf_counter_ns
 from typing import NoReturn
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from sglang_ascend_moe.calls import DispatchCall
 from sglang_ascend_moe.codes import Kind, Part
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.native import NativeSession
+from sglang_ascend_moe.native import Dispatched, NativeSession
 from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.schedules.rows import ExpertRows
@@ -29,6 +29,7 @@ MAX_COMBINES = 2**15
 
 # Looking a member up in its enumeration takes as long as a call.
 _WHOLE = Part.WHOLE
+_new_tuple = tuple.__new__
 _HALVES = {_WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)}
 """The first and the last half of a slot that a part takes."""
 
@@ -41,20 +42,17 @@ class Ticket:
         "total", "weights",
     )  # fmt: skip
 
-    def __init__(self, session: NativeSession, call: DispatchCall, kind: Kind, part: Part, weights: Tensor) -> None:
+    def __init__(
+        self, session: NativeSession, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, done: Dispatched
+    ) -> None:
         """`call` has just been dispatched. `weights` [tokens, topk] are kept alive, for combine may read them."""
-        done = call.dispatch
         self.session = session
         self.call = call
         self.kind = kind
         self.part = part
         self.weights = weights
-        self.epoch: int = done.epoch
-        self.slot: int = done.slot
-        self.tokens: int = done.tokens
-        self.total: int = done.total
-        self.rows_needed = self.total
-        self.at_most = self.total
+        self.epoch, self.slot, self.tokens, self.total = done
+        self.rows_needed = self.at_most = self.total
         self.combines = 0
         self.rejoined = False
 
@@ -73,6 +71,7 @@ class ExchangeSteps:
         self.device = windows[rank].device
         self._rank = rank
         self._windows = windows
+        self._matrix = session.matrix
         self._views = [
             {part: self._view(windows[rank], slot, part) for part in Part} for slot in range(layout.parameters.slots)
         ]
@@ -90,18 +89,20 @@ class ExchangeSteps:
 
     def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: Kind) -> ExpertRows | None:
         """`dispatch` of a caller's tensors if the kernels take them as they are; else nothing has been done."""
+        begun_ns = perf_counter_ns()
         call = self._free_call()
-        if call.take_fitting(x, ids, weights, kind, _WHOLE, keep_weights=True):
-            return self.received(call, kind, _WHOLE, weights)
-        return None
+        done = self.session.dispatch_fitting(call, x, ids, weights, kind)
+        if done is None:
+            return None
+        return self._dispatched(call, kind, _WHOLE, weights, begun_ns, done, True)
 
     def received(
         self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True
     ) -> ExpertRows:
         """Dispatches a call that has taken its tokens, observed, and returns its rows."""
-        begun_ns = time.perf_counter_ns()
+        begun_ns = perf_counter_ns()
         self.session.dispatch(call)
-        return self._dispatched(call, kind, part, weights, begun_ns, first_round=first_round)
+        return self._dispatched(call, kind, part, weights, begun_ns, _done(call), first_round)
 
     def dispatch_send(self, tokens: RoutedTokens, kind: Kind = Kind.DECODE, *, row_bytes: int = 0) -> ExpertRows:
         """The first part of a dispatch: announces, and places every routed row. `dispatch_receive` follows.
@@ -109,33 +110,33 @@ class ExchangeSteps:
         Of the result only `counts` and `ticket` mean anything until then. Other calls may be made in between, of this
         slot none. `row_bytes` as for `DispatchCall.take`. Weights and ids are those of combine.
         """
-        begun_ns = time.perf_counter_ns()
+        begun_ns = perf_counter_ns()
         call = self._free_call()
         call.take(*tokens, kind, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
         self.session.dispatch_send(call)
-        return self._dispatched(call, kind, Part.WHOLE, tokens.weights, begun_ns, first_round=True)
+        return self._dispatched(call, kind, Part.WHOLE, tokens.weights, begun_ns, _done(call), True)
 
     def dispatch_receive(self, rows: ExpertRows) -> None:
         """The second part: waits until everyone's rows are there."""
         self.session.dispatch_receive(rows.ticket.call)
 
     def _dispatched(
-        self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, begun_ns: int, *, first_round: bool
-    ) -> ExpertRows:
-        ticket = Ticket(self.session, call, kind, part, weights)
+        self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, begun_ns: int, done: Dispatched,
+        first_round: bool,
+    ) -> ExpertRows:  # fmt: skip
+        ticket = Ticket(self.session, call, kind, part, weights, done)
         if self.layout.expert_rows:
             ticket.rows_needed = self.layout.capacity
-        for half in _HALVES[part]:
-            self._holders[2 * ticket.slot + half] = call
-        rows, scales, out = self._views[ticket.slot][part]
+        slot = ticket.slot
+        first, last = _HALVES[part]
+        self._holders[2 * slot + first] = self._holders[2 * slot + last] = call
+        rows, scales, out = self._views[slot][part]
         if not ticket.epoch:
             # A launch that was only captured: how many rows there are, each replay learns for itself.
             ticket.at_most = rows.shape[0]
-        self.observation.dispatched(
-            kind, begun_ns, tokens=ticket.tokens, rows=ticket.total, matrix=self.session.matrix,
-            first_round=first_round,
-        )  # fmt: skip
-        return ExpertRows(rows, scales, call.counts, out, ticket)
+        self.observation.dispatched(kind, begun_ns, ticket.tokens, ticket.total, self._matrix, first_round)
+        # What `ExpertRows(...)` does, but without a function of Python.
+        return _new_tuple(ExpertRows, (rows, scales, call.counts, out, ticket))
 
     def _free_call(self) -> DispatchCall:
         """One that holds no rows: those of others have to survive a dispatch that is refused."""
@@ -178,7 +179,7 @@ class ExchangeSteps:
 
     def combine(self, expert_out: Tensor, rows: ExpertRows, out: Tensor) -> None:
         """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
-        begun_ns = time.perf_counter_ns()
+        begun_ns = perf_counter_ns()
         self._begin_combine(rows)
         self._copy_results(expert_out, rows)
         self.session.combine(rows.ticket.call, out)
@@ -204,7 +205,7 @@ class ExchangeSteps:
 
     def combine_receive(self, rows: ExpertRows, out: Tensor) -> None:
         """The second part: waits for everyone's results and reduces them into `out` [tokens, hidden]."""
-        begun_ns = time.perf_counter_ns()
+        begun_ns = perf_counter_ns()
         self.session.combine_receive(rows.ticket.call, out)
         self.observation.combined(rows.ticket.kind, begun_ns)
 
@@ -251,6 +252,11 @@ class ExchangeSteps:
         for expert, count in enumerate(rows.counts.tolist()):
             begin = expert * pitch
             rows.out[begin : begin + count].copy_(expert_out[begin : begin + count])
+
+
+def _done(call: DispatchCall) -> Dispatched:
+    done = call.dispatch
+    return done.epoch, done.slot, done.tokens, done.total
 
 
 def _in_place(expert_out: Tensor, out: Tensor) -> bool:

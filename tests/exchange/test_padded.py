@@ -108,6 +108,29 @@ def test_two_calls_are_received_in_another_order_than_sent(pools, ranks):
     pools.run(ranks, send_and_receive_crosswise)
 
 
+def leave_out_every_row_once(rank: Rank) -> None:
+    inputs = SCENARIO.inputs(rank.size)
+    given = RoutedTokens(*inputs[rank.rank])
+    expected = reference.dispatch(inputs, SCENARIO.num_experts(rank.size))
+    outs = [scale_by_place(rows.rows, rows.counts, place * len(rows.counts)) for place, rows in enumerate(expected)]
+    nowhere = torch.full_like(given.ids, -1, dtype=torch.int64)
+    with open_exchange("windows", rank, SCENARIO, **PADDED) as exchange:
+        steps = exchange._steps
+        # The arguments of every second dispatch are used again, in both ways that they are filled in.
+        for positions, row_bytes in ((nowhere, 0), (nowhere, 0), (None, 0), (None, exchange.parameters.row_bytes)):
+            rows = steps.dispatch_send(given, row_bytes=row_bytes)
+            steps.dispatch_receive(rows)
+            steps.combine_send(padded(outs[rank.rank], rows), rows, positions=positions)
+            out = torch.empty_like(given.x)
+            steps.combine_receive(rows, out)
+            wanted = reference.combine(inputs, expected, outs)[rank.rank]
+            require_same_values(out, wanted if positions is None else torch.zeros_like(out), "the sums")
+
+
+def test_positions_that_a_combine_was_given_end_with_it(pools):
+    pools.run(2, leave_out_every_row_once)
+
+
 def move_the_beginning_of_rows(rank: Rank) -> None:
     scenario = SCENARIO._replace(hidden=64)
     inputs = scenario.inputs(rank.size)
