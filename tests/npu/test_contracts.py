@@ -74,7 +74,23 @@ def test_what_is_called_is_there_with_its_parameters(request, requirement, modul
     if tree is None:
         assert called_in(released, name, len(parameters))
         return
-    assert lacks(definition(tree, name), [named(item) for item in parameters]) == ""
+    assert lacks(located(released, module, name), [named(item) for item in parameters]) == ""
+
+
+def located(released: Wheel, module: str, name: str) -> ast.AST | None:
+    """The definition of what a module has under a name, be it imported from another module of the wheel."""
+    tree = released.module(module)
+    if tree is None:
+        return None
+    if found := definition(tree, name):
+        return found
+    first, _, rest = name.partition(".")
+    for node in ast.walk(tree):
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            if (alias.asname or alias.name) == first:
+                source = f"{module}.{node.module}" if node.level else node.module
+                return located(released, source, f"{alias.name}.{rest}" if rest else alias.name)
+    return None
 
 
 def called_in(released: Wheel, name: str, count: int) -> bool:
