@@ -317,8 +317,8 @@ TABLE: tuple[Hook, ...] = (
         "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
     ),
     _on_host(
-        f"{SRT}.managers.data_parallel_controller.sock_recv",
-        Kind.AROUND,
+        f"{SRT}.managers.data_parallel_controller.DataParallelController.event_loop",
+        Kind.BEFORE,
         host_fixes.receive_without_spinning,
         "the controller of data-parallel attention would burn a core while no request comes",
     ),

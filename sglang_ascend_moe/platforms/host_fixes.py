@@ -127,8 +127,28 @@ def sleep_between_rendezvous(original: Callable[[Any], None], sleeper: Any) -> N
         original(sleeper)
 
 
-def receive_without_spinning(original: Callable[..., Any], socket: Any, flags: int = 0) -> Any:
-    """Around `sock_recv` of the controller of data parallelism, which asks again and again without waiting."""
-    if flags:
-        socket.poll(RECEIVE_MILLISECONDS)
-    return original(socket, flags)
+class _Waiting:
+    """A socket that, asked for a message without waiting, waits a while for one all the same."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+
+    def recv(self, flags: int = 0) -> Any:
+        self._wait(flags)
+        return self._socket.recv(flags=flags)
+
+    def recv_pyobj(self, flags: int = 0) -> Any:
+        self._wait(flags)
+        return self._socket.recv_pyobj(flags=flags)
+
+    def _wait(self, flags: int) -> None:
+        if flags:
+            self._socket.poll(RECEIVE_MILLISECONDS)
+
+
+def receive_without_spinning(controller: Any) -> None:
+    """Before `DataParallelController.event_loop`, which asks for requests again and again without waiting.
+
+    Its socket is changed, and not the function that it calls: schedulers call that one too, between two steps.
+    """
+    controller.recv_from_tokenizer = _Waiting(controller.recv_from_tokenizer)
