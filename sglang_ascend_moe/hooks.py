@@ -92,6 +92,16 @@ def install(table: Sequence[Hook]) -> None:
             setattr(owner, name, hook.value)
 
 
+def launcher_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+    """A hook that is needed in the launcher only."""
+    return Hook(target, kind, value, reason, process=Process.LAUNCHER)
+
+
+def host_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+    """A hook that is needed on the host platform only."""
+    return Hook(target, kind, value, reason, Where.HOST)
+
+
 def applies(hook: Hook) -> bool:
     """Whether `hook` is meant for this machine."""
     match hook.where:

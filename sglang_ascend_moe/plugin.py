@@ -1,56 +1,53 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
-from typing import Any
-
 from sglang_ascend_moe import arguments, ending, expert_location, hooks, layer, live_state, metrics, pairing
 from sglang_ascend_moe.graph_capture import ascend, serving
-from sglang_ascend_moe.hooks import Hook, Kind, Process, Where
+from sglang_ascend_moe.hooks import Hook, Kind, Process, Where, host_hook, launcher_hook
 from sglang_ascend_moe.npu_experts import keep_weights
 from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, shared_memory_names
+from sglang_ascend_moe.request_checks import refuse_unknown_tokens
 
 SRT = "sglang.srt"
 
 
-def _in_launcher(target: str, kind: Kind, value: Any, reason: str) -> Hook:
-    return Hook(target, kind, value, reason, process=Process.LAUNCHER)
-
-
-def _on_host(target: str, kind: Kind, value: Any, reason: str) -> Hook:
-    return Hook(target, kind, value, reason, Where.HOST)
-
-
 TABLE: tuple[Hook, ...] = (
-    _in_launcher(
+    launcher_hook(
         f"{SRT}.server_args.ServerArgs.add_cli_args",
         Kind.AFTER,
         arguments.add_flags_to_parser,
         "the command line has to know the --ascend-moe flags",
     ),
-    _in_launcher(
+    launcher_hook(
         f"{SRT}.server_args.ServerArgs.from_cli_args",
         Kind.AFTER,
         arguments.attach_parsed_options,
         "the options have to ride to the workers on the server arguments",
     ),
-    _in_launcher(
+    launcher_hook(
         f"{SRT}.entrypoints.engine.Engine.server_args_class",
         Kind.SET,
         staticmethod(arguments.engine_server_args),
         "sglang.Engine has to accept the ascend_moe keyword arguments, and loads plugins only inside its constructor",
     ),
-    _in_launcher(
+    launcher_hook(
         f"{SRT}.server_args.ServerArgs.resolve_once",
         Kind.AROUND,
         arguments.resolve_once,
         "the MoE backend has to be chosen, and unsupported settings refused, before workers start",
     ),
-    _in_launcher(
+    launcher_hook(
+        f"{SRT}.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+        Kind.BEFORE,
+        refuse_unknown_tokens,
+        "a token id that the model does not know would end a rank, and with it the server",
+    ),
+    launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
         Kind.AFTER,
         arguments.require_ready_workers,
         "a worker in which the plugin did not load must not serve with another MoE layer",
     ),
-    _in_launcher(
+    launcher_hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
         Kind.BEFORE,
         ending.make_room_for_reports,
@@ -65,14 +62,14 @@ TABLE: tuple[Hook, ...] = (
         )
         for module in ("scheduler", "data_parallel_controller")
     ),
-    _in_launcher(
+    launcher_hook(
         f"{SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
         Kind.AROUND,
         ending.check_ranks,
         "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
     ),
     *(
-        _in_launcher(
+        launcher_hook(
             f"{SRT}.{module}.kill_process_tree",
             Kind.AROUND,
             ending.end_by_name,
@@ -144,7 +141,7 @@ TABLE: tuple[Hook, ...] = (
         )
         for function in (live_state.report_state, pairing.report_instance)
     ),
-    _in_launcher(
+    launcher_hook(
         f"{SRT}.entrypoints.engine.set_prometheus_multiproc_dir",
         Kind.AFTER,
         metrics.keep_values_in_files,
@@ -168,7 +165,7 @@ TABLE: tuple[Hook, ...] = (
         pairing.describe_instance,
         "a prefill or decode instance has to know what it is, to be compared with the other",
     ),
-    _in_launcher(
+    launcher_hook(
         f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
         Kind.BEFORE,
         pairing.add_instance_route,
@@ -191,50 +188,50 @@ TABLE: tuple[Hook, ...] = (
         )
         for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.managers.data_parallel_controller.DataParallelController.__init__",
         Kind.BEFORE,
         process_start.spawn_processes,
         "the controller starts schedulers from threads, where forking is unsafe",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.distributed.bootstrap._resolve_dist_init_method",
         Kind.AROUND,
         host_fixes.meet_on_loopback,
         "torch's store listens on every interface of the machine, and gloo on that of its name",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.utils.numa_utils.init_threads_binding",
         Kind.AROUND,
         host_fixes.cores_of_rank,
         "without SGLANG_CPU_OMP_THREADS_BIND SGLang refuses more ranks than NUMA nodes",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.distributed.bootstrap._init_cpu_threads_env",
         Kind.REPLACE,
         host_fixes.limit_threads,
         "SGLang binds threads with a kernel that its PyPI build lacks, and ranks must not oversubscribe the cores",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.utils.common.is_shm_available",
         Kind.REPLACE,
         host_fixes.no_shared_memory_all_reduce,
         "on aarch64 SGLang assumes a shared-memory all-reduce kernel that its PyPI build lacks",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.model_executor.forward_batch_info._is_cpu",
         Kind.SET,
         True,
         "batches that are padded across ranks would be copied through pinned memory, which needs an accelerator",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value",
         Kind.ADD,
         host_fixes.padded_sequence_length,
         "padded decode rows need a sequence length, and the torch_native backend names none",
     ),
     *(
-        _on_host(
+        host_hook(
             f"{SRT}.distributed.parallel_state.reg_{function.__name__}",
             Kind.REPLACE,
             function,
@@ -242,32 +239,32 @@ TABLE: tuple[Hook, ...] = (
         )
         for function in (host_fixes.reduce_scatter_tensor, host_fixes.all_gather_into_tensor)
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.layers.dp_attention.memcpy_func",
         Kind.REPLACE,
         host_fixes.copy_rows,
         "for an out-of-tree platform SGLang copies the rows of data-parallel attention with a Triton kernel",
     ),
-    _on_host(
+    host_hook(
         "sglang.kernels.ops.elementwise.elementwise.fused_gate_sigmoid_mul_add",
         Kind.REPLACE,
         host_models.add_gated_shared_expert,
         "Qwen2-MoE adds its gated shared expert with a Triton kernel",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.layers.rotary_embedding.factory.get_rope_cpu",
         Kind.AROUND,
         host_models.rope_without_scaling,
         "on the CPU SGLang builds the rotary embedding of latent attention in its scaled form only",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
         Kind.AROUND,
         host_models.latent_attention_handler,
         "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
     ),
     *(
-        _on_host(
+        host_hook(
             f"{SRT}.models.minimax_m2.{name}",
             Kind.REPLACE,
             function,
@@ -278,19 +275,19 @@ TABLE: tuple[Hook, ...] = (
             ("rms_apply_serial", host_models.normalise_queries_keys),
         )
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.disaggregation.mooncake.conn.MooncakeKVSender.supports_host_tensor_indices",
         Kind.SET,
         False,
         "a prefill instance would copy the places of keys and values through pinned memory and record a CUDA event",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.eplb.expert_distribution._ExpertDistributionRecorderReal._on_hook",
         Kind.AROUND,
         host_recorder.only_while_recording,
         "while it does not record, the recorder asks CUDA whether a graph is being captured",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.distributed.device_communicators.shm_broadcast.MessageQueue.create_from_process_group",
         Kind.AFTER,
         shared_memory_names.unname_queue,
@@ -304,25 +301,25 @@ TABLE: tuple[Hook, ...] = (
         Where.HOST,
         Process.LAUNCHER,
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.managers.load_snapshot.shm_path_for",
         Kind.AROUND,
         shared_memory_names.load_report_path,
         "SGLang's processes find the load reports by a path, which is that of a descriptor here",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.managers.scheduler.configure_scheduler_process",
         Kind.BEFORE,
         shared_memory_names.share_no_progress_bars,
         "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.managers.data_parallel_controller.DataParallelController.event_loop",
         Kind.BEFORE,
         host_fixes.receive_without_spinning,
         "the controller of data-parallel attention would burn a core while no request comes",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.managers.scheduler_components.idle_sleeper.IdleSleeper.maybe_sleep",
         Kind.AROUND,
         host_fixes.sleep_between_rendezvous,
@@ -336,26 +333,26 @@ TABLE: tuple[Hook, ...] = (
         Where.HOST,
         Process.LAUNCHER,
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_cuda_graphs",
         Kind.BEFORE,
         serving.set_buckets,
         "SGLang chooses the batch sizes of graphs for torch.compile on a CPU, and does not know the lengths",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
         Kind.AROUND,
         serving.capture_decode,
         "on a CPU SGLang captures decode steps with torch.compile only",
     ),
-    _on_host(
+    host_hook(
         f"{SRT}.model_executor.forward_batch_info.ForwardMode.is_cpu_graph",
         Kind.REPLACE,
         serving.replays_when_idle,
         "on a CPU SGLang keeps a rank without requests out of the graphs that the other ranks replay",
     ),
     *(
-        _on_host(
+        host_hook(
             f"{SRT}.distributed.parallel_state.GroupCoordinator.{function.__name__}",
             Kind.AROUND,
             function,
