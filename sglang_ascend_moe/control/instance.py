@@ -137,9 +137,9 @@ def unsealed(secret: Secret, said: object, challenge: bytes, source: str) -> Ins
     """The block in what `source` answered to `challenge`. Raises `ProtocolMismatch` for everything else."""
     try:
         answer = msgspec.convert(said, SealedInstance)
-    except msgspec.ValidationError as error:
+        data = msgspec.json.encode(answer.instance)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise ProtocolMismatch(f"{source} does not seal what it says of itself ({error})") from error
-    data = msgspec.json.encode(answer.instance)
     require_seal(secret, bytes.fromhex(answer.seal), _PURPOSE, _PREFILL, [challenge], data, source)
     return instance_of(msgspec.to_builtins(answer.instance), source)
 

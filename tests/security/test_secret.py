@@ -115,6 +115,8 @@ def test_an_instance_seals_itself_for_one_challenge():
             unsealed(secret, answer, drawn, "it")
     with pytest.raises(ProtocolMismatch, match="it does not seal what it says of itself"):
         unsealed(SECRET, {"instance": said["instance"]}, challenge, "it")
+    with pytest.raises(ProtocolMismatch, match="surrogates not allowed"):
+        unsealed(SECRET, {**said, "instance": {**said["instance"], "model": "\ud9f1"}}, challenge, "it")
 
 
 @pytest.mark.parametrize("challenge", ["", "zz", "00", "00" * (CHALLENGE_BYTES + 1)])
