@@ -8,6 +8,7 @@ import pytest
 
 from tests.exchange.conftest import Pools
 from tests.exchange.pool import Pool, Program
+from tests.npu.wheels import headers
 
 from .model import HOST_SOURCES, KERNEL_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
 
@@ -41,6 +42,16 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
 def library(objects: Objects) -> str:
     """The path of the library that runs the Ascend kernels on the model."""
     return link_library(objects)
+
+
+@pytest.fixture(scope="session")
+def device_library(objects: Objects, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of the library for Ascend devices, over stand-ins."""
+    # Here, because it imports Objects of this module.
+    from .device_library import build
+
+    folder = tmp_path_factory.mktemp("ascend-device")
+    return build(folder, headers("torch 2.14", request.config, folder / "headers"), objects)
 
 
 class AscendPools(Pools):

@@ -58,7 +58,7 @@ def compile_source(source: Path, target: Path, *, strict: bool = True, include: 
     """Compiles one source, whose own folder comes first when headers are looked for; `strict`: warnings are errors;
     `include`: further folders with headers."""
     compiler = os.environ.get("CXX", "g++").split()
-    folders = [f"-I{folder}" for folder in (*(KERNELS / folder for folder in FOLDERS), *include)]
+    folders = [f"-I{folder}" for folder in (*include, *(KERNELS / folder for folder in FOLDERS))]
     warnings = ("-Wall", "-Wextra", "-Werror") if strict else ("-w",)
     command = [*compiler, *FLAGS, *warnings, *folders, "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True, timeout=240)

@@ -23,17 +23,10 @@ from tests.exchange.test_refusal_sequences import mix_refusals
 from tests.exchange.test_refusals import disagree, refuse_one_rank
 from tests.exchange.test_rounds import SCENARIOS as ROUNDS
 from tests.exchange.test_rounds import run_in_rounds
-from tests.npu.wheels import headers
 
-from .device_library import OneStream, beside_hosts, build, on_device, on_device_library
+from .device_library import OneStream, beside_hosts, on_device, on_device_library
 
 OPTIONS = {"num_experts": 6, "hidden": 64, "max_tokens": 8, "topk": 2}
-
-
-@pytest.fixture(scope="session")
-def device_library(objects, request, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("ascend-device")
-    return build(folder, headers("torch 2.14", request.config, folder / "headers"), objects)
 
 
 def tokens_of(rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

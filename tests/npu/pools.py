@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_ascend_moe.windows import memfabric
+from sglang_ascend_moe.windows import aclshmem, memfabric
 from tests.graph_capture import npu_stand_in
 
 GAP = 3 << 20
@@ -187,7 +187,8 @@ def in_place_of_devices(folder: Path) -> Iterator[SharedFile]:
         npu.mem_get_info = lambda _device=None: (FREE, TOTAL)
         library = Memfabric(shared)
         patch.setattr(memfabric, "load", lambda: library)
-        patch.setattr(memfabric, "is_installed", lambda: True)
+        for provider in (memfabric, aclshmem):
+            patch.setattr(provider, "is_installed", lambda: True)
         patch.setitem(sys.modules, "shmem", Aclshmem(shared))
         patch.setitem(sys.modules, "torch_npu", torch_npu())
         yield shared

@@ -1,0 +1,117 @@
+"""An MoE layer from its rows to its sums as `--device npu` runs it: windows in pooled memory, the library for Ascend
+devices, SGLang's Ascend runner. Everything below them is a stand-in: memfabric and torch_npu (`tests.npu.pools`), the
+runner's operators (`tests.npu.operators`), CANN's runtime and the kernels' host model. No NPU has run this.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sglang_ascend_moe import layer, native, native_device
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.opening_device import open_device_steps
+from sglang_ascend_moe.options import Options
+from tests.exchange.pool import Rank
+from tests.npu.layers import TOKENS, host_layer, never, npu_layer, serve, tokens_of
+from tests.npu.pools import SharedFile, in_place_of_devices
+
+from .device_library import Cann, OneStream
+
+DEADLINE_S = 240.0
+"""Each rank imports SGLang first."""
+
+
+def outputs(exchange: Exchange, moe: object, options: Options, rank: Rank, *, on_npu: bool) -> list[torch.Tensor]:
+    """Of batches that differ from rank to rank, one of them empty."""
+    with pytest.MonkeyPatch.context() as patch:
+        serve(patch, moe, exchange, options, on_npu=on_npu)
+        counts = (TOKENS - rank.rank, rank.rank, 0 if rank.rank else 7)
+        return [layer.forward(never, moe, *tokens_of(rank.rank, count)) for count in counts]
+
+
+def on_device(rank: Rank, path: str, folder: Path, program, *arguments: object) -> object:
+    # SGLang is imported before anything stands in for torch_npu, which transformers looks for.
+    npu_layer()
+    native.use_library(path)
+    cann = Cann(path)
+    cann.library.cann_stand_in_use_cores(2)
+    with in_place_of_devices(folder) as shared, pytest.MonkeyPatch.context() as patch:
+        streams = OneStream(cann)
+        patch.setattr(native_device, "torch_streams", lambda: streams)
+        try:
+            return program(rank, shared, *arguments)
+        finally:
+            native.use_library(None)
+            assert cann.violation() == ""
+
+
+def compute(rank: Rank, shared: SharedFile, windows: str, schedule: str, w8a8: bool) -> list[torch.Tensor]:
+    moe = npu_layer(rank.size, rank.rank, w8a8=w8a8)
+    options = Options(schedule=schedule, quant="int8" if w8a8 else "none")
+    created = {"max_tokens": TOKENS, "distinct_topk": True, "quant": "int8" if w8a8 else None}
+    created |= layer.shape_of(moe)._asdict()
+    with pytest.MonkeyPatch.context() as patch:
+        # Windows of a device for tensors of the CPU.
+        patch.setattr("sglang_ascend_moe.exchange.open_steps", open_on_device(windows))
+        with Exchange.create(rank.group, **created) as exchange:
+            found = outputs(exchange, moe, options, rank, on_npu=True)
+    assert shared.calls[-1] in ("smem_shm_uninit", "finalize")
+    return found
+
+
+def open_on_device(windows: str):
+    def open_steps(group, parameters, *, secret=None, **_):
+        return open_device_steps(group, parameters, torch.device("cpu"), windows=windows, secret=secret)
+
+    return open_steps
+
+
+def compute_on_host(rank: Rank, schedule: str) -> list[torch.Tensor]:
+    moe = host_layer(rank.size, rank.rank)
+    shape = layer.shape_of(moe)._asdict()
+    with Exchange.create(rank.group, max_tokens=TOKENS, distinct_topk=True, **shape) as exchange:
+        return outputs(exchange, moe, Options(schedule=schedule), rank, on_npu=False)
+
+
+CASES = [("memfabric", "decode"), ("memfabric", "prefill"), ("aclshmem", "decode")]
+
+
+@pytest.mark.parametrize(("windows", "schedule"), CASES, ids=map("-".join, CASES))
+def test_a_layer_gives_the_bits_of_the_host(pools, device_library, tmp_path, windows, schedule):
+    found = pools.run(2, on_device, device_library, tmp_path, compute, windows, schedule, False, deadline_s=DEADLINE_S)
+    expected = pools.run(2, compute_on_host, schedule, deadline_s=DEADLINE_S)
+    for rank in range(2):
+        for one, another in zip(found[rank], expected[rank], strict=True):
+            assert torch.equal(one, another)
+    assert all(sums[0].abs().sum() > 0 for sums in found)
+
+
+def test_a_quantised_layer_is_within_the_steps_of_its_quantisation(pools, device_library, tmp_path):
+    found = pools.run(
+        2, on_device, device_library, tmp_path, compute, "memfabric", "decode", True, deadline_s=DEADLINE_S
+    )
+    expected = pools.run(2, compute_on_host, "decode", deadline_s=DEADLINE_S)
+    for sums, plain in zip(found, expected, strict=True):
+        error = (sums[0].float() - plain[0].float()).norm() / plain[0].float().norm()
+        assert 0 < error < 0.02
+
+
+def meet_a_peer_out_of_reach(rank: Rank, shared: SharedFile) -> list[str]:
+    shared.unreachable = {1} if rank.rank == 0 else set()
+    moe = npu_layer(rank.size, rank.rank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sglang_ascend_moe.exchange.open_steps", open_on_device("memfabric"))
+        with pytest.raises(Unsupported) as refused:
+            Exchange.create(rank.group, max_tokens=TOKENS, **layer.shape_of(moe)._asdict())
+    return [str(refused.value), *shared.calls]
+
+
+def test_what_one_rank_cannot_have_is_refused_by_all_and_given_back(pools, device_library, tmp_path):
+    said = pools.run(2, on_device, device_library, tmp_path, meet_a_peer_out_of_reach, deadline_s=DEADLINE_S)
+    for text, *calls in said:
+        assert text.startswith("rank 0: the NPU of rank 1 cannot be reached from that of rank 0")
+        assert calls[-1] == "smem_shm_uninit"
