@@ -138,3 +138,41 @@ def serve_through_deep_ep() -> None:
     from tests.serving import deep_ep_client
 
     deep_ep_client.install()
+
+
+def compute_with_the_ascend_runner() -> None:
+    """Experts are computed as on an NPU, by SGLang's own Ascend runner over stand-ins for its operators."""
+    import functools
+    import logging
+    from types import SimpleNamespace
+
+    from sglang_ascend_moe import layer, npu_experts
+    from tests.npu import operators
+
+    open_exchanges, compute = layer.open_exchanges, npu_experts.compute
+
+    @functools.wraps(open_exchanges)
+    def opened(result, model_runner, *arguments, **keywords):
+        open_exchanges(result, model_runner, *arguments, **keywords)
+        from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUUnquantMoEMethod
+        from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+        from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
+
+        operators.install()
+        for module in model_runner.model.modules():
+            if isinstance(module, FusedMoE):
+                # As SGLang makes them where it sees an NPU.
+                module.w13_kernel, module.w2_kernel = NPUUnquantMoEMethod(), NPUUnquantMoEMethod()
+                module.moe_runner_config.layer = module
+                module.runner = SimpleNamespace(runner_core=AscendRunnerCore(module.moe_runner_config))
+                npu_experts.prepare(module, layer._serving.options)
+        layer._serving = layer._serving._replace(on_npu=True)
+
+    def counted(moe_layer, rows):
+        compute(moe_layer, rows)
+        counted.calls += 1
+        if counted.calls == 100:
+            logging.getLogger(__name__).warning("the Ascend runner has computed 100 times")
+
+    counted.calls = 0
+    layer.open_exchanges, npu_experts.compute = opened, counted
