@@ -1,6 +1,7 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
 from sglang_ascend_moe import arguments, ending, expert_location, hooks, layer, live_state, metrics, pairing
+from sglang_ascend_moe.deep_ep_client import HOOKS as DEEP_EP_HOOKS
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where, host_hook, launcher_hook
 from sglang_ascend_moe.npu_experts import keep_weights
@@ -389,6 +390,7 @@ TABLE: tuple[Hook, ...] = (
         " state",
         Where.NPU,
     ),
+    *DEEP_EP_HOOKS,
 )
 
 

@@ -133,13 +133,6 @@ def capture_with_the_npu_backend() -> None:
     HostPlatform.get_full_graph_backend_cls = lambda _platform: make
 
 
-def serve_through_deep_ep() -> None:
-    """No damage: `--moe-a2a-backend deepep` works on the host, over our Buffer."""
-    from tests.serving import deep_ep_client
-
-    deep_ep_client.install()
-
-
 def compute_with_the_ascend_runner() -> None:
     """Experts are computed as on an NPU, by SGLang's own Ascend runner over stand-ins for its operators."""
     import functools

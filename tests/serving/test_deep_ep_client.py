@@ -19,7 +19,6 @@ def test_tokens_are_those_of_ascend_moe(fork_server, checkpoint, prompts, answer
     config = stock(
         checkpoint,
         "bfloat16",
-        "serve_through_deep_ep",
         tp_size=2,
         moe_a2a_backend="deepep",
         deepep_mode=mode,
