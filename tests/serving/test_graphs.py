@@ -4,8 +4,13 @@ With tensor-parallel attention, test_schedules.py compares them: there decode wi
 """
 
 import re
+from typing import Any
 
+import pytest
+
+from sglang_ascend_moe.launch.tiny_model import write_checkpoint
 from tests.serving.configurations import PARALLEL, ours
+from tests.serving.families import FAMILIES, PROMPTS
 from tests.serving.prompts import NEW_TOKENS
 
 DATA_PARALLEL = PARALLEL["dp2-attention-ep2"]
@@ -31,3 +36,30 @@ def test_a_schedule_that_graphs_cannot_hold_is_served_eagerly_with_one_warning(f
         warnings = [line for line in engine.log.read_text().splitlines() if WARNING in line]
     assert len(warnings) == 1
     assert "--ascend-moe-schedule collective: only the decode schedule runs in graphs" in warnings[0]
+
+
+def answers_of(fork_server, checkpoint, prompts, **arguments: Any):
+    """Together and one after the other, from graphs and without."""
+    answers = []
+    for kind in ({"ascend_moe_require_graphs": True}, {"disable_cuda_graph": True}):
+        with fork_server.start(ours(checkpoint, "bfloat16", **arguments, **kind)) as engine:
+            together = engine.generate(prompts, NEW_TOKENS, together=True)
+            answers.append((together, engine.generate(prompts[:2], NEW_TOKENS)))
+    return answers
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("attention", [{}, {"dp_size": 4, "enable_dp_attention": True}], ids=["tp4", "dp4-attention"])
+def test_four_ranks_in_graphs_give_the_bits_of_eager_decode(fork_server, checkpoint, prompts, attention):
+    graphs, eager = answers_of(fork_server, checkpoint, prompts, tp_size=4, **attention)
+    assert graphs == eager
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_in_graphs_gives_the_bits_of_eager_decode(fork_server, tmp_path, family):
+    checkpoint = write_checkpoint(tmp_path, family)
+    graphs, eager = answers_of(fork_server, checkpoint, PROMPTS, **DATA_PARALLEL)
+    assert graphs == eager
