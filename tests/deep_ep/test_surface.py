@@ -17,13 +17,8 @@ from sglang_ascend_moe.deep_ep import Buffer, Config, EventHandle, EventOverlap
 from sglang_ascend_moe.deep_ep.fp8 import exponents, quantise
 from sglang_ascend_moe.deep_ep.routing import dispatch_layout
 from sglang_ascend_moe.errors import (
-    InvalidInput,
-    PeerLost,
-    ProtocolMismatch,
-    SessionPoisoned,
-    Unsupported,
-    WindowTooSmall,
-)
+    InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported, WindowTooSmall,
+)  # fmt: skip
 from tests.exchange.pool import Rank
 
 from .low_latency import SCENARIO, Case, open_buffer
