@@ -68,9 +68,10 @@ def _run(parsed: argparse.Namespace) -> int:
     require_free(deployment.router)
     if threads() > 1 and not parsed.without_threads:
         start_again_without_threads([*parsed.command_line, "--without-threads"])
+    logs = folder_of_logs(parsed.logs)
     for number in ENDING_SIGNALS:
         signal.signal(number, _end_by_signal)
-    return serve(deployment, folder_of_logs(parsed.logs), parsed.ready_timeout, Teller(as_json=parsed.json))
+    return serve(deployment, logs, parsed.ready_timeout, Teller(as_json=parsed.json))
 
 
 def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller) -> int:

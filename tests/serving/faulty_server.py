@@ -1,6 +1,6 @@
 """`python -m tests.serving.faulty_server`: SGLang's server, in which a rank raises as soon as a file is there.
 
-Spawned schedulers import this module too, and so are damaged alike.
+Spawned schedulers import it too, as `__mp_main__`, and so are damaged alike; tests that import it are not.
 """
 
 import os
@@ -23,7 +23,8 @@ def compute_experts(moe_layer, rows) -> None:
     _compute_experts(moe_layer, rows)
 
 
-layer.compute_experts = compute_experts
+if __name__ in ("__main__", "__mp_main__"):
+    layer.compute_experts = compute_experts
 
 if __name__ == "__main__":
     import sys
