@@ -88,10 +88,8 @@ def test_ranks_that_move_experts_differently_all_stop_and_name_the_layer(fork_se
     with pytest.raises(EngineFailure), fork_server.start(config) as engine:
         for _ in range(MOST_ROUNDS):
             engine.generate(prompts, NEW_TOKENS, together=True)
-    # The last line of the log says again what one of them raised.
-    ranks_said = [line for line in engine.log.read_text().splitlines() if "The server ends" not in line]
-    refusals = re.findall(r"ProtocolMismatch: placement of experts: (.*)", "\n".join(ranks_said))
-    assert len(refusals) == 2
+    # The first rank that says so ends the server, perhaps before the other has said it, and the last line says it again.
+    refusals = re.findall(r"ProtocolMismatch: placement of experts: (.*)", engine.log.read_text())
     assert len(set(refusals)) == 1
     assert re.match(
         rf"the logical expert at physical expert 0 of layer {SIZES.layers - 1} is \d+ on rank 0", refusals[0]
