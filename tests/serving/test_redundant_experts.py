@@ -88,7 +88,7 @@ def test_ranks_that_move_experts_differently_all_stop_and_name_the_layer(fork_se
     with pytest.raises(EngineFailure), fork_server.start(config) as engine:
         for _ in range(MOST_ROUNDS):
             engine.generate(prompts, NEW_TOKENS, together=True)
-    # The first rank that says so ends the server, perhaps before the other has said it, and the last line says it again.
+    # The first rank that says so ends the server, perhaps before the other has said it; the last line repeats it.
     refusals = re.findall(r"ProtocolMismatch: placement of experts: (.*)", engine.log.read_text())
     assert len(set(refusals)) == 1
     assert re.match(
