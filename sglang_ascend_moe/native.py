@@ -20,10 +20,6 @@ from sglang_ascend_moe.faults import Fault, fault_error
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, WindowLayout
 
 _LIBRARIES = {"cpu": "sglang_ascend_moe._host_kernels", "npu": "sglang_ascend_moe._ascend_kernels"}
-_BUILT_BY = {
-    "cpu": "the native kernels are not built; install the package with `pip install -e .` (or `make venv`)",
-    "npu": "the Ascend kernels are not built; run `ascend-moe build-kernels` on this machine",
-}
 StepHook = Callable[[Step], None]
 FaultHook = Callable[[Fault, BaseException], None]
 

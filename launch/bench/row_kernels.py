@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.bench.cases import Case
+from sglang_ascend_moe.native import own_library
 
 LINE_BYTES = 64
 SCALE_BYTES = 16
 STORES = {"memcpy": 0, "rep movsb": 1, "streaming AVX2": 2, "streaming AVX-512": 3}
 
 _u32, _u64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
-_LIBRARY = "sglang_ascend_moe._host_kernels"
 _BF16 = 0
 
 
@@ -82,10 +80,7 @@ class Tokens:
 @cache
 def library() -> ctypes.CDLL:
     """The kernels; the interpreter goes on while they run. Raises `Unsupported` if they are not built."""
-    found = importlib.util.find_spec(_LIBRARY)
-    if found is None or found.origin is None:
-        raise Unsupported("the native kernels are not built; install the package with `pip install -e .`")
-    loaded = ctypes.CDLL(found.origin)
+    loaded = ctypes.CDLL(own_library("cpu"))
     for name, arguments in {
         "bench_count": 2, "bench_pack": 3, "bench_quantise": 4, "bench_restore": 5, "bench_return": 4,
         "bench_reduce": 4,

@@ -1,9 +1,8 @@
 """A decode instance asks what a prefill instance is before it takes keys and values, whoever started them."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,15 +13,16 @@ from sglang_ascend_moe import pairing
 from sglang_ascend_moe.control.instance import Instance
 from sglang_ascend_moe.errors import ProtocolMismatch
 from tests.disagg.test_instance import DECODE, PREFILL
+from tests.http_server import serving
 
 
 class Prefill:
     """An HTTP server that tells `said` as its internal state."""
 
-    def __init__(self, server: HTTPServer) -> None:
+    def __init__(self) -> None:
         self.said: dict[str, Any] = {}
         self.asked: list[str | None] = []
-        self.port = server.server_port
+        self.port = 0
 
 
 @pytest.fixture
@@ -34,17 +34,9 @@ def prefill() -> Iterator[Prefill]:
             self.end_headers()
             self.wfile.write(json.dumps({"internal_states": [found.said]}).encode())
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    found = Prefill(server)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    found = Prefill()
+    with serving(Handler) as found.port:
+        yield found
 
 
 @pytest.fixture

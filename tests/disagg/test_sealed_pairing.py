@@ -1,9 +1,8 @@
 """With a secret a decode instance believes only what a prefill instance seals for its challenge."""
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from sglang_ascend_moe.control.secret import CHALLENGE_BYTES, Secret, read_secre
 from sglang_ascend_moe.errors import ProtocolMismatch
 from sglang_ascend_moe.options import Options, attach
 from tests.disagg.test_instance import DECODE, PREFILL
+from tests.http_server import serving
 
 SEALED = msgspec.structs.replace(PREFILL, sealed=True)
 SEALED_DECODE = msgspec.structs.replace(DECODE, sealed=True)
@@ -37,8 +37,8 @@ def secret_file(tmp_path: Path) -> Path:
 class Prefill:
     """Answers a challenge with what `say` returns for it, 404 for None."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self) -> None:
+        self.port = 0
         self.say: Callable[[str], Any] = lambda _: None
         self.challenges: list[str] = []
 
@@ -57,17 +57,9 @@ def prefill() -> Iterator[Prefill]:
             if said is not None:
                 self.wfile.write(said if isinstance(said, bytes) else msgspec.json.encode(said))
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    found = Prefill(server.server_port)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    found = Prefill()
+    with serving(Handler) as found.port:
+        yield found
 
 
 @pytest.fixture

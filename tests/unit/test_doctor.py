@@ -1,9 +1,8 @@
 """`ascend-moe doctor` finds what is wrong, says what to do about it, and has the exit code of the worst of it."""
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sglang_ascend_moe.live_state import STATE_KEY, ExchangeState, PhaseState, R
 from sglang_ascend_moe.machine import MachineLimits
 from sglang_ascend_moe.observation import GraphCounts
 from sglang_ascend_moe.options import Options
+from tests.http_server import serving
 
 LIMITS = MachineLimits(
     memory_available=2**34, container_limit=None, container_available=None, file_bytes=None, address_space=None,
@@ -140,22 +140,15 @@ def server() -> Iterator[tuple[str, dict[str, Any]]]:
     """An HTTP server and what it answers: `status` and `body`; `seen` is the last Authorization header."""
     answer: dict[str, Any] = {"status": 200, "body": b""}
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             answer["seen"] = self.headers.get("Authorization")
             self.send_response(answer["status"] if self.path == "/server_info" else 404)
             self.end_headers()
             self.wfile.write(answer["body"])
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, args=[0.01])
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}", answer
-        listening.shutdown()
-        thread.join()
+    with serving(Handler) as port:
+        yield f"http://127.0.0.1:{port}", answer
 
 
 def info(*schedulers: list[RankState]) -> bytes:
