@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe import launches
-from sglang_ascend_moe.codes import Kind, Result, Step
+from sglang_ascend_moe.codes import Kind, Step
 from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.native import StepHook
 from sglang_ascend_moe.observation import Observation
-from sglang_ascend_moe.opening import Opened, open_steps
+from sglang_ascend_moe.opening import Opened, close_steps, open_steps
 from sglang_ascend_moe.opening_device import open_device_steps
 from sglang_ascend_moe.schedules.decode import prepare_decode, run_decode
 from sglang_ascend_moe.schedules.inputs import RoutedTokens, problem_with_result, routed_tokens
@@ -307,12 +307,9 @@ class Exchange:
 
     def close(self) -> None:
         """Leaves the exchange; peers that still wait for this rank get `PeerLost`. Safe to call again."""
-        if self._open_steps is None:
-            return
-        session = self._open_steps.session
-        session.leave(Result.PEER_CLOSED, session.step, session.epoch)
-        self._open_steps = None
-        self._pidfds.close()
+        if self._open_steps is not None:
+            close_steps(self._open_steps, self._pidfds)
+            self._open_steps = None
 
     def __enter__(self) -> Exchange:
         return self

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from sglang_ascend_moe.codes import Result
 from sglang_ascend_moe.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener, watch_processes
 from sglang_ascend_moe.control.post_mortem import Recorder
@@ -75,6 +76,13 @@ def open_steps(
             record_faults(session, Recorder(Path(post_mortem), hellos[0].session, rank, ranks))
         steps = ExchangeSteps(session, rank, windows, layout, getattr(torch, parameters.dtype))
         return Opened(hellos[0].session, rank, steps, kept.pop_all(), overlap=min(all_workers) > 1)
+
+
+def close_steps(steps: ExchangeSteps, pidfds: ExitStack) -> None:
+    """Leaves the exchange of an `Opened`: peers that still wait for this rank get `PeerLost`."""
+    session = steps.session
+    session.leave(Result.PEER_CLOSED, session.step, session.epoch)
+    pidfds.close()
 
 
 def record_faults(session: NativeSession, recorder: Recorder) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from sglang_ascend_moe.codes import Result
-from sglang_ascend_moe.opening import Opened, open_steps
+from sglang_ascend_moe.opening import Opened, close_steps, open_steps
 from sglang_ascend_moe.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 
@@ -30,9 +29,6 @@ class Windows:
 
     def close(self) -> None:
         """Leaves the exchange; safe to call again."""
-        if self._opened is None:
-            return
-        session = self._opened.steps.session
-        session.leave(Result.PEER_CLOSED, session.step, session.epoch)
-        self._opened.pidfds.close()
-        self._opened = None
+        if self._opened is not None:
+            close_steps(self._opened.steps, self._opened.pidfds)
+            self._opened = None
