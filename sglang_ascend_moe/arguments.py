@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from sglang_ascend_moe import hooks, options
 from sglang_ascend_moe.conflicts import refuse_conflicts
 from sglang_ascend_moe.control.secret import read_secret
@@ -52,6 +54,8 @@ def engine_server_args(**keywords: Any) -> Any:
     asked = options.take_keywords(keywords)
     server_args = ServerArgs(**keywords)
     if asked is not None:
+        if keywords.get("sleep_on_idle") is False:
+            asked = msgspec.structs.replace(asked, stay_awake=True)
         options.attach(server_args, asked)
     return server_args
 
@@ -111,12 +115,24 @@ def _choose_backend(server_args: Any) -> None:
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
     if hooks.on_host() and given == (None, None, None):
         declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
-    # Ranks that have nothing to do would each burn a core, and keep it from those that have.
-    if not server_args.sleep_on_idle:
-        declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
+    let_idle_ranks_sleep(server_args)
     # All layers in one go, as a number: without one SGLang waits for a CUDA device to time the rebalance.
     if server_args.enable_eplb and server_args.eplb_rebalance_layers_per_chunk is None:
         declare_resolution(server_args, "sglang-ascend-moe", eplb_rebalance_layers_per_chunk=ALL_LAYERS)
+
+
+def let_idle_ranks_sleep(server_args: Any) -> None:
+    """On a host ranks that have nothing to do would each burn a core, and keep it from those that have.
+
+    Raises `InvalidInput` if the user asks for both.
+    """
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    stay_awake = options.options_of(server_args).stay_awake
+    if stay_awake and server_args.sleep_on_idle:
+        raise InvalidInput(f"{options.FLAGS['stay_awake'].flag} with --sleep-on-idle: give one of the two")
+    if hooks.on_host() and not stay_awake:
+        declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
 
 
 def refuse_other_backend(server_args: Any) -> None:

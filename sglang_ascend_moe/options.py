@@ -41,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     secret_file: file with the secret under which control blocks are sealed.
     require_graphs: do not serve if decode steps cannot run in graphs.
     mixed_sizes: prefill and decode instances of one deployment may have different numbers of ranks.
+    stay_awake: on a host idle ranks look for requests without a pause, in place of sleeping.
     """
 
     schedule: Schedule = "auto"
@@ -54,6 +55,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     secret_file: str | None = None
     require_graphs: bool = False
     mixed_sizes: bool = False
+    stay_awake: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -215,6 +217,14 @@ FLAGS: Mapping[str, Flag] = {
         "",
         "Prefill and decode instances of one deployment may differ in their numbers of ranks; give it to both. Results"
         " then differ a little from those of one server.",
+    ),
+    "stay_awake": Flag(
+        "--ascend-moe-stay-awake",
+        bool,
+        _switch("stay_awake"),
+        "",
+        "With --device cpu: idle ranks look for requests without a pause. Without it they sleep (--sleep-on-idle),"
+        " because each would burn a core.",
     ),
 }
 

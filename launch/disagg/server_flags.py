@@ -80,8 +80,6 @@ _REQUIRE_GRAPHS = FLAGS["require_graphs"].flag.removeprefix("--")
 _SCHEDULE = FLAGS["schedule"].flag.removeprefix("--")
 _HOST: dict[str, bool | str] = {
     "device": "cpu",
-    # Ranks that have nothing to do would keep the cores from those that have.
-    "sleep-on-idle": True,
     # The transfer engine of the PyPI package without CUDA; over TCP, for want of RDMA.
     "disaggregation-transfer-backend": "mooncake_tcp",
 }

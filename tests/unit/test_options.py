@@ -39,6 +39,7 @@ def any_options(draw: st.DrawFn) -> Options:
         post_mortem=draw(folders) if ours else None,
         secret_file=draw(folders) if ours else None,
         quant=draw(st.sampled_from(["none", "int8"])) if ours else "none",
+        stay_awake=draw(st.booleans()),
     )
 
 
