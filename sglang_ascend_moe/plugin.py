@@ -5,7 +5,7 @@ from sglang_ascend_moe.deep_ep_client import HOOKS as DEEP_EP_HOOKS
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Process, Where, host_hook, launcher_hook
 from sglang_ascend_moe.npu_experts import keep_weights
-from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, shared_memory_names
+from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, unnamed_memory
 from sglang_ascend_moe.request_checks import refuse_unknown_tokens
 
 SRT = "sglang.srt"
@@ -289,15 +289,15 @@ TABLE: tuple[Hook, ...] = (
         "while it does not record, the recorder asks CUDA whether a graph is being captured",
     ),
     host_hook(
-        f"{SRT}.distributed.device_communicators.shm_broadcast.MessageQueue.create_from_process_group",
-        Kind.AFTER,
-        shared_memory_names.unname_queue,
+        f"{SRT}.distributed.device_communicators.shm_broadcast.shared_memory",
+        Kind.SET,
+        unnamed_memory,
         "25 MB in /dev/shm would stay behind every server, because SGLang ends its processes with SIGKILL",
     ),
     Hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
         Kind.BEFORE,
-        shared_memory_names.make_load_reports,
+        unnamed_memory.make_load_reports,
         "the file of the load reports in /dev/shm would stay behind every server",
         Where.HOST,
         Process.LAUNCHER,
@@ -305,13 +305,13 @@ TABLE: tuple[Hook, ...] = (
     host_hook(
         f"{SRT}.managers.load_snapshot.shm_path_for",
         Kind.AROUND,
-        shared_memory_names.load_report_path,
+        unnamed_memory.load_report_path,
         "SGLang's processes find the load reports by a path, which is that of a descriptor here",
     ),
     host_hook(
         f"{SRT}.managers.scheduler.configure_scheduler_process",
         Kind.BEFORE,
-        shared_memory_names.share_no_progress_bars,
+        unnamed_memory.share_no_progress_bars,
         "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
     ),
     host_hook(

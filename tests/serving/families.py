@@ -2,8 +2,7 @@
 
 from tests.serving.prompts import Piece, cut, text_tokens
 
-# Every family of the tiny checkpoints but Qwen3-MoE, which the other serving tests use.
-FAMILIES = ("qwen2_moe", "glm4_moe", "deepseek_v2", "deepseek_v3", "minimax_m2")
+FAMILIES = ("qwen3_moe", "qwen2_moe", "glm4_moe", "deepseek_v2", "deepseek_v3", "minimax_m2")
 DTYPE = "float32"
 # Differences of logprobs that were measured in float32, between SGLang and transformers: at most 0.000016.
 REFERENCE_BOUND = 1e-4

@@ -83,6 +83,7 @@ def with_shifted_experts(model: Any) -> None:
 
 
 DAMAGES: dict[str, tuple[Damage, ...]] = {
+    "qwen3_moe": (with_shifted_experts,),
     "qwen2_moe": (with_shifted_experts, without_shared_experts, with_open_shared_gate),
     "glm4_moe": (with_shifted_experts, without_shared_experts, without_routed_scaling, without_correction_bias),
     "deepseek_v2": (with_shifted_experts, without_shared_experts, without_routed_scaling, with_one_group),

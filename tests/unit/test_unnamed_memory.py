@@ -1,0 +1,69 @@
+"""SGLang's message queues in memory without a name."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sglang.srt.distributed.device_communicators.shm_broadcast as shm_broadcast
+
+from sglang_ascend_moe.platforms import unnamed_memory
+from sglang_ascend_moe.platforms.unnamed_memory import SharedMemory
+
+CREATOR = """
+import sys, time
+from sglang_ascend_moe.platforms.unnamed_memory import SharedMemory
+memory = SharedMemory("queue", create=True, size=64)
+memory.buf[:5] = b"hello"
+print(memory.name, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def ring_buffer(monkeypatch: pytest.MonkeyPatch) -> type:
+    monkeypatch.setattr(shm_broadcast, "shared_memory", unnamed_memory)
+    return shm_broadcast.ShmRingBuffer
+
+
+def test_a_ring_buffer_of_sglang_has_no_name_at_any_moment(ring_buffer):
+    names = set(os.listdir("/dev/shm"))
+    buffer = ring_buffer(n_reader=1, max_chunk_bytes=16, max_chunks=2)
+    assert set(os.listdir("/dev/shm")) <= names
+    rebuild, arguments = buffer.__reduce__()
+    reader = rebuild(*arguments)
+    with buffer.get_data(1) as written:
+        written[:4] = b"rows"
+    with reader.get_data(1) as read:
+        assert bytes(read[:4]) == b"rows"
+    assert reader.shared_memory.size == buffer.total_bytes_of_buffer
+
+
+def test_a_reader_keeps_the_memory_of_a_creator_that_was_killed():
+    with subprocess.Popen([sys.executable, "-c", CREATOR], stdout=subprocess.PIPE, text=True) as creator:
+        name = creator.stdout.readline().strip()
+        memory = SharedMemory(name)
+        creator.kill()
+        assert creator.wait() == -signal.SIGKILL
+    assert bytes(memory.buf[:5]) == b"hello"
+    memory.close()
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
+
+
+def test_another_file_under_the_same_numbers_is_not_taken_for_the_memory(ring_buffer, tmp_path: Path):
+    with (tmp_path / "other").open("w+b") as other:
+        name = f"{os.getpid()}.{other.fileno()}.queue"
+        with pytest.raises(FileNotFoundError, match="is not the memory queue"):
+            SharedMemory(name)
+        assert not hasattr(ring_buffer(1, 16, 2, name), "shared_memory"), "SGLang expects this of another machine"
+
+
+def test_closing_gives_the_descriptor_back():
+    descriptors = set(os.listdir("/proc/self/fd"))
+    memory = SharedMemory("queue", create=True, size=64)
+    SharedMemory(memory.name).close()
+    memory.close()
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
