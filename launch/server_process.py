@@ -230,7 +230,7 @@ def stage(log: Path) -> str:
 
 
 def cannot_listen(log: Path) -> bool:
-    """Whether the server found its port taken. It then waits for minutes for the end of its own warm-up."""
+    """Whether the server found its port taken, and ended."""
     return "error while attempting to bind on address" in log.read_text(errors="replace")
 
 

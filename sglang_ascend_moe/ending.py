@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -161,6 +162,17 @@ def end_by_name(original: Callable[..., None], parent_pid: int | None = None, *r
         sys.stdout.flush()
         print(f"The server ends: {cause}", file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)
+
+
+def warm_up_in_background(original: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+    """Around `_wait_and_warmup`, the thread that SGLang waits for when its server ends.
+
+    A server that is stopped before it is warm does not answer this thread any more, which asks it for two minutes.
+    """
+    if _reports is None:
+        original(*arguments, **keywords)
+        return
+    threading.Thread(target=original, args=arguments, kwargs=keywords, daemon=True).start()
 
 
 def _read_reports() -> list[Report]:

@@ -102,6 +102,11 @@ def host_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
     return Hook(target, kind, value, reason, Where.HOST)
 
 
+def host_launcher_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+    """A hook that is needed in the launcher of the host platform only."""
+    return Hook(target, kind, value, reason, Where.HOST, Process.LAUNCHER)
+
+
 def applies(hook: Hook) -> bool:
     """Whether `hook` is meant for this machine."""
     match hook.where:

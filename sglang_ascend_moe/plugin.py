@@ -3,10 +3,10 @@
 from sglang_ascend_moe import arguments, ending, expert_location, hooks, layer, live_state, metrics, pairing
 from sglang_ascend_moe.deep_ep_client import HOOKS as DEEP_EP_HOOKS
 from sglang_ascend_moe.graph_capture import ascend, serving
-from sglang_ascend_moe.hooks import Hook, Kind, Process, Where, host_hook, launcher_hook
+from sglang_ascend_moe.hooks import Hook, Kind, Where, host_hook, host_launcher_hook, launcher_hook
 from sglang_ascend_moe.npu_experts import keep_weights
 from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, unnamed_memory
-from sglang_ascend_moe.request_checks import refuse_unknown_tokens
+from sglang_ascend_moe.request_checks import refuse_unusable_prompt
 
 SRT = "sglang.srt"
 
@@ -39,8 +39,8 @@ TABLE: tuple[Hook, ...] = (
     launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager._validate_one_request",
         Kind.BEFORE,
-        refuse_unknown_tokens,
-        "a token id that the model does not know would end a rank, and with it the server",
+        refuse_unusable_prompt,
+        "an empty prompt, or a token id that the model does not know, would end a rank, and with it the server",
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
@@ -77,6 +77,12 @@ TABLE: tuple[Hook, ...] = (
             "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
         )
         for module in ("entrypoints.engine", "entrypoints.http_server", "managers.tokenizer_manager")
+    ),
+    launcher_hook(
+        f"{SRT}.entrypoints.http_server._wait_and_warmup",
+        Kind.AROUND,
+        ending.warm_up_in_background,
+        "a server that is stopped before it is warm waits two minutes for its own warm-up, which it does not answer",
     ),
     *(
         Hook(
@@ -179,13 +185,11 @@ TABLE: tuple[Hook, ...] = (
         "keys and values of another model, format or layout would be taken for the right ones",
     ),
     *(
-        Hook(
+        host_launcher_hook(
             f"{SRT}.entrypoints.engine.Engine.{method}",
             Kind.AROUND,
             process_start.launch_by_forking,
             "each process that is spawned imports SGLang once more, and a host has few cores for that",
-            Where.HOST,
-            Process.LAUNCHER,
         )
         for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
     ),
@@ -294,13 +298,11 @@ TABLE: tuple[Hook, ...] = (
         unnamed_memory,
         "25 MB in /dev/shm would stay behind every server, because SGLang ends its processes with SIGKILL",
     ),
-    Hook(
+    host_launcher_hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
         Kind.BEFORE,
         unnamed_memory.make_load_reports,
         "the file of the load reports in /dev/shm would stay behind every server",
-        Where.HOST,
-        Process.LAUNCHER,
     ),
     host_hook(
         f"{SRT}.managers.load_snapshot.shm_path_for",
@@ -326,13 +328,11 @@ TABLE: tuple[Hook, ...] = (
         host_fixes.sleep_between_rendezvous,
         "with data-parallel attention an idle rank would keep the others waiting for up to a second",
     ),
-    Hook(
+    host_launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager.dump_requests_before_crash",
         Kind.AROUND,
         host_fixes.dump_without_core_dumps,
         "after a crash SGLang waits over a minute for core dumps of GPUs that do not exist",
-        Where.HOST,
-        Process.LAUNCHER,
     ),
     host_hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_cuda_graphs",

@@ -170,8 +170,6 @@ class RunningDeployment:
                 if process.answers():
                     self._tell(Ready(name=name, seconds=process.seconds))
                     del waiting[name]
-                elif cannot_listen(process.log):
-                    raise MemberFailed(f"another program has taken its port {process.port}; start again", member)
                 elif process.seconds > timeout:
                     raise MemberFailed(f"was not ready after {timeout:.0f} s", member)
                 elif member.role is not None and (now := stage(process.log)) != stages.get(name):
@@ -208,6 +206,8 @@ class RunningDeployment:
     def _raise_if_one_ended(self) -> None:
         ended = [(member, code) for member in self._members if (code := member.process.exit_code) is not None]
         for member, code in ended:
+            if cannot_listen(member.process.log):
+                raise MemberFailed(f"another program has taken its port {member.process.port}; start again", member)
             raise MemberFailed(f"the server {cause(code)}", member)
 
 

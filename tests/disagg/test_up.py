@@ -139,21 +139,15 @@ def test_a_member_that_ends_is_named_and_takes_the_others_with_it(two_members, k
     assert {event["name"] for event in stopped} == {"prefill-0", running.ROUTER}
 
 
-class SilentServer(ServerProcess):
-    """Runs, and never answers."""
-
-    def answers(self) -> bool:
-        return False
-
-
-def test_a_server_that_found_its_port_taken_is_not_waited_for(two_members, tmp_path: Path):
+def test_a_server_that_ends_because_its_port_is_taken_says_so(two_members, tmp_path: Path):
     deployment, _ = two_members
     deployment._wait_until_ready(60)
-    silent = SilentServer([], tmp_path / "silent.log", module="tests.disagg.idle_server")
-    deployment._begin(Member("decode-0", "decode", silent))
-    with silent.log.open("a") as log:
+    server = ServerProcess([], tmp_path / "server.log", module="tests.disagg.idle_server")
+    deployment._begin(Member("decode-0", "decode", server))
+    with server.log.open("a") as log:
         log.write("[Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use\n")
-    with pytest.raises(MemberFailed, match=f"decode-0: another program has taken its port {silent.port}"):
+    server.kill()
+    with pytest.raises(MemberFailed, match=f"decode-0: another program has taken its port {server.port}"):
         deployment._wait_until_ready(60)
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -68,6 +69,29 @@ def test_what_a_process_raised_reaches_the_launcher():
     first, second = ending._read_reports()
     assert (first.process, first.error, first.blames_peer) == (child, "ValueError: two lines", False)
     assert second.blames_peer
+
+
+@pytest.mark.usefixtures("reports")
+def test_nobody_waits_for_the_warm_up():
+    begun, end = threading.Event(), threading.Event()
+
+    def warm_up(server_args, *, callback):
+        begun.set()
+        end.wait(60)
+        callback(server_args)
+
+    called = []
+    ending.warm_up_in_background(warm_up, "arguments", callback=called.append)
+    assert begun.wait(60)
+    assert called == []
+    end.set()
+
+
+def test_a_server_without_ascend_moe_waits_for_the_warm_up(monkeypatch):
+    monkeypatch.setattr(ending, "_reports", None)
+    called = []
+    ending.warm_up_in_background(called.append, "arguments")
+    assert called == ["arguments"]
 
 
 def test_a_server_without_ascend_moe_ends_as_sglang_ends_it(monkeypatch):
