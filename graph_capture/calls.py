@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+from torch import Tensor
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.graph_capture.operators import only_allocates
+from sglang_ascend_moe.graph_capture.trees import leaves, mapped
 
 
 class Reference(NamedTuple):
@@ -48,8 +49,7 @@ def inputs(call: Call) -> Any:
 
 
 def references(tree: Any) -> Iterator[Reference]:
-    leaves, _ = tree_flatten(tree, is_leaf=_is_reference)
-    return (leaf for leaf in leaves if isinstance(leaf, Reference))
+    return (leaf for leaf in leaves(tree) if isinstance(leaf, Reference))
 
 
 def without_repeats(calls: Sequence[Call], kept: set[int]) -> list[Call]:
@@ -78,10 +78,6 @@ def without_repeats(calls: Sequence[Call], kept: set[int]) -> list[Call]:
     return needed
 
 
-def _is_reference(item: Any) -> bool:
-    return isinstance(item, Reference)
-
-
 def _may_change(call: Call) -> Iterator[int]:
     """Memory that a call writes into and did not make; of a launch all that it works on."""
     if isinstance(call, OperatorCall):
@@ -90,14 +86,14 @@ def _may_change(call: Call) -> Iterator[int]:
         written: Any = [given.get(item.name) for item in parameters if item.is_write]
     else:
         written = call.tensors
-    for item in tree_leaves(written, is_leaf=_is_reference):
+    for item in leaves(written):
         if isinstance(item, Reference):
             yield item.memory
-        elif isinstance(item, torch.Tensor):
+        elif isinstance(item, Tensor):
             yield _outside(item)
 
 
-def _outside(tensor: torch.Tensor) -> int:
+def _outside(tensor: Tensor) -> int:
     """The memory of a tensor that the step did not make, by address; negative, as no number of a memory is."""
     return -1 - int(tensor.untyped_storage().data_ptr())
 
@@ -107,30 +103,32 @@ def _repeatable(call: OperatorCall, changed: set[int]) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded in call.operator.tags:
         return False
-    leaves = tree_leaves((inputs(call), call.results), is_leaf=_is_reference)
-    memories = {item.memory if isinstance(item, Reference) else _outside(item) for item in leaves if _is_tensor(item)}
-    return not memories & changed
-
-
-def _is_tensor(item: Any) -> bool:
-    return isinstance(item, Reference | torch.Tensor)
+    for item in leaves((inputs(call), call.results)):
+        memory = item.memory if isinstance(item, Reference) else _outside(item) if isinstance(item, Tensor) else None
+        if memory in changed:
+            return False
+    return True
 
 
 def _comparable(tree: Any) -> tuple[Any, ...]:
-    leaves, form = tree_flatten(tree, is_leaf=_is_reference)
-    return (str(form), *(_leaf(item) for item in leaves))
-
-
-def _leaf(item: Any) -> Any:
-    if isinstance(item, torch.Tensor):
-        return "outside", item.data_ptr(), item.dtype, tuple(item.shape), item.stride()
-    return type(item), item if _is_reference(item) else repr(item)
+    match tree:
+        case Reference():
+            return Reference, tree
+        case Tensor():
+            return "outside", tree.data_ptr(), tree.dtype, tuple(tree.shape), tree.stride()
+        case tuple() | list():
+            return type(tree), *map(_comparable, tree)
+        case dict():
+            return dict, *((name, _comparable(item)) for name, item in tree.items())
+    return type(tree), repr(tree)
 
 
 def _with_memory(call: Call, instead: Mapping[int, int]) -> Call:
     """The call with other memory in place of that which nobody fills any more."""
     if not instead:
         return call
-    return tree_map_only(
-        Reference, lambda item: item._replace(memory=instead.get(item.memory, item.memory)), call, is_leaf=_is_reference
-    )
+
+    def renumbered(item: Reference) -> Reference:
+        return item._replace(memory=instead.get(item.memory, item.memory))
+
+    return type(call)(*(mapped(field, Reference, renumbered) for field in call))

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
@@ -28,6 +27,7 @@ from sglang_ascend_moe.graph_capture.calls import (
     without_repeats,
 )
 from sglang_ascend_moe.graph_capture.operators import bound, only_allocates, only_copies, out_form, refuse_frozen
+from sglang_ascend_moe.graph_capture.trees import leaves, mapped
 
 Replay = Callable[[], Any]
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
@@ -84,7 +84,7 @@ class Recording(TorchDispatchMode):
 
     def refer(self, tree: Any) -> Any:
         """`tree` with every tensor that the step made replaced by a reference to it."""
-        return tree_map_only(torch.Tensor, self._reference, tree)
+        return mapped(tree, torch.Tensor, self._reference)
 
     def _reference(self, tensor: torch.Tensor) -> Any:
         known = self._known.get(_address(tensor))
@@ -161,7 +161,7 @@ def record(step: Callable[[], Any], arena: Arena) -> Tape:
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _lifetimes(calls: Sequence[Call], sizes: Sequence[int], kept: set[int]) -> list[Lifetime]:
@@ -182,7 +182,7 @@ class _Binding:
         self._memory = memory
 
     def resolve(self, tree: Any) -> Any:
-        return tree_map_only(Reference, self._tensor, tree, is_leaf=lambda item: isinstance(item, Reference))
+        return mapped(tree, Reference, self._tensor)
 
     def _tensor(self, reference: Reference) -> torch.Tensor:
         place = self._memory[reference.memory]
