@@ -6,7 +6,7 @@ from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Where, host_hook, host_launcher_hook, launcher_hook
 from sglang_ascend_moe.npu_experts import keep_weights
 from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, unnamed_memory
-from sglang_ascend_moe.request_checks import refuse_unusable_prompt
+from sglang_ascend_moe.request_checks import HOOKS as REQUEST_HOOKS
 
 SRT = "sglang.srt"
 
@@ -35,12 +35,6 @@ TABLE: tuple[Hook, ...] = (
         Kind.AROUND,
         arguments.resolve_once,
         "the MoE backend has to be chosen, and unsupported settings refused, before workers start",
-    ),
-    launcher_hook(
-        f"{SRT}.managers.tokenizer_manager.TokenizerManager._validate_one_request",
-        Kind.BEFORE,
-        refuse_unusable_prompt,
-        "an empty prompt, or a token id that the model does not know, would end a rank, and with it the server",
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
@@ -390,6 +384,7 @@ TABLE: tuple[Hook, ...] = (
         " state",
         Where.NPU,
     ),
+    *REQUEST_HOOKS,
     *DEEP_EP_HOOKS,
 )
 

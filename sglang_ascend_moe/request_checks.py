@@ -1,21 +1,107 @@
-"""What a server refuses of a request before a rank sees it. The function is a row of the table in `plugin`."""
+"""What a server refuses of a request before a rank sees it, with 400, because it would end a rank, or answer 500."""
 
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from sglang_ascend_moe.hooks import Hook, Kind, launcher_hook
+from sglang_ascend_moe.options import options_of
 
-def refuse_unusable_prompt(manager: Any, obj: Any, input_ids: Any) -> None:  # noqa: ARG001 - as SGLang calls it
-    """Before `TokenizerManager._validate_one_request`: a prompt has tokens, and every one is of the model's vocabulary.
+MOST_ANSWERS = 4096
+"""To one prompt (`n`). SGLang makes as many copies of the prompt at once."""
+MOST_TOP_K = 2**31 - 1
+"""SGLang's tensors of it have 32 bits."""
 
-    SGLang gives them to the ranks as they are. None stands for a prompt of embeddings. Raises ValueError, which SGLang
-    answers with 400.
-    """
-    if input_ids is None:
+
+@contextmanager
+def _faults_of_the_request() -> Iterator[None]:
+    """SGLang answers a ValueError with 400, and everything else that reading a request may raise with 500."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error) as error:
+        raise ValueError(f"the request cannot be read: {type(error).__name__}: {error}") from error
+
+
+def read_request(original: Callable[[Any], None], obj: Any) -> None:
+    """Around `GenerateReqInput.normalize_batch_and_arguments`: names and numbers of answers have SGLang's form."""
+    from sglang.srt.runtime_context import get_server_args
+
+    if options_of(get_server_args()) is None:
+        original(obj)
         return
+    with _faults_of_the_request():
+        given = obj.sampling_params
+        for parameters in given if isinstance(given, list) else [given]:
+            answers = (parameters or {}).get("n", 1)
+            if not 1 <= answers <= MOST_ANSWERS:
+                raise ValueError(f"n: {answers!r} answers to one prompt; at least 1 and at most {MOST_ANSWERS}")
+        original(obj)
+    if obj.is_single and not (isinstance(obj.rid, str) and isinstance(obj.sampling_params, dict)):
+        raise ValueError("rid and sampling_params: lists of them come with a list of prompts")
+
+
+def make_parameters(original: Callable[..., Any], manager: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Around `TokenizerManager._create_tokenized_object`, which turns the fields of a request into objects."""
+    if options_of(manager.server_args) is None:
+        return original(manager, *arguments, **keywords)
+    with _faults_of_the_request():
+        return original(manager, *arguments, **keywords)
+
+
+def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
+    """Before `TokenizerManager._validate_one_request`: nothing that SGLang gives to the ranks as it is ends one there.
+
+    input_ids: None for a prompt of embeddings. Raises ValueError.
+    """
+    if options_of(manager.server_args) is None:
+        return
+    vocabulary = manager.model_config.vocab_size
+    if input_ids is not None:
+        _refuse_unusable_prompt(input_ids, vocabulary)
+    parameters = obj.sampling_params
+    if (parameters.get("beam_width") or 1) > 1:
+        raise ValueError("beam_width: there is no beam search with --ascend-moe")
+    if (parameters.get("top_k") or 0) > MOST_TOP_K:
+        raise ValueError(f"top_k: {parameters['top_k']} is more than {MOST_TOP_K}")
+    if getattr(obj, "return_logprob", False):
+        if obj.logprob_start_len < -1:
+            raise ValueError(f"logprob_start_len: {obj.logprob_start_len} is no place in the prompt, nor -1")
+        if not 0 <= obj.top_logprobs_num <= vocabulary:
+            raise ValueError(f"top_logprobs_num: {obj.top_logprobs_num} of the model's {vocabulary} tokens")
+    if isinstance(getattr(obj, "positional_embed_overrides", None), list | dict | str | int | float):
+        raise ValueError("positional_embed_overrides: they cannot be given over HTTP")
+
+
+def _refuse_unusable_prompt(input_ids: Any, vocabulary: int) -> None:
     if not input_ids:
         raise ValueError("the prompt is empty")
-    vocabulary = manager.model_config.vocab_size
     for position, token in enumerate(input_ids):
         if not (isinstance(token, int) and 0 <= token < vocabulary):
             raise ValueError(
                 f"input_ids: {token!r} at position {position} is no token of the model, which has {vocabulary}"
             )
+
+
+_MANAGERS = "sglang.srt.managers"
+HOOKS: tuple[Hook, ...] = (
+    launcher_hook(
+        f"{_MANAGERS}.io_struct.GenerateReqInput.normalize_batch_and_arguments",
+        Kind.AROUND,
+        read_request,
+        "lists where one value belongs are answered with 500, and a large n takes all memory",
+    ),
+    launcher_hook(
+        f"{_MANAGERS}.tokenizer_manager.TokenizerManager._validate_one_request",
+        Kind.BEFORE,
+        refuse_unusable_request,
+        "an empty prompt, a token id that the model does not know and some parameters would end a rank",
+    ),
+    launcher_hook(
+        f"{_MANAGERS}.tokenizer_manager.TokenizerManager._create_tokenized_object",
+        Kind.AROUND,
+        make_parameters,
+        "fields that are not as they should be are answered with 500",
+    ),
+)
+"""Rows of the table in plugin.py."""

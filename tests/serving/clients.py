@@ -137,13 +137,47 @@ def malformed_requests(prompt: list[int]) -> Iterator[tuple[str, bytes]]:
     yield "no text", b"\xff\xfe\x00"
     yield "a list", b"[]"
     yield "deeply nested", b"[" * 50_000
-    yield "no prompt", json.dumps({"sampling_params": {}}).encode()
-    yield "ids that are text", json.dumps({**good, "input_ids": ["a"]}).encode()
-    yield "negative ids", json.dumps({**good, "input_ids": [-1, 5]}).encode()
-    yield "ids past the vocabulary", json.dumps({**good, "input_ids": [10**9]}).encode()
-    yield "ids past 64 bits", json.dumps({**good, "input_ids": [2**70]}).encode()
-    yield "a negative number of tokens", json.dumps({**good, "sampling_params": {"max_new_tokens": -1}}).encode()
-    yield "a temperature that is text", json.dumps({**good, "sampling_params": {"temperature": "hot"}}).encode()
-    yield "an unknown parameter", json.dumps({**good, "sampling_params": {"surprise": 1}}).encode()
-    yield "a prompt past the context", json.dumps({**good, "input_ids": prompt * (10**6 // len(prompt))}).encode()
     yield "2 MB of text", json.dumps({"text": "a " * 2**20}).encode()
+    yield "a prompt past the context", json.dumps({**good, "input_ids": prompt * (10**6 // len(prompt))}).encode()
+    for name, fields in MALFORMED.items():
+        yield name, json.dumps({**good, **fields}).encode()
+    for name, parameters in MALFORMED_PARAMETERS.items():
+        yield name, json.dumps({**good, "sampling_params": {**good["sampling_params"], **parameters}}).encode()
+
+
+MALFORMED: dict[str, dict[str, Any]] = {
+    "no prompt": {"input_ids": None},
+    "an empty text": {"input_ids": None, "text": ""},
+    "no ids": {"input_ids": []},
+    "a prompt without ids among others": {"input_ids": [[], [1]]},
+    "ids that are text": {"input_ids": ["a"]},
+    "negative ids": {"input_ids": [-1, 5]},
+    "ids past the vocabulary": {"input_ids": [10**9]},
+    "ids past the vocabulary in a batch": {"input_ids": [[1], [10**9]]},
+    "ids past 64 bits": {"input_ids": [2**70]},
+    "parameters in a list": {"sampling_params": [{}, {}]},
+    "no parameters in a list": {"sampling_params": []},
+    "two names for one prompt": {"rid": ["a", "b"]},
+    "an unknown part of a session": {"session_params": {"surprise": 1}},
+    "logprobs from before the prompt": {"return_logprob": True, "logprob_start_len": -5},
+    "logprobs from behind the prompt": {"return_logprob": True, "logprob_start_len": 10**9},
+    "more logprobs than tokens": {"return_logprob": True, "top_logprobs_num": 10**9},
+    "fewer logprobs than none": {"return_logprob": True, "top_logprobs_num": -1},
+    "embeddings in place of some": {"positional_embed_overrides": [1]},
+}
+"""Fields in place of those of a good request, by name."""
+
+MALFORMED_PARAMETERS: dict[str, dict[str, Any]] = {
+    "a negative number of tokens": {"max_new_tokens": -1},
+    "more tokens than 64 bits count": {"max_new_tokens": 2**70},
+    "a temperature that is text": {"temperature": "hot"},
+    "an unknown parameter": {"surprise": 1},
+    "top_k past 32 bits": {"top_k": 2**40, "temperature": 1},
+    "beam search": {"beam_width": 4},
+    "a billion answers": {"n": 10**9},
+    "no answers": {"n": 0},
+    "a broken pattern to stop at": {"stop_regex": "("},
+    "a broken pattern": {"regex": "("},
+    "a broken schema": {"json_schema": "{"},
+}
+"""Sampling parameters that are added to those of a good request, by name."""

@@ -1,4 +1,6 @@
-"""`python -m tests.serving.faulty_server`: SGLang's server, in which a rank raises as soon as a file is there.
+"""`python -m tests.serving.faulty_server`: SGLang's server, in which rank 1 raises as soon as a file is there.
+
+Or it reads another secret than the other ranks.
 
 Spawned schedulers import it too, as `__mp_main__`, and so are damaged alike; tests that import it are not.
 """
@@ -12,19 +14,30 @@ SIGN = "SERVING_TEST_RAISE"
 """Variable with the path of the file."""
 MESSAGE = "the experts of rank 1 failed on purpose"
 
+OTHER_SECRET = "SERVING_TEST_OTHER_SECRET"
+"""Variable with the path of the secret of rank 1."""
+
 _compute_experts = layer.compute_experts
+_read_secret = layer.read_secret
 
 
 def compute_experts(moe_layer, rows) -> None:
     from sglang.srt.runtime_context import get_parallel
 
-    if get_parallel().moe_ep_rank == 1 and Path(os.environ[SIGN]).exists():
+    if get_parallel().moe_ep_rank == 1 and Path(os.environ.get(SIGN, "")).is_file():
         raise ValueError(MESSAGE)
     _compute_experts(moe_layer, rows)
 
 
+def read_secret(path):
+    from sglang.srt.runtime_context import get_parallel
+
+    return _read_secret(os.environ.get(OTHER_SECRET, path) if get_parallel().tp_rank == 1 else path)
+
+
 if __name__ in ("__main__", "__mp_main__"):
     layer.compute_experts = compute_experts
+    layer.read_secret = read_secret
 
 if __name__ == "__main__":
     import sys

@@ -72,7 +72,7 @@ def test_requests_that_no_server_wants_are_refused_under_load(served):
         requests = dict(malformed_requests(served.prompts[3]))
         with ThreadPoolExecutor(4) as pool:
             said = dict(zip(requests, pool.map(lambda data: post(served.url, data)[0], requests.values()), strict=True))
-    assert {name: status for name, status in said.items() if status < 400} == {}
+    assert {name: status for name, status in said.items() if not 400 <= status < 500} == {}
     assert [place for place, answer in traffic.answers if answer.tokens != served.expected[place]] == []
     served.require_right_answers()
 
