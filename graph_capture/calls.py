@@ -25,7 +25,7 @@ class Reference(NamedTuple):
 
 class OperatorCall(NamedTuple):
     """An operator with its arguments. `results`: what it made, in the order of what it returns and None where that is
-    not new; empty where it writes into an argument."""
+    not new; empty where it only writes into an argument."""
 
     operator: torch._ops.OpOverload
     arguments: tuple[Any, ...]

@@ -70,13 +70,11 @@ class Recording(TorchDispatchMode):
             made = OperatorCall(torch.ops.aten.clone.default, (result.clone(),), {}, (self._born(result, set()),))
             self.calls.append(made)
             return result
-        if operator._schema.is_mutable:
-            self.calls.append(OperatorCall(operator, arguments, named, ()))
-            return result
         taken = {_address(item) for item in _tensors((args, keywords))}
         results = tuple(self._born(item, taken) for item in _results(result))
-        if any(item is not None for item in results):
-            self.calls.append(OperatorCall(operator, arguments, named, results))
+        made = any(item is not None for item in results)
+        if made or operator._schema.is_mutable:
+            self.calls.append(OperatorCall(operator, arguments, named, results if made else ()))
         return result
 
     def record_launch(self, bind: launches.Bind, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> None:

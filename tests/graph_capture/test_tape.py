@@ -98,6 +98,29 @@ def test_a_constant_that_the_step_changes_is_made_again_at_every_replay():
     assert [float(tape.replay()) for _ in range(3)] == [2.0, 2.0, 2.0]
 
 
+LIBRARY = torch.library.Library("ascend_moe_tests", "FRAGMENT")
+LIBRARY.define("add_and_double(Tensor(a!) total, Tensor x) -> Tensor")
+LIBRARY.impl("add_and_double", lambda total, x: (total.add_(x), 2 * x)[1], "CPU")
+
+
+def scale_with_noise(total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    # A third between equal bounds: nothing is random, and there is a form with `out`.
+    return torch.ops.aten.rrelu_with_noise(x, total, 1 / 3, 1 / 3, True)
+
+
+@pytest.mark.parametrize(
+    "operator", [torch.ops.ascend_moe_tests.add_and_double, scale_with_noise], ids=["no-out-form", "out-form"]
+)
+def test_an_operator_that_changes_an_argument_also_makes_its_result_at_every_replay(operator):
+    x, total, reference = torch.randn(4), torch.ones(4), torch.ones(4)
+    tape = record(lambda: operator(total, x) + 1, Arena())
+    operator(reference, x)
+    for _ in range(3):
+        x.normal_()
+        assert torch.equal(tape.replay(), operator(reference, x) + 1)
+        assert torch.equal(total, reference)
+
+
 @pytest.mark.parametrize(
     ("step", "operator"),
     [
