@@ -6,19 +6,29 @@
 
 namespace ascend_moe {
 
-// Fletcher sums over 64-bit words in four lanes (rows are multiples of 32 bytes), seeded with the row's epoch and
-// place.
+// Fletcher sums over 64-bit words in four lanes, seeded with the row's epoch and place. A last block that is not full,
+// as int8 rows may have one, counts as filled up with zeros.
 inline uint64_t row_checksum(const uint8_t *row, uint64_t row_bytes, uint64_t epoch, uint64_t place) {
     constexpr uint64_t lanes = 4;
     uint64_t sums[lanes] = {epoch, place, ~epoch, ~place};
     uint64_t sums_of_sums[lanes] = {};
-    for (uint64_t begin = 0; begin < row_bytes; begin += lanes * sizeof(uint64_t)) {
-        uint64_t words[lanes];
-        memcpy(words, row + begin, sizeof words);
+    uint64_t words[lanes];
+    const auto add_words = [&] {
         for (uint64_t lane = 0; lane < lanes; ++lane) {
             sums[lane] += words[lane];
             sums_of_sums[lane] += sums[lane];
         }
+    };
+    const uint64_t rest = row_bytes % sizeof words;
+    const uint8_t *const full_end = row + row_bytes - rest;
+    for (; row < full_end; row += sizeof words) {
+        memcpy(words, row, sizeof words);
+        add_words();
+    }
+    if (rest > 0) {
+        memset(words, 0, sizeof words);
+        memcpy(words, row, rest);
+        add_words();
     }
     uint64_t check = 0;
     for (uint64_t lane = 0; lane < lanes; ++lane) {

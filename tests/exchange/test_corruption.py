@@ -55,6 +55,28 @@ def test_a_flipped_bit_in_a_placed_row_is_named_where_it_lies(fresh_pool):
     assert all(f"rank {source}" in message for rank, message in enumerate(messages) if str(rank) != source), messages
 
 
+def flip_the_last_element_of_int8_rows(rank: Rank) -> None:
+    scenario = SCENARIO._replace(hidden=48)
+    exchange = open_exchange("windows", rank, scenario, verify=True, quant="int8")
+    inputs = scenario.inputs(rank.size)[rank.rank]
+    rows = exchange.dispatch(*inputs)
+    exchange.combine(rows.out.zero_(), rows)
+
+    def flip(step: Step) -> None:
+        if step == Step.VERIFY:
+            rows.rows[0, -1] ^= 1
+
+    if rank.rank == rank.size - 1:
+        exchange.watch_steps(flip)
+    with pytest.raises(Corruption):
+        again = exchange.dispatch(*inputs)
+        exchange.combine(again.out.zero_(), again)
+
+
+def test_the_checksum_of_an_int8_row_covers_its_last_bytes(fresh_pool):
+    fresh_pool(2).run(flip_the_last_element_of_int8_rows)
+
+
 def flip_in_results(rank: Rank) -> str:
     exchange = open_exchange("windows", rank, SCENARIO, verify=True)
     rows = exchange.dispatch(*SCENARIO.inputs(rank.size)[rank.rank])

@@ -67,6 +67,11 @@ def test_int8_rows_and_scales_are_exact(pools, ranks: int, rows: Rows, dtype: st
     pools.run(ranks, exchange_quantised, scenario, verify)
 
 
+@pytest.mark.parametrize("hidden", [16, 48], ids=lambda hidden: f"hidden-{hidden}")
+def test_verified_int8_rows_need_not_fill_a_block_of_the_checksum(pools, hidden: int) -> None:
+    pools.run(2, exchange_quantised, Scenario(hidden=hidden, topk=3), True)
+
+
 def place_zero_rows(rank: Rank) -> None:
     scenario = Scenario(rows="constant", hidden=32)
     x, ids, weights = scenario.inputs(rank.size)[rank.rank]
