@@ -24,9 +24,10 @@ inline std::vector<uint32_t> segment_bounds(const Session &session, const int64_
 }
 
 // Runs work(begin, end) for every segment, each on a thread of its own but the first. Where the system gives no more
-// threads the calling one does their work.
+// threads the calling one does their work. Whatever happens, the threads have ended when this does.
 template <class Work> void run_segments(const std::vector<uint32_t> &bounds, Work work) {
-    std::vector<std::thread> threads;
+    std::vector<std::jthread> threads; // joined as they are destroyed
+    threads.reserve(bounds.size());
     size_t started = 1;
     try {
         for (; started + 1 < bounds.size(); ++started)
@@ -36,8 +37,6 @@ template <class Work> void run_segments(const std::vector<uint32_t> &bounds, Wor
             work(bounds[rest], bounds[rest + 1]);
     }
     work(bounds[0], bounds[1]);
-    for (std::thread &thread : threads)
-        thread.join();
 }
 
 } // namespace ascend_moe
