@@ -41,7 +41,8 @@ class Exchange:
     """Moves token rows to the experts of other ranks and their results back, without relay buffers.
 
     Made by `Exchange.create`. Every rank takes part in every call, in the same order, ranks without tokens included.
-    Not thread-safe. A context manager; leaving it after an exception tells the other ranks.
+    Not thread-safe. A context manager; leaving it after an exception tells the other ranks. There are no gradients:
+    no result has a history, whatever the inputs have.
     """
 
     def __init__(self, opened: Opened) -> None:
@@ -190,7 +191,8 @@ class Exchange:
 
         x [tokens, hidden] in the exchange's dtype; topk_ids [tokens, topk] int32 or int64, -1 = not routed;
         topk_weights [tokens, topk] of a floating dtype, used by combine. Rows of tokens that are not routed may hold
-        anything. The result's tensors are views of the window, valid until the next dispatch of the same slot.
+        anything. The result's tensors are views of the window, valid until the next dispatch of the same slot; they
+        have no gradient.
 
         Raises on every rank: `InvalidInput`, `WindowTooSmall` if the rows need more than one round, `ProtocolMismatch`
         if ranks take different phases (the exchange stays usable after these); `PeerLost`, `PeerTimeout`,
@@ -207,9 +209,9 @@ class Exchange:
 
         Written into `out` if that is given. Computed in fp32, `sum = sum + weight * value` in k order from zero,
         multiply and add not fused, rounded once; zeros for tokens that are not routed. `expert_out` is `rows.out`, or
-        [at least counts.sum(), hidden], which is then copied into it once. A dispatch may be combined again, by every
-        rank; new results then have to come as a tensor of their own, for `rows.out` may be read by others until the
-        next combine has begun.
+        [at least counts.sum(), hidden], which is then copied into it once. The result has no gradient, even if
+        `expert_out` has one. A dispatch may be combined again, by every rank; new results then have to come as a tensor
+        of their own, for `rows.out` may be read by others until the next combine has begun.
 
         Raises `InvalidInput` for rows whose slot has been dispatched again or a wrong tensor (on this rank, which
         the others then see as a `PeerTimeout` unless the call is made again); `PeerLost`, `PeerTimeout`,
@@ -244,9 +246,9 @@ class Exchange:
     ) -> torch.Tensor:
         """The whole layer: dispatch, `experts(rows)`, combine; in prefill with as many rounds as the window needs.
 
-        `experts` writes `rows.out` and is called at least once on every rank. If it raises, the other ranks get a
-        `PeerLost` that names this one, and the exchange is poisoned. Arguments, result and errors otherwise as in
-        `dispatch` and `combine`.
+        `experts` writes `rows.out`, without gradients (`torch.no_grad`), and is called at least once on every rank. If
+        it raises, the other ranks get a `PeerLost` that names this one, and the exchange is poisoned. Arguments, result
+        and errors otherwise as in `dispatch` and `combine`.
         """
         kind = self._kind(phase)
         prefill = kind == Kind.PREFILL
@@ -296,6 +298,9 @@ class Exchange:
         return prepare_decode(self._steps, tokens, self._watched(experts), out)
 
     def _watched(self, experts: Callable[[ExpertRows], None]) -> Callable[[ExpertRows], None]:
+        if torch.is_grad_enabled():
+            experts = torch.no_grad()(experts)
+
         def watched_experts(rows: ExpertRows) -> None:
             try:
                 experts(rows)

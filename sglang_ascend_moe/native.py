@@ -223,7 +223,8 @@ class NativeSession:
     def new_call(self, tokens: int) -> DispatchCall:
         """A call for at most `tokens` tokens."""
         native = abi.Call(session=ctypes.addressof(self._session), **self._functions)
-        return DispatchCall(native, self._calls, self._window_layout, tokens, self._matrix)
+        with torch.inference_mode(False):  # its tensors are written to in any mode of autograd
+            return DispatchCall(native, self._calls, self._window_layout, tokens, self._matrix)
 
     def dispatch(self, call: DispatchCall) -> None:
         """Steps announce to arrivals."""

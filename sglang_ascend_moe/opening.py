@@ -47,7 +47,8 @@ def open_steps(
     rank, ranks = dist.get_rank(group), parameters.ranks
     if workers is not None and not 1 <= workers <= 256:
         raise InvalidInput(f"workers={workers} is outside 1 .. 256")
-    with ExitStack() as bring_up, ExitStack() as kept:
+    # Tensors that are made here are written to in any mode of autograd.
+    with torch.inference_mode(False), ExitStack() as bring_up, ExitStack() as kept:
         listener = bring_up.enter_context(open_listener())
         hello = Hello(
             session=os.urandom(16), rank=rank, layout_version=LAYOUT_VERSION, parameters=parameters,

@@ -66,7 +66,7 @@ def open_device_steps(
     """
     who = Group(group or dist.group.WORLD, dist.get_rank(group), secret)
     rank, ranks = who.rank, parameters.ranks
-    with ExitStack() as kept:
+    with torch.inference_mode(False), ExitStack() as kept:  # as `open_steps`
         hello = Hello(
             session=os.urandom(16), rank=rank, layout_version=LAYOUT_VERSION, parameters=parameters,
             process=os.getpid(), address=b"", cores=sorted(os.sched_getaffinity(0)), workers=1,

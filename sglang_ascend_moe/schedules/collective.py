@@ -68,7 +68,7 @@ class CollectiveExchange:
     """`Exchange` over `torch.distributed.all_to_all_single`.
 
     Every rank takes part in every call, in the same order. Waits are bounded by the timeout of the group. `epoch` is
-    the number of dispatches begun so far.
+    the number of dispatches begun so far. There are no gradients.
     """
 
     def __init__(self, group: dist.ProcessGroup, settings: _Settings, dtype: torch.dtype) -> None:
@@ -158,7 +158,7 @@ class CollectiveExchange:
         sent = matrix[self._rank].view(self._ranks, experts).sum(1).tolist()
         arriving = matrix[:, self._rank * experts : (self._rank + 1) * experts]
         received = arriving.sum(1).tolist()
-        arrived = self._all_to_all(x[places // self._settings.topk], sent, received)
+        arrived = self._all_to_all(x.detach()[places // self._settings.topk], sent, received)
 
         # Rows arrive in (source, local expert) blocks; experts want them in (local expert, source) blocks.
         block = torch.arange(experts) * self._ranks + torch.arange(self._ranks).unsqueeze(1)
@@ -169,7 +169,7 @@ class CollectiveExchange:
             exchange=self,
             kind=Kind.DECODE if phase == "decode" else Kind.PREFILL,
             epoch=self.epoch,
-            weights=topk_weights.to(torch.float32, copy=True),
+            weights=topk_weights.detach().to(torch.float32, copy=True),
             routed=routed,
             position=position.view(ids.shape),
             sent=sent,
@@ -198,7 +198,7 @@ class CollectiveExchange:
         ticket: _Ticket = rows.ticket
 
         back = torch.empty((len(ticket.order), self._settings.hidden), dtype=self._dtype)
-        back[ticket.order] = expert_out[: len(ticket.order)]
+        back[ticket.order] = expert_out.detach()[: len(ticket.order)]
         returned = self._all_to_all(back, ticket.received, ticket.sent)
 
         total = torch.zeros((len(ticket.weights), self._settings.hidden), dtype=torch.float32)
@@ -224,7 +224,8 @@ class CollectiveExchange:
         """
         rows = self.dispatch(x, topk_ids, topk_weights, phase=phase)
         try:
-            experts(rows)
+            with torch.no_grad():
+                experts(rows)
         except Exception as error:
             self._announce_failure(rows, f"its experts raised {type(error).__name__}: {error}")
             raise

@@ -50,6 +50,8 @@ def routed_tokens(
     if not x.device == topk_ids.device == topk_weights.device == device:
         devices = f"x, topk_ids, topk_weights on {x.device}, {topk_ids.device}, {topk_weights.device}"
         return f"{devices}: the windows of this exchange are on {device}; pass tensors of it"
+    if torch.is_grad_enabled():
+        x, topk_weights = x.detach(), topk_weights.detach()
     if weights_dtype is not torch.float32:
         topk_weights = topk_weights.to(torch.float32)
     return RoutedTokens(x if x.stride()[1] == 1 else x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous())

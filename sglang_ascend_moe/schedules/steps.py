@@ -131,6 +131,9 @@ class ExchangeSteps:
         first, last = _HALVES[part]
         self._holders[2 * slot + first] = self._holders[2 * slot + last] = call
         rows, scales, out = self._views[slot][part]
+        if torch.is_grad_enabled():
+            # What is written into a tensor leaves its history with it, and these are handed out again and again.
+            rows, scales, out = rows.detach(), None if scales is None else scales.detach(), out.detach()
         if not ticket.epoch:
             # A launch that was only captured: how many rows there are, each replay learns for itself.
             ticket.at_most = rows.shape[0]
@@ -244,6 +247,7 @@ class ExchangeSteps:
     def _copy_results(self, expert_out: Tensor, rows: ExpertRows) -> None:
         if _in_place(expert_out, rows.out):
             return
+        expert_out = expert_out.detach()
         pitch, total = self.layout.expert_rows, rows.ticket.total
         # @protocol write-out. Experts that write rows.out in place do so before the first combine.
         if not pitch:
