@@ -75,8 +75,6 @@ def _load(path: str) -> ctypes.CDLL:
     library.exchange_initialise.restype = None
     library.exchange_select_kernels.argtypes = [ctypes.c_char_p]
     library.exchange_selected_kernels.restype = ctypes.c_char_p
-    library.exchange_cut_segments.argtypes = [pointer, u32, u32, u32, pointer]
-    library.exchange_cut_segments.restype = None
     library.exchange_refuse.argtypes = [pointer, u32, ctypes.c_char_p, u32]
     library.exchange_leave.argtypes = [pointer, u32, u32, u64]
     library.exchange_leave.restype = None
@@ -87,19 +85,6 @@ def _load(path: str) -> ctypes.CDLL:
 
 def _address(python_function: str) -> int | None:
     return ctypes.cast(getattr(ctypes.pythonapi, python_function), pointer).value
-
-
-def layout_bytes(layout: WindowLayout) -> bytes:
-    """The `ExchangeLayout` that kernels receive, as bytes; for harnesses that are not written in Python."""
-    return bytes(native_layout(layout))
-
-
-def cut_segments(positions: torch.Tensor, count: int) -> list[int]:
-    """Bounds of `count` ranges of tokens that move equally many rows; positions int64 [tokens, topk], -1 = none."""
-    bounds = (u32 * (count + 1))()
-    tokens, topk = positions.shape
-    _library().exchange_cut_segments(positions.contiguous().data_ptr(), tokens, topk, count, bounds)
-    return list(bounds)
 
 
 def select_kernels(name: str | None) -> str:

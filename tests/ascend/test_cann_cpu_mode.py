@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_ascend_moe.native import layout_bytes
+from sglang_ascend_moe.abi import native_layout
 from sglang_ascend_moe.windows.layout import ExchangeParameters, WindowLayout, plan_window
 from tests.exchange import reference
 from tests.exchange.bits import require_same_bits
@@ -46,7 +46,7 @@ def run(program: Path, folder: Path, quant: str | None) -> WindowLayout:
             quant=quant,
         )
     )
-    (folder / "layout").write_bytes(layout_bytes(layout))
+    (folder / "layout").write_bytes(bytes(native_layout(layout)))
     for name, tensor in (("x", given.x), ("ids", given.topk_ids), ("weights", given.topk_weights)):
         (folder / name).write_bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     subprocess.run([program, folder, str(CORES), str(len(given.x))], check=True, timeout=240)

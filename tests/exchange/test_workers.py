@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import CDLL, c_uint32, c_void_p
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import PeerLost
-from sglang_ascend_moe.native import cut_segments
+from sglang_ascend_moe.native import own_library
 from sglang_ascend_moe.schedules.rows import ExpertRows
 
 from . import reference
@@ -124,6 +125,15 @@ def run_beside_a_live_handle(rank: Rank, workers: int) -> int:
 def test_rounds_stay_in_one_slot_and_leave_the_handle_in_the_other_alone(pools, workers: int) -> None:
     rounds = pools.run(3, run_beside_a_live_handle, workers)
     assert rounds[0] > 1
+
+
+def cut_segments(positions: torch.Tensor, count: int) -> list[int]:
+    """What workers get: bounds of `count` ranges of tokens; positions int64 [tokens, topk], -1 = none."""
+    bounds = (c_uint32 * (count + 1))()
+    tokens, topk = positions.shape
+    library = CDLL(own_library("cpu"))
+    library.exchange_cut_segments(c_void_p(positions.contiguous().data_ptr()), tokens, topk, count, bounds)
+    return list(bounds)
 
 
 @given(

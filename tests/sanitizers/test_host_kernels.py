@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sglang_ascend_moe.native import layout_bytes
+from sglang_ascend_moe.abi import native_layout
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def run_harness(
         ranks=ranks, num_experts=4 * ranks, hidden=48, max_tokens=6, topk=3, dtype="float32", slots=slots, verify=verify
     )
     layout = folder / "layout"
-    layout.write_bytes(layout_bytes(plan_window(parameters)))
+    layout.write_bytes(bytes(native_layout(plan_window(parameters))))
     # Without address randomisation: the shadow memory of older ThreadSanitizers needs the classic address map.
     command = ["setarch", "--addr-no-randomize", str(binary), str(layout), "500"]
     environment = dict(os.environ) | dict(sanitizer.environment)
