@@ -158,7 +158,7 @@ class Exchange:
     @property
     def epoch(self) -> int:
         """Exchanges begun so far, `first_epoch` included."""
-        return self._steps.session.epoch
+        return self.epochs[self.rank]
 
     @property
     def observation(self) -> Observation:

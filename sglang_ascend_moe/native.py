@@ -167,7 +167,7 @@ class NativeSession:
 
     @property
     def epoch(self) -> int:
-        """The last epoch begun."""
+        """The epoch of the last call, which is not the last one begun after a combine of an earlier dispatch."""
         return int(self._session.epoch)
 
     @property

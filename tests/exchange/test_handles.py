@@ -118,6 +118,22 @@ def test_two_live_handles_are_combined_in_any_order(pools, implementation, ranks
     pools.run(ranks, hold_two_handles, implementation, order)
 
 
+def count_epochs(rank: Rank, implementation: str) -> list[int]:
+    epochs = []
+    with open_exchange(implementation, rank, SCENARIO, slots=2) as exchange:
+        calls = [Call(exchange, rank, seed) for seed in range(2)]
+        for call in calls:
+            epochs.append(exchange.epoch)
+            call.compute()
+            call.require_combined()
+        epochs.append(exchange.epoch)
+    return epochs
+
+
+def test_the_epoch_is_that_of_the_last_dispatch_also_after_the_combine_of_an_earlier_one(pools, implementation):
+    assert pools.run(2, count_epochs, implementation) == [[2, 2, 2]] * 2
+
+
 def pipeline_three_slots(rank: Rank, implementation: str) -> None:
     with open_exchange(implementation, rank, SCENARIO, slots=3) as exchange:
         live = [Call(exchange, rank, seed) for seed in range(3)]
