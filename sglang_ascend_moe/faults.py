@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from sglang_ascend_moe.codes import InputError, Kind, Result, Step
 from sglang_ascend_moe.errors import (
@@ -85,6 +85,14 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
     return SessionPoisoned(
         f"this exchange failed before ({Result(fault.cause).name.lower().replace('_', ' ')}, {culprit}); its memory is "
         f"not safe to use, create a new Exchange"
+    )
+
+
+def refuse_forked(*_: object) -> NoReturn:
+    """In place of any call in a process that was forked from the one that opened the exchange."""
+    raise SessionPoisoned(
+        "this exchange was opened by the process that this one was forked from, and does not survive a fork; open an "
+        "exchange in this process"
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, NoReturn
+from weakref import WeakSet
 
 import torch
 
@@ -16,7 +18,7 @@ from sglang_ascend_moe.abi import ABI_VERSION, REFUSAL_BYTES, STEP_HOOK, i64, na
 from sglang_ascend_moe.calls import DispatchCall
 from sglang_ascend_moe.codes import InputError, Kind, Result, Step
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported
-from sglang_ascend_moe.faults import Fault, fault_error
+from sglang_ascend_moe.faults import Fault, fault_error, refuse_forked
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, WindowLayout
 
 _LIBRARIES = {"cpu": "sglang_ascend_moe._host_kernels", "npu": "sglang_ascend_moe._ascend_kernels"}
@@ -128,7 +130,7 @@ class NativeSession:
         `workers`: threads that move large payloads; `device`: where windows and tensors lie, None for the host.
         """
         ranks = layout.parameters.ranks
-        self._library = _library("cpu" if device is None else device.type)
+        self._library: Any = _library("cpu" if device is None else device.type)
         self._window_layout = layout
         self._layout = native_layout(layout)
         self._windows = (pointer * ranks)(*window_addresses)
@@ -164,6 +166,15 @@ class NativeSession:
         self._dispatch, self._combine = self._calls.dispatch, self._calls.combine
         self._dispatch_fitting = self._calls.dispatch_fitting
         self._element_bytes = ELEMENT_BYTES[layout.parameters.dtype]
+        self.inherited = False
+        """Whether this process was forked from the one that opened the session, whose windows it must not touch."""
+        _sessions.add(self)
+
+    def disown(self) -> None:
+        """In a forked process: from now on every call raises `SessionPoisoned`, and leaving tells nobody."""
+        self.inherited = True
+        self._library = _NoKernels()
+        self._dispatch = self._combine = self._dispatch_fitting = refuse_forked
 
     @property
     def epoch(self) -> int:
@@ -305,12 +316,15 @@ class NativeSession:
 
         May be called while another thread is inside a call of this session, which then ends.
         """
+        if self.inherited:
+            return
         self._library.exchange_leave(self._reference, result, step, epoch)
 
     def give_up(self, error: BaseException, step: Step, epoch: int) -> None:
         """Tells every rank that `error` keeps this one from going on; otherwise as `leave`."""
         self.leave(Result.PEER_FAILED, step, epoch)
-        self._report(self._own_fault(step, epoch), error)
+        if not self.inherited:
+            self._report(self._own_fault(step, epoch), error)
 
     def leave_interrupted(self) -> None:
         """Tells every rank that this one does not go on from where it is."""
@@ -352,3 +366,21 @@ class NativeSession:
     def _own_fault(self, step: Step, epoch: int) -> Fault:
         rank = self._session.rank
         return Fault(Result.PEER_FAILED, rank, rank, step, epoch, 0, 0, (), "")
+
+
+class _NoKernels:
+    """The kernels of a process that has none to call."""
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        return refuse_forked
+
+
+_sessions: WeakSet[NativeSession] = WeakSet()
+
+
+def _disown_sessions() -> None:
+    for session in _sessions:
+        session.disown()
+
+
+os.register_at_fork(after_in_child=_disown_sessions)

@@ -82,6 +82,9 @@ def open_steps(
 def close_steps(steps: ExchangeSteps, pidfds: ExitStack) -> None:
     """Leaves the exchange of an `Opened`: peers that still wait for this rank get `PeerLost`."""
     session = steps.session
+    if session.inherited:
+        pidfds.pop_all()  # they are the parent's, as the windows are
+        return
     session.leave(Result.PEER_CLOSED, session.step, session.epoch)
     pidfds.close()
 

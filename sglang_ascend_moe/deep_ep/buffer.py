@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from sglang_ascend_moe.deep_ep.normal import Normal
 from sglang_ascend_moe.deep_ep.normal_inputs import DispatchInput, split_rows
 from sglang_ascend_moe.deep_ep.routing import dispatch_layout
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported
+from sglang_ascend_moe.faults import refuse_forked
 from sglang_ascend_moe.windows.layout import plan_window
 
 Hook = Callable[[], None]
@@ -73,6 +75,7 @@ class Buffer:
         self.group_size = self._ranks.size
         self._normal = Normal(self._ranks, num_nvl_bytes)
         self._low_latency = LowLatency(self._ranks, num_rdma_bytes)
+        self._process = os.getpid()
         self._destroyed = False
         self._require_equal("num_nvl_bytes", num_nvl_bytes)
         self._require_equal("num_rdma_bytes", num_rdma_bytes)
@@ -356,6 +359,8 @@ class Buffer:
     def _require_open(self) -> None:
         if self._destroyed:
             raise SessionPoisoned("this Buffer was destroyed; make a new one")
+        if os.getpid() != self._process:
+            refuse_forked()
 
     def _require_low_latency(self) -> None:
         self._require_open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -362,3 +363,29 @@ def count_waits(rank: Rank) -> list[int]:
 
 def test_waits_are_added_to_the_own_line(pools):
     assert pools.run(RANKS, count_waits) == [[5, 5], [5, 5]]
+
+
+def leave_a_buffer_in_a_forked_process(rank: Rank) -> None:
+    size = Buffer.get_low_latency_rdma_size_hint(TOKENS, HIDDEN, RANKS, EXPERTS)
+    buffers = [Buffer(rank.group, 0, size, low_latency_mode=True)]
+    x, ids = torch.ones(TOKENS, HIDDEN, dtype=torch.bfloat16), torch.arange(TOKENS * TOPK).view(TOKENS, TOPK) % EXPERTS
+
+    def dispatch() -> None:
+        buffers[0].low_latency_dispatch(x, ids, TOKENS, EXPERTS, use_fp8=False)
+
+    dispatch()
+    child = os.fork()
+    if child == 0:
+        try:
+            with pytest.raises(SessionPoisoned, match="fork"):
+                dispatch()
+            buffers.clear()  # the last use of it here
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    dispatch()
+
+
+def test_a_forked_process_cannot_use_or_end_the_buffer_of_its_parent(pools):
+    pools.run(RANKS, leave_a_buffer_in_a_forked_process)

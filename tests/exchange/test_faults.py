@@ -303,3 +303,34 @@ def test_ctrl_c_ends_overlapping_rounds(fresh_pool):
     pool.await_notes("interrupted", [0], deadline_s=10.0)
     pool.release(CULPRIT)
     pool.collect()
+
+
+def leave_in_a_forked_process(rank: Rank) -> None:
+    with open_exchange("windows", rank, SCENARIO, slots=2) as exchange:
+        call(exchange, "run-decode", rank)
+        rows = exchange.dispatch(*SCENARIO.inputs(rank.size)[rank.rank])
+        child = os.fork()
+        if child == 0:
+            try:
+                x, ids, weights = SCENARIO.inputs(rank.size)[rank.rank]
+                for use in (
+                    lambda: exchange.dispatch(x, ids, weights),
+                    lambda: exchange.dispatch(x, ids.float(), weights),
+                    lambda: exchange.run(x, ids, weights, rows.out.copy_, phase="prefill"),
+                    lambda: exchange.combine(rows.out, rows),
+                ):
+                    with pytest.raises(SessionPoisoned, match="fork"):
+                        use()
+                with pytest.raises(ArithmeticError), exchange:
+                    raise ArithmeticError("in the child")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        compute(rows, scale_by_expert, rank)
+        exchange.combine(rows.out, rows)
+        call(exchange, "run-prefill", rank)
+
+
+def test_a_forked_process_cannot_use_or_end_the_exchange_of_its_parent(pools):
+    pools.run(2, leave_in_a_forked_process)
