@@ -21,6 +21,7 @@ from sglang_ascend_moe.launch.cann import Cann, find_cann, first_file, places
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
 
 ARCHITECTURES = {"dav-2201": "Atlas A2 and A3"}
+LEAST_CANN = (9, 1)
 LIBRARIES = ("_ascend_kernels.so", "_ascend_torch.so")
 _CMAKE_FILES = (
     "compiler/tikcpp/ascendc_kernel_cmake/asc-config.cmake",
@@ -98,6 +99,11 @@ def what_is_missing(cann: Cann | None) -> Iterator[Missing]:
             "install it and run `source /usr/local/Ascend/cann/set_env.sh`, or set ASCEND_HOME_PATH",
         )
     else:
+        if cann.is_older_than(*LEAST_CANN):
+            yield Missing(
+                f"CANN {'.'.join(map(str, LEAST_CANN))} (that in {cann.home} is {cann.version})",
+                "install a newer toolkit: the kernels are marked with words that the compiler of an older one lacks",
+            )
         needed = {
             "bisheng, the compiler": _COMPILER if shutil.which("bisheng") is None else (),
             "asc-config.cmake, with which cmake knows the language ASC": _CMAKE_FILES,
@@ -108,7 +114,7 @@ def what_is_missing(cann: Cann | None) -> Iterator[Missing]:
             if candidates and first_file(cann.home, *candidates) is None:
                 yield Missing(
                     f"{what} (not at {' or '.join(candidates)} in {cann.home})",
-                    "install the whole toolkit package of CANN 9.1 or later, the version that its own samples name",
+                    "install the whole toolkit package of CANN 9.1 or later",
                 )
     for package, remedy in (
         ("torch", "pip install sglang-ascend-moe"),

@@ -20,6 +20,11 @@ class Cann(NamedTuple):
     home: Path
     version: str
 
+    def is_older_than(self, major: int, minor: int) -> bool:
+        """False where the version is not known."""
+        found = re.match(r"(\d+)\.(\d+)", self.version)
+        return found is not None and (int(found[1]), int(found[2])) < (major, minor)
+
 
 def places(root: Path = Path("/")) -> list[Path]:
     """Where CANN is looked for: where its `set_env.sh` says, then where its installer puts it under `root`."""

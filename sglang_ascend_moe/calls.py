@@ -25,7 +25,8 @@ class DispatchCall:
                  "positions", "reference", "weights")  # fmt: skip
 
     def __init__(self, native: abi.Call, calls: Any, layout: WindowLayout, tokens: int, matrix: torch.Tensor) -> None:
-        """`native` says whose call it is and how it is made; `calls` is the module of kernels/python/calls.cpp.
+        """`native` says whose call it is and how it is made; `calls` is the module of kernels/python/calls.cpp, None
+        for the kernels of a device, which take no tensors of the host.
 
         `matrix` is the session's, on whose device everything lies.
         """
@@ -50,11 +51,13 @@ class DispatchCall:
         continues: bool = False,
     ) -> bool:  # fmt: skip
         """`take` of a caller's tensors, if the kernels on the host take them as they are; else nothing is done."""
+        if self._calls is None:
+            return False
         return bool(self._calls.take(self.address, x, ids, weights, kind, part, keep_weights, continues))
 
     def fits_out(self, out: torch.Tensor) -> bool:
         """Points combine at a caller's `out`, if the kernels on the host can write it as it is."""
-        return bool(self._calls.take_out(self.address, out))
+        return self._calls is not None and bool(self._calls.take_out(self.address, out))
 
     def take(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind, part: Part,
@@ -83,9 +86,9 @@ class DispatchCall:
         call.continues = continues
         call.row_bytes = row_bytes
         self.combine.positions = call.positions
+        call.weights = None
         if keep_weights:
-            call.weights = weights.data_ptr()
+            self.weights[: x.shape[0]].copy_(weights)
             self.combine.weights = call.kept_weights
         else:
-            call.weights = None
             self.combine.weights = weights.data_ptr()

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 from weakref import WeakSet
 
 import torch
@@ -117,6 +117,8 @@ def initialise_window(layout: WindowLayout, address: int, device: str = "cpu") -
 class NativeSession:
     """One rank's open exchange, as the kernels see it. Not thread-safe."""
 
+    takes_host_tensors: ClassVar[bool] = True
+
     def __init__(
         self,
         layout: WindowLayout,
@@ -219,8 +221,9 @@ class NativeSession:
     def new_call(self, tokens: int) -> DispatchCall:
         """A call for at most `tokens` tokens."""
         native = abi.Call(session=ctypes.addressof(self._session), **self._functions)
+        calls = self._calls if self.takes_host_tensors else None
         with torch.inference_mode(False):  # its tensors are written to in any mode of autograd
-            return DispatchCall(native, self._calls, self._window_layout, tokens, self._matrix)
+            return DispatchCall(native, calls, self._window_layout, tokens, self._matrix)
 
     def dispatch(self, call: DispatchCall) -> None:
         """Steps announce to arrivals."""

@@ -55,6 +55,8 @@ def torch_streams() -> Streams:
 class DeviceSession(NativeSession):
     """One rank's open exchange on the current device. Not thread-safe."""
 
+    takes_host_tensors = False
+
     def __init__(
         self,
         layout: WindowLayout,

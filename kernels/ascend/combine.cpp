@@ -55,7 +55,7 @@ class Combine {
         // @protocol push-done. The experts' kernels, and this rank's earlier reads, ended before this launch began.
         control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, word);
         // @protocol wait-done. A peer may be one rendezvous ahead.
-        return control_.WaitForWords(lines, [word, epoch](uint64_t seen) {
+        return control_.WaitForWords(lines, [word, epoch](uint64_t seen) __aicore__ {
             return EpochOf(seen) > epoch ? Seen::impossible : seen >= word ? Seen::ready : Seen::pending;
         });
     }

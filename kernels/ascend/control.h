@@ -107,7 +107,7 @@ class Control {
         LoadLines(verdicts_.Get<uint64_t>(),
                   arguments_->workspace + VerdictOffset(stage, 0, cores()) + offsetof(Verdict, finding), cores());
     }
-    __aicore__ inline uint64_t Finding(uint32_t core) const { return Word(verdicts_, core); }
+    __aicore__ inline uint64_t Finding(uint32_t core) { return Word(verdicts_, core); }
     // Ends the kernel: tells the host, and where the session is lost also every rank. One core does it.
     __aicore__ inline void Conclude(const Verdict &verdict) {
         if (Poisons(verdict.result))
@@ -183,11 +183,11 @@ class Control {
                     DataCopyPadExtParams<uint64_t>{false, 0, 0, 0});
         Order<HardEvent::MTE2_S>();
     }
-    __aicore__ inline uint64_t Word(const TBuf<TPosition::VECCALC> &lines, uint32_t line) const {
+    __aicore__ inline uint64_t Word(TBuf<TPosition::VECCALC> &lines, uint32_t line) {
         return lines.Get<uint64_t>().GetValue(line * unit_words);
     }
     // A failure that a peer pushed is reported as the peer found it, so that the real culprit is named everywhere.
-    __aicore__ inline Verdict JudgeStatuses() const {
+    __aicore__ inline Verdict JudgeStatuses() {
         for (uint32_t source = 0; source < ranks(); ++source) {
             const uint64_t word = Word(statuses_, source);
             const uint32_t result = StatusResult(word), culprit = StatusCulprit(word);

@@ -175,7 +175,7 @@ class Counts {
         }
         PipeBarrier<PIPE_V>();
     }
-    __aicore__ inline void CopyCounts(const TBuf<TPosition::VECCALC> &to, const TBuf<TPosition::VECCALC> &from) {
+    __aicore__ inline void CopyCounts(TBuf<TPosition::VECCALC> &to, TBuf<TPosition::VECCALC> &from) {
         Adds(to.Get<int32_t>(), from.Get<int32_t>(), 0, static_cast<int32_t>(experts_));
     }
 
@@ -225,7 +225,7 @@ class Counts {
                 return verdict;
         }
     }
-    __aicore__ inline Seen JudgeCountUnits() const {
+    __aicore__ inline Seen JudgeCountUnits() {
         const auto words = record_.Get<uint64_t>();
         const uint64_t expected = SequenceWord(control_->epoch, arguments_->kind);
         for (uint32_t unit = 1; unit <= control_->layout().count_units; ++unit) {

@@ -145,7 +145,7 @@ class Dispatch {
         control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, word);
         control_.step = EXCHANGE_STEP_ARRIVALS;
         // @protocol wait-arrivals. The word was stored after the rows it announces.
-        verdict = control_.WaitForWords(lines, [word](uint64_t seen) {
+        verdict = control_.WaitForWords(lines, [word](uint64_t seen) __aicore__ {
             return seen == word ? Seen::ready : seen < word ? Seen::pending : Seen::impossible;
         });
         verdict.total = total_;

@@ -91,7 +91,7 @@ class RowQuantiser {
         values = stores_.DeQue<int8_t>();
         return {values, values[scale_at_].template ReinterpretCast<float>(), tile * tile_, count};
     }
-    __aicore__ inline void FreeTile(const PlacedTile &tile) { stores_.FreeTensor(tile.values); }
+    __aicore__ inline void FreeTile(PlacedTile &tile) { stores_.FreeTensor(tile.values); }
 
   private:
     __aicore__ inline void Take(uint64_t part, uint32_t count) {
@@ -139,7 +139,7 @@ class RowQuantiser {
         else
             ToFloats(Kept<float>(kept), count_);
     }
-    template <class Element> __aicore__ inline LocalTensor<Element> Kept(uint32_t kept) const {
+    template <class Element> __aicore__ inline LocalTensor<Element> Kept(uint32_t kept) {
         return kept_.Get<uint8_t>()[kept * tile_ * element_bytes_].template ReinterpretCast<Element>();
     }
     template <class Element> __aicore__ inline void LoadFloats(uint32_t tile) {

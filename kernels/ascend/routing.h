@@ -64,11 +64,11 @@ class Routing {
         return {token, end, pairs, is_counted};
     }
     // Of a pair of the piece that was loaded last.
-    __aicore__ inline int64_t Id(uint32_t pair) const {
+    __aicore__ inline int64_t Id(uint32_t pair) {
         return arguments_->ids_bytes == sizeof(int64_t) ? ids_.Get<int64_t>().GetValue(pair)
                                                         : ids_.Get<int32_t>().GetValue(pair);
     }
-    __aicore__ inline bool IsRepeated(uint32_t pair, int64_t id) const {
+    __aicore__ inline bool IsRepeated(uint32_t pair, int64_t id) {
         for (uint32_t earlier = pair / topk_ * topk_; earlier < pair; ++earlier)
             if (Id(earlier) == id)
                 return true;

@@ -82,7 +82,7 @@ class RowPlacer {
         else
             quantiser_.BeginPart(1, Elements(token), part.count, last_greatest_);
         for (uint32_t index = 0; index < quantiser_.Tiles(); ++index) {
-            const PlacedTile tile = quantiser_.NextTile(index);
+            PlacedTile tile = quantiser_.NextTile(index);
             for (uint32_t place = first; place < last; ++place) {
                 const int64_t position = positions.GetValue(place);
                 if (position < 0)

@@ -149,7 +149,7 @@ typedef struct ExchangeDispatch {
     int64_t *positions; // out [tokens, topk]: destination rank << 32 | row, or -1
     int64_t *counts;    // out [local experts]: rows of each in this rank's window
     uint32_t *matrix;   // out [ranks, experts]: counts of every source
-    // [tokens, topk], contiguous, of the combine to come; null: the caller keeps them
+    // [tokens, topk], contiguous, of the combine to come; null: the caller keeps them, which kernels of devices want
     const float *weights;
     float *kept_weights; // out: a copy of them
     uint64_t epoch;      // out

@@ -40,10 +40,15 @@ def load() -> Any:
 
 
 def meeting() -> bytes:
-    """On rank 0: the id by which all ranks find each other."""
+    """On rank 0: the id by which all ranks find each other. Raises `Unsupported`."""
     module = load()
     _without_tls(module)
-    return bytes(module.aclshmem_get_unique_id())
+    try:
+        return bytes(module.aclshmem_get_unique_id())
+    except RuntimeError as error:
+        raise Unsupported(
+            f"ACLSHMEM cannot make the id by which ranks meet ({error}). Choose --ascend-moe-windows memfabric"
+        ) from error
 
 
 def open_pool(place: Place, module: Any = None) -> Pool:
@@ -74,12 +79,13 @@ def open_pool(place: Place, module: Any = None) -> Pool:
         _open = False
 
     try:
-        address = module.aclshmem_align(ALIGNMENT, rounded(place.window_bytes))
-        if not address:
+        try:
+            address = module.aclshmem_align(ALIGNMENT, rounded(place.window_bytes))
+        except RuntimeError as error:
             raise Unsupported(
-                f"ACLSHMEM has no room for a window of {rounded(place.window_bytes)} bytes in a heap of {heap}; choose"
-                " --ascend-moe-windows memfabric"
-            )
+                f"ACLSHMEM has no room for a window of {rounded(place.window_bytes)} bytes in a heap of {heap}"
+                f" ({error}); choose --ascend-moe-windows memfabric"
+            ) from error
         bases = tuple(module.aclshmem_ptr(address, peer) for peer in range(place.ranks))
         for peer, base in enumerate(bases):
             if not base:

@@ -161,7 +161,7 @@ const Hazard hazards[] = {
     {"queue-of-a-stranger", [](Bench &bench) { bench.queue.EnQue(bench.first); }},
     {"queue-freed-before-dequeued",
      [](Bench &bench) {
-         const auto one = bench.queue.AllocTensor<float>();
+         auto one = bench.queue.AllocTensor<float>();
          bench.queue.EnQue(one);
          bench.queue.FreeTensor(one);
      }},

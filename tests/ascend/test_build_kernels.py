@@ -75,6 +75,16 @@ def test_a_piece_of_cann_that_is_missing_is_named(tmp_path, monkeypatch, package
     assert not list(package.iterdir())
 
 
+@pytest.mark.usefixtures("package")
+def test_an_older_cann_is_named_with_its_version(tmp_path, monkeypatch, capsys):
+    tree = make_tree(tmp_path)
+    use(tree, monkeypatch)
+    info = tree.home / f"{cann.platform.machine()}-linux" / "ascend_toolkit_install.info"
+    info.write_text(info.read_text().replace("9.1.0", "9.0.0"))
+    assert build_kernels.main(["--check"]) == CANNOT
+    assert f"missing: CANN 9.1 (that in {tree.home} is 9.0.0)" in capsys.readouterr().err
+
+
 def test_with_everything_there_a_check_says_so_and_builds_nothing(tmp_path, monkeypatch, package, capsys):
     use(make_tree(tmp_path), monkeypatch)
     assert build_kernels.main(["--check"]) == OK

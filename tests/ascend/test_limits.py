@@ -13,7 +13,7 @@ from tests.exchange.surface import compute, open_exchange
 from .model import REPOSITORY, on_model
 
 PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
-UNIFIED_BUFFER_BYTES = 192 * 1024 - 256
+UNIFIED_BUFFER_BYTES = 184 * 1024 - 256
 
 
 def compare_buffers(rank: Rank, library: str, cores: int, scenario: Scenario, quant: str | None) -> None:

@@ -129,6 +129,8 @@ class Aclshmem(types.ModuleType):
         return self._called("set_conf_store_tls")
 
     def aclshmem_get_unique_id(self) -> bytes:
+        if self._called("get_unique_id"):
+            raise RuntimeError("aclshmemx_get_uniqueid failed")
         return b"unique" * 20
 
     def aclshmem_init_using_unique_id(self, mype: int, npes: int, mem_size: int, uid: bytes) -> int:
@@ -137,11 +139,11 @@ class Aclshmem(types.ModuleType):
         self._pe, self._distance, self._pes = mype, mem_size, npes
         return self._called("init")
 
-    def aclshmem_align(self, alignment: int, size: int) -> int | None:
+    def aclshmem_align(self, alignment: int, size: int) -> int:
         assert size % (2 << 20) == 0
         assert size < self._distance
         if self._called("align"):
-            return None
+            raise RuntimeError("aclshmem_align failed")
         self._base = self.shared.map(0, self._pes * self._distance)
         return self._base + self._pe * self._distance
 

@@ -67,7 +67,7 @@ REFUSALS = {
     "memfabric-memory": (memfabric, "smem_shm_create", "no page of 2 MiB.*--mem-fraction-static"),
     "aclshmem-tls": (aclshmem, "set_conf_store_tls", "set_conf_store_tls returned 7.*memfabric"),
     "aclshmem-start": (aclshmem, "init", "heap of .* on NPU 0 .error 7.*--mem-fraction-static"),
-    "aclshmem-memory": (aclshmem, "align", "no room for a window of 4194304 bytes"),
+    "aclshmem-memory": (aclshmem, "align", "no room for a window of 4194304 bytes .*align failed"),
 }
 
 
@@ -79,6 +79,12 @@ def test_a_refusal_names_what_to_change_and_leaves_nothing_behind(shared, provid
         provider.open_pool(where)
     shared.refuse = ""
     provider.open_pool(where).release()
+
+
+def test_a_refused_id_of_aclshmem_is_told_to_all_ranks(shared):
+    shared.refuse = "get_unique_id"
+    with pytest.raises(Unsupported, match=r"cannot make the id .*uniqueid failed"):
+        aclshmem.meeting()
 
 
 @pytest.mark.parametrize("provider", [memfabric, aclshmem])

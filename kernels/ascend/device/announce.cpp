@@ -103,7 +103,7 @@ class Announce {
                 return verdict;
         }
     }
-    __aicore__ inline Verdict Judge(uint32_t source) const {
+    __aicore__ inline Verdict Judge(uint32_t source) {
         const auto words = header_.Get<uint64_t>();
         // @protocol check-kind
         const uint32_t kind = TagOf(words.GetValue(0));

@@ -224,11 +224,6 @@ void DeviceSession::fetch(void *to, uint64_t from, uint64_t bytes) {
         memcpy(to, staging_.at(), bytes);
 }
 
-void DeviceSession::copy_on_device(void *to, const void *from, uint64_t bytes) {
-    if (bytes > 0)
-        copy_async(to, from, bytes, ACL_MEMCPY_DEVICE_TO_DEVICE, stream_);
-}
-
 std::optional<uint32_t> DeviceSession::dead_peer() const {
     const int64_t dead = dead_.load(std::memory_order_acquire);
     return dead < 0 ? std::nullopt : std::optional(static_cast<uint32_t>(dead));

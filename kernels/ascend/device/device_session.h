@@ -62,7 +62,6 @@ class DeviceSession {
 
     // Copies to the host what earlier work on the stream has written on the device.
     void fetch(void *to, uint64_t from, uint64_t bytes);
-    void copy_on_device(void *to, const void *from, uint64_t bytes);
     uint64_t own(uint64_t offset) const { return window_of(session_.rank) + offset; }
 
     // The first peer whose process ended without closing, if any.

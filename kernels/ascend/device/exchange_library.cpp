@@ -211,12 +211,11 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
     const ExchangeLayout &layout = *session->layout;
     if (call->row_bytes > 0)
         return refuse_as(session, call->kind, "the Ascend kernels place whole rows without gaps; use layout='compact'");
+    if (call->weights != nullptr)
+        return refuse_as(session, call->kind, "the Ascend kernels keep no weights; copy them before the dispatch");
     return guarded(session, [=, &layout](DeviceSession &device) {
-        const uint64_t weights = uint64_t{call->tokens} * layout.topk * sizeof(float);
         if (device.defers()) {
             device.launch(device.ready_dispatch(*call));
-            if (call->weights != nullptr)
-                device.copy_on_device(call->kept_weights, call->weights, weights);
             call->slot = 0;
             call->epoch = call->first_row = call->total = 0;
             return static_cast<int>(EXCHANGE_OK);
@@ -230,8 +229,6 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
         call->total = verdict.total;
         if (const int result = conclude(*session, device, verdict); result != EXCHANGE_OK)
             return result;
-        if (call->weights != nullptr)
-            device.copy_on_device(call->kept_weights, call->weights, weights);
         return begin_step(*session, device, EXCHANGE_STEP_EXPERTS);
     });
 }

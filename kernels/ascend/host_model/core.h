@@ -13,7 +13,8 @@ namespace ascend_model {
 
 enum Pipe : uint32_t { pipe_s, pipe_v, pipe_mte2, pipe_mte3, pipe_count };
 
-constexpr uint32_t ub_capacity = 192 * 1024 - 256;
+// CANN keeps 8 KB for itself, and 256 bytes.
+constexpr uint32_t ub_capacity = 184 * 1024 - 256;
 constexpr uint32_t block_bytes = 32;
 constexpr uint32_t event_ids = 8;
 

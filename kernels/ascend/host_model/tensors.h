@@ -177,7 +177,8 @@ inline TPipe *GetTPipePtr() { return current_pipe(); }
 
 template <TPosition Position> class TBuf {
   public:
-    template <class T> LocalTensor<T> Get() const { return tensor_.template ReinterpretCast<T>(); }
+    // Not const, as in CANN.
+    template <class T> LocalTensor<T> Get() { return tensor_.template ReinterpretCast<T>(); }
 
   private:
     friend class TPipe;
@@ -229,7 +230,7 @@ template <TPosition Source, TPosition Destination, int32_t Depth> class TQueBind
         --queued_;
         return oldest->tensor.template ReinterpretCast<T>();
     }
-    template <class T> void FreeTensor(const LocalTensor<T> &tensor) {
+    template <class T> void FreeTensor(LocalTensor<T> &tensor) {
         Slot &slot = find(tensor.offset(), State::taken, "FreeTensor of a tensor that was not dequeued");
         slot.state = State::free;
         slot.freed = give(consumer_of(Destination), producer_of(Source));

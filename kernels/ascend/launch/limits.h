@@ -8,7 +8,8 @@
 
 namespace ascend_kernels {
 
-constexpr uint64_t unified_buffer_bytes = 192 * 1024 - 256;
+// Of 192 KB CANN keeps 8 KB and 256 bytes (asc-devkit, architecture 2201, without --cce-disable-asc-reserved-ubuf).
+constexpr uint64_t unified_buffer_bytes = 184 * 1024 - 256;
 
 // Buffers begin at multiples of 32 bytes.
 inline uint64_t InBlocks(uint64_t bytes) {
