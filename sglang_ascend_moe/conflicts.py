@@ -7,7 +7,10 @@ from sglang_ascend_moe.errors import Unsupported
 
 
 class Conflict(NamedTuple):
-    """A setting of SGLang that `--ascend-moe` does not work with: how to see it, why, and what to use instead."""
+    """A setting of SGLang that `--ascend-moe` does not work with: how to see it, why, and what to use instead.
+
+    `flag` is a flag, or a variable of the environment.
+    """
 
     flag: str
     found: Callable[[Any], bool]
@@ -29,6 +32,16 @@ def _above_zero(name: str) -> Callable[[Any], bool]:
 
 def _other_than(name: str, default: Any) -> Callable[[Any], bool]:
     return lambda settings: getattr(settings, name) not in (None, default)
+
+
+def _has_server_in_rust(_settings: Any) -> bool:
+    from sglang.srt.environ import envs
+
+    return bool(envs.SGLANG_RUST_SERVER.get())
+
+
+def _pairs_over_tls(settings: Any) -> bool:
+    return bool(settings.ssl_certfile) and settings.disaggregation_mode != "null"
 
 
 def _quantised_for_the_host(settings: Any) -> bool:
@@ -172,6 +185,31 @@ CONFLICTS = (
         "the experts are read where they were loaded",
         "leave it out",
     ),
+    Conflict(
+        "--tokenizer-worker-num",
+        _above_one("tokenizer_worker_num"),
+        "SGLang loads no plugin in its further processes for HTTP, which would check no token ids",
+        "leave it out",
+    ),
+    *(
+        Conflict(
+            flag,
+            _is_on(flag.removeprefix("--").replace("-", "_")),
+            "that server starts the ranks in a way of its own, and would not notice a rank without this package",
+            "serve over HTTP",
+        )
+        for flag in ("--smg-grpc-mode", "--grpc-mode")
+    ),
+    Conflict(
+        "SGLANG_RUST_SERVER", _has_server_in_rust, "that server checks no token ids for the ranks", "unset the variable"
+    ),
+    Conflict("--encoder-only", _is_on("encoder_only"), "an encoder has no MoE layers", "leave out --ascend-moe"),
+    Conflict(
+        "--ssl-certfile",
+        _pairs_over_tls,
+        "prefill and decode instances ask each other over plain HTTP what they are",
+        "leave it out of the instances, and give it to what stands before the router",
+    ),
     Conflict("--enable-lora", _is_on("enable_lora"), "adapters change the MoE layer", "serve merged weights"),
     Conflict("--kt-weight-path", _is_on("kt_weight_path"), "it takes experts out of the MoE layer", "leave it out"),
     Conflict(
@@ -190,7 +228,7 @@ def refuse_conflicts(server_args: Any) -> None:
     settings = resolving_view(server_args)
     for conflict in CONFLICTS:
         if conflict.found(settings):
-            value = getattr(settings, conflict.flag.removeprefix("--").replace("-", "_"))
+            value = getattr(settings, conflict.flag.removeprefix("--").replace("-", "_"), True)
             shown = "" if value is True else f" {value}"
             raise Unsupported(
                 f"{conflict.flag}{shown} does not work with --ascend-moe: {conflict.cause}. Instead: {conflict.instead}"
