@@ -43,8 +43,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run, as the command hands it to the ranks.
 
     iterations: most of them per case; a case ends earlier when `case_seconds` are over, and all cases together take
-    about `total_seconds` at most. `store`, `results`: paths, of the meeting point of the ranks and of what they found.
-    `absent` [variant]: why it cannot run here at all.
+    about `total_seconds` at most. `store`: the path of the meeting point of the ranks; `results`: where they write what
+    they found, anew after each case. `absent` [variant]: why it cannot run here at all.
     """
 
     cases: list[Case]
@@ -53,7 +53,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     case_seconds: float
     total_seconds: float
     store: str
-    results: str
+    results: list[str]
     absent: dict[str, str]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sglang_ascend_moe.launch.bench.cases import Case
-from sglang_ascend_moe.launch.bench.routing import Batch, make_batch
+from sglang_ascend_moe.launch.bench.routing import Batch, make_ids, token_slices, traffic
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
 
 CHUNK_ROWS = 2048
@@ -24,6 +24,11 @@ class Quantised(NamedTuple):
 
 def quantise(x: Tensor) -> Quantised:
     """As the exchange does it: scale = max / 127, value = x * (127 / max) rounded to even; zeros for a zero row."""
+    parts = [_quantise(rows) for rows in x.split(CHUNK_ROWS)]
+    return parts[0] if len(parts) == 1 else Quantised(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _quantise(x: Tensor) -> Quantised:
     wide = x.float()
     greatest = wide.abs().amax(dim=1)
     # Not `127 / greatest`, which torch computes as 127 * (1 / greatest), rounded twice.
@@ -44,45 +49,56 @@ def exchange_problem(variant: Variant, case: Case, ranks: Ranks, batch: Batch) -
     """Takes one batch through `variant` and compares rows and sums with those computed here; None if all are equal."""
     handle: Any = variant.dispatch(batch)
     arrived = variant.arrived(handle)
-    problem = _row_problem(arrived, case, ranks.rank)
+    blocks = _blocks(case, ranks.rank, arrived)
+    problem = _row_problem(arrived, blocks, case, ranks.rank)
     # Everyone, also where rows are wrong: the others combine.
-    _apply_experts(arrived, case, ranks.rank)
+    _apply_experts(arrived, blocks)
+    del arrived
+    variant.computed(handle)
     combined = variant.combine(handle)
     return problem or _sum_problem(combined, batch, case)
 
 
-def _row_problem(arrived: Arrived, case: Case, rank: int) -> str | None:
-    for begin, expected in _expected_rows(case, rank):
-        rows = slice(begin, begin + len(expected))
-        if case.dtype == "int8":
-            quantised = quantise(expected)
-            if arrived.scales is None or not torch.equal(arrived.scales[rows], quantised.scales):
-                return f"scales of rows {begin} to {rows.stop - 1} of rank {rank} are not those of their tokens"
-            expected = quantised.values
-        if not torch.equal(arrived.rows[rows], expected):
-            wrong = (arrived.rows[rows] != expected).any(dim=1).nonzero()
-            return f"row {begin + int(wrong[0])} of rank {rank} is not the token that belongs there"
+class _Block(NamedTuple):
+    """The rows of one expert: where they begin and how many they are."""
+
+    expert: int
+    begin: int
+    count: int
+
+
+def _blocks(case: Case, rank: int, arrived: Arrived) -> list[_Block]:
+    local = case.experts // case.ranks
+    counts = traffic(case).sum(dim=0)[rank * local : (rank + 1) * local].tolist()
+    begins = arrived.begins or [0, *accumulate(counts)][:local]
+    return [_Block(rank * local + place, begins[place], counts[place]) for place in range(local)]
+
+
+def _row_problem(arrived: Arrived, blocks: list[_Block], case: Case, rank: int) -> str | None:
+    for source, places in enumerate(_places(case, blocks)):
+        for first, tokens in token_slices(case, source):
+            token, k = torch.where(places[first : first + len(tokens)] >= 0)
+            place = places[first + token, k]
+            if case.dtype == "int8":
+                quantised = quantise(tokens)
+                if arrived.scales is None or not torch.equal(arrived.scales[place], quantised.scales[token]):
+                    return f"scales of tokens of rank {source} are wrong at rank {rank}"
+                tokens = quantised.values
+            found = arrived.rows[place]
+            if not torch.equal(found, tokens[token]):
+                wrong = place[(found != tokens[token]).any(dim=1)]
+                return f"row {int(wrong[0])} of rank {rank} is not the token that belongs there"
     return None
 
 
-def _expected_rows(case: Case, rank: int) -> Iterator[tuple[int, Tensor]]:
-    """Chunks of what has to lie before the experts of `rank`, in (local expert, source, token, k) order."""
-    local = case.experts // case.ranks
-    batches = [make_batch(case, source) for source in range(case.ranks)]
-    experts, sources, tokens = [], [], []
-    for source, batch in enumerate(batches):
-        token, k = torch.where(batch.ids // local == rank)
-        experts.append(batch.ids[token, k])
-        sources.append(torch.full_like(token, source))
-        tokens.append(token)
-    order = torch.sort(torch.cat(experts), stable=True).indices
-    source_of, token_of = torch.cat(sources)[order], torch.cat(tokens)[order]
-    for begin in range(0, len(order), CHUNK_ROWS):
-        source, token = source_of[begin : begin + CHUNK_ROWS], token_of[begin : begin + CHUNK_ROWS]
-        expected = torch.empty(len(source), case.hidden, dtype=torch.bfloat16)
-        for peer, batch in enumerate(batches):
-            expected[source == peer] = batch.x[token[source == peer]]
-        yield begin, expected
+def _places(case: Case, blocks: list[_Block]) -> Tensor:
+    """int64 [ranks, tokens, topk]: the row of each token for each of its experts, -1 where `blocks` have not that
+    expert. Rows of an expert lie in (source, token, k) order."""
+    ids = torch.stack([make_ids(case, source) for source in range(case.ranks)])
+    places = torch.full_like(ids, -1)
+    for block in blocks:
+        places[ids == block.expert] = torch.arange(block.begin, block.begin + block.count)
+    return places
 
 
 def _factor(expert: Tensor) -> Tensor:
@@ -90,16 +106,15 @@ def _factor(expert: Tensor) -> Tensor:
     return 1 + (expert % 13).float() / 16
 
 
-def _apply_experts(arrived: Arrived, case: Case, rank: int) -> None:
-    local = case.experts // case.ranks
-    ids = torch.cat([make_batch(case, source).ids.flatten() for source in range(case.ranks)])
-    of_row = torch.sort(ids[ids // local == rank]).values
-    for begin in range(0, len(of_row), CHUNK_ROWS):
-        rows = slice(begin, min(begin + CHUNK_ROWS, len(of_row)))
-        values = arrived.rows[rows].float()
-        if arrived.scales is not None:
-            values = (values * arrived.scales[rows, None]).bfloat16().float()
-        arrived.out[rows] = (values * _factor(of_row[rows])[:, None]).bfloat16()
+def _apply_experts(arrived: Arrived, blocks: list[_Block]) -> None:
+    for expert, begin, count in blocks:
+        factor = _factor(torch.tensor(expert))
+        for first in range(begin, begin + count, CHUNK_ROWS):
+            rows = slice(first, min(first + CHUNK_ROWS, begin + count))
+            values = arrived.rows[rows].float()
+            if arrived.scales is not None:
+                values = (values * arrived.scales[rows, None]).bfloat16().float()
+            arrived.out[rows] = (values * factor).bfloat16()
 
 
 def _sum_problem(combined: Tensor, batch: Batch, case: Case) -> str | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.launch.bench import graphs, serving
@@ -23,12 +25,14 @@ from sglang_ascend_moe.launch.bench.cases import (
     Preset,
     problem_with,
 )
-from sglang_ascend_moe.launch.bench.launcher import run_ranks
-from sglang_ascend_moe.launch.bench.records import Record, read_records, write_records
+from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT, Outcome, run_ranks
+from sglang_ascend_moe.launch.bench.records import Record, cases_of, read_records
 from sglang_ascend_moe.launch.bench.tables import markdown_ratios, markdown_times, text_report
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 
 PLOT_SUFFIXES = (".svg", ".png", ".pdf")
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code of shells."""
 UNNAMED = Preset("", "decode", (4096,), (64,), ("bf16",), "uniform", 100, 60, 540)
 """What is measured when neither a preset nor flags say otherwise."""
 
@@ -59,18 +63,44 @@ def run_exchange(parsed: argparse.Namespace) -> int:
         return WRONG_USAGE
     if settings.plot is not None and not _can_plot():
         return CANNOT
+    signal.signal(signal.SIGTERM, _end_by_signal)
     outcome = run_ranks(
-        settings.cases, settings.variants, settings.iterations, settings.case_seconds, settings.total_seconds
-    )
-    if outcome.exit_code != OK:
-        print(f"ascend-moe bench exchange: a rank ended with exit code {outcome.exit_code}", file=sys.stderr)
-        return CHECK_FAILED
-    print(text_report(outcome.records))
-    if settings.json is not None:
-        write_records(settings.json, outcome.records)
-    if settings.plot is not None:
-        _plot(outcome.records, settings.plot)
-    return OK
+        settings.cases, settings.variants, settings.iterations, settings.case_seconds, settings.total_seconds,
+        settings.json,
+    )  # fmt: skip
+    if outcome.records:
+        print(text_report(outcome.records), flush=True)
+        if settings.plot is not None and any(record.absent is None for record in outcome.records):
+            _plot(outcome.records, settings.plot)
+    if outcome.exit_code == OK:
+        return OK
+    print(f"ascend-moe bench exchange: {cause_of(outcome.exit_code)} {loss_of(outcome, settings)}", file=sys.stderr)
+    return {None: INTERRUPTED, WRONG_RESULT: CHECK_FAILED}.get(outcome.exit_code, CANNOT)
+
+
+def cause_of(exit_code: int | None) -> str:
+    """Why a run ended early."""
+    if exit_code is None:
+        return "interrupted"
+    if exit_code == WRONG_RESULT:
+        return "a variant delivered something wrong"
+    # mpirun says it as shells do.
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    if number not in set(signal.Signals):
+        return f"a rank ended with exit code {exit_code}"
+    memory = " (by the kernel, if memory ran out: choose fewer with --against)" if number == signal.SIGKILL else ""
+    return f"a rank was ended by {signal.Signals(number).name}{memory}"
+
+
+def loss_of(outcome: Outcome, settings: Settings) -> str:
+    """Which case was lost, and where those before it are."""
+    finished = len(cases_of(outcome.records))
+    if finished == len(settings.cases):
+        return "after the last case"
+    lost = f"in case {finished + 1} of {len(settings.cases)} ({settings.cases[finished].text()}), which is lost"
+    if settings.json is None or not finished:
+        return lost
+    return f"{lost}; {settings.json} holds the {finished} case{'s' if finished > 1 else ''} before it"
 
 
 def run_report(parsed: argparse.Namespace) -> int:
@@ -122,10 +152,10 @@ def settings_of(parsed: argparse.Namespace) -> Settings | str:
         if problem := problem_with(case):
             return problem
     for flag, path in (("--json", parsed.json), ("--plot", parsed.plot)):
-        if path is not None and not path.parent.is_dir():
-            return f"{flag} {path}: there is no folder {path.parent}"
+        if path is not None and (problem := problem_with_file(path)):
+            return f"{flag} {path}: {problem}"
     return Settings(
-        cases=cases,
+        cases=list(dict.fromkeys(cases)),
         variants=[name for name in VARIANTS if name in (parsed.against or _default_variants(cases))],
         iterations=parsed.iters or preset.iterations,
         case_seconds=preset.case_seconds,
@@ -133,6 +163,15 @@ def settings_of(parsed: argparse.Namespace) -> Settings | str:
         json=parsed.json,
         plot=parsed.plot,
     )
+
+
+def problem_with_file(path: Path) -> str | None:
+    """Why `path` cannot be written, as far as it can be told before."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if not os.access(path.parent, os.W_OK):
+        return f"the folder {path.parent.absolute()} cannot be written"
+    return "is no file that could be replaced" if path.exists() and not path.is_file() else None
 
 
 def _default_variants(cases: list[Case]) -> list[str]:
@@ -147,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         "exchange",
         help="measure dispatch and combine",
         description="Measures dispatch and combine, all variants in one run. Exit codes: 0 well, 1 a variant delivered"
-        " something wrong, 2 wrong usage, 3 no plot can be made here.",
+        " something wrong, 2 wrong usage, 3 a rank was lost or no plot can be made here, 130 interrupted. Cases that"
+        " were finished are shown and recorded in any case.",
     )  # fmt: skip
     exchange.set_defaults(run=run_exchange)
     presets = "; ".join(f"{name}: {preset.help}" for name, preset in PRESETS.items())
@@ -183,6 +223,10 @@ def _parser() -> argparse.ArgumentParser:
     page.set_defaults(run=run_page)
     page.add_argument("page", type=Path, help="with blocks <!-- KIND RECORDS.json --> ... <!-- end -->")
     return parser
+
+
+def _end_by_signal(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _positive(text: str) -> int:

@@ -16,16 +16,19 @@ from typing import NamedTuple
 import msgspec
 
 from sglang_ascend_moe.launch.bench.cases import Case, Run
-from sglang_ascend_moe.launch.bench.records import Record
+from sglang_ascend_moe.launch.bench.records import Record, read_records
 
 RANK_MODULE = "sglang_ascend_moe.launch.bench.rank"
+WRONG_RESULT = 4
+"""Exit code of a rank if a variant delivered something wrong; a Python process that raises ends with 1."""
 _GRACE_S = 5.0
 
 
 class Outcome(NamedTuple):
-    """`exit_code` of the first rank that failed, else 0; `records` of the cases that were finished."""
+    """`exit_code` of the first rank that failed, else 0, None if the run was interrupted; `records` of the cases that
+    were finished."""
 
-    exit_code: int
+    exit_code: int | None
     records: list[Record]
 
 
@@ -41,21 +44,31 @@ def absent_variants(names: list[str]) -> dict[str, str]:
 
 
 def run_ranks(
-    cases: list[Case], variants: list[str], iterations: int, case_seconds: float, total_seconds: float
+    cases: list[Case],
+    variants: list[str],
+    iterations: int,
+    case_seconds: float,
+    total_seconds: float,
+    json: Path | None = None,
 ) -> Outcome:
-    """Measures `cases`, all of as many ranks, with all variants in one run. See `Run` for the arguments."""
+    """Measures `cases`, all of as many ranks, with all variants in one run. See `Run` for the arguments.
+
+    `json` receives the records of the cases that are finished, after each of them.
+    """
     with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)
+        results = folder / "results"
         run = Run(
             cases=cases, variants=variants, iterations=iterations, case_seconds=case_seconds,
-            total_seconds=total_seconds, store=str(folder / "store"), results=str(folder / "results"),
-            absent=absent_variants(variants),
+            total_seconds=total_seconds, store=str(folder / "store"),
+            results=[str(results), *([str(json.absolute())] if json else [])], absent=absent_variants(variants),
         )  # fmt: skip
         (folder / "run").write_bytes(msgspec.json.encode(run))
-        exit_code = run_processes(_commands(run, folder / "run"))
-        results = Path(run.results)
-        records = msgspec.json.decode(results.read_bytes(), type=list[Record]) if results.exists() else []
-        return Outcome(exit_code, records)
+        try:
+            exit_code = run_processes(_commands(run, folder / "run"))
+        except KeyboardInterrupt:
+            exit_code = None
+        return Outcome(exit_code, read_records(results) if results.exists() else [])
 
 
 def _commands(run: Run, run_file: Path) -> list[list[str]]:
@@ -69,7 +82,8 @@ def _commands(run: Run, run_file: Path) -> list[list[str]]:
 
 
 def run_processes(commands: list[list[str]]) -> int:
-    """Runs all of them at once. When one fails the others get a moment to end by themselves."""
+    """Runs all of them at once. When one fails the others get a moment to end by themselves; all are ended by
+    `KeyboardInterrupt`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     exit_code = 0
     with ExitStack() as cleanup:

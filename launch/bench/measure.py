@@ -46,12 +46,15 @@ class Timed(NamedTuple):
 class Stopwatch:
     """Takes one batch through variants and times the two operations."""
 
-    def __init__(self, case: Case, ranks: Ranks, batch: Batch, received_rows: int) -> None:
+    def __init__(self, case: Case, ranks: Ranks, batch: Batch, traffic: Tensor) -> None:
+        """`traffic` [ranks, experts]: rows that each rank sends to each expert."""
         self._shape = Shape.of(case, ranks.rank)
         self._ranks = ranks
         self._batch = batch
         self._pristine = batch.x.clone()
-        self._rows = received_rows
+        local = case.experts // case.ranks
+        self._counts = traffic.sum(dim=0)[ranks.rank * local : (ranks.rank + 1) * local].tolist()
+        self._total = sum(self._counts)
 
     def run(self, variant: Variant) -> tuple[Timed, Timed]:
         """Dispatch and combine on this rank.
@@ -66,6 +69,7 @@ class Stopwatch:
         dispatched = Timed(begin, time.perf_counter_ns())
         self._ranks.barrier.wait()
         self._experts(variant.arrived(handle))
+        variant.computed(handle)
         self._ranks.barrier.wait()
         begin = time.perf_counter_ns()
         variant.combine(handle)
@@ -73,9 +77,14 @@ class Stopwatch:
 
     def _experts(self, arrived: Arrived) -> None:
         scales, stride = (None, 0) if arrived.scales is None else (arrived.scales.data_ptr(), arrived.scales.stride(0))
-        library().bench_experts(
-            ctypes.byref(self._shape), arrived.rows.data_ptr(), scales, stride, self._rows, arrived.out.data_ptr()
-        )
+        if arrived.begins is None:
+            library().bench_experts(
+                ctypes.byref(self._shape), arrived.rows.data_ptr(), scales, stride, self._total, arrived.out.data_ptr()
+            )
+            return
+        for begin, count in zip(arrived.begins, self._counts, strict=True):
+            rows, out = arrived.rows[begin:], arrived.out[begin:]
+            library().bench_experts(ctypes.byref(self._shape), rows.data_ptr(), scales, stride, count, out.data_ptr())
 
 
 def measure(

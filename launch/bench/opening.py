@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.bench.cases import Case
+from sglang_ascend_moe.launch.bench.memory import bytes_available, received_rows, without_room
 from sglang_ascend_moe.launch.bench.routing import Batch
-from sglang_ascend_moe.launch.bench.row_kernels import Shape
 from sglang_ascend_moe.launch.bench.shared_memory import RelayMemory
 from sglang_ascend_moe.launch.bench.variants.collective import Collective
 from sglang_ascend_moe.launch.bench.variants.memcpy import Memcpy, QuantiseMemcpy
@@ -22,9 +21,7 @@ from sglang_ascend_moe.launch.bench.variants.packed import CollectiveNative, Mpi
 from sglang_ascend_moe.launch.bench.variants.relay import Relay
 from sglang_ascend_moe.launch.bench.variants.relay_free import RelayFree
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks, Scratch, Variant
-
-SPARE_BYTES = 3 << 30
-"""Left to everyone else on the machine, and for what does not grow with the rows."""
+from sglang_ascend_moe.machine import read_limits
 
 
 class Opened(NamedTuple):
@@ -37,9 +34,9 @@ class Opened(NamedTuple):
 def open_variants(
     names: list[str], absent: dict[str, str], case: Case, ranks: Ranks, batch: Batch, traffic: Tensor
 ) -> Opened:
-    """On every rank with the same arguments but `batch`. `absent`: those that cannot run on this machine at all."""
+    """On every rank with the same arguments but `batch`. `absent`: those that are left out, and why."""
     local = case.experts // case.ranks
-    rows = int(traffic[:, ranks.rank * local : (ranks.rank + 1) * local].sum())
+    rows = received_rows(case, traffic)[ranks.rank]
     scratch = Scratch()
     pairs = traffic.view(case.ranks, case.ranks, local).sum(dim=2)
     memory = cache(lambda: RelayMemory(case, ranks.group, int(pairs.max())))
@@ -54,7 +51,6 @@ def open_variants(
         "quantise-memcpy": lambda: QuantiseMemcpy(case, ranks, batch, memory(), traffic),
     }
     missing = {name: absent[name] for name in names if name in absent}
-    missing |= without_room(case, [name for name in names if name not in missing], _available_to_all(ranks))
     variants = {}
     for name in names:
         if name in missing:
@@ -66,62 +62,14 @@ def open_variants(
     return Opened(variants, missing)
 
 
-def without_room(case: Case, names: list[str], available: int) -> dict[str, str]:
-    """Why some of `names` are left out: they and the rest would need more than the `available` bytes of the machine.
-
-    Variants are left out from the hungriest on.
-    """
-    missing: dict[str, str] = {}
-    remaining = [name for name in _NEEDS if name in names]
-    while remaining and (needed := _bytes_of(case, remaining)) > available - SPARE_BYTES:
-        without = {name: _bytes_of(case, [other for other in remaining if other != name]) for name in remaining}
-        hungriest = min(remaining, key=without.__getitem__)
-        missing[hungriest] = (
-            f"not enough memory: all variants together touch {needed / 2**30:.1f} GiB, "
-            f"{available / 2**30:.1f} GiB are available"
-        )
-        remaining.remove(hungriest)
-    return missing
-
-
-class _Need(NamedTuple):
-    """What a variant keeps, in copies of all routed rows and in copies of all results. Variants whose needs have the
-    same name share the memory."""
-
-    rows: int
-    results: int
-    name: str
-
-
-_NEEDS = {
-    "relay-free": (_Need(1, 1, "windows"),),
-    "relay": (_Need(1, 1, "relay buffers"), _Need(1, 1, "scratch")),
-    "relay-direct": (_Need(1, 1, "relay buffers"), _Need(1, 1, "scratch")),
-    "collective": (_Need(2, 2, "tensors"),),
-    "collective-native": (_Need(1, 1, "scratch"),),
-    "mpi": (_Need(1, 1, "scratch"),),
-    "memcpy": (_Need(1, 1, "relay buffers"),),
-    "quantise-memcpy": (_Need(1, 1, "relay buffers"),),
-}
-
-
-def _bytes_of(case: Case, names: list[str]) -> int:
-    shape = Shape.of(case, 0)
-    routed = case.ranks * case.tokens * case.topk
-    needs = {need.name: need for name in names for need in _NEEDS[name]}
-    return sum(routed * (need.rows * shape.packed_bytes + need.results * shape.result_bytes) for need in needs.values())
+def left_out(names: list[str], absent: dict[str, str], case: Case, ranks: Ranks, traffic: Tensor) -> dict[str, str]:
+    """`absent`, and which others of `names` have no room in memory: before anything is allocated for the case."""
+    possible = [name for name in names if name not in absent]
+    return absent | without_room(case, received_rows(case, traffic), possible, _available_to_all(ranks))
 
 
 def _available_to_all(ranks: Ranks) -> int:
     """The same number on every rank."""
-    available = torch.tensor(memory_available())
+    available = torch.tensor(bytes_available(read_limits()))
     dist.all_reduce(available, dist.ReduceOp.MIN, group=ranks.group)
     return int(available)
-
-
-def memory_available() -> int:
-    """Bytes that can be used on this machine without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise Unsupported("/proc/meminfo does not say how much memory is available")

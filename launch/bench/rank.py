@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -12,14 +13,16 @@ import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe.launch.bench.cases import Case, Run
+from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT
 from sglang_ascend_moe.launch.bench.measure import Measured, SharedClock, Stopwatch, measure
-from sglang_ascend_moe.launch.bench.opening import Opened, open_variants
-from sglang_ascend_moe.launch.bench.records import OPS, Record
+from sglang_ascend_moe.launch.bench.opening import Opened, left_out, open_variants
+from sglang_ascend_moe.launch.bench.records import OPS, Record, write_records
 from sglang_ascend_moe.launch.bench.routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
 from sglang_ascend_moe.launch.bench.statistics import spread
+from sglang_ascend_moe.launch.bench.tables import absences
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks
-from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
+from sglang_ascend_moe.launch.exit_codes import OK
 
 MPI = "mpi"
 MPI_LIBRARY = "mpi4py.MPI"
@@ -30,7 +33,9 @@ class CaseFailed(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Measures every case of the run. Rank 0 writes the records and tells how far it is."""
+    """Measures every case of the run. Rank 0 writes the records after each, and tells how far it is."""
+    # Ctrl-C is for the command that started the ranks; it ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     run_file, place = arguments
     run = msgspec.json.decode(Path(run_file).read_bytes(), type=Run)
     communicator = _communicator() if place == MPI else None
@@ -51,16 +56,20 @@ def main(arguments: list[str]) -> int:
         left = run.total_seconds - clock.elapsed()
         try:
             if left > 0:
-                records += measure_case(run, case, ranks, min(run.case_seconds, left / (len(run.cases) - index)))
+                found = measure_case(run, case, ranks, min(run.case_seconds, left / (len(run.cases) - index)))
             else:
                 reason = f"the {run.total_seconds:g} s of the run were over"
-                records += [record for name in run.variants for record in absent_records(case, name, reason)]
+                found = [record for name in run.variants for record in absent_records(case, name, reason)]
         except CaseFailed as failure:
             if rank == 0:
                 print(f"check failed: {failure}", file=sys.stderr)
-            return CHECK_FAILED
+            return WRONG_RESULT
         if rank == 0:
-            Path(run.results).write_bytes(msgspec.json.encode(records))
+            records += found
+            for text in absences(found):
+                print(f"not measured: {text}", file=sys.stderr)
+            for path in run.results:
+                write_records(Path(path), records)
     dist.barrier(group=group)
     return OK
 
@@ -74,15 +83,16 @@ def pin(rank: int) -> None:
 def measure_case(run: Run, case: Case, ranks: Ranks, seconds: float) -> list[Record]:
     """About `seconds` from opening to closing. Raises `CaseFailed` on every rank before anything is timed."""
     clock = SharedClock(ranks)
-    batch = make_batch(case, ranks.rank)
     sent = traffic(case)
-    opened = open_variants(run.variants, run.absent, case, ranks, batch, sent)
+    absent = left_out(run.variants, run.absent, case, ranks, sent)
+    if set(absent) >= set(run.variants):
+        return [record for name in run.variants for record in absent_records(case, name, absent[name])]
+    batch = make_batch(case, ranks.rank)
+    opened = open_variants(run.variants, absent, case, ranks, batch, sent)
     try:
         for name, variant in opened.variants.items():
             _raise_together(name, variant.problem(case, ranks, batch), ranks)
-        local = case.experts // case.ranks
-        received = int(sent[:, ranks.rank * local : (ranks.rank + 1) * local].sum())
-        stopwatch = Stopwatch(case, ranks, batch, received)
+        stopwatch = Stopwatch(case, ranks, batch, sent)
         measured = measure(case, ranks, opened.variants, stopwatch, run.iterations, seconds - clock.elapsed())
     finally:
         for variant in opened.variants.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -55,8 +56,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def write_records(path: Path, records: list[Record]) -> None:
-    """Raises `OSError`."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n")
+    """The whole file at once: whoever reads it finds what was there before, or all of `records`. Raises `OSError`."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def read_records(path: Path) -> list[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from sglang_ascend_moe.launch.bench.cases import Case
 
 ZIPF_EXPONENT = 1.0
+SLICE_TOKENS = 256
+"""Tokens that are made at a time, each slice from a seed of its own."""
 
 
 class Batch(NamedTuple):
@@ -23,9 +26,19 @@ class Batch(NamedTuple):
 def make_batch(case: Case, rank: int) -> Batch:
     """The tokens of `rank`, the same whoever calls it. Weights of a token sum up to one."""
     generator = torch.Generator().manual_seed(_seed(case, rank, 1))
-    x = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16).normal_(generator=generator)
+    x = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
+    for begin, tokens in token_slices(case, rank):
+        x[begin : begin + len(tokens)] = tokens
     weights = torch.rand(case.tokens, case.topk, generator=generator).softmax(dim=1)
     return Batch(x, make_ids(case, rank), weights)
+
+
+def token_slices(case: Case, rank: int) -> Iterator[tuple[int, Tensor]]:
+    """x of `rank` in pieces, each with the token that it begins with; nobody needs all of another rank's at once."""
+    for begin in range(0, case.tokens, SLICE_TOKENS):
+        generator = torch.Generator().manual_seed(_seed(case, rank, 3) + (begin << 32))
+        shape = (min(SLICE_TOKENS, case.tokens - begin), case.hidden)
+        yield begin, torch.empty(shape, dtype=torch.bfloat16).normal_(generator=generator)
 
 
 def make_ids(case: Case, rank: int) -> Tensor:

@@ -200,6 +200,7 @@ class CollectiveExchange:
         back = torch.empty((len(ticket.order), self._settings.hidden), dtype=self._dtype)
         back[ticket.order] = expert_out.detach()[: len(ticket.order)]
         returned = self._all_to_all(back, ticket.received, ticket.sent)
+        del back  # as large as the rows
 
         total = torch.zeros((len(ticket.weights), self._settings.hidden), dtype=torch.float32)
         # Without a row there is nothing that a position could point at.

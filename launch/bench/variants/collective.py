@@ -58,6 +58,11 @@ class Collective(Variant):
             handle.back = self._exchange.dispatch(batch.x, batch.ids, batch.weights, phase=self._case.phase)
         return Arrived(handle.rows, handle.scales, handle.back.out)
 
+    def computed(self, handle: _Handle) -> None:
+        if handle.back is not None:
+            handle.rows = torch.empty(0)
+            handle.back = handle.back._replace(rows=handle.rows)
+
     def combine(self, handle: _Handle) -> Tensor:
         if handle.back is None:
             raise InvalidInput("combine comes after arrived")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.bench.cases import Case
-from sglang_ascend_moe.launch.bench.check import Quantised, quantise
+from sglang_ascend_moe.launch.bench.check import CHUNK_ROWS, Quantised, quantise
 from sglang_ascend_moe.launch.bench.records import Op
 from sglang_ascend_moe.launch.bench.routing import Batch, make_batch
 from sglang_ascend_moe.launch.bench.row_kernels import STORES, Piece, Shape, Tokens, available_stores, library
@@ -107,12 +107,12 @@ class Memcpy(Variant):
         """Compares all bytes that arrived, and of the results those that were not copied over again."""
         for filled in (self._arrived.rows, self._combined):
             filled.view(torch.uint8).fill_(0xA5)
-        self._fill_out(ranks.rank, self._arrived.out)
+        _fill_results(ranks.rank, 0, self._arrived.out)
         ranks.barrier.wait()
         self.dispatch(batch)
         self.combine(None)
         ranks.barrier.wait()
-        return self._problem_of_rows(case) or self._problem_of_results(case)
+        return self._problem_of_rows(case) or self._problem_of_results()
 
     def _copy(self, op: Op) -> None:
         pieces = self._pieces[op]
@@ -160,38 +160,37 @@ class Memcpy(Variant):
         return (Piece * len(pieces))(*pieces)
 
     def _problem_of_rows(self, case: Case) -> str | None:
+        sequence = torch.tensor(block_sequence(case))
         for source in range(case.ranks):
             x = make_batch(case, source).x
-            begin = self._begin(source, self._rank)
-            first = int(self._sent[source, : self._rank].sum())
-            tokens = block_sequence(case)[first : first + int(self._sent[source, self._rank])]
-            token = torch.tensor(tokens, dtype=torch.int64)
             expected = quantise(x) if case.dtype == "int8" else Quantised(x, torch.empty(0))
-            rows = slice(begin, begin + len(token))
-            if not torch.equal(self._arrived.rows[rows], expected.values[token]):
-                return f"the bytes of rank {source} did not arrive at rank {self._rank}"
-            if self._arrived.scales is not None and not torch.equal(self._arrived.scales[rows], expected.scales[token]):
-                return f"the scales of rank {source} did not arrive at rank {self._rank}"
+            place = self._begin(source, self._rank)
+            first = int(self._sent[source, : self._rank].sum())
+            for token in sequence[first : first + int(self._sent[source, self._rank])].split(CHUNK_ROWS):
+                rows = slice(place, place + len(token))
+                if not torch.equal(self._arrived.rows[rows], expected.values[token]):
+                    return f"the bytes of rank {source} did not arrive at rank {self._rank}"
+                scales = self._arrived.scales
+                if scales is not None and not torch.equal(scales[rows], expected.scales[token]):
+                    return f"the scales of rank {source} did not arrive at rank {self._rank}"
+                place = rows.stop
         return None
 
-    def _problem_of_results(self, case: Case) -> str | None:
+    def _problem_of_results(self) -> str | None:
         expected = torch.empty_like(self._combined)
         expected.view(torch.uint8).fill_(0xA5)
-        for destination in range(case.ranks):
-            rows = int(self._sent[:, destination].sum())
-            out = torch.empty(rows, case.hidden, dtype=torch.bfloat16)
-            self._fill_out(destination, out)
-            for owner, place, token, count in self._spans():
-                if owner == destination:
-                    expected[token : token + count] = out[place : place + count]
+        for owner, place, token, count in self._spans():
+            _fill_results(owner, place, expected[token : token + count])
         if torch.equal(self._combined.view(torch.int16), expected.view(torch.int16)):
             return None
         return f"the bytes that rank {self._rank} fetched are not those of the results"
 
-    def _fill_out(self, rank: int, out: Tensor) -> None:
-        """Results that are those of `rank`, row and column; whole numbers that bfloat16 has."""
-        rows = (torch.arange(len(out)) * 31 + rank * 101) % 127
-        out.copy_(rows[:, None] + torch.arange(out.shape[1]) % 97)
+
+def _fill_results(rank: int, first: int, out: Tensor) -> None:
+    """Results that are those of `rank`, of its rows from `first` on, and of the column; numbers that bfloat16 has."""
+    rows = (torch.arange(first, first + len(out)) * 31 + rank * 101) % 127
+    columns = torch.arange(out.shape[1]) % 97
+    torch.add(rows[:, None].bfloat16(), columns.bfloat16(), out=out)
 
 
 class QuantiseMemcpy(Memcpy):

@@ -46,7 +46,7 @@ class Packed(Variant):
         self._first, self._second = scratch.take(rows * max(self._row_bytes, self._result_bytes))
         self._matrix = torch.empty(case.ranks, case.experts, dtype=torch.int32)
         self._tokens = Tokens(case)
-        self._combined = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
+        self._combined = scratch.sums(case)
         self._row_type = torch.int8 if case.dtype == "int8" else torch.bfloat16
 
     def use(self, op: Op, store: str) -> None:

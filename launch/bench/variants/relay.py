@@ -48,7 +48,7 @@ class Relay(Variant):
         self._returned = None if direct else ctypes.c_void_p(placed.data_ptr())
         self._matrix = torch.empty(case.ranks, case.experts, dtype=torch.int32)
         self._tokens = Tokens(case)
-        self._combined = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
+        self._combined = scratch.sums(case)
 
     def use(self, op: Op, store: str) -> None:
         self._shapes[op].streaming = store == "streaming"

@@ -27,11 +27,15 @@ class Ranks(NamedTuple):
 
 
 class Arrived(NamedTuple):
-    """What lies before the experts: rows [>= total, hidden], scales [>= total] if quantised, a place for results."""
+    """What lies before the experts: rows [>= total, hidden], scales [>= total] if quantised, a place for results.
+
+    `begins` [experts of this rank]: where the rows of each expert begin; None: one expert after the other.
+    """
 
     rows: Tensor
     scales: Tensor | None
     out: Tensor
+    begins: list[int] | None = None
 
 
 class Variant(ABC):
@@ -59,6 +63,9 @@ class Variant(ABC):
     def arrived(self, handle: Any) -> Arrived:
         """Not timed. What the experts work on."""
 
+    def computed(self, handle: Any) -> None:  # noqa: B027 - most variants have nothing to let go of
+        """Not timed, before combine: the experts do not need the rows any more, which a variant may have made anew."""
+
     @abstractmethod
     def combine(self, handle: Any) -> Tensor:
         """Timed. Each token's weighted sum, in memory that is kept for it where the variant can write it there."""
@@ -73,10 +80,17 @@ class Variant(ABC):
 
 
 class Scratch:
-    """Two private buffers of a rank that variants use in turn: only one of them runs at a time."""
+    """Private memory of a rank that variants use in turn: only one of them runs at a time."""
 
     def __init__(self) -> None:
         self._buffers = [torch.empty(0, dtype=torch.uint8)] * 2
+        self._sums: Tensor | None = None
+
+    def sums(self, case: Case) -> Tensor:
+        """[tokens, hidden], where they write the sums."""
+        if self._sums is None:
+            self._sums = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
+        return self._sums
 
     def take(self, size: int) -> list[Tensor]:
         """The two buffers, each of at least `size` bytes; their content is whatever the last user left."""
