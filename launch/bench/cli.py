@@ -97,10 +97,9 @@ def loss_of(outcome: Outcome, settings: Settings) -> str:
     finished = len(cases_of(outcome.records))
     if finished == len(settings.cases):
         return "after the last case"
-    lost = f"in case {finished + 1} of {len(settings.cases)} ({settings.cases[finished].text()}), which is lost"
-    if settings.json is None or not finished:
-        return lost
-    return f"{lost}; {settings.json} holds the {finished} case{'s' if finished > 1 else ''} before it"
+    place = f"in case {finished + 1} of {len(settings.cases)} ({settings.cases[finished].text()})"
+    kept = f"; {settings.json} holds the {finished} case{'s' if finished > 1 else ''} before it"
+    return f"{place}, which is lost{kept if settings.json is not None and finished else ''}"
 
 
 def run_report(parsed: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ FAMILY = {
 BUILT = {
     "failure", "_bad_choice", "_input_error", "routed_tokens", "problem_with_result", "_objection_to_input",
     "_objection_to_handle", "lack_of_memory", "_dispatch_problem", "_problem_with_statistics", "_unfinished",
+    "cause_of", "loss_of",
 }  # fmt: skip
 # Functions that are handed words and raise or print them: which argument it is.
 HANDED = {"refuse": 1, "refuse_capture": 0, "error": 0}
