@@ -81,7 +81,7 @@ PRESETS = {
     ),
     "paper-prefill": Preset(
         "the paper's prefill figure: 1,024 to 16,384 tokens",
-        "prefill", (4096,), (1024, 2048, 4096, 8192, 16384), ("bf16",), "uniform", 50, 90, 500,
+        "prefill", (4096,), (1024, 2048, 4096, 8192, 16384), ("bf16",), "uniform", 50, 60, 500,
     ),
 }  # fmt: skip
 
