@@ -11,7 +11,9 @@ from tests.serving.families import FAMILIES, REFERENCE_BOUND, prompts_of_lengths
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.reference_models import ReferenceModel
 
-PROMPTS = prompts_of_lengths(1, 2, 3, 5, 9, 17, 31, 32, 48, 65, 90, 127, 128, 200, 300, 450)
+# Not 48 in place of 34: there Qwen2-MoE's router, in transformers too, prefers its fourth to its fifth expert by 5e-7,
+# which is less than what the order of sums changes; then another expert answers.
+PROMPTS = prompts_of_lengths(1, 2, 3, 5, 9, 17, 31, 32, 34, 65, 90, 127, 128, 200, 300, 450)
 
 # No sum is shared between ranks, and none has another order than in stock SGLang: dense layers are whole on each rank
 # like attention, which is torch_native's, without graphs.
