@@ -4,7 +4,6 @@ This module is also the one declared place where the options ride to SGLang's wo
 """
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal, NamedTuple, get_args
@@ -12,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.windows.layout import MAX_TIMEOUT_S
 
 Schedule = Literal["auto", "decode", "prefill", "collective"]
 Quant = Literal["none", "int8"]
@@ -68,9 +68,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidInput(f"{FLAGS[name].flag} {value}: must be at least 1")
-        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+        if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
             raise InvalidInput(
-                f"{FLAGS['timeout_s'].flag} {self.timeout_s}: must be a finite number of seconds above 0"
+                f"{FLAGS['timeout_s'].flag} {self.timeout_s}: must be above 0 and at most {MAX_TIMEOUT_S} seconds"
             )
         for name in ("window_bytes", "quant", "verify", "post_mortem", "windows", "secret_file"):
             if getattr(self, name) not in (None, False, "none") and self.schedule == "collective":

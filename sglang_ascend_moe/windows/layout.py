@@ -23,6 +23,21 @@ MAX_RANKS = 4096
 MAX_PLAN_CHUNKS = 64
 """Most chunks into which a rank divides its tokens in a `PrefillPlan`."""
 
+MAX_TIMEOUT_S = 1_000_000
+MAX_ROWS = 2**32
+"""Most rows of a slot: a place in a window is a number of 32 bits."""
+
+# Least and most, the most being what fields of the kernels' structs hold.
+_BOUNDS = {
+    "ranks": (1, MAX_RANKS),
+    "num_experts": (1, 2**31 - 1),
+    "hidden": (HIDDEN_MULTIPLE, 2**31 - 1),
+    "max_tokens": (1, 2**31 - 1),
+    "topk": (1, 256),
+    "slots": (1, 64),
+    "first_epoch": (0, 2**47 - 1),
+}
+
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 QUANTISATIONS = ("int8",)
 LAYOUTS = ("compact", "padded")
@@ -125,27 +140,21 @@ class WindowMemory(msgspec.Struct, frozen=True):
 def check_parameters(parameters: ExchangeParameters) -> None:
     """Raises `InvalidInput` or `Unsupported`, naming the parameter to change."""
     p = parameters
-    if not 1 <= p.ranks <= MAX_RANKS:
-        raise InvalidInput(f"ranks={p.ranks}: an exchange has 1 to {MAX_RANKS} ranks")
-    if p.num_experts < 1 or p.num_experts % p.ranks:
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(p, name)
+        if not least <= value <= most:
+            raise InvalidInput(f"{name}={value} is outside {least} .. {most}")
+    if p.num_experts % p.ranks:
         raise InvalidInput(
             f"num_experts={p.num_experts} cannot be divided evenly over {p.ranks} ranks; "
             f"use a number of ranks that divides num_experts"
         )
-    if p.hidden < HIDDEN_MULTIPLE or p.hidden % HIDDEN_MULTIPLE:
-        raise InvalidInput(f"hidden={p.hidden} is not a positive multiple of {HIDDEN_MULTIPLE}")
-    if not 1 <= p.max_tokens < 2**31:
-        raise InvalidInput(f"max_tokens={p.max_tokens} is not a positive 32-bit number")
-    if not 1 <= p.topk <= 256:
-        raise InvalidInput(f"topk={p.topk} is outside 1 .. 256")
+    if p.hidden % HIDDEN_MULTIPLE:
+        raise InvalidInput(f"hidden={p.hidden} is not a multiple of {HIDDEN_MULTIPLE}")
     if p.distinct_topk and p.topk > p.num_experts:
         raise InvalidInput(f"topk={p.topk} exceeds num_experts={p.num_experts} with distinct_topk=True")
-    if not 1 <= p.slots <= 64:
-        raise InvalidInput(f"slots={p.slots} is outside 1 .. 64")
-    if not 0 < p.timeout_s < 1e6:
-        raise InvalidInput(f"timeout_s={p.timeout_s} is not a positive number of seconds")
-    if not 0 <= p.first_epoch < 2**47:
-        raise InvalidInput(f"first_epoch={p.first_epoch} is outside 0 .. 2**47")
+    if not 0 < p.timeout_s <= MAX_TIMEOUT_S:
+        raise InvalidInput(f"timeout_s={p.timeout_s}: must be above 0 and at most {MAX_TIMEOUT_S} seconds")
     if p.dtype not in ELEMENT_BYTES:
         raise InvalidInput(f"dtype={p.dtype} is not one of {', '.join(ELEMENT_BYTES)}")
     if p.quant is not None and p.quant not in QUANTISATIONS:
@@ -172,6 +181,11 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
     p = parameters
     control = _control_sizes(p)
     capacity = _capacity(p, _round_up(sum(control), PAGE_BYTES))
+    if capacity > MAX_ROWS:
+        raise InvalidInput(
+            f"{capacity} rows in a slot are more than {MAX_ROWS}; lower max_tokens={p.max_tokens}, or set a smaller "
+            f"window_bytes"
+        )
     sizes = (*control, *_row_sizes(p, capacity))
     offsets = []
     position = 0

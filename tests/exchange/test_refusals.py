@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from sglang_ascend_moe import Exchange
 from sglang_ascend_moe.control.blocks import PROTOCOL_VERSION, Hello
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported, WindowTooSmall
 
@@ -316,6 +317,22 @@ def create_refused(rank: Rank, implementation: str, name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED_OPTIONS)
 def test_options_out_of_range_are_refused_by_name(pools, implementation, name):
     pools.run(3, create_refused, implementation, name)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"hidden": 2**32 + 16}, "hidden=4294967312"),
+        ({"num_experts": 2**32}, "num_experts=4294967296"),
+        ({"max_tokens": 2**30}, "max_tokens=1073741824"),
+        ({"max_tokens": 2**30, "window_bytes": 2**50}, "window_bytes"),
+        ({"timeout_s": 2e6}, "timeout_s=2000000.0"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_numbers_that_kernels_cannot_tell_apart_are_refused_by_name(options, named):
+    with pytest.raises(InvalidInput, match=named):
+        Exchange.memory(ranks=2, **{"num_experts": 8, "hidden": 32, "max_tokens": 8, "topk": 4, **options})
 
 
 def create_in_tiny_window(rank: Rank) -> None:
