@@ -1,4 +1,4 @@
-"""The ctypes binding of `kernels/include/exchange.h`; the only module that knows how kernels are called."""
+"""Calls the kernels through `kernels/include/exchange.h`: sessions, and what is done without one."""
 
 from __future__ import annotations
 
