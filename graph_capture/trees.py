@@ -1,7 +1,7 @@
 """Arguments and results of operators as trees: tensors and Python values in tuples, lists and dictionaries.
 
-torch can do the same (`torch.utils._pytree`), for every kind of container, at ten times the cost: it took a third of a
-capture.
+torch can do the same (`torch.utils._pytree`), for every kind of container, at up to eight times the cost: a quarter of
+a capture.
 """
 
 from __future__ import annotations
