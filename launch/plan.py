@@ -116,8 +116,8 @@ def request_of(parsed: argparse.Namespace) -> Request:
     for name, parameter in (("hidden", "hidden"), ("experts", "num_experts"), ("topk", "topk")):
         value = getattr(parsed, name) or getattr(read, name)
         if value is None:
-            where = f"{parsed.model} does not say" if parsed.model else "without --model"
-            raise InvalidInput(f"--{name} is missing: {where} how many; give it as a flag")
+            where = f"{parsed.model} does not say it" if parsed.model else "there is no --model to read it from"
+            raise InvalidInput(f"--{name} is missing: {where}; give it as a flag")
         shape[parameter] = value
     dtype = parsed.dtype or read.dtype or "bfloat16"
     if dtype not in ELEMENT_BYTES:
@@ -255,7 +255,7 @@ def _with_flags(message: str) -> str:
     """Names of the exchange's parameters as the flags that set them."""
     for parameter, flag in _FLAGS.items():
         message = re.sub(rf"\b{parameter}=", f"{flag} ", message)
-    return message
+    return message.replace("num_experts", "--experts").replace("with distinct_topk=True", "without --repeated-experts")
 
 
 if __name__ == "__main__":
