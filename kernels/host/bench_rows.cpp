@@ -83,18 +83,34 @@ void bench_pack(const BenchShape *shape, const BenchTokens *tokens, uint8_t *con
     };
     std::vector<uint8_t> quantised(row_bytes + BENCH_LINE_BYTES);
     uint8_t *packed = align_line(quantised.data());
+    auto *values = reinterpret_cast<int8_t *>(packed);
+    const uint8_t *searched = nullptr; // the row that `greatest` belongs to
+    uint32_t greatest = 0;
     Places upcoming = places_of(0);
     for (uint64_t token = 0; token < tokens->tokens; ++token) {
         const Places places = upcoming;
         upcoming = places_of(token + 1);
         const uint8_t *row = static_cast<const uint8_t *>(tokens->x) + token * x_bytes;
-        if (shape->quantised && !places.empty()) {
-            const float scale =
-                kernels.quantise[shape->element](row, shape->hidden, reinterpret_cast<int8_t *>(packed));
-            memcpy(packed + shape->hidden, &scale, sizeof scale);
-            row = packed;
+        if (places.empty())
+            continue;
+        if (!shape->quantised) {
+            scatter(places, row, row_bytes, upcoming);
+            continue;
         }
-        scatter(places, row, row_bytes, upcoming);
+        // As in an exchange.
+        if (shape->streaming) {
+            const float scale = kernels.quantise[shape->element](row, shape->hidden, values);
+            memcpy(packed + shape->hidden, &scale, sizeof scale);
+            scatter(places, packed, row_bytes, upcoming);
+            continue;
+        }
+        if (row != searched)
+            greatest = kernels.greatest[shape->element](row, shape->hidden);
+        searched = upcoming.empty() ? nullptr : row + x_bytes;
+        const float scale =
+            kernels.scatter_quantised[shape->element](places, row, shape->hidden, greatest, values, upcoming, searched);
+        for (uint8_t *place : places)
+            memcpy(place + shape->hidden, &scale, sizeof scale);
     }
     if (shape->streaming)
         kernels.drain();

@@ -64,7 +64,8 @@ void place_beside(const Session &session, const ExchangeDispatch &call, uint64_t
 }
 
 // Fetches the lines that place_beside will write: each holds what belongs to one row.
-void fetch_beside(const Session &session, const ExchangeDispatch &call, uint64_t token, const RowKernels &kernels) {
+void fetch_beside(const Session &session, const ExchangeDispatch &call, uint64_t token) {
+    const RowKernels &kernels = row_kernels();
     const uint64_t topk = session.layout().topk;
     for (uint64_t index = token * topk; index < (token + 1) * topk; ++index)
         if (const int64_t position = call.positions[index]; position >= 0)
@@ -92,14 +93,65 @@ class PlaceList {
     std::vector<uint8_t *> places_;
 };
 
+// Writes the rows of tokens, one after the other. A row that travels as int8 is quantised while it is written, and the
+// next one searched for its greatest magnitude, because writing waits for memory; not if it is streamed past the
+// caches.
+class RowWriter {
+  public:
+    RowWriter(const Session &session, const ExchangeDispatch &call)
+        : layout_(session.layout()), row_bytes_(call.row_bytes > 0 ? call.row_bytes : layout_.row_bytes),
+          streaming_(uint64_t{call.tokens} * layout_.topk * row_bytes_ > streaming_bytes()),
+          quantised_(layout_.quantised ? layout_.hidden : 0) {}
+
+    struct Written {
+        const uint8_t *row; // as it travels
+        float scale;
+    };
+
+    // `upcoming` and `next`: places and row of the next token; none if it is not routed.
+    Written write(const uint8_t *row, Places places, Places upcoming, const uint8_t *next) {
+        // @protocol place-row
+        if (!layout_.quantised) {
+            scatter(places, row, upcoming);
+            return {row, 0};
+        }
+        const auto *values = reinterpret_cast<const uint8_t *>(quantised_.data());
+        if (streaming_) {
+            const float scale = kernels_.quantise[layout_.element](row, layout_.hidden, quantised_.data());
+            scatter(places, values, upcoming);
+            return {values, scale};
+        }
+        if (row != searched_)
+            greatest_ = kernels_.greatest[layout_.element](row, layout_.hidden);
+        searched_ = next;
+        return {values, kernels_.scatter_quantised[layout_.element](places, row, layout_.hidden, greatest_,
+                                                                    quantised_.data(), upcoming, next)};
+    }
+
+    void drain() const {
+        // @protocol drain-rows. Streaming stores are not ordered by the release of push-arrive.
+        if (streaming_)
+            kernels_.drain();
+    }
+
+  private:
+    void scatter(Places places, const uint8_t *row, Places upcoming) const {
+        (streaming_ ? kernels_.scatter_streaming : kernels_.scatter)(places, row, row_bytes_, upcoming);
+    }
+
+    const RowKernels &kernels_ = row_kernels();
+    const ExchangeLayout &layout_;
+    const uint64_t row_bytes_;
+    const bool streaming_;
+    std::vector<int8_t> quantised_;
+    const uint8_t *searched_ = nullptr; // the row that greatest_ belongs to
+    uint32_t greatest_ = 0;
+};
+
 void place_segment(const Session &session, const ExchangeDispatch &call, uint32_t begin, uint32_t end) {
     const ExchangeLayout &layout = session.layout();
-    const RowKernels &kernels = row_kernels();
-    const uint64_t row_bytes = call.row_bytes > 0 ? call.row_bytes : layout.row_bytes;
-    const bool streaming = uint64_t{call.tokens} * layout.topk * row_bytes > streaming_bytes();
-    const auto scatter = streaming ? kernels.scatter_streaming : kernels.scatter;
     const bool has_lines = layout.quantised || layout.expert_rows > 0;
-    std::vector<int8_t> quantised(layout.quantised ? layout.hidden : 0);
+    RowWriter writer(session, call);
     // Those of a token and of the next one.
     PlaceList lists[2] = {{session, call}, {session, call}};
     Places upcoming = begin < end ? lists[begin % 2].of(begin) : Places();
@@ -107,23 +159,16 @@ void place_segment(const Session &session, const ExchangeDispatch &call, uint32_
         const Places places = upcoming;
         upcoming = token + 1 < end ? lists[(token + 1) % 2].of(token + 1) : Places();
         if (has_lines && token + 1 < end)
-            fetch_beside(session, call, token + 1, kernels);
+            fetch_beside(session, call, token + 1);
         if (places.empty())
             continue;
         const uint8_t *row = static_cast<const uint8_t *>(call.x) + token * call.x_stride;
-        float scale = 0;
-        if (layout.quantised) {
-            scale = kernels.quantise[layout.element](row, layout.hidden, quantised.data());
-            row = reinterpret_cast<const uint8_t *>(quantised.data());
-        }
-        // @protocol place-row
-        scatter(places, row, row_bytes, upcoming);
-        if (layout.quantised || layout.verify || layout.expert_rows > 0)
-            place_beside(session, call, token, row, scale);
+        const uint8_t *next = upcoming.empty() ? nullptr : row + call.x_stride;
+        const RowWriter::Written written = writer.write(row, places, upcoming, next);
+        if (has_lines || layout.verify)
+            place_beside(session, call, token, written.row, written.scale);
     }
-    // @protocol drain-rows. Streaming stores are not ordered by the release of push-arrive.
-    if (streaming)
-        kernels.drain();
+    writer.drain();
 }
 
 } // namespace

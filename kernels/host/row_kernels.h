@@ -27,10 +27,16 @@ struct RowKernels {
     // The same past the caches, for payloads that do not fit them. Ordered before later words only after drain().
     void (*scatter_streaming)(Places places, const uint8_t *row, uint64_t bytes, Places upcoming);
     void (*drain)();
+    // By ExchangeElement. The bits of the greatest magnitude of a row of `hidden` elements.
+    uint32_t (*greatest[3])(const void *row, uint32_t hidden);
     // By ExchangeElement. int8 values of a row of `hidden` elements and its scale: value = int8 * scale, where scale =
     // max / 127 and int8 = x * (127 / max) rounded to even. A row below 2^-120 counts as zero and has scale 0; a row
     // that is not finite has scale NaN; both have zeros only.
     float (*quantise[3])(const void *row, uint32_t hidden, int8_t *values);
+    // By ExchangeElement. quantise and scatter at once. `greatest` is that of the row, and becomes that of `next`, the
+    // row after it, if that is not null.
+    float (*scatter_quantised[3])(Places places, const void *row, uint32_t hidden, uint32_t &greatest, int8_t *values,
+                                  Places upcoming, const void *next);
     // By ExchangeElement. sum = sum + weight * value in the order of `terms` from zero, in fp32, rounded once.
     // `upcoming`: the terms of the next sum, fetched ahead.
     void (*reduce[3])(Terms terms, uint32_t hidden, void *out, Terms upcoming);

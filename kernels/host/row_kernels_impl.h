@@ -7,6 +7,7 @@
 // ROW_KERNELS_LOAD_HALVES(from) and ROW_KERNELS_STORE_HALVES(to, floats) where a register of fp16 converts at once,
 // which g++ 12 does not see by itself.
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <type_traits>
@@ -116,18 +117,24 @@ template <uint32_t Vectors>
 
 void fetch_line(const void *line) { fetch<true>(line); }
 
-void scatter(Places places, const uint8_t *row, uint64_t bytes, Places upcoming) {
-    constexpr uint32_t vectors = vector_bytes == 64 ? 4 : 8;
-    constexpr uint64_t strip = vectors * vector_bytes;
+constexpr uint32_t strip_vectors = vector_bytes == 64 ? 4 : 8;
+constexpr uint64_t strip_bytes = strip_vectors * vector_bytes;
+
+// Calls prepare(offset) before the strip there is read.
+template <class Prepare>
+[[gnu::always_inline]] inline void scatter_prepared(Places places, const uint8_t *row, uint64_t bytes, Places upcoming,
+                                                    Prepare prepare) {
     uint64_t offset = 0;
-    for (; offset + strip <= bytes; offset += strip) {
+    for (; offset + strip_bytes <= bytes; offset += strip_bytes) {
         const bool in_row = offset + ahead_bytes < bytes;
         const uint64_t ahead = in_row ? offset + ahead_bytes : offset + ahead_bytes - bytes;
         for (const uint8_t *place : in_row ? places : upcoming)
-            for (uint64_t line = 0; line < strip; line += cache_line_bytes)
+            for (uint64_t line = 0; line < strip_bytes; line += cache_line_bytes)
                 fetch<true>(place + ahead + line);
-        scatter_strip<vectors>(places, row, offset);
+        prepare(offset);
+        scatter_strip<strip_vectors>(places, row, offset);
     }
+    prepare(offset);
     for (; offset + vector_bytes <= bytes; offset += vector_bytes)
         scatter_strip<1>(places, row, offset);
     for (; offset < bytes; offset += sizeof(Tail)) {
@@ -135,6 +142,10 @@ void scatter(Places places, const uint8_t *row, uint64_t bytes, Places upcoming)
         for (uint8_t *place : places)
             store(place + offset, tail);
     }
+}
+
+void scatter(Places places, const uint8_t *row, uint64_t bytes, Places upcoming) {
+    scatter_prepared(places, row, bytes, upcoming, [](uint64_t) {});
 }
 
 #if defined(ROW_KERNELS_STREAM)
@@ -159,69 +170,134 @@ void scatter_streaming(Places places, const uint8_t *row, uint64_t bytes, Places
 void drain() {}
 #endif
 
-// The bits of the greatest magnitude of a row. Magnitudes compare like their bits; infinities and NaNs are the
+// The greatest magnitude among elements, as its bits. Magnitudes compare like their bits; infinities and NaNs are the
 // greatest.
-template <class Element> uint32_t greatest_magnitude(const Element *row, uint32_t hidden) {
-    Integers greatest = {};
-    const auto take = [&](const Floats &values) {
-        const Integers magnitude = reinterpret_cast<Integers>(values) & 0x7fffffff;
-        greatest = magnitude > greatest ? magnitude : greatest;
-    };
-    uint32_t i = 0;
-    for (; i + 2 * lanes <= hidden; i += 2 * lanes) {
-        const Pair pair = load_pair(row + i);
-        take(pair.first);
-        take(pair.second);
+template <class Element> class Greatest {
+  public:
+    [[gnu::always_inline]] void take(const Element *row, uint32_t begin, uint32_t end) {
+        uint32_t i = begin;
+        for (; i + 2 * lanes <= end; i += 2 * lanes) {
+            const Pair pair = load_pair(row + i);
+            take(pair.first);
+            take(pair.second);
+        }
+        for (; i < end; i += lanes)
+            take(load_floats(row + i));
     }
-    for (; i < hidden; i += lanes)
-        take(load_floats(row + i));
-    int32_t result = 0;
-    for (uint32_t lane = 0; lane < lanes; ++lane)
-        result = greatest[lane] > result ? greatest[lane] : result;
-    return static_cast<uint32_t>(result);
-}
+    uint32_t bits() const {
+        int32_t result = 0;
+        for (uint32_t lane = 0; lane < lanes; ++lane)
+            result = greatest_[lane] > result ? greatest_[lane] : result;
+        return static_cast<uint32_t>(result);
+    }
+
+  private:
+    [[gnu::always_inline]] void take(const Floats &values) {
+        const Integers magnitude = reinterpret_cast<Integers>(values) & 0x7fffffff;
+        greatest_ = magnitude > greatest_ ? magnitude : greatest_;
+    }
+
+    Integers greatest_ = {};
+};
 
 // Those of bf16 are the upper halves of those of fp32.
-template <> uint32_t greatest_magnitude(const Bf16 *row, uint32_t hidden) {
-    constexpr uint32_t elements = 2 * lanes;
-    Shorts greatest = {};
-    uint32_t i = 0;
-    for (; i + elements <= hidden; i += elements) {
-        const Shorts magnitude = load<Shorts>(row + i) & 0x7fff;
-        greatest = magnitude > greatest ? magnitude : greatest;
+template <> class Greatest<Bf16> {
+  public:
+    [[gnu::always_inline]] void take(const Bf16 *row, uint32_t begin, uint32_t end) {
+        uint32_t i = begin;
+        for (; i + 2 * lanes <= end; i += 2 * lanes) {
+            const Shorts magnitude = load<Shorts>(row + i) & 0x7fff;
+            greatest_ = magnitude > greatest_ ? magnitude : greatest_;
+        }
+        for (; i < end; ++i)
+            rest_ = (row[i].bits & 0x7fff) > rest_ ? row[i].bits & 0x7fff : rest_;
     }
-    int32_t result = 0;
-    for (uint32_t lane = 0; lane < elements; ++lane)
-        result = greatest[lane] > result ? greatest[lane] : result;
-    for (; i < hidden; ++i)
-        result = (row[i].bits & 0x7fff) > result ? row[i].bits & 0x7fff : result;
-    return static_cast<uint32_t>(result) << 16;
+    uint32_t bits() const {
+        int32_t result = rest_;
+        for (uint32_t lane = 0; lane < 2 * lanes; ++lane)
+            result = greatest_[lane] > result ? greatest_[lane] : result;
+        return static_cast<uint32_t>(result) << 16;
+    }
+
+  private:
+    Shorts greatest_ = {};
+    int32_t rest_ = 0;
+};
+
+template <class Element> uint32_t greatest_magnitude(const void *row, uint32_t hidden) {
+    Greatest<Element> greatest;
+    greatest.take(static_cast<const Element *>(row), 0, hidden);
+    return greatest.bits();
 }
 
-template <class Element> float quantise(const void *source, uint32_t hidden, int8_t *values) {
-    const auto *row = static_cast<const Element *>(source);
-    const uint32_t greatest = greatest_magnitude(row, hidden);
-    const float max = std::bit_cast<float>(greatest);
-    const bool is_zero = max < 0x1p-120f; // 127 / max would overflow
-    if (is_zero || greatest >= 0x7f800000) {
-        memset(values, 0, hidden);
-        return is_zero ? 0.0f : std::bit_cast<float>(0x7fc00000u);
+// Makes int8 values of elements, given the bits of the greatest magnitude of their row.
+class Quantiser {
+  public:
+    explicit Quantiser(uint32_t greatest) {
+        const auto max = std::bit_cast<float>(greatest);
+        if (max < 0x1p-120f) // 127 / max would overflow
+            return;
+        scale_ = std::bit_cast<float>(0x7fc00000u);
+        if (greatest >= 0x7f800000)
+            return;
+        scale_ = max / 127.0f;
+        inverse_ = 127.0f / max;
+        mask_ = 0xff;
     }
-    const float inverse = 127.0f / max;
+
+    float scale() const { return scale_; }
+
+    template <class Element>
+    [[gnu::always_inline]] void write(const Element *row, uint32_t begin, uint32_t end, int8_t *values) const {
+        uint32_t i = begin;
+        if constexpr (std::is_same_v<Element, Bf16>)
+            for (; i + 2 * lanes <= end; i += 2 * lanes) {
+                const Pair pair = load_pair(row + i);
+                const Words joint = rounded(pair.first) | rounded(pair.second) << 8;
+                store(values + i, __builtin_convertvector(joint, HalfWords));
+            }
+        for (; i < end; i += lanes)
+            store(values + i, __builtin_convertvector(rounded(load_floats(row + i)), Quarters));
+    }
+
+  private:
     // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the lower bits of the sum, as long as |value| <
     // 2^22. Here it is 127 at most: the two roundings of max * (127 / max) make less than half of a unit.
-    constexpr float rounder = 12582912.0f;
-    const auto rounded = [&](const Floats &elements) { return reinterpret_cast<Words>(elements * inverse + rounder); };
-    uint32_t i = 0;
-    if constexpr (std::is_same_v<Element, Bf16>)
-        for (; i + 2 * lanes <= hidden; i += 2 * lanes) {
-            const Pair pair = load_pair(row + i);
-            const Words joint = (rounded(pair.first) & 0xff) | rounded(pair.second) << 8;
-            store(values + i, __builtin_convertvector(joint, HalfWords));
-        }
-    for (; i < hidden; i += lanes)
-        store(values + i, __builtin_convertvector(rounded(load_floats(row + i)), Quarters));
-    return max / 127.0f;
+    [[gnu::always_inline]] Words rounded(const Floats &elements) const {
+        return reinterpret_cast<Words>(elements * inverse_ + 12582912.0f) & mask_;
+    }
+
+    float inverse_ = 0, scale_ = 0;
+    uint32_t mask_ = 0; // 0: all values are zero, whatever the elements are
+};
+
+template <class Element> float quantise(const void *source, uint32_t hidden, int8_t *values) {
+    const Quantiser quantiser(greatest_magnitude<Element>(source, hidden));
+    quantiser.write(static_cast<const Element *>(source), 0, hidden, values);
+    return quantiser.scale();
+}
+
+// Every strip is quantised while the one before it is written, which waits for memory. So is the next row searched.
+template <class Element>
+float scatter_quantised(Places places, const void *source, uint32_t hidden, uint32_t &greatest, int8_t *values,
+                        Places upcoming, const void *next) {
+    const auto *row = static_cast<const Element *>(source);
+    const auto *next_row = static_cast<const Element *>(next);
+    const Quantiser quantiser(greatest);
+    Greatest<Element> next_greatest;
+    const auto strip_end = [&](uint64_t begin) {
+        return static_cast<uint32_t>(std::min<uint64_t>(begin + strip_bytes, hidden));
+    };
+    quantiser.write(row, 0, strip_end(0), values);
+    scatter_prepared(places, reinterpret_cast<const uint8_t *>(values), hidden, upcoming, [&](uint64_t offset) {
+        const uint64_t begin = offset + strip_bytes;
+        if (begin < hidden)
+            quantiser.write(row, static_cast<uint32_t>(begin), strip_end(begin), values);
+        if (next_row != nullptr && offset < hidden)
+            next_greatest.take(next_row, static_cast<uint32_t>(offset), strip_end(offset));
+    });
+    greatest = next_greatest.bits();
+    return quantiser.scale();
 }
 
 // `Pairs` pairs of registers of a token's sum, kept over all terms.
@@ -277,7 +353,9 @@ const RowKernels ROW_KERNELS = {
     scatter,
     scatter_streaming,
     drain,
+    {greatest_magnitude<Bf16>, greatest_magnitude<Fp16>, greatest_magnitude<Fp32>},
     {quantise<Bf16>, quantise<Fp16>, quantise<Fp32>},
+    {scatter_quantised<Bf16>, scatter_quantised<Fp16>, scatter_quantised<Fp32>},
     {reduce<Bf16>, reduce<Fp16>, reduce<Fp32>},
 };
 

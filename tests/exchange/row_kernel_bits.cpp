@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -77,6 +78,34 @@ std::vector<uint8_t> random_row(uint32_t element, uint32_t hidden, uint32_t numb
     return row;
 }
 
+[[noreturn]] void fail(const char *kernel) {
+    fprintf(stderr, "%s of %s wrote something else\n", kernel, exchange_selected_kernels());
+    exit(1);
+}
+
+// Places on lines of their own, as streaming stores want them.
+class PlacesInMemory {
+  public:
+    PlacesInMemory(uint64_t count, uint64_t bytes) : bytes_(bytes), memory_((count + 1) * stride()) {
+        const uint64_t begin = 64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64;
+        for (uint64_t i = 0; i < count; ++i)
+            places_.push_back(memory_.data() + begin + i * stride());
+    }
+    Places places() const { return places_; }
+    void expect(const void *row, const char *kernel) const {
+        for (const uint8_t *place : places_)
+            if (memcmp(place, row, bytes_) != 0)
+                fail(kernel);
+    }
+
+  private:
+    uint64_t stride() const { return (bytes_ + 63) / 64 * 64; }
+
+    const uint64_t bytes_;
+    std::vector<uint8_t> memory_;
+    std::vector<uint8_t *> places_;
+};
+
 void add_kernels(Checksum &sum, uint32_t element, uint32_t hidden) {
     constexpr uint32_t topk = 5;
     const RowKernels &kernels = row_kernels();
@@ -91,6 +120,12 @@ void add_kernels(Checksum &sum, uint32_t element, uint32_t hidden) {
     kernels.reduce[element](terms, hidden, out.data(), terms);
     add_values(sum, element, out);
 
+    // Of rows with any bits few are finite.
+    for (uint32_t k = 0; k < topk; ++k) {
+        rows.push_back(rows[k]);
+        for (uint64_t i = element_bytes[element] - 1; i < rows[k].size(); i += element_bytes[element])
+            rows.back()[i] &= 0xbf;
+    }
     std::vector<int8_t> values(hidden);
     for (const auto &row : rows) {
         const float scale = kernels.quantise[element](row.data(), hidden, values.data());
@@ -101,18 +136,24 @@ void add_kernels(Checksum &sum, uint32_t element, uint32_t hidden) {
         sum.add_bytes(values.data(), values.size());
     }
 
-    // Places on lines of their own, as streaming stores want them.
-    const uint64_t stride = (out.size() + 63) / 64 * 64;
     for (const auto scatter : {kernels.scatter, kernels.scatter_streaming}) {
-        std::vector<uint8_t> memory(topk * stride + 64);
-        std::vector<uint8_t *> places;
-        for (uint32_t k = 0; k < topk; ++k)
-            places.push_back(memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) + k * stride);
-        scatter(places, rows[0].data(), out.size(), places);
+        const PlacesInMemory memory(topk, out.size());
+        scatter(memory.places(), rows[0].data(), out.size(), memory.places());
         kernels.drain();
-        for (const uint8_t *place : places)
-            if (memcmp(place, rows[0].data(), out.size()) != 0)
-                sum.add(1);
+        memory.expect(rows[0].data(), "scatter");
+    }
+
+    const PlacesInMemory memory(topk, hidden);
+    uint32_t greatest = kernels.greatest[element](rows[0].data(), hidden);
+    std::vector<int8_t> expected(hidden);
+    for (uint64_t i = 0; i < rows.size(); ++i) {
+        const void *next = i + 1 < rows.size() ? rows[i + 1].data() : nullptr;
+        const float scale = kernels.scatter_quantised[element](memory.places(), rows[i].data(), hidden, greatest,
+                                                               values.data(), memory.places(), next);
+        const float expected_scale = kernels.quantise[element](rows[i].data(), hidden, expected.data());
+        memory.expect(expected.data(), "scatter_quantised");
+        if (memcmp(&scale, &expected_scale, sizeof scale) != 0 || values != expected)
+            fail("scatter_quantised");
     }
 }
 
