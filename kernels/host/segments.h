@@ -23,15 +23,24 @@ inline std::vector<uint32_t> segment_bounds(const Session &session, const int64_
     return bounds;
 }
 
+// Joins its threads when it goes. Not std::jthread, which counts its stop tokens too.
+struct Threads {
+    std::vector<std::thread> running;
+    ~Threads() {
+        for (std::thread &thread : running)
+            thread.join();
+    }
+};
+
 // Runs work(begin, end) for every segment, each on a thread of its own but the first. Where the system gives no more
 // threads the calling one does their work. Whatever happens, the threads have ended when this does.
 template <class Work> void run_segments(const std::vector<uint32_t> &bounds, Work work) {
-    std::vector<std::jthread> threads; // joined as they are destroyed
-    threads.reserve(bounds.size());
+    Threads threads;
+    threads.running.reserve(bounds.size());
     size_t started = 1;
     try {
         for (; started + 1 < bounds.size(); ++started)
-            threads.emplace_back(work, bounds[started], bounds[started + 1]);
+            threads.running.emplace_back(work, bounds[started], bounds[started + 1]);
     } catch (const std::system_error &) {
         for (size_t rest = started; rest + 1 < bounds.size(); ++rest)
             work(bounds[rest], bounds[rest + 1]);

@@ -1,12 +1,13 @@
 """Python sources inside a wheel, looked up by dotted name and parsed; nothing of them is imported or run."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from inspect import Parameter, Signature
 from pathlib import Path
 from zipfile import ZipFile
 
-Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.ImportFrom
 
 
 class WheelSources:
@@ -20,7 +21,8 @@ class WheelSources:
     def definitions(self, name: str) -> list[Definition]:
         """What the dotted `name` may stand for: several where it is chosen at run time, none where it is not defined.
 
-        Imports are followed inside the wheel, also `import *` and names that another name is assigned to.
+        Imports are followed inside the wheel, also `import *` and names that another name is assigned to; an import
+        from the standard library is a definition.
         """
         parts = name.split(".")
         for split in range(len(parts) - 1, 0, -1):
@@ -64,6 +66,8 @@ class WheelSources:
             if alias.name == "*":
                 yield from self._inside(source, [name])
             elif (alias.asname or alias.name) == name:
+                if source.partition(".")[0] in sys.stdlib_module_names:
+                    yield statement
                 yield from self._inside(source, [alias.name])
 
     def _absolute(self, module: str, statement: ast.ImportFrom) -> str:
