@@ -218,6 +218,12 @@ TABLE: tuple[Hook, ...] = (
         "on aarch64 SGLang assumes a shared-memory all-reduce kernel that its PyPI build lacks",
     ),
     host_hook(
+        f"{SRT}.model_executor.model_runner.adjust_config_with_unaligned_cpu_tp",
+        Kind.AROUND,
+        host_fixes.divide_heads_among_attention_ranks,
+        "on a CPU SGLang adds heads for all ranks, also where each has all of them, and cannot load the weights then",
+    ),
+    host_hook(
         f"{SRT}.model_executor.forward_batch_info._is_cpu",
         Kind.SET,
         True,

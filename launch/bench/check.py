@@ -49,7 +49,7 @@ def exchange_problem(variant: Variant, case: Case, ranks: Ranks, batch: Batch) -
     """Takes one batch through `variant` and compares rows and sums with those computed here; None if all are equal."""
     handle: Any = variant.dispatch(batch)
     arrived = variant.arrived(handle)
-    blocks = _blocks(case, ranks.rank, arrived)
+    blocks = _blocks(case, ranks.rank)
     problem = _row_problem(arrived, blocks, case, ranks.rank)
     # Everyone, also where rows are wrong: the others combine.
     _apply_experts(arrived, blocks)
@@ -67,11 +67,15 @@ class _Block(NamedTuple):
     count: int
 
 
-def _blocks(case: Case, rank: int, arrived: Arrived) -> list[_Block]:
+def _blocks(case: Case, rank: int) -> list[_Block]:
+    """Of the experts of `rank`, one after the other."""
     local = case.experts // case.ranks
     counts = traffic(case).sum(dim=0)[rank * local : (rank + 1) * local].tolist()
-    begins = arrived.begins or [0, *accumulate(counts)][:local]
-    return [_Block(rank * local + place, begins[place], counts[place]) for place in range(local)]
+    begins = [0, *accumulate(counts)][:-1]
+    return [
+        _Block(rank * local + place, begin, count)
+        for place, (begin, count) in enumerate(zip(begins, counts, strict=True))
+    ]
 
 
 def _row_problem(arrived: Arrived, blocks: list[_Block], case: Case, rank: int) -> str | None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sglang_ascend_moe.launch.bench.cases import Case
+from sglang_ascend_moe.launch.bench.memory import received_rows
 from sglang_ascend_moe.launch.bench.records import OPS, Op
 from sglang_ascend_moe.launch.bench.routing import Batch
 from sglang_ascend_moe.launch.bench.row_kernels import Shape, library
@@ -52,9 +53,7 @@ class Stopwatch:
         self._ranks = ranks
         self._batch = batch
         self._pristine = batch.x.clone()
-        local = case.experts // case.ranks
-        self._counts = traffic.sum(dim=0)[ranks.rank * local : (ranks.rank + 1) * local].tolist()
-        self._total = sum(self._counts)
+        self._rows = received_rows(case, traffic)[ranks.rank]
 
     def run(self, variant: Variant) -> tuple[Timed, Timed]:
         """Dispatch and combine on this rank.
@@ -77,14 +76,9 @@ class Stopwatch:
 
     def _experts(self, arrived: Arrived) -> None:
         scales, stride = (None, 0) if arrived.scales is None else (arrived.scales.data_ptr(), arrived.scales.stride(0))
-        if arrived.begins is None:
-            library().bench_experts(
-                ctypes.byref(self._shape), arrived.rows.data_ptr(), scales, stride, self._total, arrived.out.data_ptr()
-            )
-            return
-        for begin, count in zip(arrived.begins, self._counts, strict=True):
-            rows, out = arrived.rows[begin:], arrived.out[begin:]
-            library().bench_experts(ctypes.byref(self._shape), rows.data_ptr(), scales, stride, count, out.data_ptr())
+        library().bench_experts(
+            ctypes.byref(self._shape), arrived.rows.data_ptr(), scales, stride, self._rows, arrived.out.data_ptr()
+        )
 
 
 def measure(

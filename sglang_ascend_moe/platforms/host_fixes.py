@@ -70,6 +70,15 @@ def no_shared_memory_all_reduce(*_: Any) -> bool:
     return False
 
 
+def divide_heads_among_attention_ranks(
+    original: Callable[..., Any], model_config: Any, load_config: Any, _tp_size: int
+) -> Any:
+    """Around `adjust_config_with_unaligned_cpu_tp`, which adds heads until so many ranks divide them."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return original(model_config, load_config, get_parallel().attn_tp_size)
+
+
 def padded_sequence_length(_backend: Any) -> int:
     """The sequence length of a padded decode row: attention over nothing would give NaN."""
     return 1

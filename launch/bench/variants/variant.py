@@ -27,15 +27,11 @@ class Ranks(NamedTuple):
 
 
 class Arrived(NamedTuple):
-    """What lies before the experts: rows [>= total, hidden], scales [>= total] if quantised, a place for results.
-
-    `begins` [experts of this rank]: where the rows of each expert begin; None: one expert after the other.
-    """
+    """What lies before the experts: rows [>= total, hidden], scales [>= total] if quantised, a place for results."""
 
     rows: Tensor
     scales: Tensor | None
     out: Tensor
-    begins: list[int] | None = None
 
 
 class Variant(ABC):
