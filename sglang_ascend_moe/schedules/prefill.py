@@ -155,8 +155,8 @@ def _run_overlapped(
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ascend-moe-dispatch") as background:
         rows = dispatch(0)
         for number, one_round in enumerate(rounds):
-            following = background.submit(dispatch, number + 1) if number + 1 < len(rounds) else None
             try:
+                following = background.submit(dispatch, number + 1) if number + 1 < len(rounds) else None
                 experts(rows)
                 next_rows = following.result() if following is not None else None
             except (KeyboardInterrupt, SystemExit) as interrupt:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -271,7 +274,24 @@ def test_ctrl_c_between_two_steps_is_told_to_the_other_ranks(fresh_pool):
     assert (seen.kind, seen.rank) == ("PeerLost", CULPRIT), seen
 
 
-def wait_for_an_absent_rank_while_overlapping(rank: Rank) -> None:
+def interrupted_in_the_second(call: Callable[..., Any], rank: Rank) -> Callable[..., Any]:
+    """`call`, the second of which is done and then interrupted as soon as the parent wants it."""
+    calls = 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = call(*arguments)
+        if calls == 2:
+            rank.note("begun")
+            rank.wait_for_parent()
+            raise KeyboardInterrupt
+        return result
+
+    return interrupted
+
+
+def wait_for_an_absent_rank_while_overlapping(rank: Rank, is_signalled: bool) -> None:
     exchange = open_exchange("windows", rank, SCENARIO, **small_window(rank), workers=2)
     call(exchange, "run-prefill", rank)
     announced = 0
@@ -289,17 +309,24 @@ def wait_for_an_absent_rank_while_overlapping(rank: Rank) -> None:
         with pytest.raises((PeerFault, SessionPoisoned)):
             call(exchange, "run-prefill", rank)
         return
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if not is_signalled:
+            patch.setattr(ThreadPoolExecutor, "submit", interrupted_in_the_second(ThreadPoolExecutor.submit, rank))
         call(exchange, "run-prefill", rank)
     rank.note("interrupted")
     require_poisoned(exchange, rank)
 
 
-def test_ctrl_c_ends_overlapping_rounds(fresh_pool):
+@pytest.mark.parametrize("is_signalled", [True, False], ids=["while it waits", "as the thread begins"])
+def test_ctrl_c_ends_overlapping_rounds(fresh_pool, is_signalled):
     pool = fresh_pool(2)
-    pool.start(wait_for_an_absent_rank_while_overlapping)
+    pool.start(wait_for_an_absent_rank_while_overlapping, is_signalled)
     pool.await_notes("away", [CULPRIT])
-    pool.signal(0, signal.SIGINT)
+    if is_signalled:
+        pool.signal(0, signal.SIGINT)
+    else:
+        pool.await_notes("begun", [0])
+        pool.release(0)
     pool.await_notes("interrupted", [0], deadline_s=10.0)
     pool.release(CULPRIT)
     pool.collect()
