@@ -177,7 +177,12 @@ def warm_up_in_background(original: Callable[..., None], *arguments: Any, **keyw
 
 def _read_reports() -> list[Report]:
     lines = os.pread(_reports, os.fstat(_reports).st_size, 0).splitlines() if _reports is not None else []
-    return [msgspec.json.decode(line, type=Report) for line in lines]
+    reports = []
+    for line in lines:
+        # A process that is killed while it writes leaves a part of its line.
+        with contextlib.suppress(msgspec.DecodeError):
+            reports.append(msgspec.json.decode(line, type=Report))
+    return reports
 
 
 def root_cause(reports: Sequence[Report], findings: Sequence[Finding]) -> str:

@@ -72,6 +72,14 @@ def test_what_a_process_raised_reaches_the_launcher():
 
 
 @pytest.mark.usefixtures("reports")
+def test_a_report_that_was_cut_short_is_passed_over():
+    report(ValueError("whole"))
+    os.pwrite(ending._reports, b'{"title": "sglang::sched\n', os.fstat(ending._reports).st_size)
+    (read,) = ending._read_reports()
+    assert read.error == "ValueError: whole"
+
+
+@pytest.mark.usefixtures("reports")
 def test_nobody_waits_for_the_warm_up():
     begun, end = threading.Event(), threading.Event()
 
