@@ -45,6 +45,10 @@ class HostGraphRunner(DecodeCudaGraphRunner):
         with freeze_gc(get_exec().graph.enable_cudagraph_gc), self.backend.capture_session(None):
             self._capture_one_stream()
 
+    def _forks_draft_metadata_prep(self) -> bool:
+        """There is no stream to fork to, and to find that out SGLang imports the kernels of DeepSeek-V4."""
+        return False
+
     def _record_in_graph_metadata_prep_done(self) -> None:
         """There is no stream whose progress somebody could wait for."""
 

@@ -299,9 +299,11 @@ def compute_experts(layer: Any, rows: ExpertRows) -> None:
     total = sum(sizes)
     if total <= ROWS_TOGETHER:
         x = _expert_rows(rows, 0, total)
+        used = [expert for expert, size in enumerate(sizes) if size]
+        sizes = [sizes[expert] for expert in used]
         gate_up = x.new_empty(total, layer.w13_weight.shape[1])
-        _multiply(x, layer.w13_weight, sizes, gate_up)
-        _multiply(activation(gate_up), layer.w2_weight, sizes, rows.out[:total])
+        _multiply(x, layer.w13_weight, used, sizes, gate_up)
+        _multiply(activation(gate_up), layer.w2_weight, used, sizes, rows.out[:total])
         return
     start = 0
     for expert, count in enumerate(sizes):
@@ -312,12 +314,11 @@ def compute_experts(layer: Any, rows: ExpertRows) -> None:
         start = end
 
 
-def _multiply(x: Tensor, weights: Tensor, sizes: list[int], out: Tensor) -> None:
-    """Each expert's rows, `sizes` of `x` [total, from], by its weights [experts, to, from] into `out` [total, to]."""
-    parts = zip(sizes, x.split(sizes), weights.transpose(1, 2).unbind(), out.split(sizes), strict=True)
-    for size, part, weight, into in parts:
-        if size:
-            torch.mm(part, weight, out=into)
+def _multiply(x: Tensor, weights: Tensor, experts: list[int], sizes: list[int], out: Tensor) -> None:
+    """Rows of `experts`, `sizes` of `x` [total, from], by their weights [experts, to, from] into `out` [total, to]."""
+    transposed = weights.transpose(1, 2).unbind()
+    for expert, part, into in zip(experts, x.split(sizes), out.split(sizes), strict=True):
+        torch.mm(part, transposed[expert], out=into)
 
 
 def _expert_rows(rows: ExpertRows, start: int, end: int) -> Tensor:
