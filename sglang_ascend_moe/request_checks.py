@@ -14,12 +14,17 @@ MOST_TOP_K = 2**31 - 1
 """SGLang's tensors of it have 32 bits."""
 
 
+_FAULTS = (TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error)
+_TEXT_ROUTES = ("/parse_function_call", "/separate_reasoning")
+"""They read a text in the launcher, and turn nothing that goes wrong into an answer."""
+
+
 @contextmanager
 def _faults_of_the_request() -> Iterator[None]:
     """SGLang answers a ValueError with 400, and everything else that reading a request may raise with 500."""
     try:
         yield
-    except (TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error) as error:
+    except _FAULTS as error:
         raise ValueError(f"the request cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -49,6 +54,40 @@ def make_parameters(original: Callable[..., Any], manager: Any, *arguments: Any,
         return original(manager, *arguments, **keywords)
 
 
+def read_chat(original: Callable[..., Any], serving: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Around the methods that make a prompt of the messages and template values of a chat."""
+    if options_of(serving.tokenizer_manager.server_args) is None:
+        return original(serving, *arguments, **keywords)
+    with _faults_of_the_request():
+        return original(serving, *arguments, **keywords)
+
+
+def refuse_unknown_tokens(serving: Any, request: Any, *_: Any, **__: Any) -> None:
+    """Before `OpenAIServingDetokenize._convert_to_internal_request`. Raises ValueError."""
+    manager = serving.tokenizer_manager
+    if options_of(manager.server_args) is not None:
+        given = request.tokens
+        for tokens in given if given and isinstance(given[0], list) else [given]:
+            _refuse_unknown_tokens("tokens", tokens, manager.model_config.vocab_size)
+
+
+def answer_unreadable_texts(server_args: Any, *_: Any, **__: Any) -> None:
+    """Before `_setup_and_run_http_server`: the routes of texts answer 400 if they cannot read theirs."""
+    if options_of(server_args) is None:
+        return
+    from fastapi.responses import JSONResponse
+    from sglang.srt.entrypoints.http_server import app
+
+    async def answer(request: Any, error: Exception) -> Any:
+        if request.url.path not in _TEXT_ROUTES:
+            raise error
+        message = f"the request cannot be read: {type(error).__name__}: {error}"
+        return JSONResponse({"error": {"message": message}}, status_code=400)
+
+    for fault in (ValueError, *_FAULTS):
+        app.add_exception_handler(fault, answer)
+
+
 def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
     """Before `TokenizerManager._validate_one_request`: nothing that SGLang gives to the ranks as it is ends one there.
 
@@ -76,14 +115,19 @@ def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
 def _refuse_unusable_prompt(input_ids: Any, vocabulary: int) -> None:
     if not input_ids:
         raise ValueError("the prompt is empty")
-    for position, token in enumerate(input_ids):
+    _refuse_unknown_tokens("input_ids", input_ids, vocabulary)
+
+
+def _refuse_unknown_tokens(name: str, tokens: Any, vocabulary: int) -> None:
+    for position, token in enumerate(tokens):
         if not (isinstance(token, int) and 0 <= token < vocabulary):
             raise ValueError(
-                f"input_ids: {token!r} at position {position} is no token of the model, which has {vocabulary}"
+                f"{name}: {token!r} at position {position} is no token of the model, which has {vocabulary}"
             )
 
 
 _MANAGERS = "sglang.srt.managers"
+_SERVING = "sglang.srt.entrypoints.openai"
 HOOKS: tuple[Hook, ...] = (
     launcher_hook(
         f"{_MANAGERS}.io_struct.GenerateReqInput.normalize_batch_and_arguments",
@@ -102,6 +146,30 @@ HOOKS: tuple[Hook, ...] = (
         Kind.AROUND,
         make_parameters,
         "fields that are not as they should be are answered with 500",
+    ),
+    *(
+        launcher_hook(
+            f"{_SERVING}.{method}",
+            Kind.AROUND,
+            read_chat,
+            "template values that the chat template cannot take are answered with 500",
+        )
+        for method in (
+            "serving_chat.OpenAIServingChat._convert_to_internal_request",
+            "serving_tokenize.OpenAIServingTokenize._tokenize_chat_request",
+        )
+    ),
+    launcher_hook(
+        f"{_SERVING}.serving_tokenize.OpenAIServingDetokenize._convert_to_internal_request",
+        Kind.BEFORE,
+        refuse_unknown_tokens,
+        "tokens that the model does not know are answered with 500",
+    ),
+    launcher_hook(
+        "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        Kind.BEFORE,
+        answer_unreadable_texts,
+        "an unknown parser, or a text that it cannot read, is answered with 500",
     ),
 )
 """Rows of the table in plugin.py."""

@@ -1,14 +1,24 @@
-"""A real deployment under one secret answers as one server without."""
+"""A real deployment under one secret answers as one server without; instances with different ones do not serve."""
 
+import contextlib
+import http
+import http.client
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from sglang_ascend_moe.launch.disagg.deployment import Deployment
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient
+from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.exit_codes import OK
+from sglang_ascend_moe.launch.server_process import ServerProcess, free_port, log_tail
 from tests.disagg.conftest import Expected
-from tests.disagg.deployed import Deployed, description
-from tests.serving.prompts import NEW_TOKENS
+from tests.disagg.deployed import END_SECONDS, READY_SECONDS, Deployed, description, listens
+from tests.serving.clients import body_of, post
+from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
@@ -30,3 +40,35 @@ def test_instances_that_share_a_secret_are_bit_identical_to_one_server(
         deployed.interrupt()
         assert deployed.wait_until_ended() == OK
         assert deployed.left_behind() == []
+
+
+def test_a_decode_instance_with_another_secret_ends_by_name(checkpoint: Path, tmp_path: Path):
+    """As on two hosts, where the same path leads to different files. The test stands in for the router."""
+    deployment = msgspec.convert(description(checkpoint), Deployment)
+    bootstrap = Place(free_port())
+    prefill, decode = (
+        ServerProcess(
+            server_flags(
+                msgspec.structs.replace(deployment, secret_file=secret_file(tmp_path / f"{role} secret", value)),
+                role,
+                "host",
+                bootstrap,
+            ),
+            tmp_path / f"{role}.log",
+        )
+        for role, value in (("prefill", b"p" * 32), ("decode", b"d" * 32))
+    )
+    with prefill, decode, ThreadPoolExecutor(2) as pool:
+        for server in (prefill, decode):
+            server.wait_until_ready(READY_SECONDS, lambda _: None)
+        room = {"bootstrap_host": "127.0.0.1", "bootstrap_port": bootstrap.bootstrap_port, "bootstrap_room": 1}
+        body = json.dumps(body_of(chosen_prompts()[0], NEW_TOKENS) | room).encode()
+        answers = [pool.submit(post, server.url, body) for server in (prefill, decode)]
+        assert decode.wait_until_ended(END_SECONDS) == 1
+        last = decode.log.read_text().splitlines()[-1]
+        assert "holds another secret there" in last, log_tail(decode.log)
+        assert listens(prefill.url)
+        assert prefill.stop()
+        for answer in answers:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                assert answer.result()[0] != http.HTTPStatus.OK

@@ -145,6 +145,23 @@ def malformed_requests(prompt: list[int]) -> Iterator[tuple[str, bytes]]:
         yield name, json.dumps({**good, "sampling_params": {**good["sampling_params"], **parameters}}).encode()
 
 
+def malformed_texts() -> Iterator[tuple[str, tuple[str, bytes]]]:
+    """Route and body of requests about texts and chats that no server should take, by name."""
+    hello = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    for name, (route, body) in {
+        "values that the chat template does not take": (
+            "/v1/chat/completions", {**hello, "chat_template_kwargs": {"messages": [1]}}
+        ),
+        "tokens of a chat of such values": ("/v1/tokenize", {**hello, "chat_template_kwargs": {"messages": [1]}}),
+        "the text of a token past the vocabulary": ("/v1/detokenize", {"tokens": [1, 10**9]}),
+        "the texts of negative tokens": ("/v1/detokenize", {"tokens": [[1], [-1]]}),
+        "calls found by an unknown parser": ("/parse_function_call", {"text": "a", "tool_call_parser": "surprise"}),
+        "calls found by no parser": ("/parse_function_call", {"text": "a"}),
+        "reasoning found by an unknown parser": ("/separate_reasoning", {"text": "a", "reasoning_parser": "surprise"}),
+    }.items():  # fmt: skip
+        yield name, (route, json.dumps({"model": "default", **body}).encode())
+
+
 MALFORMED: dict[str, dict[str, Any]] = {
     "no prompt": {"input_ids": None},
     "an empty text": {"input_ids": None, "text": ""},

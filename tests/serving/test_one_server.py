@@ -14,7 +14,7 @@ import pytest
 from sglang_ascend_moe.launch import doctor
 from sglang_ascend_moe.launch.exit_codes import OK
 from sglang_ascend_moe.launch.server_process import ServerProcess, group_members, log_tail
-from tests.serving.clients import Traffic, ask, malformed_requests, post
+from tests.serving.clients import Traffic, ask, malformed_requests, malformed_texts, post
 from tests.serving.cpu_time import cpu_seconds, title
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 from tests.serving.prompts import NEW_TOKENS
@@ -69,9 +69,11 @@ def test_it_tells_its_state(served, capsys):
 def test_requests_that_no_server_wants_are_refused_under_load(served):
     with Traffic(served.url, served.prompts, NEW_TOKENS, clients=4) as traffic:
         traffic.wait_for_answer()
-        requests = dict(malformed_requests(served.prompts[3]))
+        requests = {name: ("/generate", data) for name, data in malformed_requests(served.prompts[3])}
+        requests |= dict(malformed_texts())
         with ThreadPoolExecutor(4) as pool:
-            said = dict(zip(requests, pool.map(lambda data: post(served.url, data)[0], requests.values()), strict=True))
+            answers = pool.map(lambda request: post(served.url, request[1], request[0])[0], requests.values())
+            said = dict(zip(requests, answers, strict=True))
     assert {name: status for name, status in said.items() if not 400 <= status < 500} == {}
     assert [place for place, answer in traffic.answers if answer.tokens != served.expected[place]] == []
     served.require_right_answers()

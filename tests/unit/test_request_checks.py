@@ -112,3 +112,30 @@ def test_what_sglang_cannot_read_is_a_fault_of_the_request(fault):
     with pytest.raises(type(fault)):
         request_checks.make_parameters(fail, manager(WITHOUT), "obj")
     assert request_checks.make_parameters(lambda *given: given[1:], manager(), "obj") == ("obj",)
+
+
+def serving(server_args: object = WITH) -> SimpleNamespace:
+    return SimpleNamespace(tokenizer_manager=manager(server_args))
+
+
+def test_a_chat_that_its_template_cannot_take_is_a_fault_of_the_request():
+    def fail(*_: object) -> None:
+        raise TypeError("twice")
+
+    with pytest.raises(ValueError, match="the request cannot be read: TypeError: twice"):
+        request_checks.read_chat(fail, serving(), "request")
+    with pytest.raises(TypeError):
+        request_checks.read_chat(fail, serving(WITHOUT), "request")
+    assert request_checks.read_chat(lambda *given: given[1:], serving(), "request") == ("request",)
+
+
+@pytest.mark.parametrize("tokens", [[], [0, 99], [[], [0], [99]]], ids=str)
+def test_known_tokens_become_text(tokens):
+    request_checks.refuse_unknown_tokens(serving(), SimpleNamespace(tokens=tokens))
+
+
+@pytest.mark.parametrize("tokens", [[0, 100], [[0, -1]], [[], [0, 2**70]]], ids=str)
+def test_unknown_tokens_become_no_text(tokens):
+    with pytest.raises(ValueError, match=r"tokens: .* at position 1 is no token of the model, which has 100"):
+        request_checks.refuse_unknown_tokens(serving(), SimpleNamespace(tokens=tokens))
+    request_checks.refuse_unknown_tokens(serving(WITHOUT), SimpleNamespace(tokens=tokens))
