@@ -20,7 +20,15 @@ from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.opening import Opened, close_steps, open_steps
 from sglang_ascend_moe.opening_device import open_device_steps
 from sglang_ascend_moe.schedules.decode import prepare_decode, run_decode
-from sglang_ascend_moe.schedules.inputs import RoutedTokens, problem_with_result, routed_tokens
+from sglang_ascend_moe.schedules.inputs import (
+    RoutedTokens,
+    problem_with_expert_out,
+    problem_with_experts,
+    problem_with_phase,
+    problem_with_result,
+    routed_tokens,
+    wrong_kind,
+)
 from sglang_ascend_moe.schedules.prefill import run_prefill
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from sglang_ascend_moe.schedules.steps import ExchangeSteps, Ticket
@@ -217,16 +225,16 @@ class Exchange:
         the others then see as a `PeerTimeout` unless the call is made again); `PeerLost`, `PeerTimeout`,
         `SessionPoisoned`.
         """
-        ticket = rows.ticket
+        ticket = rows.ticket if isinstance(rows, ExpertRows) else rows
         if not isinstance(ticket, Ticket):
             raise InvalidInput(f"rows of {type(ticket).__name__} were not dispatched by an Exchange")
         if expert_out is not rows.out:
-            hidden, dtype, shape = self.parameters.hidden, self._steps.dtype, expert_out.shape
-            if len(shape) != 2 or shape[0] < ticket.rows_needed or (shape[1], expert_out.dtype) != (hidden, dtype):
-                raise InvalidInput(
-                    f"expert_out is {tuple(shape)} of {expert_out.dtype}; "
-                    f"it must be [at least {ticket.rows_needed}, {hidden}] of {dtype}"
-                )
+            steps = self._steps
+            if problem := problem_with_expert_out(
+                expert_out, rows=ticket.rows_needed, hidden=self.parameters.hidden, dtype=steps.dtype,
+                device=steps.device,
+            ):  # fmt: skip
+                raise InvalidInput(problem)
         if out is None:
             out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=self._steps.dtype, device=self._steps.device)
         elif not ticket.call.fits_out(out) and (problem := self._problem_with_result(out, ticket.tokens)):
@@ -252,9 +260,10 @@ class Exchange:
         """
         kind = self._kind(phase)
         prefill = kind == Kind.PREFILL
-        tokens = self._checked(x, topk_ids, topk_weights, Kind.PLAN if prefill else kind)
-        if problem := self._problem_with_result(out, x.shape[0]):
-            self._steps.refuse(kind, problem)
+        first_kind = Kind.PLAN if prefill else kind
+        tokens = self._checked(x, topk_ids, topk_weights, first_kind)
+        if problem := problem_with_experts(experts) or self._problem_with_result(out, x.shape[0]):
+            self._steps.refuse(first_kind, problem)
         out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype, device=self._steps.device) if out is None else out
         watched = self._watched(experts)
         try:
@@ -292,8 +301,10 @@ class Exchange:
         routed = self._routed(x, topk_ids, topk_weights)
         if isinstance(routed, str):
             raise InvalidInput(routed)
-        if (out.shape, out.dtype) != (x.shape, x.dtype):
-            raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype}; it must be as x")
+        if problem := problem_with_experts(experts) or wrong_kind(out=out):
+            raise InvalidInput(problem)
+        if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
+            raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be as x")
         tokens = RoutedTokens(x, topk_ids, topk_weights)
         return prepare_decode(self._steps, tokens, self._watched(experts), out)
 
@@ -335,8 +346,8 @@ class Exchange:
 
     def _kind(self, phase: str) -> Kind:
         launches.refuse_capture("an exchange allocates what it returns: in a graph use Exchange.prepare in a launch")
-        if phase not in _KINDS:
-            self._steps.refuse(Kind.DECODE, f"phase={phase!r} is neither 'decode' nor 'prefill'")
+        if problem := problem_with_phase(phase):
+            self._steps.refuse(Kind.DECODE, problem)
         return _KINDS[phase]
 
     def _checked(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, kind: Kind) -> RoutedTokens:

@@ -19,6 +19,7 @@ from torch import Tensor
 from sglang_ascend_moe.codes import Kind
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported
 from sglang_ascend_moe.observation import Observation
+from sglang_ascend_moe.schedules.inputs import problem_with_expert_out, problem_with_phase, wrong_kind
 from sglang_ascend_moe.schedules.rows import ExpertRows
 
 Phase = Literal["decode", "prefill"]
@@ -145,7 +146,7 @@ class CollectiveExchange:
         begun_ns = time.perf_counter_ns()
         self._check_usable()
         objection = self._objection_to_input(x, topk_ids, topk_weights, phase)
-        kind = {"decode": _DECODE, "prefill": _PREFILL}.get(phase, _INVALID)
+        kind = _INVALID if problem_with_phase(phase) else _DECODE if phase == "decode" else _PREFILL
         counts = self._count(topk_ids) if objection is None else None
         matrix = self._announce(kind, self.epoch + 1, objection, counts)
         self.epoch += 1
@@ -277,8 +278,8 @@ class CollectiveExchange:
     def _objection_to_input(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, phase: str) -> str | None:
         """What is wrong with the arguments of a dispatch, or None."""
         options = self._settings
-        if phase not in ("decode", "prefill"):
-            return f"phase={phase!r} is not 'decode' or 'prefill'"
+        if problem := problem_with_phase(phase) or wrong_kind(x=x, topk_ids=topk_ids, topk_weights=topk_weights):
+            return problem
         if x.dtype != self._dtype:
             return f"x is {x.dtype}, the exchange moves {self._dtype}; convert x or pass dtype={x.dtype} to create"
         if x.dim() != 2 or x.shape[1] != options.hidden:
@@ -318,14 +319,13 @@ class CollectiveExchange:
 
     def _objection_to_handle(self, expert_out: Tensor, rows: ExpertRows) -> str | None:
         """What is wrong with the arguments of a combine, or None."""
-        ticket = rows.ticket
+        ticket = rows.ticket if isinstance(rows, ExpertRows) else rows
         if not isinstance(ticket, _Ticket) or ticket.exchange is not self:
-            return "the handle is not from this exchange; combine what its own dispatch returned"
-        total, hidden = len(ticket.order), self._settings.hidden
-        if expert_out.dim() != 2 or expert_out.shape[1] != hidden or expert_out.shape[0] < total:
-            return f"expert_out has shape {list(expert_out.shape)}, not [at least {total}, {hidden}]; pass rows.out"
-        if expert_out.dtype != self._dtype:
-            return f"expert_out is {expert_out.dtype}; convert it to {self._dtype} or pass rows.out"
+            return f"rows of {type(ticket).__name__} were not dispatched by this exchange; combine what it dispatched"
+        if problem := problem_with_expert_out(
+            expert_out, rows=len(ticket.order), hidden=self._settings.hidden, dtype=self._dtype
+        ):
+            return problem
         if self.epoch - ticket.epoch >= self._settings.slots:
             return (
                 f"the handle of epoch {ticket.epoch} is stale at epoch {self.epoch}: its slot was dispatched again; "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sglang_ascend_moe.calls import DispatchCall
 from sglang_ascend_moe.codes import Kind, Part
-from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 from sglang_ascend_moe.native import Dispatched, NativeSession
 from sglang_ascend_moe.observation import Observation
 from sglang_ascend_moe.schedules.inputs import RoutedTokens
@@ -176,7 +176,8 @@ class ExchangeSteps:
 
     def refuse(self, kind: Kind, problem: str) -> NoReturn:
         """Tells every rank that this one's arguments are invalid, then raises `InvalidInput` here as on the others."""
-        with suppress(InvalidInput):
+        # Those whose phase is the other one are told of the mismatch; here it is what is wrong that counts.
+        with suppress(InvalidInput, ProtocolMismatch):
             self.session.refuse(kind, problem)
         raise InvalidInput(f"this rank ({self._rank}): {problem}")
 
