@@ -49,7 +49,8 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
     culprit = f"this rank ({fault.rank})" if fault.culprit == fault.rank else f"rank {fault.culprit}"
     blame = (fault.culprit, step, fault.epoch)
     if result == Result.INVALID_INPUT:
-        return InvalidInput(f"{culprit}: {_input_error(fault, layout)}")
+        problem = input_problem(fault.cause, fault.detail, num_experts=p.num_experts, max_tokens=p.max_tokens)
+        return InvalidInput(f"{culprit}: {problem or fault.refusal}")
     if result == Result.WINDOW_TOO_SMALL:
         return WindowTooSmall(
             f"{fault.detail} rows for rank {fault.culprit} do not fit its window of {layout.capacity} rows in one "
@@ -96,15 +97,15 @@ def refuse_forked(*_: object) -> NoReturn:
     )
 
 
-def _input_error(fault: Fault, layout: WindowLayout) -> str:
-    p, value = layout.parameters, fault.detail
-    if fault.cause == InputError.TOKENS:
-        return f"{value} tokens exceed max_tokens={p.max_tokens}; raise max_tokens (--ascend-moe-max-tokens)"
-    if fault.cause == InputError.EXPERT_ID:
-        return f"expert id {value} is outside -1 .. {p.num_experts - 1} (num_experts={p.num_experts})"
-    if fault.cause == InputError.REPEATED_EXPERT:
+def input_problem(error: int, value: int, *, num_experts: int, max_tokens: int) -> str | None:
+    """What is wrong with `value`, a number of tokens or an expert's id; None for an `InputError` of another kind."""
+    if error == InputError.TOKENS:
+        return f"{value} tokens exceed max_tokens={max_tokens}; raise max_tokens (--ascend-moe-max-tokens)"
+    if error == InputError.EXPERT_ID:
+        return f"expert id {value} is outside -1 .. {num_experts - 1} (num_experts={num_experts})"
+    if error == InputError.REPEATED_EXPERT:
         return f"expert id {value} is repeated within a token although distinct_topk=True; set distinct_topk=False"
-    return fault.refusal
+    return None
 
 
 def _kind_name(value: int) -> str:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sglang_ascend_moe.codes import Kind
+from sglang_ascend_moe.codes import InputError, Kind
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported
+from sglang_ascend_moe.faults import input_problem
 from sglang_ascend_moe.observation import Observation
-from sglang_ascend_moe.schedules.inputs import problem_with_expert_out, problem_with_phase, wrong_kind
+from sglang_ascend_moe.schedules.inputs import RoutedTokens, problem_with_expert_out, problem_with_phase, routed_tokens
 from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.windows.layout import ExchangeParameters, check_parameters
 
 Phase = Literal["decode", "prefill"]
 
@@ -145,13 +147,19 @@ class CollectiveExchange:
         """
         begun_ns = time.perf_counter_ns()
         self._check_usable()
-        objection = self._objection_to_input(x, topk_ids, topk_weights, phase)
-        kind = _INVALID if problem_with_phase(phase) else _DECODE if phase == "decode" else _PREFILL
-        counts = self._count(topk_ids) if objection is None else None
+        hidden, topk = self._settings.hidden, self._settings.topk
+        given = routed_tokens(x, topk_ids, topk_weights, hidden=hidden, topk=topk, dtype=self._dtype)
+        objection = given if isinstance(given, str) else self._objection_to_values(given)
+        if problem := problem_with_phase(phase):
+            objection, kind = problem, _INVALID
+        else:
+            kind = _DECODE if phase == "decode" else _PREFILL
+        tokens = cast(RoutedTokens, given)  # it is, if there is no objection
+        counts = None if objection else self._count(tokens.ids)
         matrix = self._announce(kind, self.epoch + 1, objection, counts)
         self.epoch += 1
 
-        ids = topk_ids.to(torch.int64)
+        ids = tokens.ids.to(torch.int64)
         routed = ids >= 0
         places = routed.flatten().nonzero().squeeze(1)
         places = places[torch.argsort(ids.flatten()[places], stable=True)]
@@ -159,7 +167,7 @@ class CollectiveExchange:
         sent = matrix[self._rank].view(self._ranks, experts).sum(1).tolist()
         arriving = matrix[:, self._rank * experts : (self._rank + 1) * experts]
         received = arriving.sum(1).tolist()
-        arrived = self._all_to_all(x.detach()[places // self._settings.topk], sent, received)
+        arrived = self._all_to_all(tokens.x[places // topk], sent, received)
 
         # Rows arrive in (source, local expert) blocks; experts want them in (local expert, source) blocks.
         block = torch.arange(experts) * self._ranks + torch.arange(self._ranks).unsqueeze(1)
@@ -170,7 +178,7 @@ class CollectiveExchange:
             exchange=self,
             kind=Kind.DECODE if phase == "decode" else Kind.PREFILL,
             epoch=self.epoch,
-            weights=topk_weights.detach().to(torch.float32, copy=True),
+            weights=tokens.weights.clone(),
             routed=routed,
             position=position.view(ids.shape),
             sent=sent,
@@ -179,7 +187,7 @@ class CollectiveExchange:
         )
         rows = arrived[order]
         self.observation.dispatched(
-            ticket.kind, begun_ns, tokens=len(x), rows=len(rows), matrix=matrix, first_round=True
+            ticket.kind, begun_ns, tokens=len(tokens.x), rows=len(rows), matrix=matrix, first_round=True
         )
         return ExpertRows(rows=rows, scales=None, counts=arriving.sum(0), out=torch.empty_like(rows), ticket=ticket)
 
@@ -260,61 +268,37 @@ class CollectiveExchange:
                         f"{name} is {shown[0]} on rank 0 and {shown[1]} on rank {rank}; pass the same {name} everywhere"
                     )
         options = self._settings
-        for name in ("num_experts", "hidden", "max_tokens", "topk", "slots"):
-            if getattr(options, name) < 1:
-                raise InvalidInput(f"{name}={getattr(options, name)} is not positive; pass {name} >= 1")
-        if options.num_experts % self._ranks:
-            raise InvalidInput(
-                f"num_experts={options.num_experts} is not divisible by {self._ranks} ranks; pad the experts or "
-                "change the size of the group"
+        check_parameters(
+            ExchangeParameters(
+                ranks=self._ranks,
+                num_experts=options.num_experts,
+                hidden=options.hidden,
+                max_tokens=options.max_tokens,
+                topk=options.topk,
+                distinct_topk=bool(options.distinct_topk),
+                slots=options.slots,
+                first_epoch=options.first_epoch,
             )
-        if options.hidden % 16:
-            raise InvalidInput(f"hidden={options.hidden} is not a multiple of 16; pad the rows")
+        )
 
     def _count(self, topk_ids: Tensor) -> Tensor:
         """[num_experts] int64, rows this rank sends to each expert."""
         return torch.bincount(topk_ids[topk_ids >= 0].to(torch.int64), minlength=self._settings.num_experts)
 
-    def _objection_to_input(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, phase: str) -> str | None:
-        """What is wrong with the arguments of a dispatch, or None."""
+    def _objection_to_values(self, given: RoutedTokens) -> str | None:
+        """What is wrong with the number of tokens or an expert's id, or None."""
         options = self._settings
-        if problem := problem_with_phase(phase) or wrong_kind(x=x, topk_ids=topk_ids, topk_weights=topk_weights):
-            return problem
-        if x.dtype != self._dtype:
-            return f"x is {x.dtype}, the exchange moves {self._dtype}; convert x or pass dtype={x.dtype} to create"
-        if x.dim() != 2 or x.shape[1] != options.hidden:
-            return (
-                f"x has shape {list(x.shape)}, not [tokens, hidden={options.hidden}]; pass the right hidden to create"
-            )
-        tokens = x.shape[0]
-        if tokens > options.max_tokens:
-            return f"{tokens} tokens are more than max_tokens={options.max_tokens}; raise max_tokens or bring fewer"
-        if topk_ids.dtype not in (torch.int32, torch.int64):
-            return f"topk_ids is {topk_ids.dtype}; convert it to torch.int32 or torch.int64"
-        if not topk_weights.is_floating_point():
-            return f"topk_weights is {topk_weights.dtype}; convert it to torch.float32"
-        for name, tensor in (("topk_ids", topk_ids), ("topk_weights", topk_weights)):
-            if list(tensor.shape) != [tokens, options.topk]:
-                return (
-                    f"{name} has shape {list(tensor.shape)}, not [tokens={tokens}, topk={options.topk}]; "
-                    "pass the right topk to create"
-                )
-        for name, tensor in (("x", x), ("topk_ids", topk_ids), ("topk_weights", topk_weights)):
-            if tensor.device.type != "cpu":
-                return f"{name} is on {tensor.device}; the collective schedule takes CPU tensors"
-        wrong = ((topk_ids < -1) | (topk_ids >= options.num_experts)).nonzero()
+        bounds = {"num_experts": options.num_experts, "max_tokens": options.max_tokens}
+        if len(given.x) > options.max_tokens:
+            return input_problem(InputError.TOKENS, len(given.x), **bounds)
+        wrong = given.ids[(given.ids < -1) | (given.ids >= options.num_experts)]
         if len(wrong):
-            token, k = wrong[0].tolist()
-            return (
-                f"expert id {int(topk_ids[token, k])} of token {token}, k {k} is not in -1..{options.num_experts - 1}; "
-                "correct the router or num_experts"
-            )
+            return input_problem(InputError.EXPERT_ID, int(wrong[0]), **bounds)
         if options.distinct_topk:
-            ordered = topk_ids.sort(dim=1).values
-            repeated = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).nonzero()
+            ordered = given.ids.sort(dim=1).values
+            repeated = ordered[:, 1:][(ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)]
             if len(repeated):
-                token, k = repeated[0].tolist()
-                return f"expert id {int(ordered[token, k])} is repeated in token {token}; pass distinct_topk=False"
+                return input_problem(InputError.REPEATED_EXPERT, int(repeated[0]), **bounds)
         return None
 
     def _objection_to_handle(self, expert_out: Tensor, rows: ExpertRows) -> str | None:

@@ -79,7 +79,7 @@ def routed_tokens(
         return f"topk_weights is {tuple(topk_weights.shape)} of {weights_dtype}; it must be {shape} of {wanted}"
     if not x.device == topk_ids.device == topk_weights.device == device:
         devices = f"x, topk_ids, topk_weights on {x.device}, {topk_ids.device}, {topk_weights.device}"
-        return f"{devices}: the windows of this exchange are on {device}; pass tensors of it"
+        return f"{devices}: the rows of this exchange are on {device}; pass tensors of it"
     if torch.is_grad_enabled():
         x, topk_weights = x.detach(), topk_weights.detach()
     if weights_dtype is not torch.float32:

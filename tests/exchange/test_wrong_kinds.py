@@ -13,8 +13,8 @@ from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 
 from .pool import Rank
 from .reference import RankInput, scale_by_expert
-from .surface import PHASES, compute, open_exchange
-from .test_refusals import CALLS, SCENARIO, call, require_works
+from .surface import IMPLEMENTATIONS, PHASES, compute, open_exchange
+from .test_refusals import CALLS, SCENARIO, SPOILED, call, require_works
 
 PHASE_LIKE = {"list": ["decode"], "array": np.zeros(2), "None": None, "number": 3, "tensor": torch.zeros(2)}
 
@@ -36,6 +36,12 @@ WRONG = {
     "weights-none": Wrong(lambda given: given._replace(topk_weights=None), ("topk_weights is", "NoneType")),
     "weights-array": Wrong(
         lambda given: given._replace(topk_weights=given.topk_weights.numpy()), ("topk_weights is", "ndarray")
+    ),
+    "weights-packed": Wrong(
+        lambda given: given._replace(
+            topk_weights=torch.zeros(given.topk_weights.shape, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        ),
+        ("topk_weights is", "float4"),
     ),
 }
 
@@ -151,3 +157,20 @@ def refuse_to_prepare(rank: Rank) -> None:
 
 def test_prepare_refuses_what_is_no_tensor(pools):
     pools.run(2, refuse_to_prepare)
+
+
+def what_is_said(rank: Rank, implementation: str) -> list[str]:
+    """The messages that a rank meets when the other one's input is wrong in each way there is."""
+    good = SCENARIO.inputs(rank.size)[rank.rank]
+    said = []
+    with open_exchange(implementation, rank, SCENARIO._replace(experts_per_rank=12 // rank.size)) as exchange:
+        for wrong in (*SPOILED.values(), *WRONG.values()):
+            with pytest.raises(InvalidInput) as caught:
+                exchange.dispatch(*(wrong.spoil(good) if rank.rank == 1 else good))
+            said.append(str(caught.value))
+    return said
+
+
+def test_the_baseline_and_the_windows_say_the_same_of_a_wrong_input(pools):
+    windows, collective = (pools.run(2, what_is_said, implementation)[0] for implementation in IMPLEMENTATIONS)
+    assert windows == collective

@@ -20,8 +20,8 @@ FAMILY = {
 }
 # Functions that return the words of an exception which is made elsewhere.
 BUILT = {
-    "failure", "_bad_choice", "_input_error", "routed_tokens", "problem_with_result", "problem_with_expert_out",
-    "problem_with_phase", "wrong_kind", "problem_with_experts", "_objection_to_input",
+    "failure", "_bad_choice", "input_problem", "routed_tokens", "problem_with_result", "problem_with_expert_out",
+    "problem_with_phase", "wrong_kind", "problem_with_experts",
     "_objection_to_handle", "lack_of_memory", "_dispatch_problem", "_problem_with_statistics", "_unfinished",
     "cause_of", "loss_of",
 }  # fmt: skip
