@@ -26,6 +26,9 @@ MAX_PLAN_CHUNKS = 64
 MAX_TIMEOUT_S = 1_000_000
 MAX_ROWS = 2**32
 """Most rows of a slot: a place in a window is a number of 32 bits."""
+MAX_COUNT = 2**31 - 1
+"""Most rows that a rank sends in one call, and most counts of all ranks: numbers of 32 bits, with a sign in tensors."""
+MAX_WINDOW_BYTES = 2**63 - 1
 
 # Least and most, the most being what fields of the kernels' structs hold.
 _BOUNDS = {
@@ -149,6 +152,15 @@ def check_parameters(parameters: ExchangeParameters) -> None:
             f"num_experts={p.num_experts} cannot be divided evenly over {p.ranks} ranks; "
             f"use a number of ranks that divides num_experts"
         )
+    if p.max_tokens * p.topk > MAX_COUNT:
+        raise InvalidInput(
+            f"max_tokens={p.max_tokens} times topk={p.topk} is more than {MAX_COUNT} rows of one rank; lower max_tokens"
+        )
+    if p.num_experts * p.ranks > MAX_COUNT:
+        raise InvalidInput(
+            f"num_experts={p.num_experts} for each of {p.ranks} ranks is more than {MAX_COUNT} counts; "
+            f"lower num_experts"
+        )
     if p.hidden % HIDDEN_MULTIPLE:
         raise InvalidInput(f"hidden={p.hidden} is not a multiple of {HIDDEN_MULTIPLE}")
     if p.distinct_topk and p.topk > p.num_experts:
@@ -194,6 +206,11 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
             position = _round_up(position, PAGE_BYTES)
         offsets.append(position)
         position += size
+    if position > MAX_WINDOW_BYTES:
+        raise InvalidInput(
+            f"a window of {position} bytes is more than {MAX_WINDOW_BYTES}; lower max_tokens={p.max_tokens}, "
+            f"hidden={p.hidden} or slots={p.slots}, or set a smaller window_bytes"
+        )
     return WindowLayout(
         parameters=p,
         capacity=capacity,

@@ -10,10 +10,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from msgspec.structs import asdict
 
 from sglang_ascend_moe import Exchange
+from sglang_ascend_moe.abi import native_layout
 from sglang_ascend_moe.control.blocks import PROTOCOL_VERSION, Hello
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported, WindowTooSmall
+from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 
 from . import reference
 from .bits import require_same_values
@@ -324,15 +327,41 @@ def test_options_out_of_range_are_refused_by_name(pools, implementation, name):
     [
         ({"hidden": 2**32 + 16}, "hidden=4294967312"),
         ({"num_experts": 2**32}, "num_experts=4294967296"),
-        ({"max_tokens": 2**30}, "max_tokens=1073741824"),
-        ({"max_tokens": 2**30, "window_bytes": 2**50}, "window_bytes"),
+        ({"max_tokens": 2**28}, "max_tokens=268435456"),
+        ({"max_tokens": 2**28, "window_bytes": 2**50}, "window_bytes"),
+        ({"max_tokens": 2**29}, "max_tokens=536870912 times topk=4"),
+        ({"max_tokens": 2**23, "topk": 256, "window_bytes": 2**20}, "max_tokens=8388608 times topk=256"),
+        ({"num_experts": 2**28}, "num_experts=268435456 for each of 8 ranks"),
+        ({"max_tokens": 2**20, "hidden": 2**31 - 16, "slots": 64}, "hidden=2147483632.*slots=64"),
         ({"timeout_s": 2e6}, "timeout_s=2000000.0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
 def test_numbers_that_kernels_cannot_tell_apart_are_refused_by_name(options, named):
     with pytest.raises(InvalidInput, match=named):
-        Exchange.memory(ranks=2, **{"num_experts": 8, "hidden": 32, "max_tokens": 8, "topk": 4, **options})
+        Exchange.memory(ranks=8, **{"num_experts": 8, "hidden": 32, "max_tokens": 8, "topk": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "largest", "options"),
+    [
+        ("max_tokens", 2**30 - 1, {"topk": 2}),
+        ("max_tokens", 2**23 - 1, {"topk": 256, "window_bytes": 2**20}),
+        ("num_experts", 2**31 - 1, {"window_bytes": 2**35}),
+        # 2**23 rows in 64 slots, each with its result: 64 * 2 * 2**23 * (2**33 - 64) bytes are just below 2**63.
+        ("max_tokens", 2**23, {"hidden": 2**31 - 16, "slots": 64, "dtype": "float32"}),
+    ],
+    ids=["two-per-token", "256-per-token", "experts", "bytes"],
+)
+def test_the_largest_numbers_that_kernels_can_tell_apart_are_taken(name, largest, options):
+    given = {"ranks": 1, "num_experts": 1, "hidden": 32, "max_tokens": 8, "topk": 1, **options}
+    layout = plan_window(ExchangeParameters(**{**given, name: largest}))
+    numbers = {**asdict(layout.parameters), **asdict(layout), **asdict(layout.offsets)}
+    described = native_layout(layout)
+    held = {field: getattr(described, field) for field, *_ in described._fields_ if field in numbers}
+    assert held == {field: numbers[field] for field in held}
+    with pytest.raises(InvalidInput, match=name):
+        plan_window(ExchangeParameters(**{**given, name: largest + 1}))
 
 
 def create_in_tiny_window(rank: Rank) -> None:
