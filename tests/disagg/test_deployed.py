@@ -22,6 +22,7 @@ from sglang_ascend_moe.launch.tiny_model import TinySizes
 from sglang_ascend_moe.live_state import RankState
 from tests.disagg.conftest import CHECK_LONGEST, CHECK_TOKENS, Expected
 from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
+from tests.serving.clients import malformed_requests, post
 from tests.serving.prompts import NEW_TOKENS
 
 # The first test waits for the reference and the deployment, which start one after the other.
@@ -32,6 +33,10 @@ IDLE_SECONDS = 60.0
 IMPATIENT_SECONDS = 0.1
 ERROR_SECONDS = 10.0
 SIZES = TinySizes()
+LEFT_OUT_BY_THE_ROUTER = {
+    "a broken pattern to stop at", "an unknown parameter", "beam search", "embeddings in place of some",
+}  # fmt: skip
+"""Requests with a field that the router does not know: it passes on the others, and they are answered."""
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +102,27 @@ def test_aborted_requests_leave_nothing_behind(deployment: Deployed, client: Gen
     with ThreadPoolExecutor(8) as pool:
         left = list(pool.map(lambda prompt: leaves(impatient, prompt), expected.prompts[-4:]))
     assert all(left)
+    require_idle(deployment)
+    assert client.ask(expected.prompts[-1], NEW_TOKENS).answer == expected.cold[-1]
+
+
+def test_requests_that_no_server_takes_are_refused_and_leave_nothing_behind(
+    deployment: Deployed, client: GenerateClient, expected: Expected
+):
+    requests = dict(malformed_requests(expected.prompts[3]))
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda data: post(deployment.url("router"), data)[0], requests.values())
+        said = dict(zip(requests, answers, strict=True))
+    assert {name for name, status in said.items() if not 400 <= status < 500} == LEFT_OUT_BY_THE_ROUTER
+    require_idle(deployment)
+    assert client.ask(expected.prompts[-1], NEW_TOKENS).answer == expected.cold[-1]
+
+
+def require_idle(deployment: Deployed) -> None:
+    """Neither server holds a request or a token any more, within a minute; the prefix caches are empty then."""
     idle = {"busy": 0, "num_running_reqs": 0, "num_waiting_reqs": 0, "num_used_tokens": 0}
     for name in ("prefill-0", "decode-0"):
         assert deployment.load_when_idle(name, IDLE_SECONDS) == idle, name
-    assert client.ask(expected.prompts[-1], NEW_TOKENS).answer == expected.cold[-1]
 
 
 def leaves(client: GenerateClient, prompt: list[int]) -> bool:

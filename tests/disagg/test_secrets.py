@@ -1,10 +1,8 @@
 """A real deployment under one secret answers as one server without; instances with different ones do not serve."""
 
 import contextlib
-import http
 import http.client
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -16,8 +14,8 @@ from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.exit_codes import OK
 from sglang_ascend_moe.launch.server_process import ServerProcess, free_port, log_tail
 from tests.disagg.conftest import Expected
-from tests.disagg.deployed import END_SECONDS, READY_SECONDS, Deployed, description, listens
-from tests.serving.clients import body_of, post
+from tests.disagg.deployed import END_SECONDS, READY_SECONDS, Deployed, description
+from tests.serving.clients import body_of
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
@@ -58,17 +56,17 @@ def test_a_decode_instance_with_another_secret_ends_by_name(checkpoint: Path, tm
         )
         for role, value in (("prefill", b"p" * 32), ("decode", b"d" * 32))
     )
-    with prefill, decode, ThreadPoolExecutor(2) as pool:
+    with prefill, decode:
         for server in (prefill, decode):
             server.wait_until_ready(READY_SECONDS, lambda _: None)
         room = {"bootstrap_host": "127.0.0.1", "bootstrap_port": bootstrap.bootstrap_port, "bootstrap_room": 1}
-        body = json.dumps(body_of(chosen_prompts()[0], NEW_TOKENS) | room).encode()
-        answers = [pool.submit(post, server.url, body) for server in (prefill, decode)]
-        assert decode.wait_until_ended(END_SECONDS) == 1
-        last = decode.log.read_text().splitlines()[-1]
-        assert "holds another secret there" in last, log_tail(decode.log)
-        assert listens(prefill.url)
+        body = json.dumps(body_of(chosen_prompts()[0], NEW_TOKENS) | room)
+        with contextlib.ExitStack() as connections:
+            for server in (prefill, decode):
+                connection = http.client.HTTPConnection("127.0.0.1", server.port)
+                connections.callback(connection.close)
+                connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
+            assert decode.wait_until_ended(END_SECONDS) == 1
+        assert "holds another secret there" in decode.log.read_text().splitlines()[-1], log_tail(decode.log)
+        assert prefill.answers()
         assert prefill.stop()
-        for answer in answers:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                assert answer.result()[0] != http.HTTPStatus.OK
