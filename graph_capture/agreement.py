@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 import torch.distributed as dist
@@ -48,14 +48,30 @@ def check_together(
         try:
             runs.run()
         except BaseException as error:
-            with suppress(AscendMoeError):
-                _share(group, [f"the step raised {type(error).__name__}: {error}"[:_LONGEST_ERROR]], subject, secret)
+            _tell(group, error, subject, secret)
             raise
         # Told after every run, so that nobody begins one that another rank will not take part in.
         _refuse_together(group, [], subject, secret)
         if between is not None:
             between()
     _refuse_together(group, in_words(runs.findings), subject, secret)
+
+
+@contextmanager
+def refusal_together(group: dist.ProcessGroup, *, subject: str, secret: Secret | None = None) -> Iterator[None]:
+    """Within it a rank may refuse: if one has raised `CaptureRefused`, every rank raises it when all have come out.
+
+    Arguments as of `check_together`. Of any other exception the other ranks are told likewise.
+    """
+    own: list[str] = []
+    try:
+        yield
+    except CaptureRefused as refused:
+        own = [str(refused)]
+    except BaseException as error:
+        _tell(group, error, subject, secret)
+        raise
+    _refuse_together(group, own, subject, secret)
 
 
 def require_same(group: dist.ProcessGroup, intent: str, secret: Secret | None = None) -> None:
@@ -73,6 +89,11 @@ def _refuse_together(group: dist.ProcessGroup, own: list[str], subject: str, sec
     said = [f"rank {rank}: {item}" for rank, words in enumerate(_share(group, own, subject, secret)) for item in words]
     if said:
         raise CaptureRefused(f"{subject} cannot be captured into a graph: {'; '.join(said)}")
+
+
+def _tell(group: dist.ProcessGroup, error: BaseException, subject: str, secret: Secret | None) -> None:
+    with suppress(AscendMoeError):
+        _share(group, [f"the step raised {type(error).__name__}: {error}"[:_LONGEST_ERROR]], subject, secret)
 
 
 def _share(group: dist.ProcessGroup, words: list[str], subject: str, secret: Secret | None) -> list[list[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sglang_ascend_moe.errors import CaptureRefused
+
 SMALLEST_LENGTH = 128
 """Tokens: below it a shorter attention saves less than another graph costs."""
 MOST_BYTES = 512 * 2**20
@@ -35,8 +37,11 @@ class Buckets(NamedTuple):
         return len(self.batches) * len(self.lengths)
 
     def length_for(self, tokens: int) -> int:
-        """The smallest length that holds `tokens`; the largest if none does."""
-        return next((length for length in self.lengths if length >= tokens), self.lengths[-1])
+        """The smallest length that holds `tokens`. Raises `CaptureRefused` if none does: keys would be left out."""
+        for length in self.lengths:
+            if length >= tokens:
+                return length
+        raise CaptureRefused(f"no graph holds {tokens} tokens of a request; the longest holds {self.lengths[-1]}")
 
 
 def choose_buckets(limits: Limits, most_bytes: int = MOST_BYTES) -> Buckets:

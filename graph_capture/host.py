@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
 from sglang.srt.model_executor.runner.base_cuda_graph_runner import freeze_gc
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
@@ -17,9 +15,10 @@ from sglang.srt.model_executor.runner_backend.base_cuda_graph_backend import Bas
 from sglang.srt.runtime_context import get_exec, get_parallel
 
 from sglang_ascend_moe import layer
-from sglang_ascend_moe.graph_capture.agreement import check_together
+from sglang_ascend_moe.graph_capture.agreement import check_together, refusal_together
 from sglang_ascend_moe.graph_capture.arena import Arena
 from sglang_ascend_moe.graph_capture.attention import KeyLengths
+from sglang_ascend_moe.graph_capture.outputs import recorded, replayed
 from sglang_ascend_moe.graph_capture.tape import Tape, record
 from sglang_ascend_moe.observation import graphs
 
@@ -97,11 +96,12 @@ class HostGraphBackend(BaseCudaGraphBackend):
 
         outputs: list[Any] = []
 
-        def step() -> dict[str, torch.Tensor]:
+        def step() -> dict[str, Any]:
             outputs.append(forward_fn())
-            return _tensors_of(outputs[-1])
+            return recorded(outputs[-1])
 
-        tape = record(step, self._arena)
+        with refusal_together(self._group, subject=subject, secret=layer.shared_secret()):
+            tape = record(step, self._arena)
         self._graphs[shape_key] = Captured(tape, outputs[-1], time.perf_counter() - begin)
         graphs.captured("tape", shape_key.size)
 
@@ -115,7 +115,7 @@ class HostGraphBackend(BaseCudaGraphBackend):
     def replay(self, shape_key: Any, *_: Any, **__: Any) -> Any:
         graphs.replays += 1
         captured = self._graphs[shape_key]
-        return dataclasses.replace(captured.template, **captured.tape.replay())
+        return replayed(captured.template, captured.tape.replay())
 
     def captures_of(self, size: int) -> list[Captured]:
         """The graphs of one batch size, one for each length."""
@@ -130,8 +130,3 @@ class HostGraphBackend(BaseCudaGraphBackend):
         self._graphs.clear()
         graphs.forget()
         self._arena = Arena()
-
-
-def _tensors_of(output: Any) -> dict[str, torch.Tensor]:
-    fields = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    return {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}

@@ -46,7 +46,9 @@ def buckets_of(model_runner: Any) -> Buckets:
         token_bytes=token_bytes,
     )
     chosen = choose_buckets(limits)
-    return chosen._replace(batches=tuple(decode.bs)) if (Phase.DECODE, "bs") in given else chosen
+    if (Phase.DECODE, "bs") not in given:
+        return chosen
+    return chosen._replace(batches=tuple(decode.bs), bytes=max(decode.bs) * limits.length * token_bytes)
 
 
 def make_attention(model_runner: Any) -> Any:
@@ -86,8 +88,8 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
         buckets = getattr(model_runner.attn_backend, "buckets", None)
         if buckets is None:
             raise CaptureRefused(
-                f"--attention-backend {model_runner.decode_attention_backend_str}: its decode loops over requests;"
-                " leave the flag out"
+                f"the attention backend {type(model_runner.attn_backend).__name__} has no graphs on the host; leave out"
+                " --attention-backend, --prefill-attention-backend and --decode-attention-backend"
             )
         if not buckets.batches:
             raise CaptureRefused(

@@ -306,7 +306,18 @@ class Exchange:
         if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
             raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be as x")
         tokens = RoutedTokens(x, topk_ids, topk_weights)
-        return prepare_decode(self._steps, tokens, self._watched(experts), out)
+        session = self._steps.session
+        run = prepare_decode(self._steps, tokens, self._watched(experts), out)
+
+        def run_or_leave() -> None:
+            try:
+                run()
+            except KeyboardInterrupt:
+                # As in `run`.
+                session.leave_interrupted()
+                raise
+
+        return run_or_leave
 
     def _watched(self, experts: Callable[[ExpertRows], None]) -> Callable[[ExpertRows], None]:
         if torch.is_grad_enabled():

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+
 from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import PeerFault, SessionPoisoned
 
@@ -43,6 +45,9 @@ def call(exchange: Any, how: str, rank: Rank, scenario: Scenario = SCENARIO) -> 
     if how.startswith("run"):
         phase = how.removeprefix("run-")
         combined = exchange.run(*mine, lambda rows: compute(rows, scale_by_expert, rank), phase=phase)
+    elif how == "prepared":
+        combined = torch.empty_like(mine[0])
+        exchange.prepare(*mine, lambda rows: compute(rows, scale_by_expert, rank), combined)()
     else:
         rows = exchange.dispatch(*mine, phase=how)
         compute(rows, scale_by_expert, rank)

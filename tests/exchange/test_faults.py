@@ -13,6 +13,7 @@ import pytest
 
 from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import PeerFault, PeerLost, ProtocolMismatch, SessionPoisoned
+from sglang_ascend_moe.schedules.steps import ExchangeSteps
 
 from .faults import (
     CALLS,
@@ -251,25 +252,26 @@ def test_ctrl_c_ends_a_wait(fresh_pool, how):
     pool.collect()
 
 
-def be_interrupted_between_steps(rank: Rank) -> Seen | None:
+def be_interrupted_between_steps(rank: Rank, how: str) -> Seen | None:
     exchange = open_exchange("windows", rank, SCENARIO)
-    call(exchange, "run-decode", rank)
+    call(exchange, how, rank)
     if rank.rank != CULPRIT:
-        return see_fault(exchange, rank, "run-decode", calls=1)
+        return see_fault(exchange, rank, how, calls=1)
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sglang_ascend_moe.exchange.run_decode", interrupted)
-        call(exchange, "run-decode", rank)
+        patch.setattr(ExchangeSteps, "received", interrupted)
+        call(exchange, how, rank)
     require_poisoned(exchange, rank)
     return None
 
 
-def test_ctrl_c_between_two_steps_is_told_to_the_other_ranks(fresh_pool):
+@pytest.mark.parametrize("how", ["run-decode", "prepared"])
+def test_ctrl_c_between_two_steps_is_told_to_the_other_ranks(fresh_pool, how):
     pool = fresh_pool(2)
-    pool.start(be_interrupted_between_steps)
+    pool.start(be_interrupted_between_steps, how)
     seen = pool.collect()[1 - CULPRIT]
     assert (seen.kind, seen.rank) == ("PeerLost", CULPRIT), seen
 

@@ -11,7 +11,7 @@ import torch
 
 from sglang_ascend_moe import CaptureRefused, Exchange, launches
 from sglang_ascend_moe.errors import PeerLost
-from sglang_ascend_moe.graph_capture.agreement import check_together
+from sglang_ascend_moe.graph_capture.agreement import check_together, refusal_together
 from sglang_ascend_moe.schedules.rows import ExpertRows
 from tests.exchange.pool import Ended, Rank
 from tests.graph_capture.refused_steps import REFUSED
@@ -122,3 +122,28 @@ def test_a_rank_that_dies_while_it_checks_is_no_hang(fresh_pool):
     said, ended = pool.collect(dead=[1])
     assert "not every rank checked the bucket of 2" in said
     assert ended == Ended(-signal.SIGKILL)
+
+
+def refuse_alone(rank: Rank, error: str) -> str:
+    raised = {"refuses": CaptureRefused("no graph for this"), "fails": MemoryError("no room")}
+    try:
+        with refusal_together(rank.group, subject="the bucket of 2"):
+            if error and rank.rank == 1:
+                raise raised[error]
+    except (CaptureRefused, MemoryError) as found:
+        return f"{type(found).__name__}: {found}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("error", "own", "others"),
+    [
+        ("", "", ""),
+        ("refuses", "CaptureRefused: {} rank 1: no graph for this", "CaptureRefused: {} rank 1: no graph for this"),
+        ("fails", "MemoryError: no room", "CaptureRefused: {} rank 1: the step raised MemoryError: no room"),
+    ],
+    ids=["nobody", "one refuses", "one fails"],
+)
+def test_what_one_rank_cannot_record_no_rank_keeps(pools, error: str, own: str, others: str):
+    said = [words.format("the bucket of 2 cannot be captured into a graph:") for words in (others, own, others)]
+    assert pools.run(3, refuse_alone, error) == said
