@@ -1,8 +1,8 @@
 """How a server with `--ascend-moe` ends when one of its processes fails: with exit code 1 and the cause as last line.
 
 SGLang's launcher is told by SIGQUIT only, and ends itself with SIGKILL. Here a worker writes down what it raised, in
-memory of the launcher that has no name; the launcher watches its ranks, and says at the end who failed first. Each
-function without underscore, but for `root_cause`, is a row of the table in `plugin`.
+memory of the launcher that has no name; the launcher watches its ranks, and says at the end who failed first. A process
+may launch several engines: each has `EngineProcesses` of its own.
 """
 
 import contextlib
@@ -12,63 +12,44 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
+from sglang_ascend_moe.engine_processes import EngineProcesses, Finding, Report, title_of
 from sglang_ascend_moe.errors import PeerFault
+from sglang_ascend_moe.hooks import Hook, Kind, launcher_hook
 from sglang_ascend_moe.options import options_of
 
 logger = logging.getLogger(__name__)
 
-STOPPED_CHECKS = 10
-"""Checks, one a second, for which a rank may be stopped (SIGSTOP). Counted, so that a stop of all does not matter."""
-SCHEDULER_TITLE = "sglang::scheduler"
 EXIT_CODE = 1
 # SGLang's ServerArgs carries names with an underscore that are not its fields to every process it starts, unchanged.
 _ATTRIBUTE = "_ascend_moe_reports"
 _LONGEST_ERROR = 2000
 
-_watched: "dict[int, Watched]" = {}
-_reports: int | None = None
 
-
-class Report(msgspec.Struct, frozen=True):
-    """What ended a process: its title and id, the exception, and whether that blames another process."""
-
-    title: str
-    process: int
-    error: str
-    blames_peer: bool
-
-
-class Watched:
-    """A rank as the launcher sees it."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.checks_stopped = 0
-        self.fault = ""
-
-
-class Finding(NamedTuple):
-    """A rank that has ended or stopped, in words."""
-
-    process: int
-    fault: str
+# The engines of this process that have not ended: SGLang ends all of them together, and does not say which one failed.
+_engines: list[EngineProcesses] = []
+os.register_at_fork(after_in_child=_engines.clear)
 
 
 def make_room_for_reports(_engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
     """Before `Engine._launch_scheduler_processes`: every process learns where to write down what ended it."""
-    global _reports
-    _watched.clear()
-    if _reports is not None:
-        os.close(_reports)
-        _reports = None
     if options_of(server_args) is None:
         return
-    _reports = os.memfd_create("what ended processes")
-    setattr(server_args, _ATTRIBUTE, f"/proc/{os.getpid()}/fd/{_reports}")
+    for engine in [engine for engine in _engines if engine.has_ended()]:
+        _engines.remove(engine)
+        engine.close()
+    _engines.append(EngineProcesses())
+    setattr(server_args, _ATTRIBUTE, _engines[-1].path)
+
+
+def keep_processes(result: tuple[Any, Any], _engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
+    """After it: those who have learned that are known to belong together."""
+    for engine in _engines:
+        if engine.path == getattr(server_args, _ATTRIBUTE, None):
+            engine.processes = result[1] or ()
 
 
 def report_exception(*_: Any, **__: Any) -> None:
@@ -80,7 +61,7 @@ def report_exception(*_: Any, **__: Any) -> None:
     if path is None or error is None:
         return
     report = Report(
-        title=_title(os.getpid()), process=os.getpid(), error=_in_words(error), blames_peer=_blames_peer(error)
+        title=title_of(os.getpid()), process=os.getpid(), error=_in_words(error), blames_peer=_blames_peer(error)
     )
     # The launcher may have gone already.
     with contextlib.suppress(OSError):
@@ -103,61 +84,42 @@ def check_ranks(original: Callable[[Any], bool], watchdog: Any) -> bool:
 
     SGLang looks at its own children only, and with data-parallel attention the ranks are children of a controller.
     """
-    if _reports is None:
+    engine = next((engine for engine in _engines if engine.is_watched_by(watchdog)), None)
+    if engine is None:
         return original(watchdog)
-    if not _watched:
-        _watched.update({process: Watched(title) for process, title in _descendants() if SCHEDULER_TITLE in title})
+    engine.find_ranks()
     ended = original(watchdog)
-    findings = _look()
+    findings = engine.findings()
     if findings and not ended:
         logger.error("A rank does not work any more: %s", "; ".join(finding.fault for finding in findings))
         os.kill(os.getpid(), signal.SIGQUIT)
     return ended or bool(findings)
 
 
-def _descendants() -> list[tuple[int, str]]:
-    import psutil
+def end_by_name(
+    original: Callable[..., None],
+    parent_pid: int | None = None,
+    include_parent: bool = True,
+    *rest: Any,
+    **keywords: Any,
+) -> None:
+    """Around `kill_process_tree`: where SGLang ends its own process too, that exits with code 1 and names the cause.
 
-    return [(child.pid, _title(child.pid)) for child in psutil.Process().children(recursive=True)]
-
-
-def _title(process: int) -> str:
-    try:
-        with open(f"/proc/{process}/cmdline", "rb") as file:
-            return file.read().split(b"\0")[0].decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _look() -> list[Finding]:
-    for process, watched in _watched.items():
-        state = _state(process)
-        watched.checks_stopped = watched.checks_stopped + 1 if state == "T" else 0
-        if state in ("", "Z"):
-            watched.fault = watched.fault or f"{watched.title} (process {process}) was killed, or crashed"
-        elif watched.checks_stopped >= STOPPED_CHECKS:
-            watched.fault = f"{watched.title} (process {process}) has been stopped for {STOPPED_CHECKS} s (SIGSTOP)"
-    return [Finding(process, watched.fault) for process, watched in _watched.items() if watched.fault]
-
-
-def _state(process: int) -> str:
-    """The state of a process as in `/proc`, empty when it is gone."""
-    try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
-
-
-def end_by_name(original: Callable[..., None], parent_pid: int | None = None, *rest: Any, **keywords: Any) -> None:
-    """Around `kill_process_tree`: where SGLang ends its own process too, that exits with code 1 and names the cause."""
-    itself = parent_pid == os.getpid() and not rest and keywords.get("include_parent", True)
-    if _reports is None or not itself:
-        original(parent_pid, *rest, **keywords)
+    Where it ends all children but not itself, an engine is shut down, which no rank is to blame for.
+    """
+    if parent_pid != os.getpid() or not _engines:
+        original(parent_pid, include_parent, *rest, **keywords)
         return
-    cause = root_cause(_read_reports(), _look())
+    if not include_parent:
+        engines, _engines[:] = list(_engines), []
+        original(parent_pid, include_parent, *rest, **keywords)
+        for engine in engines:
+            engine.close()
+        return
+    reports = [report for engine in _engines for report in engine.reports()]
+    cause = root_cause(reports, [finding for engine in _engines for finding in engine.findings()])
     try:
-        original(parent_pid, **{**keywords, "include_parent": False})
+        original(parent_pid, False, *rest, **keywords)
     finally:
         sys.stdout.flush()
         print(f"The server ends: {cause}", file=sys.stderr, flush=True)
@@ -169,26 +131,16 @@ def warm_up_in_background(original: Callable[..., None], *arguments: Any, **keyw
 
     A server that is stopped before it is warm does not answer this thread any more, which asks it for two minutes.
     """
-    if _reports is None:
+    if not _engines:
         original(*arguments, **keywords)
         return
     threading.Thread(target=original, args=arguments, kwargs=keywords, daemon=True).start()
 
 
-def _read_reports() -> list[Report]:
-    lines = os.pread(_reports, os.fstat(_reports).st_size, 0).splitlines() if _reports is not None else []
-    reports = []
-    for line in lines:
-        # A process that is killed while it writes leaves a part of its line.
-        with contextlib.suppress(msgspec.DecodeError):
-            reports.append(msgspec.json.decode(line, type=Report))
-    return reports
-
-
 def root_cause(reports: Sequence[Report], findings: Sequence[Finding]) -> str:
     """Who failed first, in words: a process that blames nobody, else a rank that is gone or stopped without a report.
 
-    reports: in the order of their time.
+    reports: in the order of their time, for each engine.
     """
     said = [f"{report.title} (process {report.process}) raised {report.error}" for report in reports]
     for report, words in zip(reports, said, strict=True):
@@ -197,3 +149,48 @@ def root_cause(reports: Sequence[Report], findings: Sequence[Finding]) -> str:
     reported = {report.process for report in reports}
     silent = [finding.fault for finding in findings if finding.process not in reported]
     return [*silent, *said, "a process of it failed; the log says which one"][0]
+
+
+_SRT = "sglang.srt"
+HOOKS: tuple[Hook, ...] = (
+    *(
+        launcher_hook(
+            f"{_SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
+            kind,
+            function,
+            "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
+        )
+        for kind, function in ((Kind.BEFORE, make_room_for_reports), (Kind.AFTER, keep_processes))
+    ),
+    *(
+        Hook(
+            f"{_SRT}.managers.{module}.get_exception_traceback",
+            Kind.BEFORE,
+            report_exception,
+            "SGLang only logs what ended a scheduler, or the controller of data-parallel attention",
+        )
+        for module in ("scheduler", "data_parallel_controller")
+    ),
+    launcher_hook(
+        f"{_SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
+        Kind.AROUND,
+        check_ranks,
+        "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
+    ),
+    *(
+        launcher_hook(
+            f"{_SRT}.{module}.kill_process_tree",
+            Kind.AROUND,
+            end_by_name,
+            "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
+        )
+        for module in ("entrypoints.engine", "entrypoints.http_server", "managers.tokenizer_manager")
+    ),
+    launcher_hook(
+        f"{_SRT}.entrypoints.http_server._wait_and_warmup",
+        Kind.AROUND,
+        warm_up_in_background,
+        "a server that is stopped before it is warm waits two minutes for its own warm-up, which it does not answer",
+    ),
+)
+"""Rows of the table in plugin.py."""

@@ -1,7 +1,8 @@
 """The entry point of SGLang's plugin group, and the one table of everything that is changed in SGLang."""
 
-from sglang_ascend_moe import arguments, ending, expert_location, hooks, layer, live_state, metrics, pairing
+from sglang_ascend_moe import arguments, expert_location, hooks, layer, live_state, metrics, pairing
 from sglang_ascend_moe.deep_ep_client import HOOKS as DEEP_EP_HOOKS
+from sglang_ascend_moe.ending import HOOKS as ENDING_HOOKS
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Where, host_hook, host_launcher_hook, launcher_hook
 from sglang_ascend_moe.npu_experts import keep_weights
@@ -42,42 +43,7 @@ TABLE: tuple[Hook, ...] = (
         arguments.require_ready_workers,
         "a worker in which the plugin did not load must not serve with another MoE layer",
     ),
-    launcher_hook(
-        f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
-        Kind.BEFORE,
-        ending.make_room_for_reports,
-        "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
-    ),
-    *(
-        Hook(
-            f"{SRT}.managers.{module}.get_exception_traceback",
-            Kind.BEFORE,
-            ending.report_exception,
-            "SGLang only logs what ended a scheduler, or the controller of data-parallel attention",
-        )
-        for module in ("scheduler", "data_parallel_controller")
-    ),
-    launcher_hook(
-        f"{SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
-        Kind.AROUND,
-        ending.check_ranks,
-        "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
-    ),
-    *(
-        launcher_hook(
-            f"{SRT}.{module}.kill_process_tree",
-            Kind.AROUND,
-            ending.end_by_name,
-            "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
-        )
-        for module in ("entrypoints.engine", "entrypoints.http_server", "managers.tokenizer_manager")
-    ),
-    launcher_hook(
-        f"{SRT}.entrypoints.http_server._wait_and_warmup",
-        Kind.AROUND,
-        ending.warm_up_in_background,
-        "a server that is stopped before it is warm waits two minutes for its own warm-up, which it does not answer",
-    ),
+    *ENDING_HOOKS,
     *(
         Hook(
             f"{SRT}.managers.{process}.get_init_info",

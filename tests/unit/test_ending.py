@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import msgspec
+import psutil
 import pytest
 
 from sglang_ascend_moe import ending
-from sglang_ascend_moe.ending import Finding, Report, root_cause
+from sglang_ascend_moe.ending import root_cause
+from sglang_ascend_moe.engine_processes import STOPPED_CHECKS, EngineProcesses, Finding, Report
 from sglang_ascend_moe.options import Options, attach
 
 CULPRIT = Report("scheduler_TP1", 11, "ValueError: no such row", False)
@@ -36,19 +40,62 @@ def test_the_culprit_is_named(reports, findings, cause):
     assert root_cause(reports, findings).startswith(cause)
 
 
+class Engine:
+    """What `sglang.Engine` keeps of the processes that it launches, here one with the title of a rank."""
+
+    def __init__(self, title: str = "sglang::scheduler_TP1") -> None:
+        self.server_args = SimpleNamespace()
+        attach(self.server_args, Options())
+        ending.make_room_for_reports(object, self.server_args, None)
+        self.process = subprocess.Popen([title, "60"], executable="/bin/sleep")
+        started = SimpleNamespace(pid=self.process.pid, is_alive=lambda: self.process.poll() is None)
+        self._processes = [started, SimpleNamespace(pid=os.getppid(), is_alive=lambda: True)]  # the second is no rank
+        ending.keep_processes((None, [started]), object, self.server_args, None)
+        self.signals: list[int] = []
+
+    @property
+    def known(self) -> EngineProcesses:
+        [known] = [known for known in ending._engines if known.is_watched_by(self)]
+        return known
+
+    def check(self, ended: bool = False) -> bool:
+        """What its watchdog makes of `SubprocessWatchdog._check_processes`, which returns `ended`."""
+        with patch.object(os, "kill", lambda _, number: self.signals.append(number)):
+            return ending.check_ranks(lambda _: ended, self)
+
+    def kill_rank(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 @pytest.fixture
-def reports(monkeypatch: pytest.MonkeyPatch):
-    """A launcher that has made room for reports, and the server arguments that say where."""
-    monkeypatch.setattr(ending, "_reports", None)
-    monkeypatch.setattr(ending, "_watched", {})
-    server_args = SimpleNamespace()
-    attach(server_args, Options())
-    ending.make_room_for_reports(object, server_args, None)
-    # In place of SGLang's, which takes long to import.
-    context = SimpleNamespace(get_server_args=lambda: server_args)
-    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
-    yield
-    os.close(ending._reports)
+def launch(monkeypatch: pytest.MonkeyPatch):
+    """Launches engines in this process, of which it knows none before and after."""
+    assert ending._engines == []
+    engines = []
+
+    def launch_engine(title: str = "sglang::scheduler_TP1") -> Engine:
+        engines.append(Engine(title))
+        # In place of SGLang's, which takes long to import.
+        context = SimpleNamespace(get_server_args=lambda: engines[-1].server_args)
+        monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
+        return engines[-1]
+
+    yield launch_engine
+    for engine in engines:
+        engine.end()
+    for known in ending._engines:
+        known.close()
+    ending._engines.clear()
+
+
+@pytest.fixture
+def engine(launch) -> Engine:
+    return launch()
 
 
 def report(error: Exception) -> None:
@@ -58,28 +105,26 @@ def report(error: Exception) -> None:
         ending.report_exception()
 
 
-@pytest.mark.usefixtures("reports")
-def test_what_a_process_raised_reaches_the_launcher():
+def test_what_a_process_raised_reaches_the_launcher(engine):
     child = os.fork()
     if child == 0:
         report(ValueError("two\nlines"))
         report(RuntimeError("Connection closed by peer [127.0.0.1]"))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    first, second = ending._read_reports()
+    first, second = engine.known.reports()
     assert (first.process, first.error, first.blames_peer) == (child, "ValueError: two lines", False)
     assert second.blames_peer
 
 
-@pytest.mark.usefixtures("reports")
-def test_a_report_that_was_cut_short_is_passed_over():
+def test_a_report_that_was_cut_short_is_passed_over(engine):
     report(ValueError("whole"))
-    os.pwrite(ending._reports, b'{"title": "sglang::sched\n', os.fstat(ending._reports).st_size)
-    (read,) = ending._read_reports()
+    write_reports(engine, b'{"title": "sglang::sched')
+    (read,) = engine.known.reports()
     assert read.error == "ValueError: whole"
 
 
-@pytest.mark.usefixtures("reports")
+@pytest.mark.usefixtures("engine")
 def test_nobody_waits_for_the_warm_up():
     begun, end = threading.Event(), threading.Event()
 
@@ -95,97 +140,160 @@ def test_nobody_waits_for_the_warm_up():
     end.set()
 
 
-def test_a_server_without_ascend_moe_waits_for_the_warm_up(monkeypatch):
-    monkeypatch.setattr(ending, "_reports", None)
+def test_a_server_without_ascend_moe_waits_for_the_warm_up():
     called = []
     ending.warm_up_in_background(called.append, "arguments")
     assert called == ["arguments"]
 
 
-def test_a_server_without_ascend_moe_ends_as_sglang_ends_it(monkeypatch):
-    monkeypatch.setattr(ending, "_reports", None)
+def test_a_server_without_ascend_moe_ends_as_sglang_ends_it():
     ending.make_room_for_reports(object, SimpleNamespace(), None)
     killed = []
     ending.end_by_name(lambda *given: killed.append(given), os.getpid())
-    assert killed == [(os.getpid(),)]
+    assert killed == [(os.getpid(), True)]
 
 
-@pytest.mark.usefixtures("reports")
+@pytest.mark.usefixtures("engine")
 def test_ending_others_is_left_to_sglang():
     killed = []
+    ending.end_by_name(lambda *given, **keywords: killed.append((given, keywords)), 1, wait_timeout=60)
     ending.end_by_name(lambda *given, **keywords: killed.append((given, keywords)), os.getpid(), include_parent=False)
-    ending.end_by_name(lambda *given, **keywords: killed.append((given, keywords)), 1)
-    assert killed == [((os.getpid(),), {"include_parent": False}), ((1,), {})]
+    assert killed == [((1, True), {"wait_timeout": 60}), ((os.getpid(), False), {})]
 
 
-def test_the_launcher_exits_with_code_1_and_the_cause_in_its_last_line(tmp_path):
-    log = tmp_path / "log"
+def write_reports(engine: Engine, *reports: bytes) -> None:
+    descriptor = os.open(engine.known.path, os.O_WRONLY | os.O_APPEND)
+    os.write(descriptor, b"".join(report + b"\n" for report in reports))
+    os.close(descriptor)
+
+
+def end_launcher(run: Callable[[], None], log: Path) -> tuple[int, list[str]]:
+    """Exit code and log of a launcher that does `run` and is then told to end."""
+
+    def kill_process_tree(_: int, include_parent: bool) -> None:
+        print("parent too:", include_parent)
+        for child in psutil.Process().children():
+            child.kill()
+
     launcher = os.fork()
     if launcher == 0:
         with log.open("w") as sys.stdout:
             sys.stderr = sys.stdout
-            server_args = SimpleNamespace()
-            attach(server_args, Options())
-            ending.make_room_for_reports(object, server_args, None)
-            os.write(ending._reports, msgspec.json.encode(VICTIM) + b"\n" + msgspec.json.encode(CULPRIT) + b"\n")
+            run()
             print("log")
-            ending.end_by_name(lambda _, include_parent: print("parent too:", include_parent), os.getpid())
+            ending.end_by_name(kill_process_tree, os.getpid())
             print("never")
     code = os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1])
+    return code, log.read_text().splitlines()
+
+
+def test_the_launcher_exits_with_code_1_and_the_cause_in_its_last_line(tmp_path):
+    def run() -> None:
+        engine = Engine()
+        write_reports(engine, msgspec.json.encode(VICTIM), msgspec.json.encode(CULPRIT))
+
     last = "The server ends: scheduler_TP1 (process 11) raised ValueError: no such row"
-    assert (code, log.read_text().splitlines()) == (1, ["log", "parent too: False", last])
+    assert end_launcher(run, tmp_path / "log") == (1, ["log", "parent too: False", last])
 
 
-class Watchdog:
-    """What `SubprocessWatchdog._check_processes` returns, and the signals that the launcher sends itself."""
+@pytest.mark.parametrize("culprit", ["first", "second"])
+def test_of_two_engines_at_the_same_time_the_one_whose_rank_is_dead_is_named(tmp_path, culprit):
+    def run() -> None:
+        engines = {name: Engine(f"sglang::scheduler_{name}") for name in ("first", "second")}
+        assert not any(engine.check() for engine in engines.values())
+        engines[culprit].kill_rank()
+        assert [name for name, engine in engines.items() if engine.check()] == [culprit]
+        # The engine's own peers blame each other.
+        write_reports(engines[culprit], msgspec.json.encode(VICTIM))
+        print(engines[culprit].process.pid)
 
-    def __init__(self, ended: bool = False) -> None:
-        self.signals: list[int] = []
-        self._ended = ended
-
-    def check(self) -> bool:
-        with patch.object(os, "kill", lambda _, number: self.signals.append(number)):
-            return ending.check_ranks(lambda _: self._ended, self)
-
-
-@pytest.fixture
-def rank(reports):  # noqa: ARG001 - what it watches
-    """A process with the title of a rank, and its state as long as it lives."""
-    process = subprocess.Popen(["sglang::scheduler_TP1", "60"], executable="/bin/sleep")
-    yield process
-    process.kill()
-    process.wait()
+    code, [pid, *_, last] = end_launcher(run, tmp_path / "log")
+    assert (code, last) == (
+        1, f"The server ends: sglang::scheduler_{culprit} (process {pid}) was killed, or crashed"
+    )  # fmt: skip
 
 
-def test_a_rank_that_is_killed_ends_the_server(rank):
-    watchdog = Watchdog()
-    assert not watchdog.check()
-    os.kill(rank.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
-    assert watchdog.check()
-    assert watchdog.signals == [signal.SIGQUIT]
-    [finding] = ending._look()
-    assert finding.fault == f"sglang::scheduler_TP1 (process {rank.pid}) was killed, or crashed"
+@pytest.mark.parametrize("shut_down", [True, False], ids=["shut down", "died"])
+def test_an_engine_after_another_names_its_own_dead_rank(tmp_path, shut_down):
+    def run() -> None:
+        first = Engine("sglang::scheduler_first")
+        first.check()
+        write_reports(first, msgspec.json.encode(CULPRIT))
+        if shut_down:
+            ending.end_by_name(lambda *_: first.end(), os.getpid(), include_parent=False)
+        else:
+            first.end()
+        second = Engine("sglang::scheduler_second")
+        second.check()
+        second.kill_rank()
+        print(second.process.pid)
+
+    code, [pid, *_, last] = end_launcher(run, tmp_path / "log")
+    assert (code, last) == (1, f"The server ends: sglang::scheduler_second (process {pid}) was killed, or crashed")
 
 
-def test_a_rank_that_stays_stopped_ends_the_server_and_one_that_resumes_does_not(rank):
-    watchdog = Watchdog()
+def test_the_reports_of_engines_that_were_shut_down_take_no_descriptor(launch):
+    held = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        engine = launch()
+        ending.end_by_name(lambda *_, engine=engine: engine.end(), os.getpid(), include_parent=False)
+    assert len(os.listdir("/proc/self/fd")) == held
+
+
+def test_a_process_that_is_forked_knows_no_engine(engine):
+    child = os.fork()
+    if child == 0:
+        os._exit(len(ending._engines))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert engine.known
+
+
+def test_what_watches_other_processes_is_left_to_sglang(engine):
+    sidecar = SimpleNamespace(_processes=[SimpleNamespace(pid=1)])
+    engine.kill_rank()
+    assert not ending.check_ranks(lambda _: False, sidecar)
+
+
+def test_a_rank_that_is_killed_ends_the_server(engine):
+    assert not engine.check()
+    engine.kill_rank()
+    assert engine.check()
+    assert engine.signals == [signal.SIGQUIT]
+    [finding] = engine.known.findings()
+    assert finding.fault == f"sglang::scheduler_TP1 (process {engine.process.pid}) was killed, or crashed"
+
+
+def test_a_rank_behind_a_controller_is_watched(engine):
+    controller = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess, sys; p = subprocess.Popen(['sglang::scheduler_DP1', '60'],"
+         " executable='/bin/sleep'); print(p.pid, flush=True); sys.stdin.read(); p.kill()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    rank = int(controller.stdout.readline())
+    engine.known.processes = [SimpleNamespace(pid=controller.pid), *engine.known.processes]
+    assert not engine.check()
+    os.kill(rank, signal.SIGKILL)
+    controller.communicate("")
+    assert engine.check()
+    assert [finding.process for finding in engine.known.findings()] == [rank]
+
+
+def test_a_rank_that_stays_stopped_ends_the_server_and_one_that_resumes_does_not(engine):
+    rank = engine.process.pid
     for _ in range(2):
-        os.kill(rank.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, rank.pid, os.WSTOPPED)
-        assert not any(watchdog.check() for _ in range(ending.STOPPED_CHECKS - 1))
-        os.kill(rank.pid, signal.SIGCONT)
-        os.waitid(os.P_PID, rank.pid, os.WCONTINUED)
-        assert not watchdog.check()
-    os.kill(rank.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, rank.pid, os.WSTOPPED)
-    assert [watchdog.check() for _ in range(ending.STOPPED_CHECKS)][-1]
-    assert watchdog.signals == [signal.SIGQUIT]
-    assert "has been stopped for 10 s (SIGSTOP)" in ending._look()[0].fault
+        os.kill(rank, signal.SIGSTOP)
+        os.waitid(os.P_PID, rank, os.WSTOPPED)
+        assert not any(engine.check() for _ in range(STOPPED_CHECKS - 1))
+        os.kill(rank, signal.SIGCONT)
+        os.waitid(os.P_PID, rank, os.WCONTINUED)
+        assert not engine.check()
+    os.kill(rank, signal.SIGSTOP)
+    os.waitid(os.P_PID, rank, os.WSTOPPED)
+    assert [engine.check() for _ in range(STOPPED_CHECKS)][-1]
+    assert engine.signals == [signal.SIGQUIT]
+    assert "has been stopped for 10 s (SIGSTOP)" in engine.known.findings()[0].fault
 
 
-@pytest.mark.usefixtures("rank")
-def test_what_sglang_has_noticed_itself_is_not_signalled_twice():
-    watchdog = Watchdog(ended=True)
-    assert watchdog.check()
-    assert watchdog.signals == []
+def test_what_sglang_has_noticed_itself_is_not_signalled_twice(engine):
+    assert engine.check(ended=True)
+    assert engine.signals == []
