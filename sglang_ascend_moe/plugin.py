@@ -8,6 +8,7 @@ from sglang_ascend_moe.hooks import Hook, Kind, Where, host_hook, host_launcher_
 from sglang_ascend_moe.npu_experts import keep_weights
 from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, unnamed_memory
 from sglang_ascend_moe.request_checks import HOOKS as REQUEST_HOOKS
+from sglang_ascend_moe.transfer_rooms import HOOKS as TRANSFER_HOOKS
 
 SRT = "sglang.srt"
 
@@ -357,6 +358,7 @@ TABLE: tuple[Hook, ...] = (
         Where.NPU,
     ),
     *REQUEST_HOOKS,
+    *TRANSFER_HOOKS,
     *DEEP_EP_HOOKS,
 )
 
