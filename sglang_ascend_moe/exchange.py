@@ -198,9 +198,9 @@ class Exchange:
         """Places every routed row of `x` into the window of the rank that holds its expert.
 
         x [tokens, hidden] in the exchange's dtype; topk_ids [tokens, topk] int32 or int64, -1 = not routed;
-        topk_weights [tokens, topk] of a floating dtype, used by combine. Rows of tokens that are not routed may hold
-        anything. The result's tensors are views of the window, valid until the next dispatch of the same slot; they
-        have no gradient.
+        topk_weights [tokens, topk] of float32, bfloat16, float16 or float64, used by combine. Rows of tokens that are
+        not routed may hold anything. The result's tensors are views of the window, valid until the next dispatch of the
+        same slot; they have no gradient.
 
         Raises on every rank: `InvalidInput`, `WindowTooSmall` if the rows need more than one round, `ProtocolMismatch`
         if ranks take different phases (the exchange stays usable after these); `PeerLost`, `PeerTimeout`,

@@ -140,7 +140,7 @@ class CollectiveExchange:
         """Send every routed row of `x` to the rank of its expert.
 
         `x` [tokens, hidden] of the exchange's dtype, `topk_ids` [tokens, topk] int32 or int64 in -1..num_experts-1
-        (-1 = not routed), `topk_weights` [tokens, topk] of a floating dtype; 0 tokens are allowed.
+        (-1 = not routed), `topk_weights` [tokens, topk] of float32, bfloat16, float16 or float64; 0 tokens are allowed.
 
         Raises on every rank: `InvalidInput` if one rank's arguments are wrong, `ProtocolMismatch` if phases differ;
         the exchange stays usable. `PeerLost` if a peer is gone, `SessionPoisoned` after that.
