@@ -50,6 +50,7 @@ class Arena:
     def part(self, offset: int, size: int, total: int) -> torch.Tensor:
         """uint8 [size] at `offset` of a memory of at least `total` bytes."""
         if self._memory.numel() < total:
-            self._memory = torch.zeros(total + ALIGNMENT, dtype=torch.uint8)
+            # Through numpy, because such memory cannot be resized: an operator that tried would move all tapes.
+            self._memory = torch.from_numpy(torch.zeros(total + ALIGNMENT, dtype=torch.uint8).numpy())
             self.bytes += self._memory.numel()
         return self._memory[offset : offset + size]

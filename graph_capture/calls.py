@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -13,14 +15,20 @@ from sglang_ascend_moe.graph_capture.operators import only_allocates
 from sglang_ascend_moe.graph_capture.trees import leaves, mapped
 
 
-class Reference(NamedTuple):
-    """A tensor that the step made: number of its memory, and how it lies in it (elements of `dtype`)."""
+class Reference(msgspec.Struct, frozen=True):
+    """A tensor that the step made: number of its memory, how it lies in it (elements of `dtype`), and whether it is the
+    conjugate or the negative of what lies there."""
 
     memory: int
     dtype: torch.dtype
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
+    conjugate: bool
+    negative: bool
+
+
+_TENSORS = (Reference, Tensor)
 
 
 class OperatorCall(NamedTuple):
@@ -58,7 +66,7 @@ def without_repeats(calls: Sequence[Call], kept: set[int]) -> list[Call]:
     Only what nobody changes afterwards, and was not made of what somebody changes, is used twice. kept: memory that
     the step returns.
     """
-    changed = kept | {memory for call in calls for memory in _may_change(call)}
+    changed = _Changed(kept, calls)
     first: dict[Any, OperatorCall] = {}
     instead: dict[int, int] = {}
     needed: list[Call] = []
@@ -78,36 +86,55 @@ def without_repeats(calls: Sequence[Call], kept: set[int]) -> list[Call]:
     return needed
 
 
-def _may_change(call: Call) -> Iterator[int]:
-    """Memory that a call writes into and did not make; of a launch all that it works on."""
+class _Changed:
+    """Memory that somebody writes into after it was made: of the step by number, from outside by address."""
+
+    def __init__(self, kept: set[int], calls: Sequence[Call]) -> None:
+        written = [item for call in calls for item in _may_change(call)]
+        self._made = kept | {item.memory for item in written if isinstance(item, Reference)}
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+        for begin, end in sorted({_bytes_of(item) for item in written if isinstance(item, Tensor)}):
+            if self._ends and begin < self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], end)
+            else:
+                self._begins.append(begin)
+                self._ends.append(end)
+
+    def __contains__(self, item: Reference | Tensor) -> bool:
+        if isinstance(item, Reference):
+            return item.memory in self._made
+        begin, end = _bytes_of(item)
+        # The last range that begins before this one ends; those before it end earlier.
+        index = bisect_right(self._begins, end - 1) - 1
+        return index >= 0 and begin < self._ends[index]
+
+
+def _bytes_of(tensor: Tensor) -> tuple[int, int]:
+    """Addresses, from the first to behind the last, of all that a tensor shares its memory with: two arrays of numpy
+    that look at the same numbers are two memories for torch."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def _may_change(call: Call) -> Iterator[Reference | Tensor]:
+    """What a call writes into and did not make; of a launch all that it works on."""
     if isinstance(call, OperatorCall):
         parameters = call.operator._schema.arguments
         given = dict(zip((item.name for item in parameters), call.arguments, strict=False)) | dict(call.keywords)
         written: Any = [given.get(item.name) for item in parameters if item.is_write]
     else:
         written = call.tensors
-    for item in leaves(written):
-        if isinstance(item, Reference):
-            yield item.memory
-        elif isinstance(item, Tensor):
-            yield _outside(item)
+    return (item for item in leaves(written) if isinstance(item, _TENSORS))
 
 
-def _outside(tensor: Tensor) -> int:
-    """The memory of a tensor that the step did not make, by address; negative, as no number of a memory is."""
-    return -1 - int(tensor.untyped_storage().data_ptr())
-
-
-def _repeatable(call: OperatorCall, changed: set[int]) -> bool:
+def _repeatable(call: OperatorCall, changed: _Changed) -> bool:
     if call.operator._schema.is_mutable or only_allocates(call.operator):
         return False
     if torch.Tag.nondeterministic_seeded in call.operator.tags:
         return False
-    for item in leaves((inputs(call), call.results)):
-        memory = item.memory if isinstance(item, Reference) else _outside(item) if isinstance(item, Tensor) else None
-        if memory in changed:
-            return False
-    return True
+    used = leaves((inputs(call), call.results))
+    return not any(item in changed for item in used if isinstance(item, _TENSORS))
 
 
 def _comparable(tree: Any) -> tuple[Any, ...]:
@@ -115,7 +142,8 @@ def _comparable(tree: Any) -> tuple[Any, ...]:
         case Reference():
             return Reference, tree
         case Tensor():
-            return "outside", tree.data_ptr(), tree.dtype, tuple(tree.shape), tree.stride()
+            signs = tree.is_conj(), tree.is_neg()
+            return "outside", tree.data_ptr(), tree.dtype, tuple(tree.shape), tree.stride(), signs
         case tuple() | list():
             return type(tree), *map(_comparable, tree)
         case dict():
@@ -129,6 +157,7 @@ def _with_memory(call: Call, instead: Mapping[int, int]) -> Call:
         return call
 
     def renumbered(item: Reference) -> Reference:
-        return item._replace(memory=instead.get(item.memory, item.memory))
+        memory = instead.get(item.memory)
+        return item if memory is None else msgspec.structs.replace(item, memory=memory)
 
     return type(call)(*(mapped(field, Reference, renumbered) for field in call))

@@ -6,26 +6,63 @@ compared with each other: operators, shapes, Python values, and the addresses of
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused, InvalidInput
 from sglang_ascend_moe.graph_capture import findings
-from sglang_ascend_moe.graph_capture.findings import MOST_SHOWN, Finding, Rule
+from sglang_ascend_moe.graph_capture.findings import (
+    MOST_SHOWN,
+    Finding,
+    Rule,
+    refusal,
+    shown_name,
+    tensors_in,
+    user_line,
+)
+from sglang_ascend_moe.graph_capture.operators import by_name
 from sglang_ascend_moe.graph_capture.recording import Call, Recorder, difference
 from sglang_ascend_moe.windows import allocations
 
-_TORCH = str(Path(torch.__file__).parent)
 _LIFTS = ("aten.lift_fresh", "aten.lift")
 """Operators that make a tensor out of Python values."""
+_INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
+_SPLITS = (torch.tensor_split, Tensor.tensor_split)
 _PACKAGE = str(Path(allocations.__file__).parents[1])
+
+
+class Calling(NamedTuple):
+    """The function of torch that Python is calling."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        owner = getattr(self.function, "__qualname__", "").rpartition(".")[0]
+        return f"{'Tensor' if owner.startswith('Tensor') else 'torch'}.{getattr(self.function, '__name__', '')}"
+
+    @property
+    def takes_tensors_in_lists(self) -> bool:
+        """Whether tensors lie in lists that would have to be read to make one tensor of them."""
+        if isinstance(self.function, FunctionType):
+            # What it makes tensors of inside is out of sight.
+            return False
+        given = (*self.arguments, *self.keywords.values())
+        if self.function in _INDEXING and isinstance(given[1], tuple):
+            # An index for each dimension: tensors among them are used as they are.
+            given = (*given[1], *given[2:])
+        return any(isinstance(item, list | tuple) and tensors_in(item) for item in given)
 
 
 def check(fn: Callable[[], object], *, passes: int = 2, vary: Callable[[], object] | None = None) -> None:
@@ -97,7 +134,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.findings: dict[tuple[str, int, str], Finding] = {}
-        self.calling = ""
+        self.calling: Calling | None = None
         self._recorder = Recorder()
         # The calls of the first run, to compare with.
         self._before: list[Call] | None = None
@@ -113,9 +150,10 @@ class _Watch:
             self._add(Rule("ran before, and not in a later run", findings.SAME_PATH), self._before[len(calls)])
 
     def on_operator(self, func: Any, arguments: dict[str, Any]) -> None:
-        name = func._schema.name.replace("::", ".")
-        shown = f"{self.calling} ({name})" if self.calling else name
-        call = self._recorder.record(shown, *_user_line(), arguments, constant=name in _LIFTS)
+        name = shown_name(func)
+        if name in _LIFTS and self.calling is not None and self.calling.takes_tensors_in_lists:
+            self.on_read(self.calling.name)
+        call = self._recorder.record(self.shown(name), *user_line(), arguments, constant=name in _LIFTS)
         rule = findings.broken_rule(func, arguments)
         if rule is not None:
             self._add(rule, call)
@@ -127,14 +165,17 @@ class _Watch:
                 # Whatever follows differs as a consequence.
                 self._before = None
 
+    def shown(self, operator: str) -> str:
+        return f"{self.calling.name} ({operator})" if self.calling is not None else operator
+
     def on_result(self, result: Any) -> None:
         self._recorder.made(result)
 
     def on_read(self, name: str) -> None:
-        self._add(findings.HOST_READ, Call(name, *_user_line(), ()))
+        self._add(findings.HOST_READ, Call(name, *user_line(), ()))
 
     def on_allocation(self, total_bytes: int) -> None:
-        self._add(findings.NEW_WINDOW, Call(f"a window of {total_bytes} bytes", *_user_line(_PACKAGE), ()))
+        self._add(findings.NEW_WINDOW, Call(f"a window of {total_bytes} bytes", *user_line(_PACKAGE), ()))
 
     def _add(self, rule: Rule, call: Call) -> None:
         finding = Finding(call.operator, call.file, call.line, rule.problem, rule.remedy)
@@ -151,11 +192,14 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         watch = self._watch
+        kwargs = kwargs or {}
+        outer, watch.calling = watch.calling, Calling(func, args, kwargs)
         if func in findings.HOST_READS:
             watch.on_read(findings.HOST_READS[func])
-        outer, watch.calling = watch.calling, _shown_name(func)
+        elif func in _SPLITS and any(isinstance(item, Tensor) for item in (*args[1:], *kwargs.values())):
+            watch.on_read(watch.calling.name)
         try:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         finally:
             watch.calling = outer
 
@@ -163,38 +207,22 @@ class _Functions(TorchFunctionMode):
 class _Operators(TorchDispatchMode):
     """Sees every operator, composite ones by the operators that they are made of."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
         self._watch = watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            raise CaptureRefused(refusal(findings.HIGHER_ORDER, self._watch.shown(shown_name(func))))
         with self:
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
         with torch._C.DisableTorchFunction():
-            self._watch.on_operator(func, _by_name(func, args, kwargs))
+            self._watch.on_operator(func, by_name(func, args, kwargs))
             result = func(*args, **kwargs)
             self._watch.on_result(result)
         return result
-
-
-def _by_name(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    parameters = func._schema.arguments
-    given = {parameter.name: value for parameter, value in zip(parameters, args, strict=False)}
-    defaults = {parameter.name: parameter.default_value for parameter in parameters}
-    return {**defaults, **given, **kwargs}
-
-
-def _shown_name(func: Any) -> str:
-    owner = getattr(func, "__qualname__", "").rpartition(".")[0]
-    return f"{'Tensor' if owner.startswith('Tensor') else 'torch'}.{getattr(func, '__name__', '')}"
-
-
-def _user_line(passed_over: str = _TORCH) -> tuple[str, int]:
-    """File and line of the innermost frame that lies neither in this file nor in the folder `passed_over`."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((__file__, passed_over)):
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno

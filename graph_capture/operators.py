@@ -1,4 +1,4 @@
-"""What a tape has to know of an operator: its form with `out` arguments, and whether a replay can stand for it."""
+"""What a tape has to know of an operator: its form with `out` arguments, and what runs it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from sglang_ascend_moe.errors import CaptureRefused
 
 
 class OutForm(NamedTuple):
@@ -65,7 +63,7 @@ def bound(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: M
     """
     if operator._schema.is_mutable:
         name = operator._schema.name.partition("::")[2]
-        wanted = [(operator, _by_name(operator, arguments, keywords))]
+        wanted = [(operator, _compared(operator, arguments, keywords))]
         for owner in (torch, torch._C._nn, torch.Tensor):
             function = getattr(owner, name, None)
             if function is not None and _run_by(function, arguments, keywords) == wanted:
@@ -83,7 +81,7 @@ class _NotRun(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         parameters = operator._schema.arguments
         given = dict(zip((item.name for item in parameters), args, strict=False)) | (kwargs or {})
-        self.noted.append((operator, _by_name(operator, args, kwargs or {})))
+        self.noted.append((operator, _compared(operator, args, kwargs or {})))
         written = [given[item.name] for item in parameters if item.is_write]
         return written[0] if len(written) == 1 else tuple(written)
 
@@ -99,12 +97,17 @@ def _run_by(
     return []
 
 
-def _by_name(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments, defaults included; tensors as what tells them apart, so that they can be compared."""
+def by_name(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments, defaults included."""
     parameters = operator._schema.arguments
     given = {parameter.name: value for parameter, value in zip(parameters, arguments, strict=False)}
     defaults = {parameter.name: parameter.default_value for parameter in parameters}
-    return {name: _comparable(value) for name, value in {**defaults, **given, **keywords}.items()}
+    return {**defaults, **given, **keywords}
+
+
+def _compared(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """`by_name`, with tensors as what tells them apart."""
+    return {name: _comparable(value) for name, value in by_name(operator, arguments, keywords).items()}
 
 
 def _comparable(value: Any) -> Any:
@@ -113,14 +116,3 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_comparable(item) for item in value]
     return type(value), value
-
-
-def refuse_frozen(operator: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:
-    """Raise `CaptureRefused` if no replay can stand for this operator."""
-    if torch.Tag.data_dependent_output in operator.tags:
-        raise CaptureRefused(f"{operator} hands a value to the host, which a replay would not do again")
-    masked = operator is torch.ops.aten.index.Tensor and any(
-        item is not None and item.dtype in (torch.bool, torch.uint8) for item in arguments[1]
-    )
-    if masked or (torch.Tag.dynamic_output_shape in operator.tags and operator is not torch.ops.aten.index.Tensor):
-        raise CaptureRefused(f"{operator} makes a tensor whose shape depends on values, which a replay cannot change")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.graph_capture import findings
-from sglang_ascend_moe.graph_capture.findings import Rule, tensors_in
+from sglang_ascend_moe.graph_capture.findings import Rule, is_dense, refusal, tensors_in
 
 _LONGEST_VALUE = 80
 
@@ -48,11 +49,12 @@ class Constant(NamedTuple):
 
 
 class Recorder:
-    """Collects the calls of the runs of one step."""
+    """Collects the calls of the runs of one step. Raises `CaptureRefused` at a tensor that cannot be followed."""
 
     def __init__(self) -> None:
         self.run = 0
         self.calls: list[Call] = []
+        self._calling = ""
         # Kept, so that no address and no identity is used twice while runs are compared.
         self._outside: dict[int, Any] = {}
         self._made: dict[int, StorageWeakRef] = {}
@@ -64,6 +66,7 @@ class Recorder:
 
     def record(self, operator: str, file: str, line: int, arguments: dict[str, Any], *, constant: bool = False) -> Call:
         """Adds a call; of a `constant` the values of its tensors are what is compared, and not where they lie."""
+        self._calling = operator
         describe = _constant if constant else self._described
         call = Call(operator, file, line, tuple((name, describe(value)) for name, value in arguments.items()))
         self.calls.append(call)
@@ -72,7 +75,7 @@ class Recorder:
     def made(self, result: Any) -> None:
         """Notes the tensors that an operator returned, if they are not views of tensors from outside."""
         for tensor in tensors_in(result):
-            storage = tensor.untyped_storage()
+            storage = self._storage(tensor)
             if storage._cdata not in self._outside:
                 self._made[storage._cdata] = StorageWeakRef(storage)
 
@@ -93,12 +96,17 @@ class Recorder:
         return type(value).__name__
 
     def _tensor(self, tensor: Tensor) -> Made | Fixed:
+        storage = self._storage(tensor)
         shape = (str(tensor.dtype), tuple(tensor.shape))
-        storage = tensor.untyped_storage()
         if storage._cdata in self._made:
             return Made(*shape)
         self._outside[storage._cdata] = storage
         return Fixed(*shape, tensor.data_ptr())
+
+    def _storage(self, tensor: Tensor) -> torch.UntypedStorage:
+        if not is_dense(tensor):
+            raise CaptureRefused(refusal(findings.LAYOUT, self._calling))
+        return tensor.untyped_storage()
 
 
 def _constant(tensor: Tensor) -> Constant:

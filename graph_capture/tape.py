@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglang_ascend_moe import launches
+from sglang_ascend_moe.errors import CaptureRefused
+from sglang_ascend_moe.graph_capture import findings
 from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
 from sglang_ascend_moe.graph_capture.calls import (
     Call,
@@ -26,21 +30,30 @@ from sglang_ascend_moe.graph_capture.calls import (
     references,
     without_repeats,
 )
-from sglang_ascend_moe.graph_capture.operators import bound, only_allocates, only_copies, out_form, refuse_frozen
+from sglang_ascend_moe.graph_capture.findings import frozen_rule, is_dense, may_freeze, refusal, shown_name
+from sglang_ascend_moe.graph_capture.operators import bound, by_name, only_allocates, only_copies, out_form
 from sglang_ascend_moe.graph_capture.trees import leaves, mapped
 
 Replay = Callable[[], Any]
+_VALUES = (
+    bool, int, float, complex, str, bytes, type(None), Enum,
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
+"""What a step may return beside tensors, because it cannot hold one."""
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
 
 
 class Recording(TorchDispatchMode):
     """Runs a step and writes down its operators. Raises `CaptureRefused` at one that no replay can stand for."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.bytes: list[int] = []
         self._known: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._calling = ""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -50,19 +63,24 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        operator: torch._ops.OpOverload,
+        operator: Any,
         types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         keywords = kwargs or {}
-        refuse_frozen(operator, args)
+        if isinstance(operator, HigherOrderOperator):
+            raise CaptureRefused(refusal(findings.HIGHER_ORDER, shown_name(operator)))
         if operator._can_decompose() and not operator._schema.is_mutable:
             with self:
                 result = operator.decompose(*args, **keywords)
             if result is not NotImplemented:
                 return result
+        self._calling = shown_name(operator)
         arguments, named = self.refer(args), self.refer(keywords)
+        rule = frozen_rule(operator, by_name(operator, args, keywords)) if may_freeze(operator) else None
+        if rule is not None:
+            raise CaptureRefused(refusal(rule, self._calling))
         result = operator(*args, **keywords)
         if operator in _LIFTS:
             # Made from Python values. The step may write into it, so a replay makes it again from a copy.
@@ -70,44 +88,76 @@ class Recording(TorchDispatchMode):
             made = OperatorCall(torch.ops.aten.clone.default, (result.clone(),), {}, (self._born(result, set()),))
             self.calls.append(made)
             return result
-        taken = {_address(item) for item in _tensors((args, keywords))}
-        results = tuple(self._born(item, taken) for item in _results(result))
+        given = _tensors((args, keywords))
+        taken = {item.untyped_storage()._cdata for item in given}
+        results = tuple(self._born(item, taken) for item in leaves(result))
         made = any(item is not None for item in results)
-        if made or operator._schema.is_mutable:
+        writes = operator._schema.is_mutable
+        if writes:
+            for item in given:
+                self._memory(item)
+            # What is only looked at in another way from now on lies where it lay.
+            writes = torch.Tag.inplace_view not in operator.tags or not isinstance(arguments[0], Reference)
+        if made or writes:
             self.calls.append(OperatorCall(operator, arguments, named, results if made else ()))
         return result
 
     def record_launch(self, bind: launches.Bind, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> None:
+        self._calling = "a launch"
         self.calls.append(LaunchCall(bind, tuple(self.refer([*reads, *writes]))))
 
     def refer(self, tree: Any) -> Any:
         """`tree` with every tensor that the step made replaced by a reference to it."""
         return mapped(tree, torch.Tensor, self._reference)
 
-    def _reference(self, tensor: torch.Tensor) -> Any:
-        known = self._known.get(_address(tensor))
+    def returned(self, tree: Any) -> Any:
+        """As `refer`, of what the step returned. Raises `CaptureRefused` if that may hold tensors out of sight."""
+        self._calling = "the end of the step"
+        result = self.refer(tree)
+        for leaf in leaves(result):
+            if not isinstance(leaf, (Reference, torch.Tensor, *_VALUES)):
+                raise CaptureRefused(
+                    f"the step cannot be captured into a graph: it returns an object of {type(leaf).__qualname__}, and"
+                    " tensors in it would not be written by a replay: return tensors in tuples, lists or dictionaries"
+                )
+        return result
+
+    def _memory(self, tensor: torch.Tensor) -> int | None:
+        """The number of the memory in which a tensor lies; None if the step did not make it. Raises `CaptureRefused` if
+        the memory is no longer as large as it was."""
+        storage = self._storage(tensor)
+        known = self._known.get(storage._cdata)
         if known is None:
+            return None
+        if storage.nbytes() > self.bytes[known[1]]:
+            raise CaptureRefused(refusal(findings.RESIZED, self._calling))
+        return known[1]
+
+    def _reference(self, tensor: torch.Tensor) -> Any:
+        memory = self._memory(tensor)
+        if memory is None:
             return tensor
+        size, stride = tuple(tensor.shape), tuple(tensor.stride())
         return Reference(
-            known[1], tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
+            memory, tensor.dtype, size, stride, int(tensor.storage_offset()), tensor.is_conj(), tensor.is_neg()
         )
 
     def _born(self, tensor: Any, taken: set[int]) -> Reference | None:
         """A reference to a result; None if it is no tensor, or looks at one of the arguments in another way."""
-        if not isinstance(tensor, torch.Tensor) or _address(tensor) in taken:
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        storage = self._storage(tensor)
+        if storage._cdata in taken:
             return None
         # The weak reference keeps the address of a storage that is gone from being given to another.
-        self._known[_address(tensor)] = StorageWeakRef(tensor.untyped_storage()), len(self.bytes)
-        self.bytes.append(tensor.untyped_storage().nbytes())
+        self._known[storage._cdata] = StorageWeakRef(storage), len(self.bytes)
+        self.bytes.append(storage.nbytes())
         return self._reference(tensor)
 
-
-def _results(result: Any) -> Sequence[Any]:
-    return result if isinstance(result, tuple | list) else (result,)
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    def _storage(self, tensor: torch.Tensor) -> torch.UntypedStorage:
+        if not is_dense(tensor):
+            raise CaptureRefused(refusal(findings.LAYOUT, self._calling))
+        return tensor.untyped_storage()
 
 
 class Tape:
@@ -134,13 +184,14 @@ class Tape:
 def record(step: Callable[[], Any], arena: Arena) -> Tape:
     """Run `step` once and return the tape of it. What it returned is in the tape's `result` then.
 
+    The step may return tensors and plain values, in tuples, named tuples, lists and dictionaries.
     Tensors that the step made share `arena` with those of other tapes, of which one runs at a time; what the step
-    returns has memory of its own. Raises `CaptureRefused`, before the operator in question has run.
+    returns has memory of its own. Raises `CaptureRefused` naming operator, file and line, or what was returned.
     """
     recording = Recording()
     with recording.running():
         returned = step()
-    result = recording.refer(returned)
+    result = recording.returned(returned)
     kept = {item.memory for item in references(result)}
     needed = without_repeats(recording.calls, kept)
     lifetimes = _lifetimes(needed, recording.bytes, kept)
@@ -184,10 +235,19 @@ class _Binding:
 
     def _tensor(self, reference: Reference) -> torch.Tensor:
         place = self._memory[reference.memory]
+        last = sum((size - 1) * stride for size, stride in zip(reference.size, reference.stride, strict=True))
+        if all(reference.size) and (reference.offset + last + 1) * reference.dtype.itemsize > place.numel():
+            raise CaptureRefused(
+                f"the step cannot be captured into a graph: a tensor of {list(reference.size)} {reference.dtype} lies"
+                f" outside its {place.numel()} bytes"
+            )
         begin = place.storage_offset() // reference.dtype.itemsize + reference.offset
-        return torch.empty(0, dtype=reference.dtype).set_(
+        tensor = torch.empty(0, dtype=reference.dtype).set_(
             place.untyped_storage(), begin, reference.size, reference.stride
         )
+        if reference.conjugate:
+            tensor = tensor.conj()
+        return torch._neg_view(tensor) if reference.negative else tensor
 
     def bind(self, call: Call, used: set[int]) -> Replay | None:
         """The replay of one call; None if nothing has to run for it."""
@@ -221,10 +281,17 @@ def _copying(
 ) -> Replay:
     """The replay of an operator without an `out` form: its results are copied to where they belong."""
     run = bound(operator, arguments, keywords)
+    returns = operator._schema.returns
+    nested = len(returns) > 1 and any(isinstance(item.type, torch.ListType) for item in returns)
+    results = leaves if nested else _results
 
     def replay() -> None:
-        made = _results(run())
+        made = results(run())
         for index, tensor in wanted.items():
             tensor.copy_(made[index])
 
     return replay
+
+
+def _results(result: Any) -> Sequence[Any]:
+    return result if isinstance(result, tuple | list) else (result,)

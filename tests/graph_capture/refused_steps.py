@@ -44,11 +44,15 @@ class Refused(NamedTuple):
 
 
 REFUSED: list[Refused] = []
+AT_ONCE: list[Refused] = []
+"""Refused where they are met, because no step can be followed any further."""
 
 
-def refused(operator: str, words: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
+def refused(
+    operator: str, words: str, cases: list[Refused] = REFUSED
+) -> Callable[[Callable[[], object]], Callable[[], object]]:
     def add(step: Callable[[], object]) -> Callable[[], object]:
-        REFUSED.append(Refused(step.__name__.replace("_", " "), step, operator, words))
+        cases.append(Refused(step.__name__.replace("_", " "), step, operator, words))
         return step
 
     return add
@@ -125,6 +129,41 @@ def equal():
 @refused("aten.allclose", VALUE)
 def allclose():
     return torch.allclose(X, X)  # here
+
+
+@refused("torch.tensor", VALUE)
+def tensor_of_tensors():
+    return torch.tensor([X.sum(), X.mean()])  # here
+
+
+@refused("torch.as_tensor", VALUE)
+def as_tensor_of_tensors():
+    return torch.as_tensor([[X[0, 0]], [X[0, 1]]])  # here
+
+
+@refused("torch.asarray", VALUE)
+def asarray_of_tensors():
+    return torch.asarray((X[0, 0], 1.0))  # here
+
+
+@refused("Tensor.new_tensor", VALUE)
+def new_tensor_of_tensors():
+    return X.new_tensor(data=[X.sum()])  # here
+
+
+@refused("Tensor.__getitem__", VALUE)
+def index_by_a_list_of_tensors():
+    return X[:, [IDS[1]]]  # here
+
+
+@refused("torch.tensor_split", VALUE)
+def split_at_positions_in_a_tensor():
+    return torch.tensor_split(X, IDS)  # here
+
+
+@refused("Tensor.tensor_split", VALUE)
+def split_at_named_positions_in_a_tensor():
+    return X.tensor_split(tensor_indices_or_sections=IDS)  # here
 
 
 @refused("aten.nonzero", SHAPE)
@@ -315,3 +354,34 @@ def all_reduce(x: torch.Tensor) -> torch.Tensor:
 @refused("refused_steps.all_reduce", "communicates from the host")
 def collective_inside_an_operator():
     return torch.ops.refused_steps.all_reduce(X)  # here
+
+
+NOT_DENSE = "that is sparse or nested"
+
+
+@refused("aten._to_sparse", NOT_DENSE, AT_ONCE)
+def sparse():
+    return X.to_sparse()  # here
+
+
+@refused("aten._nested_tensor_from_tensor_list", NOT_DENSE, AT_ONCE)
+def nested():
+    return torch._nested_tensor_from_tensor_list([X[0], X[1, :2]])  # here
+
+
+@refused("aten.", NOT_DENSE, AT_ONCE)
+def nested_and_jagged():
+    return torch.nested.nested_tensor([X[0], X[1, :2]], layout=torch.jagged)  # here
+
+
+_sparse = X.to_sparse()
+
+
+@refused("aten.sum", NOT_DENSE, AT_ONCE)
+def sparse_from_outside():
+    return _sparse.sum()  # here
+
+
+@refused("cond", "is given Python functions", AT_ONCE)
+def function_chosen_by_a_value():
+    return torch.cond(X.sum() > 0, lambda x: x + 1, lambda x: x - 1, (X,))  # here

@@ -1,5 +1,6 @@
 """Memory of a tape: what lives at the same time does not overlap, and the rest is shared."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +44,10 @@ def test_a_larger_tape_leaves_the_memory_of_a_smaller_one_where_it_is():
     large.fill_(9)
     assert small.tolist() == [7] * 64
     assert arena.part(64, 64, 128).data_ptr() == large.data_ptr() + 64
+    assert arena.bytes == 64 + 4096 + 2 * ALIGNMENT
+
+
+def test_memory_cannot_be_resized_under_its_tapes():
+    part = Arena().part(0, 64, 64)
+    with pytest.raises(RuntimeError, match="not resizable"):
+        part.resize_(4096)

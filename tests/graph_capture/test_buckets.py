@@ -34,6 +34,11 @@ def test_a_length_is_padded_to_less_than_twice_its_tokens(drawn, tokens):
     assert tokens <= bucket < max(2 * tokens, SMALLEST_LENGTH + 1)
 
 
+def test_a_length_that_a_graph_holds_exactly_is_not_padded():
+    buckets = choose_buckets(Limits(requests=1, alignment=1, length=1000, token_bytes=1))
+    assert [buckets.length_for(tokens) for tokens in (1, 128, 129, 256, 1000)] == [128, 128, 256, 256, 1000]
+
+
 @given(limits)
 def test_the_number_of_graphs_is_bounded(drawn):
     buckets = choose_buckets(drawn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ import torch.nn.functional as F
 
 from sglang_ascend_moe import CaptureRefused, InvalidInput, launches
 from sglang_ascend_moe.graph_capture import check
+from sglang_ascend_moe.graph_capture.arena import Arena
 from sglang_ascend_moe.graph_capture.findings import COPY_BETWEEN_DEVICES, Finding, broken_rule
 from sglang_ascend_moe.graph_capture.guard import DryRuns
+from sglang_ascend_moe.graph_capture.tape import record
+from sglang_ascend_moe.graph_capture.trees import leaves
 from tests.graph_capture import refused_steps
-from tests.graph_capture.refused_steps import IDS, REFUSED, Refused, X
+from tests.graph_capture.refused_steps import AT_ONCE, IDS, REFUSED, Refused, X
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +45,7 @@ def mode(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("mode")
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.title)
+@pytest.mark.parametrize("case", [*REFUSED, *AT_ONCE], ids=lambda case: case.title)
 def test_a_step_that_cannot_be_captured_is_refused_by_operator_and_line(case: Refused):
     with pytest.raises(CaptureRefused) as refusal:
         check(case.step)
@@ -86,6 +90,9 @@ SAFE: dict[str, Callable[[], object]] = {
     "repeat_interleave of known size": lambda: torch.repeat_interleave(X, IDS, dim=0, output_size=2),
     "nonzero of known size": lambda: torch.nonzero_static(X > 0, size=5),
     "scatter": lambda: torch.zeros(4).scatter_add_(0, IDS, torch.ones(3)),
+    "one_hot of known size": lambda: F.one_hot(IDS, 4) if torch.is_inference_mode_enabled() else None,
+    "index by positions and a list": lambda: X[IDS, [0, 1, 3]],
+    "lists of tensors": lambda: torch.cat([torch.stack([X[0], X[1]]), X], dim=0),
     "constants": lambda: X[0] + torch.tensor([1.0, 2.0, 3.0, 4.0]) + torch.arange(4),
     "NaN as a scalar": lambda: torch.full((2,), float("nan")),
     "shapes and strides": lambda: X.new_zeros(X.shape[0] * X.stride(0)).view(len(X), -1),
@@ -99,6 +106,21 @@ SAFE: dict[str, Callable[[], object]] = {
 def test_a_step_that_can_be_captured_is_not_refused(step: Callable[[], object]):
     CACHE.clear()
     check(step, passes=3)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("step", SAFE.values(), ids=SAFE)
+def test_a_step_that_can_be_captured_is_recorded_and_replayed(step: Callable[[], object], mode: Callable[[], Any]):
+    def again(run: Callable[[], object]) -> list[Any]:
+        STATE.zero_()
+        return [item.clone() if isinstance(item, torch.Tensor) else item for item in leaves(run())]
+
+    with mode():
+        CACHE.clear()
+        wanted = again(step)
+        tape = record(step, Arena())
+        for _ in range(2):
+            torch.testing.assert_close(again(tape.replay), wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_value_that_reaches_python_around_torch_is_seen_when_inputs_vary():

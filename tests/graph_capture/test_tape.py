@@ -1,5 +1,10 @@
 """A tape computes, replay after replay, what the step it was recorded from would compute."""
 
+from collections import OrderedDict
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import msgspec
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -7,8 +12,12 @@ from hypothesis import example, given, settings
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.graph_capture.arena import Arena
-from sglang_ascend_moe.graph_capture.tape import record
+from sglang_ascend_moe.graph_capture.calls import Reference
+from sglang_ascend_moe.graph_capture.tape import _Binding, record
+from sglang_ascend_moe.graph_capture.trees import leaves
+from tests.graph_capture import refused_steps
 from tests.graph_capture.programs import INSTRUCTIONS, fresh_inputs, programs, run
+from tests.graph_capture.refused_steps import AT_ONCE, REFUSED, SHAPE
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +30,18 @@ def load(inputs, seed):
     """Put new values where a tape reads them."""
     for name, value in fresh_inputs(seed).items():
         inputs[name].copy_(value)
+
+
+def assert_replays(step, *inputs):
+    """The tape of `step` gives what the step gives for other values of `inputs`. Returns the tape."""
+    tape = record(step, Arena())
+    for seed in range(3):
+        for value in inputs:
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)) * 100)
+        found, wanted = leaves(tape.replay()), leaves(step())
+        assert len(found) == len(wanted)
+        assert all(map(torch.equal, found, wanted))
+    return tape
 
 
 def assert_replays_equal_eager(program, arena, *, replays):
@@ -122,18 +143,132 @@ def test_an_operator_that_changes_an_argument_also_makes_its_result_at_every_rep
 
 
 @pytest.mark.parametrize(
+    "case", [*(case for case in REFUSED if case.words == SHAPE), *AT_ONCE], ids=lambda case: case.title
+)
+def test_a_step_that_a_replay_cannot_stand_for_is_refused_as_by_the_guard(case):
+    with pytest.raises(CaptureRefused) as refusal:
+        record(case.step, Arena())
+    message = str(refusal.value)
+    assert f" at {refused_steps.__file__}:{case.line} " in message
+    assert case.operator in message
+    assert case.words in message
+
+
+def test_a_value_that_is_read_is_refused():
+    with pytest.raises(CaptureRefused, match=r"aten._local_scalar_dense at .*test_tape.py:\d+ waits for the device"):
+        record(lambda: float(torch.ones(2).sum()), Arena())
+
+
+def add_into_an_empty_tensor(x):
+    out = torch.empty(0)
+    torch.add(x, 5, out=out)
+    return x + out
+
+
+def resize_in_place(x):
+    return torch.empty(4).resize_(8, 8).copy_(x)
+
+
+def resize_the_memory(_):
+    y = torch.empty(4)
+    y.untyped_storage().resize_(256)
+    return y * 2
+
+
+def resize_in_a_launch(x):
+    out = torch.empty(0)
+    launches.launch(lambda source, out: lambda: torch.add(source, 1, out=out), [x], [out])
+
+
+@pytest.mark.parametrize(
     ("step", "operator"),
     [
-        pytest.param(lambda x: float(x.sum()), "item", id="value to the host"),
-        pytest.param(lambda x: x.nonzero(), "nonzero", id="shape of values"),
-        pytest.param(lambda x: x[x > 0], "aten.index.Tensor", id="mask as index"),
-        pytest.param(lambda x: torch.unique(x), "_unique2", id="unique"),
+        (add_into_an_empty_tensor, "aten.add"),
+        (resize_in_place, "aten.resize_"),
+        (resize_the_memory, "aten.mul"),
+        (resize_in_a_launch, "a launch"),
     ],
 )
-def test_a_step_that_a_replay_cannot_stand_for_is_refused(step, operator):
-    x = torch.randn(4, 4)
-    with pytest.raises(CaptureRefused, match=operator):
+def test_a_tensor_that_the_step_makes_larger_is_refused(step, operator):
+    x = torch.randn(8, 8)
+    with pytest.raises(CaptureRefused, match=rf"{operator} at .*test_tape.py:\d+ makes a tensor of the step larger"):
         record(lambda: step(x), Arena())
+
+
+def test_a_tensor_is_never_bound_behind_its_memory():
+    binding = _Binding({0: torch.empty(64, dtype=torch.uint8)[:16]})
+    fitting = Reference(0, torch.float32, (2, 2), (1, 2), 0, False, False)
+    assert binding.resolve(fitting).shape == (2, 2)
+    assert binding.resolve(msgspec.structs.replace(fitting, offset=9, size=(0, 2))).numel() == 0
+    for change in ({"offset": 1}, {"stride": (2, 2)}, {"dtype": torch.float64}):
+        with pytest.raises(CaptureRefused, match="lies outside its 16 bytes"):
+            binding.resolve(msgspec.structs.replace(fitting, **change))
+
+
+def test_conjugates_and_negatives_stay_so():
+    x = torch.randn(8, dtype=torch.complex64)
+
+    def step():
+        y = x * (1 + 2j)
+        return {
+            "product": y.conj() * 2,
+            "conjugate": y.conj(),
+            "negative": y.conj().imag,
+            "sum": y.conj().imag + y.real,
+        }
+
+    assert_replays(step, x)
+
+
+def test_views_in_place_cost_nothing_and_are_not_repeated():
+    x = torch.randn(4, 2)
+
+    def step():
+        return (x * 2).unsqueeze_(0).t_().add_(1) if x.dim() == 1 else (x * 2).unsqueeze_(0).squeeze_(0).t_().add_(1)
+
+    tape = record(step, Arena())
+    assert len(tape) == 2
+    for _ in range(100):
+        assert torch.equal(tape.replay(), step())
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: list[torch.Tensor]
+
+
+LIBRARY.define("nested(Tensor x) -> (Tensor, Tensor[])")
+LIBRARY.impl("nested", lambda x: (x + 1, [x + 2, x + 3]), "CPU")
+
+
+def test_named_tuples_and_nested_results_are_written_by_every_replay():
+    x = torch.randn(4)
+
+    def step():
+        one, (two, three) = torch.ops.ascend_moe_tests.nested(x)
+        return {"pair": Pair(one + two, [three * 1]), "nested": [one, two], "topk": torch.topk(x, 2)}
+
+    tape = record(step, Arena())
+    x.normal_()
+    found, wanted = tape.replay(), step()
+    assert type(found["pair"]) is Pair
+    assert found["topk"].indices.equal(wanted["topk"].indices)
+    assert all(map(torch.equal, leaves(found), leaves(wanted)))
+
+
+@pytest.mark.parametrize("kind", [SimpleNamespace, OrderedDict])
+def test_a_result_that_may_hide_tensors_is_refused(kind):
+    with pytest.raises(CaptureRefused, match=f"returns an object of {kind.__name__}"):
+        record(lambda: {"a": [torch.ones(1), kind(tensor=torch.ones(1))]}, Arena())
+
+
+LIBRARY.define("mul_(Tensor(a!) self, Tensor other) -> Tensor(a!)")
+LIBRARY.impl("mul_", lambda total, x: total.sub_(x), "CPU")
+
+
+def test_an_operator_is_not_replayed_by_a_function_of_torch_that_runs_another():
+    x = torch.randn(4)
+    assert_replays(lambda: torch.ops.ascend_moe_tests.mul_(x * 1, x + 1), x)
 
 
 def test_a_launch_reads_the_values_of_each_replay():
@@ -175,26 +310,3 @@ def test_a_launch_is_bound_once_to_addresses_that_stay():
     # Once for the step itself, once for all replays.
     assert len(bound) == 2
     assert bound[1][1] == tape.result.data_ptr()
-
-
-def test_what_a_step_computes_twice_is_computed_once():
-    x, cache = torch.randn(4, 4), torch.zeros(4, 4)
-
-    def step():
-        masks = [torch.arange(4)[None] >= torch.arange(4)[:, None] for _ in range(3)]
-        first = torch.where(masks[0], x, x.new_zeros(())) + torch.where(masks[1], x, x.new_zeros(()))
-        before = cache * 2
-        cache.add_(first)
-        # The same operator on what has changed in between, and one whose result is changed.
-        return {"sum": before + cache * 2, "changed": (x + 1).mul_(3), "again": x + 1, "mask": masks[2]}
-
-    tape = record(step, Arena())
-    # Of 21 operators five aranges, a comparison, a zero and a choice are left out; what is returned is never shared.
-    assert len(tape) == 13
-    for _ in range(3):
-        x.normal_()
-        before = cache.clone()
-        found = {name: value.clone() for name, value in tape.replay().items()}
-        cache.copy_(before)
-        for name, wanted in step().items():
-            assert torch.equal(found[name], wanted), name

@@ -25,7 +25,7 @@ ENDS = {"SystemExit"}
 # What a `raise` without words of its own passes on, all of it read elsewhere: see `messages`.
 PASSED_ON = re.compile(
     r"problem|routed|self\._poison|what|_bad_choice\(.*\)|f.\{FLAGS\[.require_graphs.\]\.flag\}: \{refused\}."
-    r"|f.\{variant\}: \{.; .\.join\(found\)\}.|refusal\.decode\(\)"
+    r"|f.\{variant\}: \{.; .\.join\(found\)\}.|refusal\.decode\(\)|refusal\(.*\)"
 )
 
 
