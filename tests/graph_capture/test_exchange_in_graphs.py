@@ -61,7 +61,7 @@ def test_ten_thousand_replays(pools):  # noqa: F811
         ("weights to convert", "takes contiguous float32 weights"),
         ("run", "allocates what it returns"),
         ("dispatch", "allocates what it returns"),
-        ("counts to the host", "hands a value to the host"),
+        ("counts to the host", "hands a value to Python"),
     ],
 )
 def test_a_step_that_breaks_a_rule_is_refused(pools, rule, said):  # noqa: F811
