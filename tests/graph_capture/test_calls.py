@@ -66,13 +66,12 @@ COMPLEX = torch.randn(4, dtype=torch.complex64)
     [
         pytest.param(lambda: X + 1, lambda: X.t() + 1, X, id="strides"),
         pytest.param(lambda: X[:2, 0] + 1, lambda: X[0, :2] + 1, X, id="strides of a vector"),
-        pytest.param(lambda: X[0] + 1, lambda: X[0, :2] + 1, X, id="shape"),
+        pytest.param(lambda: X[0].sum(), lambda: X[0, :2].sum(), X, id="shape"),
         pytest.param(lambda: X[0] + 1, lambda: X[1] + 1, X, id="place"),
         pytest.param(lambda: X + 1, lambda: X.view(torch.int32) + 1, X, id="dtype"),
         pytest.param(lambda: COUNTS + 1, lambda: COUNTS + 1.0, COUNTS, id="type of a number"),
-        pytest.param(lambda: COMPLEX.real * 2, lambda: COMPLEX.conj().imag * 2, COMPLEX, id="sign"),
         pytest.param(lambda: COMPLEX.clone(), lambda: COMPLEX.conj().clone(), COMPLEX, id="conjugate"),
-        pytest.param(lambda: COMPLEX.imag * 2, lambda: COMPLEX.conj().imag * 2, COMPLEX, id="negative"),
+        pytest.param(lambda: COMPLEX.imag.clone(), lambda: COMPLEX.conj().imag.clone(), COMPLEX, id="negative"),
     ],
 )
 def test_operators_on_different_arguments_are_both_run(first, second, values):

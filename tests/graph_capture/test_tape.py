@@ -37,7 +37,8 @@ def assert_replays(step, *inputs):
     tape = record(step, Arena())
     for seed in range(3):
         for value in inputs:
-            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)) * 100)
+            kind = torch.complex64 if value.is_complex() else torch.float32
+            value.copy_(torch.randn(value.shape, dtype=kind, generator=torch.Generator().manual_seed(seed)) * 100)
         found, wanted = leaves(tape.replay()), leaves(step())
         assert len(found) == len(wanted)
         assert all(map(torch.equal, found, wanted))
