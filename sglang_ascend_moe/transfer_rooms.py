@@ -3,7 +3,7 @@
 A prefill instance opens the room of a request in its scheduler, and a thread beside it notes that the decode side is
 ready. SGLang reads the state of the room first and writes it then. If both read that there is no room yet, and the
 scheduler writes last, the decode instance's readiness is forgotten: the request waits until SGLang gives it up after
-five minutes. Seen once in some thousand requests on two cores.
+five minutes. Seen once in some 12,000 requests on two cores.
 """
 
 import threading
