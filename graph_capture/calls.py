@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sglang_ascend_moe import launches
-from sglang_ascend_moe.graph_capture.operators import only_allocates
+from sglang_ascend_moe.graph_capture.operators import by_name, only_allocates
 from sglang_ascend_moe.graph_capture.trees import leaves, mapped
 
 
@@ -120,9 +120,8 @@ def _bytes_of(tensor: Tensor) -> tuple[int, int]:
 def _may_change(call: Call) -> Iterator[Reference | Tensor]:
     """What a call writes into and did not make; of a launch all that it works on."""
     if isinstance(call, OperatorCall):
-        parameters = call.operator._schema.arguments
-        given = dict(zip((item.name for item in parameters), call.arguments, strict=False)) | dict(call.keywords)
-        written: Any = [given.get(item.name) for item in parameters if item.is_write]
+        given = by_name(call.operator, call.arguments, call.keywords)
+        written: Any = [given[item.name] for item in call.operator._schema.arguments if item.is_write]
     else:
         written = call.tensors
     return (item for item in leaves(written) if isinstance(item, _TENSORS))

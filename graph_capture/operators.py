@@ -63,7 +63,8 @@ def bound(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: M
     """
     if operator._schema.is_mutable:
         name = operator._schema.name.partition("::")[2]
-        wanted = [(operator, _compared(operator, arguments, keywords))]
+        given = by_name(operator, arguments, keywords)
+        wanted = [(operator, {name: _comparable(value) for name, value in given.items()})]
         for owner in (torch, torch._C._nn, torch.Tensor):
             function = getattr(owner, name, None)
             if function is not None and _run_by(function, arguments, keywords) == wanted:
@@ -79,10 +80,9 @@ class _NotRun(TorchDispatchMode):
         self.noted: list[tuple[torch._ops.OpOverload, dict[str, Any]]] = []
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        parameters = operator._schema.arguments
-        given = dict(zip((item.name for item in parameters), args, strict=False)) | (kwargs or {})
-        self.noted.append((operator, _compared(operator, args, kwargs or {})))
-        written = [given[item.name] for item in parameters if item.is_write]
+        given = by_name(operator, args, kwargs or {})
+        self.noted.append((operator, {name: _comparable(value) for name, value in given.items()}))
+        written = [given[item.name] for item in operator._schema.arguments if item.is_write]
         return written[0] if len(written) == 1 else tuple(written)
 
 
@@ -103,11 +103,6 @@ def by_name(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords:
     given = {parameter.name: value for parameter, value in zip(parameters, arguments, strict=False)}
     defaults = {parameter.name: parameter.default_value for parameter in parameters}
     return {**defaults, **given, **keywords}
-
-
-def _compared(operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """`by_name`, with tensors as what tells them apart."""
-    return {name: _comparable(value) for name, value in by_name(operator, arguments, keywords).items()}
 
 
 def _comparable(value: Any) -> Any:

@@ -20,11 +20,13 @@ _TEXT_ROUTES = ("/parse_function_call", "/separate_reasoning")
 
 
 @contextmanager
-def _faults_of_the_request() -> Iterator[None]:
+def _faults_of_the_request(server_args: Any) -> Iterator[None]:
     """SGLang answers a ValueError with 400, and everything else that reading a request may raise with 500."""
     try:
         yield
     except _FAULTS as error:
+        if options_of(server_args) is None:
+            raise
         raise ValueError(f"the request cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -32,10 +34,11 @@ def read_request(original: Callable[[Any], None], obj: Any) -> None:
     """Around `GenerateReqInput.normalize_batch_and_arguments`: names and numbers of answers have SGLang's form."""
     from sglang.srt.runtime_context import get_server_args
 
-    if options_of(get_server_args()) is None:
+    server_args = get_server_args()
+    if options_of(server_args) is None:
         original(obj)
         return
-    with _faults_of_the_request():
+    with _faults_of_the_request(server_args):
         given = obj.sampling_params
         for parameters in given if isinstance(given, list) else [given]:
             answers = (parameters or {}).get("n", 1)
@@ -48,17 +51,13 @@ def read_request(original: Callable[[Any], None], obj: Any) -> None:
 
 def make_parameters(original: Callable[..., Any], manager: Any, *arguments: Any, **keywords: Any) -> Any:
     """Around `TokenizerManager._create_tokenized_object`, which turns the fields of a request into objects."""
-    if options_of(manager.server_args) is None:
-        return original(manager, *arguments, **keywords)
-    with _faults_of_the_request():
+    with _faults_of_the_request(manager.server_args):
         return original(manager, *arguments, **keywords)
 
 
 def read_chat(original: Callable[..., Any], serving: Any, *arguments: Any, **keywords: Any) -> Any:
     """Around the methods that make a prompt of the messages and template values of a chat."""
-    if options_of(serving.tokenizer_manager.server_args) is None:
-        return original(serving, *arguments, **keywords)
-    with _faults_of_the_request():
+    with _faults_of_the_request(serving.tokenizer_manager.server_args):
         return original(serving, *arguments, **keywords)
 
 
