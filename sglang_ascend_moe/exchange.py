@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -266,15 +267,11 @@ class Exchange:
             self._steps.refuse(first_kind, problem)
         out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype, device=self._steps.device) if out is None else out
         watched = self._watched(experts)
-        try:
-            if prefill:
-                run_prefill(self._steps, self._identity, tokens, watched, out, overlap=self._overlap)
-            else:
-                run_decode(self._steps, tokens, watched, out)
-        except KeyboardInterrupt:
-            # It may have come between two steps, where nothing else notices that this rank does not go on.
-            self._steps.session.leave_interrupted()
-            raise
+        steps = self._steps
+        if prefill:
+            _run_or_leave(steps, run_prefill, steps, self._identity, tokens, watched, out, overlap=self._overlap)
+        else:
+            _run_or_leave(steps, run_decode, steps, tokens, watched, out)
         return out
 
     def check_replays(self) -> None:
@@ -306,18 +303,8 @@ class Exchange:
         if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
             raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be as x")
         tokens = RoutedTokens(x, topk_ids, topk_weights)
-        session = self._steps.session
         run = prepare_decode(self._steps, tokens, self._watched(experts), out)
-
-        def run_or_leave() -> None:
-            try:
-                run()
-            except KeyboardInterrupt:
-                # As in `run`.
-                session.leave_interrupted()
-                raise
-
-        return run_or_leave
+        return partial(_run_or_leave, self._steps, run)
 
     def _watched(self, experts: Callable[[ExpertRows], None]) -> Callable[[ExpertRows], None]:
         if torch.is_grad_enabled():
@@ -389,3 +376,13 @@ def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParamete
         return msgspec.convert({"dtype": str(dtype).removeprefix("torch."), **parameters}, ExchangeParameters)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"arguments of an exchange: {error}") from error
+
+
+def _run_or_leave(steps: ExchangeSteps, run: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+    """Runs a layer; an interrupt of it is told to the other ranks."""
+    try:
+        run(*arguments, **keywords)
+    except KeyboardInterrupt:
+        # It may have come between two steps, where nothing else notices that this rank does not go on.
+        steps.session.leave_interrupted()
+        raise
