@@ -16,8 +16,7 @@ from sglang_ascend_moe.launch.comparison import TOLERANCES, Comparison, Toleranc
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
 from sglang_ascend_moe.launch.openai_client import OpenAIClient, Reply
 from sglang_ascend_moe.launch.server_process import Progress, ServerFailed, ServerProcess
-from sglang_ascend_moe.launch.tiny_model import TinySizes, write_checkpoint
-from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer
+from sglang_ascend_moe.launch.tiny_sizes import TinySizes
 from sglang_ascend_moe.platforms import activate
 
 NEW_TOKENS = 16
@@ -102,6 +101,8 @@ def main(arguments: list[str]) -> int:
 
 def run(folder: Path) -> int:
     """The demo with checkpoint and logs in `folder`; see `main` for what is returned."""
+    from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+
     sizes = TinySizes()
     checkpoint = write_checkpoint(folder / "checkpoint", sizes=sizes)
     print(
@@ -126,6 +127,8 @@ def run(folder: Path) -> int:
 
 def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path) -> list[Reply]:
     """Start one server, ask every question, print the answers, and stop it. Raises ServerFailed."""
+    from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer
+
     flags = ["--device", "cpu", "--dtype", DTYPE, "--max-running-requests", "16", "--max-total-tokens", "4096"]
     print(f"[{number}/2] {setup.title}")
     print(f"      python -m sglang.launch_server --model-path {checkpoint.name} {' '.join(setup.flags)}", flush=True)

@@ -1,19 +1,23 @@
 """`ascend-moe doctor`: what is installed, what would be used, what became of every hook into SGLang, and what to do."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from sglang_ascend_moe.errors import AscendMoeError
-from sglang_ascend_moe.launch.examination import Report, examine
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
-from sglang_ascend_moe.launch.live_server import ask, text_of_states
 from sglang_ascend_moe.launch.post_mortem import account_of
-from sglang_ascend_moe.machine import MachineLimits
+
+if TYPE_CHECKING:
+    from sglang_ascend_moe.launch.examination import Report
+    from sglang_ascend_moe.machine import MachineLimits
 
 COLUMN = 20
 
@@ -25,6 +29,8 @@ def main(arguments: list[str]) -> int:
         return _post_mortem(parsed.post_mortem)
     if parsed.url is not None:
         return _live(parsed)
+    from sglang_ascend_moe.launch.examination import examine
+
     # SGLang logs what it does with plugins, and warns of devices that are not there; the report says it better.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -73,6 +79,8 @@ def _post_mortem(folder: Path) -> int:
 
 
 def _live(parsed: argparse.Namespace) -> int:
+    from sglang_ascend_moe.launch.live_server import ask, text_of_states
+
     try:
         states = ask(parsed.url, parsed.api_key)
     except AscendMoeError as error:

@@ -1,12 +1,15 @@
 """Greedy requests to the OpenAI-style routes of an SGLang server, with the token ids and logprobs of the answer."""
 
+from __future__ import annotations
+
 import json
 import urllib.request
-from typing import Any, NamedTuple
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_ascend_moe.launch.comparison import Answer, Candidate
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CANDIDATES = 5
 REQUEST_SECONDS = 120.0

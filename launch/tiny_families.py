@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from sglang_ascend_moe.launch.tiny_weights import Init, RandomTensors, TinySizes
+from sglang_ascend_moe.launch.tiny_sizes import Init, TinySizes
+from sglang_ascend_moe.launch.tiny_weights import RandomTensors
 
 Config = dict[str, object]
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from sglang_ascend_moe.launch.tiny_families import FAMILIES, Parts
+from sglang_ascend_moe.launch.tiny_sizes import Init, TinySizes
 from sglang_ascend_moe.launch.tiny_tokenizer import TURN_END, build_tokenizer, readable_ids, write_tokenizer
-from sglang_ascend_moe.launch.tiny_weights import Init, RandomTensors, TinySizes
+from sglang_ascend_moe.launch.tiny_weights import RandomTensors
 
 
 def write_checkpoint(

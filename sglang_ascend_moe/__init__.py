@@ -1,4 +1,10 @@
-"""Relay-buffer-free expert-parallel communication for SGLang on Ascend NPUs, and on machines without accelerator."""
+"""Relay-buffer-free expert-parallel communication for SGLang on Ascend NPUs, and on machines without accelerator.
+
+`Exchange` and `ExpertRows` bring torch, so they are imported when they are first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sglang_ascend_moe.errors import (
     AscendMoeError,
@@ -12,8 +18,10 @@ from sglang_ascend_moe.errors import (
     Unsupported,
     WindowTooSmall,
 )
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.schedules.rows import ExpertRows
+
+if TYPE_CHECKING:
+    from sglang_ascend_moe.exchange import Exchange
+    from sglang_ascend_moe.schedules.rows import ExpertRows
 
 __all__ = [
     "AscendMoeError",
@@ -29,3 +37,17 @@ __all__ = [
     "Unsupported",
     "WindowTooSmall",
 ]
+
+_IMPORTED_WHEN_ASKED_FOR = {"Exchange": "exchange", "ExpertRows": "schedules.rows"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _IMPORTED_WHEN_ASKED_FOR:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_IMPORTED_WHEN_ASKED_FOR[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

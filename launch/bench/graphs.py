@@ -16,8 +16,7 @@ from sglang_ascend_moe.launch.bench.launcher import run_processes
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.server_process import ServerFailed
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
-from sglang_ascend_moe.launch.tiny_weights import TinySizes
+from sglang_ascend_moe.launch.tiny_sizes import TinySizes
 
 RANK_MODULE = "sglang_ascend_moe.launch.bench.graphs_rank"
 RANKS = 2
@@ -108,6 +107,8 @@ def run_graphs(parsed: argparse.Namespace) -> int:
 
 def measure(steps: int, sizes: TinySizes = PRESET, batches: tuple[int, ...] = BATCHES) -> list[GraphsRecord] | None:
     """Starts the ranks and returns their records; None if a rank failed."""
+    from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+
     with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)
         run = GraphsRun(
@@ -127,6 +128,8 @@ def measure(steps: int, sizes: TinySizes = PRESET, batches: tuple[int, ...] = BA
 
 def measure_servers(requests: int, sizes: TinySizes = PRESET) -> list[GraphsRecord]:
     """Asks a server without graphs, then one with them. Raises `ServerFailed`, `ClientFailed`, `OSError`."""
+    from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+
     with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)
         prompts = graphs_serving.random_prompts(requests, PROMPT_TOKENS, sizes.vocab)

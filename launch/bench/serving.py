@@ -13,8 +13,7 @@ from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, dr
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, text_table, write_serving_records
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.server_process import Progress, ServerFailed, ServerProcess
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
-from sglang_ascend_moe.launch.tiny_weights import TinySizes
+from sglang_ascend_moe.launch.tiny_sizes import TinySizes
 
 PRESET = TinySizes(
     layers=6, hidden=1024, heads=8, kv_heads=2, head_dim=64, experts=64, topk=8, expert_hidden=32, vocab=768
@@ -112,6 +111,8 @@ def problem_with(parsed: argparse.Namespace) -> str:
 
 def measure(plan: Plan) -> list[ServingRecord]:
     """Serve and ask every variant once in each round. Raises `ServerFailed`, `ClientFailed`."""
+    from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+
     drawn = random.Random(0)
     records = []
     with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:

@@ -5,7 +5,7 @@ import pytest
 
 from sglang_ascend_moe.launch.bench import cli, graphs
 from sglang_ascend_moe.launch.bench.graphs import GraphsRecord
-from sglang_ascend_moe.launch.tiny_weights import TinySizes
+from sglang_ascend_moe.launch.tiny_sizes import TinySizes
 
 
 def a_record(**changes):
