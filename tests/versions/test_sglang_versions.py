@@ -1,118 +1,42 @@
 """Every hook target, its signature and every name imported from SGLang, in the wheels of several SGLang versions.
 
-What a version lacks is listed in docs/sglang.md; a version that lacks anything is not served.
+What a version lacks is the appendix of docs/sglang.md, which `appendix` writes; a version that lacks anything is not
+served.
 """
 
-import ast
 import os
 import re
-import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
 
-from sglang_ascend_moe import hooks, plugin
 from sglang_ascend_moe.hooks import Hook, Kind
-from tests.packaging.source_tree import ROOT, modules
-from tests.versions.wheel_sources import WheelSources, signature
+from tests.packaging.source_tree import ROOT
+from tests.versions.appendix import ABSENT, CHECKED, SERVED, NoWheel, download, hook_problem, on_page, problems, table
+from tests.versions.wheel_sources import WheelSources
 
-SERVED = ["0.5.23"]
-CHECKED = ["0.5.18", "0.5.20", "0.5.22", *SERVED]
-ABSENT = "absent"
-
-
-def download(version: str, folder: Path) -> Path:
-    """The wheel of SGLang, from the folder or from the package index. Fails the test if it cannot be had."""
-    wheels = list(folder.glob(f"sglang-{version}-*.whl"))
-    if not wheels:
-        command = [sys.executable, "-m", "pip", "download", f"sglang=={version}", "--no-deps", "--dest", str(folder)]
-        # Always the same wheel, whatever machine this is: only its Python sources are read.
-        platform = ["--only-binary=:all:", "--platform=manylinux_2_34_x86_64", "--python-version=3.11"]
-        quiet = ["--quiet", "--disable-pip-version-check", "--retries=2"]
-        result = subprocess.run([*command, *platform, *quiet], capture_output=True, text=True)
-        wheels = list(folder.glob(f"sglang-{version}-*.whl"))
-        if result.returncode or not wheels:
-            pytest.fail(
-                f"the wheel of SGLang {version} could not be downloaded, and without it nobody knows whether the hooks"
-                f" fit: this test needs a package index that has it\n{result.stderr}"
-            )
-    return wheels[0]
+README = (ROOT / "README.md").read_text()
 
 
-@pytest.fixture(scope="module", params=CHECKED)
-def version(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def sources(version: str, request: pytest.FixtureRequest) -> WheelSources:
-    return WheelSources(download(version, request.config.cache.mkdir("sglang-wheels")))
-
-
-def hook_problem(hook: Hook, sources: WheelSources) -> str:
-    """Why a hook does not fit this SGLang, in the words of docs/sglang.md; empty if it fits."""
-    definitions = sources.definitions(hook.target)
-    if hook.kind is Kind.ADD:
-        return "there already" if definitions else "" if sources.has(hook.target.rpartition(".")[0]) else ABSENT
-    if not definitions:
-        return ABSENT
-    functions = [found for found in definitions if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)]
-    if hook.kind is not Kind.SET and len(functions) != len(definitions):
-        return "not a function"
-    return next(filter(None, (hooks.call_misfit(hook, signature(found)) for found in functions)), "")
-
-
-def imported_names() -> set[str]:
-    """Everything that the package imports from SGLang, by dotted name."""
-    found = set()
-    for path in modules().values():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sglang":
-                found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def problems(sources: WheelSources) -> dict[str, str]:
-    """Dotted name -> what is wrong with it."""
-    found = {hook.target: hook_problem(hook, sources) for hook in plugin.TABLE}
-    found |= {name: ABSENT for name in imported_names() if not sources.has(name)}
-    return {name: problem for name, problem in found.items() if problem}
-
-
-def listed_problems() -> Iterator[tuple[str, str, str]]:
-    """(version, name, problem) of every cell of the table in docs/sglang.md that is not empty."""
-    _, page = (ROOT / "docs/sglang.md").read_text().split("## Versions")
-    header, _, *rows = re.findall(r"^\|(.+)\|$", page.split("\n## ")[0], flags=re.MULTILINE)
-    versions = [cell.strip() for cell in header.split("|")][1:]
-    for row in rows:
-        name, *cells = (cell.strip() for cell in row.split("|"))
-        for version, cell in zip(versions, cells, strict=True):
-            if cell:
-                yield version, f"sglang.{name.strip('`')}", cell
-
-
-def test_what_a_version_lacks_is_what_the_page_lists(version: str, sources: WheelSources):
-    listed = {name: problem for listed, name, problem in listed_problems() if listed == version}
-    assert problems(sources) == listed
+def test_the_appendix_of_the_page_is_what_the_wheels_lack():
+    _, found, after = on_page()
+    assert found == table({version: problems(version) for version in CHECKED})
+    assert after == "", "the table is the end of the page"
 
 
 def test_a_version_is_served_if_it_lacks_nothing_and_the_package_asks_for_it():
-    lacking = {version for version, _, _ in listed_problems()}
-    assert [version for version in CHECKED if version not in lacking] == SERVED
+    assert [version for version in CHECKED if not problems(version)] == SERVED
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (sglang,) = (Requirement(text) for text in dependencies if Requirement(text).name == "sglang")
     assert [version for version in CHECKED if sglang.specifier.contains(version)] == SERVED
 
 
 def test_the_readme_says_which_versions_are_served_and_which_only_checked():
-    rows = re.findall(r"^\| (0\.5\.\d+(?:, 0\.5\.\d+)*) \| (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    said = {version: word for versions, word in rows for version in versions.split(", ")}
-    assert said == {version: "served" if version in SERVED else "checked" for version in CHECKED}
+    (said,) = re.findall(r"^Served with SGLang (.+)\. Checked only, and refused: (.+)$", README, flags=re.MULTILINE)
+    assert [text.split(", ") for text in said] == [SERVED, [version for version in CHECKED if version not in SERVED]]
 
 
 CHANGED = {
@@ -174,5 +98,5 @@ def test_the_check_sees_what_changed(target: str, kind: Kind, parameters: str, p
 def test_without_a_package_index_the_check_fails_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(pytest.fail.Exception, match=r"the wheel of SGLang 0\.5\.18 could not be"):
+    with pytest.raises(NoWheel, match=r"the wheel of SGLang 0\.5\.18 could not be"):
         download("0.5.18", tmp_path)
