@@ -17,6 +17,10 @@ class HostPlatform(CpuDeviceMixin, SRTPlatform):
     _enum = PlatformEnum.OOT
     capabilities = PlatformCapabilities(graph_capture=True)
 
+    def get_device(self, device_id: int | None = None) -> str:  # noqa: ARG002 - SGLang's signature
+        """The value of `--device` where none is given, which SGLang takes apart as text."""
+        return "cpu"
+
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 
