@@ -15,10 +15,10 @@ from typing import NamedTuple
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.bench.plot import draw
 from sglang_ascend_moe.launch.bench.records import Op, Record, cases_of, read_records
-from sglang_ascend_moe.launch.bench.serving_plot import draw_serving
-from sglang_ascend_moe.launch.bench.serving_records import MEASURES, read_serving_records, rows_of
+from sglang_ascend_moe.launch.bench.serving_plot import SHOWN_MEASURES, draw_serving
+from sglang_ascend_moe.launch.bench.serving_records import read_serving_records, rows_of
 from sglang_ascend_moe.launch.bench.statistics import geometric_mean
-from sglang_ascend_moe.launch.bench.tables import absences, markdown_ratios, markdown_table, markdown_times, ratio
+from sglang_ascend_moe.launch.bench.tables import absences, markdown_extremes, markdown_ratios, markdown_table, ratio
 from sglang_ascend_moe.launch.plan import comparison
 
 _BLOCK = re.compile(r"(<!-- (?P<kind>[a-z]+)(?: (?P<file>[^\s>]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -26,6 +26,10 @@ _BLOCK = re.compile(r"(<!-- (?P<kind>[a-z]+)(?: (?P<file>[^\s>]+))? -->\n).*?(<!
 
 MEMORY = "memory"
 SERVING = "serving"
+SHOWN_VARIANTS = ("relay-free", "relay", "memcpy")
+"""The variants whose times a page states: this package's, the relay buffer, the bound. Of the others it has ratios."""
+NUMBERS_OF_RANKS = (8, 128)
+"""Those whose memory a page compares."""
 
 
 class PaperRow(NamedTuple):
@@ -75,10 +79,11 @@ def filled(text: str, folder: Path) -> str:
     def fill(match: re.Match[str]) -> str:
         kind, file = match["kind"], match["file"]
         if kind == MEMORY and file is None:
-            return f"{match[1]}{comparison()}\n{match[4]}"
+            return f"{match[1]}{comparison(numbers_of_ranks=NUMBERS_OF_RANKS)}\n{match[4]}"
         if kind == SERVING and file is not None:
-            rows = rows_of(read_serving_records(folder / file))
-            return f"{match[1]}{markdown_table(['', *(measure.title for measure in MEASURES)], rows)}\n{match[4]}"
+            rows = rows_of(read_serving_records(folder / file), SHOWN_MEASURES)
+            head = ["", *(measure.title for measure in SHOWN_MEASURES)]
+            return f"{match[1]}{markdown_table(head, rows)}\n{match[4]}"
         if kind not in BLOCKS or file is None:
             kinds = ", ".join((SERVING, *BLOCKS))
             raise InvalidInput(f"{match[1].strip()} is not {MEMORY}, nor one of {kinds} with a file")
@@ -100,6 +105,10 @@ def _run(records: list[Record]) -> str:
         f"{len(cases_of(records))} cases, {iterations[0]} to {iterations[-1]} iterations each, {one.ranks} ranks, "
         f"top {one.topk} of {one.experts} experts, seed {one.seed}."
     )
+
+
+def _times(records: list[Record]) -> str:
+    return f"Medians in µs:\n\n{markdown_extremes(records, SHOWN_VARIANTS)}"
 
 
 def paper_comparison(records: list[Record]) -> str:
@@ -127,7 +136,7 @@ def _mean_ratio(records: list[Record], row: PaperRow, variant: str) -> str:
 BLOCKS: dict[str, Callable[[list[Record]], str]] = {
     "run": _run,
     "ratios": _ratios,
-    "times": markdown_times,
+    "times": _times,
     "paper": paper_comparison,
 }
 """What can be filled in, by kind."""

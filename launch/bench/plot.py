@@ -17,15 +17,19 @@ INK, QUIET, FAINT, PAPER = "#1d2733", "#55606c", "#8a94a0", "#ffffff"
 COLOURS = {
     "relay-free": "#d1495b",
     "relay": "#30638e",
-    "relay-direct": "#6a9bc3",
+    "relay-direct": "#4a86b5",
     "collective": "#8d6a9f",
-    "collective-native": "#b79ac4",
+    "collective-native": "#a17fb3",
     "mpi": "#5b8e7d",
-    "memcpy": "#a3a9b1",
-    "quantise-memcpy": "#c2a878",
+    "memcpy": "#828a94",
+    "quantise-memcpy": "#a98c52",
 }
-LABEL_GAP = 0.075
+LABEL_GAP = 0.085
 """Least distance of two labels at the right of a panel, of its height."""
+LONGEST_BAR = 8.0
+"""The longest bar, in times of relay-free: longer ones are broken here, or they would leave no room for the others."""
+WIDTH = 10.0
+"""Of every picture, in inches: a page shows it 800 pixels wide, and letters of 10 points then have 11 pixels."""
 PANELS = 4
 """Most panels beside each other: others would be too small to read."""
 LONG_US = 100_000
@@ -45,7 +49,7 @@ def draw(records: list[Record], path: Path) -> None:
 
     pyplot.rcParams.update(
         {
-            "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "svg.hashsalt": "bench",
+            "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "svg.hashsalt": "bench",
             "svg.fonttype": "path", "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK,
             "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
         }
@@ -62,39 +66,57 @@ def _figure(records: list[Record]) -> Figure:
     panels = list(dict.fromkeys((case.hidden, case.dtype) for case in cases_of(records)))[:PANELS]
     columns = len(panels)
     # In inches.
-    width, height, left, right = max(9.6, 2.6 + 2.7 * columns), 9.4, 1.15, 1.45
-    figure = pyplot.figure(figsize=(width, height))
+    left, right, bar_height = 0.95, 1.45, 0.21
+    below = 0.75 + bar_height * len(variants_of(records))
+    height = below + 6.35
+    figure = pyplot.figure(figsize=(WIDTH, height))
     lines = figure.add_gridspec(
-        2, columns, left=left / width, right=1 - right / width, top=1 - 1.5 / height, bottom=3.0 / height,
-        hspace=0.36, wspace=0.12,
+        2, columns, left=left / WIDTH, right=1 - right / WIDTH, top=1 - 1.5 / height, bottom=(below + 0.55) / height,
+        hspace=0.25, wspace=0.12,
     )  # fmt: skip
-    thousands = max(record.median_us or 0 for record in records) > LONG_US
+    drawn = drawn_over_tokens(records)
+    thousands = max(record.median_us or 0 for record in records if record.variant in drawn) > LONG_US
     for row, op in enumerate(OPS):
         first: Axes | None = None
         for column, panel in enumerate(panels):
             axes = figure.add_subplot(lines[row, column], sharey=first)
             first = first or axes
-            _times(axes, records, op, panel, last=column == columns - 1)
+            ends = _times(axes, [record for record in records if record.variant in drawn], op, panel)
             axes.tick_params(labelleft=column == 0)
             if row == 0:
                 axes.set_title(f"hidden {panel[0]:,}, {panel[1]}", loc="left", fontsize=10, pad=9)
+            else:
+                axes.set_xlabel("tokens per rank", fontsize=9, color=QUIET)
+            if column == columns - 1:
+                _label_ends(axes, ends)
         if first is not None:
             scale = 1000 if thousands else 1
             first.yaxis.set_major_formatter(lambda value, _, scale=scale: f"{value / scale:,.6g}")
-            first.set_ylabel(f"{op}, {'ms' if thousands else 'µs'}", fontsize=11, fontweight="bold", labelpad=8)
+            first.set_ylabel(f"{op}, {'ms' if thousands else 'µs'}", fontsize=11, fontweight="bold", labelpad=6)
+    name_width = 1.5
     bars = figure.add_gridspec(
-        1, 2, left=(left + 0.55) / width, right=1 - 0.3 / width, top=2.05 / height, bottom=0.3 / height,
-        wspace=1.6 / (width / 2 - 2.0),
+        1, 2, left=name_width / WIDTH, right=1 - 0.2 / WIDTH, top=(below - 0.45) / height, bottom=0.25 / height,
+        wspace=name_width / ((WIDTH - 2 * name_width - 0.2) / 2),
     )  # fmt: skip
     for column, op in enumerate(OPS):
         _bars(figure.add_subplot(bars[column]), records, op)
+    figure.text(0.2 / WIDTH, 1 - 0.4 / height, headline(records), fontsize=13, fontweight="bold", va="center")
     figure.text(
-        0.3 / width, 1 - 0.4 / height, headline(records), fontsize=min(15, 1.32 * width), fontweight="bold", va="center"
-    )
-    figure.text(
-        0.3 / width, 1 - 0.86 / height, subtitle(records), fontsize=9, color=QUIET, va="center", linespacing=1.5
+        0.2 / WIDTH, 1 - 0.86 / height, subtitle(records), fontsize=9.5, color=QUIET, va="center", linespacing=1.5
     )
     return figure
+
+
+def drawn_over_tokens(records: list[Record]) -> list[str]:
+    """The variants that have a line: those without a broken bar; the lines of others would push these together."""
+    broken = {mean.variant for mean in ratios(records) if mean.ratio > LONGEST_BAR}
+    return [name for name in variants_of(records) if name not in broken]
+
+
+def bar_lengths(records: list[Record], op: Op) -> dict[str, float]:
+    """Variant -> how long its bar is, in times of relay-free; none is longer than `LONGEST_BAR`."""
+    means = {mean.variant: mean.ratio for mean in ratios(records) if mean.op == op} | {OURS: 1.0}
+    return {name: min(means[name], LONGEST_BAR) for name in variants_of(records) if name in means}
 
 
 def headline(records: list[Record]) -> str:
@@ -108,20 +130,23 @@ def headline(records: list[Record]) -> str:
 
 
 def subtitle(records: list[Record]) -> str:
-    """What was measured, in two lines."""
+    """What was measured and what is left out, in two lines."""
     cases = cases_of(records)
     one = cases[0]
     routings = ", ".join(dict.fromkeys(case.routing for case in cases))
+    drawn = drawn_over_tokens(records)
+    others = ", ".join(name for name in variants_of(records) if name not in drawn)
     return (
         f"{one.phase}, {one.ranks} ranks on one host, top {one.topk} of {one.experts} experts, {routings} routing;"
         " lower is better\nmedian time until the last rank has ended, shaded from the 10th to the 90th percentile"
+        + (f"; lines without {others}" if others else "")
     )
 
 
-def _times(axes: Axes, records: list[Record], op: Op, panel: Panel, *, last: bool) -> None:
-    """Lines over tokens, in the last panel each with its name at its right end."""
-    cases = sorted((case for case in cases_of(records) if (case.hidden, case.dtype) == panel), key=lambda c: c.tokens)
+def _times(axes: Axes, records: list[Record], op: Op, panel: Panel) -> dict[str, float]:
+    """Draws a line over tokens for each variant; returns where each ends."""
     ends: dict[str, float] = {}
+    cases = sorted((case for case in cases_of(records) if (case.hidden, case.dtype) == panel), key=lambda c: c.tokens)
     for variant in reversed(variants_of(records)):
         points = [(case, record) for case in cases if (record := _measured(records, case, op, variant)) is not None]
         if not points:
@@ -143,19 +168,17 @@ def _times(axes: Axes, records: list[Record], op: Op, panel: Panel, *, last: boo
     tokens = [case.tokens for case in cases]
     axes.set_xticks(tokens, [f"{token:,}" for token in tokens])
     axes.minorticks_off()
-    axes.set_xlabel("tokens per rank", fontsize=8, color=FAINT)
     axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(length=0)
-    if last:
-        axes.autoscale_view()
-        _label_ends(axes, ends)
+    return ends
 
 
 def _label_ends(axes: Axes, ends: dict[str, float]) -> None:
-    """Names beside the last points, moved apart where they would lie on each other."""
+    """Names beside the last points of the lines, moved apart where they would lie on each other."""
+    axes.autoscale_view()
     places = {name: float(axes.transAxes.inverted().transform(axes.transData.transform((1, end)))[1])
               for name, end in ends.items()}  # fmt: skip
     floor = -LABEL_GAP
@@ -165,35 +188,42 @@ def _label_ends(axes: Axes, ends: dict[str, float]) -> None:
     over = max(places.values(), default=0) - 1.02
     for name, place in places.items():
         axes.text(
-            1.03, place - max(over, 0) * place, name, transform=axes.transAxes, va="center", fontsize=8.5,
+            1.03, place - max(over, 0) * place, name, transform=axes.transAxes, va="center", fontsize=9.5,
             color=COLOURS[name], fontweight="bold" if name == OURS else "normal",
         )  # fmt: skip
 
 
 def _bars(axes: Axes, records: list[Record], op: Op) -> None:
-    """How many times as long as relay-free each variant takes."""
+    """How many times as long as relay-free each variant takes; both operations have the same scale."""
     means = {mean.variant: mean.ratio for mean in ratios(records) if mean.op == op}
-    names = [name for name in variants_of(records) if name in means or name == OURS]
-    values = [means.get(name, 1.0) for name in names]
+    lengths = bar_lengths(records, op)
+    names = list(lengths)
     places = range(len(names))
-    axes.barh(places, values, color=[COLOURS[name] for name in names], height=0.66)
-    for place, name, value in zip(places, names, values, strict=True):
+    axes.barh(places, list(lengths.values()), color=[COLOURS[name] for name in names], height=0.66)
+    for place, name in zip(places, names, strict=True):
+        value = means.get(name, 1.0)
         axes.text(
-            value, place, f"  {value:.2f}" if value < 10 else f"  {value:.0f}", va="center", fontsize=8.5,
-            fontweight="bold" if name == OURS else "normal",
+            max(lengths[name], 1.0), place, f"  {value:.2f}" if value < 10 else f"  {value:.0f}", va="center",
+            fontsize=9.5, fontweight="bold" if name == OURS else "normal",
         )  # fmt: skip
+        if value > LONGEST_BAR:
+            for gap in (0.86, 0.91):
+                axes.plot(
+                    [(gap - 0.012) * LONGEST_BAR, (gap + 0.012) * LONGEST_BAR], [place + 0.45, place - 0.45],
+                    color=PAPER, linewidth=2.5,
+                )  # fmt: skip
     axes.set_yticks(places, names)
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        label.set_color(COLOURS[name])
         label.set_fontweight("bold" if name == OURS else "normal")
     axes.invert_yaxis()
-    axes.set_xlim(0, max(values) * 1.14)
+    every_length = [length for either in OPS for length in bar_lengths(records, either).values()]
+    axes.set_xlim(0, 1.16 * max(every_length, default=1.0))
     axes.axvline(1, color=COLOURS[OURS], linewidth=0.8, alpha=0.6, zorder=0)
     axes.set_xticks([])
     axes.tick_params(length=0)
     for side in ("top", "right", "bottom", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_title(f"{op}: time over relay-free, all cases", loc="left", fontsize=10, pad=6)
+    axes.set_title(f"{op}: time over relay-free, all cases", loc="left", fontsize=10, fontweight="bold", pad=6)
 
 
 def _measured(records: list[Record], case: Case, op: Op, variant: str) -> Record | None:

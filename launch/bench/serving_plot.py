@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sglang_ascend_moe.launch.bench.plot import COLOURS, FAINT, INK, PAPER, QUIET
+from sglang_ascend_moe.launch.bench.plot import COLOURS, FAINT, INK, PAPER, QUIET, WIDTH
 from sglang_ascend_moe.launch.bench.serving_records import MEASURES, Measure, ServingRecord, summary, variants_of
+from sglang_ascend_moe.launch.bench.tables import OURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN = (MEASURES[0], MEASURES[2], MEASURES[4])
+FIRST_TOKEN, LATER_TOKENS, THROUGHPUT = MEASURES[0], MEASURES[2], MEASURES[4]
+SHOWN_MEASURES = (FIRST_TOKEN, LATER_TOKENS, THROUGHPUT)
+"""What the picture and the table of a page show."""
 SERVING_COLOURS = {**COLOURS, "stock": COLOURS["memcpy"], "live": COLOURS["relay-free"]}
 
 
@@ -25,28 +28,39 @@ def draw_serving(records: list[ServingRecord], path: Path) -> None:
     pyplot.rcParams.update(
         {
             "font.family": "DejaVu Sans",
-            "font.size": 9,
+            "font.size": 10,
             "svg.hashsalt": "bench",
             "text.color": INK,
             "svg.fonttype": "path",
         }
     )
-    height = 1.5 + 0.42 * len(variants_of(records))
-    figure, panels = pyplot.subplots(1, len(SHOWN), figsize=(10.4, height), sharey=True)
-    figure.subplots_adjust(left=0.1, right=0.98, top=1 - 1.0 / height, bottom=0.3 / height, wspace=0.12)
-    for axes, measure in zip(panels, SHOWN, strict=True):
+    height = 1.65 + 0.42 * len(variants_of(records))
+    figure, panels = pyplot.subplots(1, len(SHOWN_MEASURES), figsize=(WIDTH, height), sharey=True)
+    figure.subplots_adjust(left=0.105, right=0.98, top=1 - 1.4 / height, bottom=0.15 / height, wspace=0.1)
+    for axes, measure in zip(panels, SHOWN_MEASURES, strict=True):
         _bars(axes, records, measure)
     panels[0].invert_yaxis()
     one = records[0]
-    figure.text(0.02, 1 - 0.3 / height, "Serving on one host", fontsize=13, fontweight="bold", va="center")
+    figure.text(0.02, 1 - 0.35 / height, serving_headline(records), fontsize=13, fontweight="bold", va="center")
     figure.text(
-        0.98, 1 - 0.3 / height, f"{one.requests} requests of {one.input_tokens} + {one.output_tokens} tokens,"
-        f" {one.concurrency} at a time; bar: median of the rounds, dot: a round",
-        color=QUIET, ha="right", va="center",
+        0.02, 1 - 0.7 / height, f"{one.requests} requests of {one.input_tokens} + {one.output_tokens} tokens,"
+        f" {one.concurrency} at a time, on one host; bar: median of the rounds, dot: a round",
+        color=QUIET, fontsize=9.5, va="center",
     )  # fmt: skip
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
     figure.savefig(path, dpi=160, facecolor=PAPER, metadata=metadata)
     pyplot.close(figure)
+
+
+def serving_headline(records: list[ServingRecord]) -> str:
+    """What the picture says beside stock SGLang, where both were measured."""
+    if not {OURS, "stock"} <= set(variants_of(records)):
+        return "Serving on one host"
+    first, later = (
+        summary(records, OURS, measure).median / summary(records, "stock", measure).median
+        for measure in (FIRST_TOKEN, LATER_TOKENS)
+    )
+    return f"Beside stock SGLang on one rank: {first:.2f} of its time to the first token, {later:.2f} to each later one"
 
 
 def _bars(axes: Axes, records: list[ServingRecord], measure: Measure) -> None:
@@ -56,7 +70,7 @@ def _bars(axes: Axes, records: list[ServingRecord], measure: Measure) -> None:
     for name, middle in zip(names, middles, strict=True):
         rounds = [measure.of(record) for record in records if record.variant == name]
         axes.scatter(rounds, [name] * len(rounds), s=9, color=INK, zorder=3)
-        axes.text(0.98 * max(middles) * 1.3, name, f"{middle:,.1f}", ha="right", va="center", fontsize=8.5)
+        axes.text(0.98 * max(middles) * 1.3, name, f"{middle:,.1f}", ha="right", va="center", fontsize=9.5)
     axes.set_xlim(0, max(middles) * 1.3)
     better = "lower" if measure.less_is_better else "higher"
     axes.set_title(f"{measure.title} ({better} is better)", loc="left", fontsize=9, pad=6)

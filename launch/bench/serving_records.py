@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -70,10 +70,10 @@ def summary(records: list[ServingRecord], variant: str, measure: Measure) -> Sum
     return Summary(median(values), min(values), max(values))
 
 
-def rows_of(records: list[ServingRecord]) -> list[list[str]]:
+def rows_of(records: list[ServingRecord], measures: Sequence[Measure] = MEASURES) -> list[list[str]]:
     """A row per variant: its name, then each measure as `median (least .. greatest)` over the rounds."""
     return [
-        [variant, *(_shown(summary(records, variant, measure)) for measure in MEASURES)]
+        [variant, *(_shown(summary(records, variant, measure)) for measure in measures)]
         for variant in variants_of(records)
     ]
 

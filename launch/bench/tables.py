@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
+
+import msgspec
 
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.records import OPS, Op, Record, cases_of, find, variants_of
@@ -106,6 +108,20 @@ def markdown_ratios(records: list[Record]) -> str:
     names = [name for name in variants_of(records) if any(variant == name for _, variant in means)]
     rows = [[op, *(f"{means[op, name]:.2f}" if (op, name) in means else "" for name in names)] for op in OPS]
     return markdown_table([f"time / {OURS}", *names], rows)
+
+
+def markdown_extremes(records: list[Record], variants: Collection[str]) -> str:
+    """Medians of `variants` in microseconds, for the fewest and the most tokens of each shape."""
+    shapes: dict[Case, list[Case]] = {}
+    for case in sorted(cases_of(records), key=lambda case: case.tokens):
+        shapes.setdefault(msgspec.structs.replace(case, tokens=0), []).append(case)
+    columns = [(op, name) for op in OPS for name in variants_of(records) if name in variants]
+    rows = [
+        [case.hidden, case.dtype, f"{case.tokens:,}", *(_median(records, case, op, name) for op, name in columns)]
+        for cases in shapes.values()
+        for case in dict.fromkeys((cases[0], cases[-1]))
+    ]
+    return markdown_table(["hidden", "dtype", "tokens", *(f"{op} {name}" for op, name in columns)], rows)
 
 
 def _median(records: list[Record], case: Case, op: Op, variant: str) -> str:

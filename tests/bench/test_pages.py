@@ -10,6 +10,8 @@ from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch import main as command
 from sglang_ascend_moe.launch.bench.pages import PAPER, fill_page, filled, paper_comparison
 from sglang_ascend_moe.launch.bench.records import write_records
+from sglang_ascend_moe.launch.bench.serving_plot import LATER_TOKENS
+from sglang_ascend_moe.launch.bench.serving_records import read_serving_records, summary
 from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
 from tests.packaging.source_tree import ROOT
 
@@ -24,9 +26,16 @@ def test_the_page_shows_its_records():
 
 
 def test_the_page_shows_pictures_of_its_records():
-    for name in ("decode-2", "decode-4", "prefill-2"):
+    for name in ("decode-2", "decode-4", "prefill-2", "serving"):
         assert f"(benchmarks/{name}.svg)" in PAGE.read_text()
         assert (PAGE.parent / f"benchmarks/{name}.svg").is_file()
+
+
+def test_the_page_begins_with_the_time_per_token_of_its_servers():
+    records = read_serving_records(PAGE.parent / "benchmarks/serving.json")
+    stock, ours = (summary(records, variant, LATER_TOKENS).median for variant in ("stock", "relay-free"))
+    assert f"({stock:.1f} against {ours:.1f} ms per token)" in PAGE.read_text().split("\n## ")[0]
+    assert stock < ours
 
 
 def test_a_page_is_filled_again_and_keeps_what_is_around(tmp_path: Path):

@@ -6,7 +6,14 @@ import pytest
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.bench.records import cases_of, find, read_records, write_records
-from sglang_ascend_moe.launch.bench.tables import absences, markdown_ratios, markdown_times, ratios, text_report
+from sglang_ascend_moe.launch.bench.tables import (
+    absences,
+    markdown_extremes,
+    markdown_ratios,
+    markdown_times,
+    ratios,
+    text_report,
+)
 
 from .shapes import SMALL, absent, case, records
 
@@ -75,3 +82,26 @@ def test_text_report_shows_every_median_and_ratio():
 def test_markdown_shows_a_variant_that_is_absent_as_a_gap():
     assert "| 48 | bf16 | 7 | 10 | 40 | - |" in markdown_times(RUN)
     assert "| dispatch | 6.00 | 3.00 |" in markdown_ratios(RUN)
+
+
+def test_a_short_table_has_the_fewest_and_the_most_tokens_of_each_shape():
+    run = [
+        record
+        for dtype, factor in (("bf16", 1), ("int8", 2))
+        for tokens in (48, 16, 144)
+        for record in records(
+            {"relay-free": (factor * tokens, 1), "mpi": (7, 7), "relay": (5, 6)}, case(tokens=tokens, dtype=dtype)
+        )
+    ]
+    assert markdown_extremes(run, ("relay-free", "relay")).splitlines() == [
+        "| hidden | dtype | tokens | dispatch relay-free | dispatch relay | combine relay-free | combine relay |",
+        "|---|---|---|---|---|---|---|",
+        "| 48 | bf16 | 16 | 16 | 5 | 1 | 6 |",
+        "| 48 | bf16 | 144 | 144 | 5 | 1 | 6 |",
+        "| 48 | int8 | 16 | 32 | 5 | 1 | 6 |",
+        "| 48 | int8 | 144 | 288 | 5 | 1 | 6 |",
+    ]
+
+
+def test_a_shape_of_one_case_has_one_row_in_the_short_table():
+    assert len(markdown_extremes(records({"relay-free": (10, 20)}), ("relay-free",)).splitlines()) == 3

@@ -9,7 +9,7 @@ import pytest
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.bench.serving import VARIANTS
-from sglang_ascend_moe.launch.bench.serving_plot import draw_serving
+from sglang_ascend_moe.launch.bench.serving_plot import draw_serving, serving_headline
 from sglang_ascend_moe.launch.bench.serving_records import (
     MEASURES,
     ServingRecord,
@@ -67,6 +67,13 @@ def test_a_picture_can_be_drawn_of_one_round_and_of_several(tmp_path: Path):
     draw_serving(RECORDS, tmp_path / "several.svg")
     draw_serving(RECORDS[-1:], tmp_path / "one.svg")
     assert (tmp_path / "several.svg").read_text() != (tmp_path / "one.svg").read_text()
+
+
+def test_the_headline_says_how_a_server_compares_with_stock():
+    assert serving_headline(RECORDS) == (
+        "Beside stock SGLang on one rank: 0.50 of its time to the first token, 1.00 to each later one"
+    )
+    assert serving_headline(RECORDS[:3]) == "Serving on one host"
 
 
 @pytest.mark.parametrize(
