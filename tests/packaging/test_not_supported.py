@@ -13,5 +13,5 @@ BESIDES = {"--ep-size", "--tp-size", "--moe-a2a-backend"}
 def test_every_conflict_is_in_the_table_of_the_page_and_no_other():
     section = PAGE.split("\n## Not supported\n")[1].split("\n## ")[0]
     rows = "\n".join(re.findall(r"^\|.*\|$", section, flags=re.MULTILINE))
-    named = set(re.findall(r"--[a-z][a-z-]+|\bSGLANG_[A-Z_]+", rows))
+    named = set(re.findall(r"--[a-z][a-z0-9-]+|\bSGLANG_[A-Z_]+", rows))
     assert named == {conflict.flag for conflict in CONFLICTS} | BESIDES

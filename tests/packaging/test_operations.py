@@ -1,4 +1,4 @@
-"""docs/operations.md explains every key that `ascend-moe doctor --json` prints and every metric, and no other."""
+"""docs/operations.md explains every flag, every key that `ascend-moe doctor --json` prints, every metric, no other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from sglang_ascend_moe import options
 from sglang_ascend_moe.launch.examination import DISTRIBUTIONS, Report
 from sglang_ascend_moe.live_state import RankState
 from sglang_ascend_moe.metrics import PHASE_METRICS, REPLAY_METRIC, WAIT_METRIC
@@ -55,6 +56,10 @@ def listed(title: str) -> list[str]:
 )
 def test_every_key_is_explained_and_exists(kind: type, title: str):
     assert sorted(listed(title)) == sorted(keys_of(kind))
+
+
+def test_every_flag_is_explained_and_exists():
+    assert listed("## Flags") == [options.ASK_FLAG, *(flag.flag for flag in options.FLAGS.values())]
 
 
 def test_every_version_is_named():
