@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.refusals import Model, expert_count
 
-# Model families have names of their own for these. In the order in which they are looked for: a router's number of
-# experts before the names that some families use for something else.
+# Model families have names of their own for these.
 HIDDEN_NAMES = ("hidden_size", "d_model", "n_embd")
-EXPERT_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
 TOPK_NAMES = (
     "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "moe_k",
     "num_selected_experts", "top_k_experts",
@@ -22,33 +21,39 @@ DTYPE_NAMES = ("dtype", "torch_dtype")
 # Where multi-modal models and some others keep the part that has the experts.
 INNER_NAMES = ("text_config", "llm_config", "language_config", "thinker_config", "ffn_config")
 
+# Beside config.json: what modelslim, and what ModelOpt writes of how it has quantised the weights.
+MODELSLIM_FILE = "quant_model_description.json"
+MODELOPT_FILE = "hf_quant_config.json"
+MODELOPT_ALGORITHMS = ("FP8", "FP4", "MIXED_PRECISION")
+"""What is in the names of those that SGLang takes for a quantised checkpoint."""
+
 
 class MoeShape(NamedTuple):
-    """Of one MoE layer; `experts` of all ranks together, without shared ones. None: the config does not say."""
+    """Of one MoE layer; `experts` of all ranks together, without shared ones. None: the config does not say.
+
+    quantisation: the name of the format of the weights, None for those that are not quantised.
+    """
 
     name: str
     hidden: int | None
     experts: int | None
     topk: int | None
     dtype: str | None
+    quantisation: str | None = None
+
+    def model(self, path: object) -> Model:
+        """What is asked of a model that is to be served; `path` is what to call it."""
+        return Model(str(path), self.quantisation, self.experts, self.hidden)
 
 
-def read_moe_shape(path: Path) -> MoeShape:
-    """Reads a config.json, or the one in a folder.
+def read_moe_shape(path: Path, asked_by: str = "--model") -> MoeShape:
+    """Reads a config.json, or the one in a folder. asked_by: the flag or key that gives `path`.
 
     Raises `InvalidInput` for a file that is not there or is no config.
     """
     file = path / "config.json" if path.is_dir() else path
-    try:
-        config = msgspec.json.decode(file.read_bytes())
-    except OSError as error:
-        raise InvalidInput(
-            f"--model {path}: {error.strerror} ({file}); give a model's folder or its config.json"
-        ) from error
-    except msgspec.DecodeError as error:
-        raise InvalidInput(f"--model {path}: {file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InvalidInput(f"--model {path}: {file} holds no configuration")
+    asked = f"{asked_by} {path}"
+    config = _read_object(file, asked)
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else file.parent.name
     parts = _parts(config) or [config]
@@ -56,15 +61,44 @@ def read_moe_shape(path: Path) -> MoeShape:
     return MoeShape(
         name=str(name),
         hidden=_find(parts, HIDDEN_NAMES, int),
-        experts=_find(parts, EXPERT_NAMES, int),
+        experts=expert_count(parts[0].get),
         topk=_find(parts, TOPK_NAMES, int),
         dtype=dtype.removeprefix("torch.") if dtype else None,
+        quantisation=_quantisation(config, file.parent, asked),
     )
+
+
+def _read_object(file: Path, asked: str) -> dict[str, Any]:
+    try:
+        content = msgspec.json.decode(file.read_bytes())
+    except OSError as error:
+        raise InvalidInput(f"{asked}: {error.strerror} ({file}); give a model's folder or its config.json") from error
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"{asked}: {file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{asked}: {file} holds no configuration")
+    return content
+
+
+def _quantisation(config: Mapping[str, Any], folder: Path, asked: str) -> str | None:
+    """The format that SGLang would find, under its name or that of the tool that wrote it."""
+    if (folder / MODELSLIM_FILE).is_file():
+        return "modelslim"
+    for key in ("quantization_config", "compression_config"):
+        if isinstance(found := config.get(key), dict):
+            return str(found.get("quant_method", "modelopt")).lower()
+    if (folder / MODELOPT_FILE).is_file():
+        written = _read_object(folder / MODELOPT_FILE, asked)
+        inner = written.get("quantization", written)
+        algorithm = str(inner.get("quant_algo")) if isinstance(inner, dict) else ""
+        if any(known in algorithm for known in MODELOPT_ALGORITHMS):
+            return "modelopt"
+    return None
 
 
 def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The part of `config` that has experts, then those around it; empty if none has."""
-    if _find([config], EXPERT_NAMES, int) is not None:
+    if expert_count(config.get) is not None:
         return [config]
     for inner in INNER_NAMES:
         part = config.get(inner)

@@ -4,21 +4,18 @@ Every function here is a hook of the table in `plugin`.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from sglang_ascend_moe import hooks, options
+from sglang_ascend_moe import hooks, options, refusals
 from sglang_ascend_moe.conflicts import refuse_conflicts
 from sglang_ascend_moe.control.secret import read_secret
-from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.npu_machine import QUANTISATIONS, refuse_machine_without_npu
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.npu_machine import refuse_machine_without_npu
 from sglang_ascend_moe.platforms import HOST_ATTENTION
-from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
-
-# The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
-A2A_BACKEND = "ascend_fuseep"
 
 # What SGLang's EPLB takes for more layers than any model has.
 ALL_LAYERS = 1_000_000
@@ -62,6 +59,8 @@ def engine_server_args(**keywords: Any) -> Any:
 
 def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     """Around `ServerArgs.resolve_once`: turns the MoE layers over to the exchange, or refuses and says why."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
     asked = options.options_of(server_args)
     if asked is None:
         return original(server_args)
@@ -70,10 +69,10 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
         # Each process reads it for itself; here so that a file that cannot be used is refused before any is started.
         read_secret(asked.secret_file)
         refuse_machine(server_args)
-        # Before SGLang finds a problem of its own with the same flag, and after it has made up its mind.
-        refuse_conflicts(server_args)
+        refusals.refuse_flags(resolving_view(server_args), asked, os.environ)
         _choose_backend(server_args)
     original(server_args)
+    # Once more after SGLang has made up its mind.
     refuse_conflicts(server_args)
     refuse_other_backend(server_args)
     refuse_model(server_args)
@@ -82,16 +81,11 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
 
 def refuse_machine(server_args: Any) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot run on this machine with the device that is asked for."""
-    device = str(server_args.device or "cpu").split(":")[0]
-    asked = options.options_of(server_args)
+    device, asked = refusals.device_of(server_args), options.options_of(server_args)
+    refusals.refuse_options(asked, device)
     if device == "npu":
         refuse_machine_without_npu(asked)
-        return
-    if device != "cpu":
-        raise Unsupported(f"--device {device}: --ascend-moe runs with --device cpu and --device npu")
-    if asked.windows:
-        raise Unsupported(f"{options.FLAGS['windows'].flag}: windows of the host need no provider; leave it out")
-    if not hooks.on_host():
+    elif not hooks.on_host():
         raise Unsupported(
             "--device cpu: the host platform of sglang-ascend-moe is not active. It needs a machine without"
             " accelerator, SGLANG_USE_CPU_ENGINE unset, and ascend_moe_host in SGLANG_PLUGINS if that variable is set"
@@ -101,16 +95,7 @@ def refuse_machine(server_args: Any) -> None:
 def _choose_backend(server_args: Any) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution
 
-    chosen = server_args.moe_a2a_backend
-    if chosen not in (None, "none", A2A_BACKEND):
-        raise InvalidInput(f"--moe-a2a-backend {chosen}: --ascend-moe is such a backend itself; give one of the two")
-    # SGLang would silently make --ep-size equal to --tp-size for this backend.
-    if server_args.ep_size not in (1, server_args.tp_size):
-        raise Unsupported(
-            f"--ep-size {server_args.ep_size} with --tp-size {server_args.tp_size}: the exchange spans the whole TP"
-            f" group; use --ep-size {server_args.tp_size} or leave it out"
-        )
-    declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=A2A_BACKEND)
+    declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=refusals.A2A_BACKEND)
     # The default of the host platform keeps a decode step out of graphs; SGLang then switches them off.
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
     if hooks.on_host() and given == (None, None, None):
@@ -122,16 +107,10 @@ def _choose_backend(server_args: Any) -> None:
 
 
 def let_idle_ranks_sleep(server_args: Any) -> None:
-    """On a host ranks that have nothing to do would each burn a core, and keep it from those that have.
-
-    Raises `InvalidInput` if the user asks for both.
-    """
+    """On a host ranks that have nothing to do would each burn a core, and keep it from those that have."""
     from sglang.srt.arg_groups.overrides import declare_resolution
 
-    stay_awake = options.options_of(server_args).stay_awake
-    if stay_awake and server_args.sleep_on_idle:
-        raise InvalidInput(f"{options.FLAGS['stay_awake'].flag} with --sleep-on-idle: give one of the two")
-    if hooks.on_host() and not stay_awake:
+    if hooks.on_host() and not options.options_of(server_args).stay_awake:
         declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
 
 
@@ -140,7 +119,7 @@ def refuse_other_backend(server_args: Any) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
 
     chosen = resolving_view(server_args).moe_a2a_backend
-    if chosen != A2A_BACKEND:
+    if chosen != refusals.A2A_BACKEND:
         raise Unsupported(
             f"--ascend-moe: SGLang gave the MoE layers to --moe-a2a-backend {chosen} because of another option; its log"
             f" says which one. Leave that option out"
@@ -153,37 +132,15 @@ def refuse_model(server_args: Any) -> None:
 
     settings = resolving_view(server_args)
     config = model_config_of(server_args)
-    if config.quantization is not None and not (hooks.on_npu() and config.quantization in QUANTISATIONS):
-        raise Unsupported(
-            f"the checkpoint {settings.model_path} is quantised ({config.quantization}), which --ascend-moe does not"
-            " support yet; use one in bfloat16 or float16"
-        )
     text_config = config.hf_text_config
-    experts = _expert_count(text_config)
-    if experts is None:
-        raise Unsupported(f"{settings.model_path} is not a mixture-of-experts model: serve it without --ascend-moe")
-    redundant = settings.ep_num_redundant_experts
-    if (experts + redundant) % settings.ep_size:
-        among = f"{experts} experts and {redundant} redundant ones" if redundant else f"{experts} experts"
-        raise Unsupported(
-            f"{among} cannot be divided among --ep-size {settings.ep_size} ranks, which hold equally many each; choose"
-            f" a --tp-size that divides {experts + redundant}, or --ep-num-redundant-experts"
-            f" {redundant + -(experts + redundant) % settings.ep_size}"
-        )
-    if text_config.hidden_size % HIDDEN_MULTIPLE:
-        raise Unsupported(
-            f"the rows of {settings.model_path} have {text_config.hidden_size} elements (hidden_size), and the exchange"
-            f" moves multiples of {HIDDEN_MULTIPLE}; serve it without --ascend-moe"
-        )
-
-
-def _expert_count(config: Any) -> int | None:
-    """Routed experts per MoE layer of a Hugging Face config; each model family has a name of its own for it."""
-    for name in ("num_experts", "n_routed_experts", "num_local_experts"):
-        count = getattr(config, name, None)
-        if isinstance(count, int) and count > 0:
-            return count
-    return None
+    model = refusals.Model(
+        path=settings.model_path,
+        quantisation=config.quantization,
+        experts=refusals.expert_count(lambda name: getattr(text_config, name, None)),
+        hidden=getattr(text_config, "hidden_size", None),
+    )
+    division = refusals.Division(settings.ep_size, settings.ep_num_redundant_experts)
+    refusals.refuse_model(model, division, on_npu=hooks.on_npu())
 
 
 def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:

@@ -1,6 +1,10 @@
-"""Settings of SGLang that `--ascend-moe` does not work with: a table, and the refusal that names what it finds."""
+"""Settings of SGLang that `--ascend-moe` does not work with: a table, and the refusal that names what it finds.
 
-from collections.abc import Callable
+The table is read of a server's resolved arguments, and of a command line that is no server yet (`given_flags`).
+"""
+
+import os
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
@@ -9,13 +13,20 @@ from sglang_ascend_moe.errors import Unsupported
 class Conflict(NamedTuple):
     """A setting of SGLang that `--ascend-moe` does not work with: how to see it, why, and what to use instead.
 
-    `flag` is a flag, or a variable of the environment.
+    `found` takes settings by the names that SGLang's server arguments have or, where `flag` is a variable of the
+    environment, the environment.
     """
 
     flag: str
     found: Callable[[Any], bool]
     cause: str
     instead: str
+
+    def refusal(self, settings: Any) -> str:
+        """What is wrong with `settings`; begins with the flag."""
+        value = getattr(settings, self.flag.removeprefix("--").replace("-", "_"), True)
+        shown = f" {value}" if isinstance(value, int | float | str) and value is not True else ""
+        return f"{self.flag}{shown} does not work with --ascend-moe: {self.cause}. Instead: {self.instead}"
 
 
 def _is_on(name: str) -> Callable[[Any], bool]:
@@ -34,10 +45,14 @@ def _other_than(name: str, default: Any) -> Callable[[Any], bool]:
     return lambda settings: getattr(settings, name) not in (None, default)
 
 
-def _has_server_in_rust(_settings: Any) -> bool:
-    from sglang.srt.environ import envs
+def _has_server_in_rust(environment: Mapping[str, str]) -> bool:
+    # As SGLang reads it; it refuses what is neither one of these nor a word for false.
+    return environment.get("SGLANG_RUST_SERVER", "").lower() in ("true", "1", "yes", "y")
 
-    return bool(envs.SGLANG_RUST_SERVER.get())
+
+def _has_adapters(settings: Any) -> bool:
+    # With --lora-paths SGLang switches --enable-lora on, unless an engine was told not to.
+    return bool(settings.lora_paths) and settings.enable_lora is not False
 
 
 def _pairs_over_tls(settings: Any) -> bool:
@@ -211,6 +226,7 @@ CONFLICTS = (
         "leave it out of the instances, and give it to what stands before the router",
     ),
     Conflict("--enable-lora", _is_on("enable_lora"), "adapters change the MoE layer", "serve merged weights"),
+    Conflict("--lora-paths", _has_adapters, "adapters change the MoE layer", "serve merged weights"),
     Conflict("--kt-weight-path", _is_on("kt_weight_path"), "it takes experts out of the MoE layer", "leave it out"),
     Conflict(
         "--enable-torch-compile",
@@ -221,15 +237,18 @@ CONFLICTS = (
 )
 
 
+def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:
+    """Raise `Unsupported`, naming the flag or variable, if a server would have what `--ascend-moe` does not work with.
+
+    settings: of the server, by the names that SGLang's server arguments have. environment: of its processes.
+    """
+    for conflict in CONFLICTS:
+        if conflict.found(settings if conflict.flag.startswith("--") else environment):
+            raise Unsupported(conflict.refusal(settings))
+
+
 def refuse_conflicts(server_args: Any) -> None:
     """Raise `Unsupported` if `server_args` (resolved or not) ask for what `--ascend-moe` does not work with."""
     from sglang.srt.arg_groups.overrides import resolving_view
 
-    settings = resolving_view(server_args)
-    for conflict in CONFLICTS:
-        if conflict.found(settings):
-            value = getattr(settings, conflict.flag.removeprefix("--").replace("-", "_"), True)
-            shown = "" if value is True else f" {value}"
-            raise Unsupported(
-                f"{conflict.flag}{shown} does not work with --ascend-moe: {conflict.cause}. Instead: {conflict.instead}"
-            )
+    refuse_settings(resolving_view(server_args), os.environ)

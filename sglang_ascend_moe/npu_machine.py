@@ -9,11 +9,8 @@ from typing import Any
 
 from sglang_ascend_moe import hooks, native
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.options import FLAGS, Options
+from sglang_ascend_moe.options import Options
 from sglang_ascend_moe.windows.pooled import provider
-
-QUANTISATIONS = ("modelslim", "compressed-tensors")
-"""Formats of SGLang whose W8A8 weights its Ascend runner computes with; each layer is looked at when it is loaded."""
 
 
 def refuse_machine_without_npu(options: Options) -> None:
@@ -42,9 +39,3 @@ def refuse_machine_without_npu(options: Options) -> None:
         )
     native.own_library("npu")
     provider(options.windows)
-    if options.verify:
-        raise Unsupported(f"{FLAGS['verify'].flag}: the Ascend kernels make no checksums; leave it out")
-    if options.schedule == "collective":
-        raise Unsupported(
-            f"{FLAGS['schedule'].flag} collective: the baseline moves tensors of the host only; leave it out"
-        )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe import arguments, conflicts
+from sglang_ascend_moe import arguments, conflicts, refusals
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.options import Options, attach
 
@@ -49,6 +49,7 @@ SETTINGS = {
     "--encoder-only": {"encoder_only": True},
     "--ssl-certfile": {"ssl_certfile": "certificate.pem", "disaggregation_mode": "decode"},
     "--enable-lora": {"enable_lora": True},
+    "--lora-paths": {"lora_paths": ["adapter=/adapters/one"]},
     "--kt-weight-path": {"kt_weight_path": "weights"},
     "--enable-torch-compile": {"enable_torch_compile": True},
 }
@@ -103,7 +104,7 @@ def test_a_setting_that_changes_nothing_about_the_exchange_is_let_through(settin
 
 
 def test_a_backend_that_sglang_chose_over_ours_is_refused():
-    arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend=arguments.A2A_BACKEND))
+    arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend=refusals.A2A_BACKEND))
     with pytest.raises(Unsupported, match="--moe-a2a-backend deepep because of another option"):
         arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend="deepep"))
 
@@ -131,7 +132,7 @@ def refused_model(monkeypatch: pytest.MonkeyPatch):
             {"num_experts": 16, "hidden_size": 64},
             None,
             {"ep_size": 3},
-            ["16 experts cannot be divided among --ep-size 3", "--tp-size", "--ep-num-redundant-experts 2"],
+            ["--ep-size 3: 16 experts cannot be divided", "--tp-size", "--ep-num-redundant-experts 2"],
             id="experts",
         ),
         pytest.param(

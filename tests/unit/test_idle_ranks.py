@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe import arguments
-from sglang_ascend_moe.errors import InvalidInput
 
 
 def sleeps(monkeypatch: pytest.MonkeyPatch, on_host: bool, **keywords: Any) -> bool:
@@ -30,8 +29,3 @@ def sleeps(monkeypatch: pytest.MonkeyPatch, on_host: bool, **keywords: Any) -> b
 )
 def test_idle_ranks_sleep_on_a_host_unless_the_user_says_otherwise(monkeypatch, on_host, keywords, expected):
     assert sleeps(monkeypatch, on_host, **keywords) is expected
-
-
-def test_both_at_once_are_refused(monkeypatch):
-    with pytest.raises(InvalidInput, match="--ascend-moe-stay-awake with --sleep-on-idle"):
-        sleeps(monkeypatch, True, ascend_moe_stay_awake=True, sleep_on_idle=True)
