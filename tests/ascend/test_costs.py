@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .cost_sheet import DECODE, PREFILL, RANKS, Costs, Shape, measure, table
+from .cost_sheet import DECODE, ON_THE_PAGE, PREFILL, RANKS, Costs, Shape, measure, table
 from .model import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
@@ -35,5 +35,5 @@ def test_what_travels_besides_rows_is_little(costs, shape):
 
 
 def test_the_page_has_the_table_that_is_counted(costs):
-    assert table(costs) in PAGE.read_text()
+    assert table({shape: costs[shape] for shape in ON_THE_PAGE}) in PAGE.read_text()
     assert f"{RANKS} ranks" in PAGE.read_text()
