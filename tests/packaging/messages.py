@@ -114,6 +114,9 @@ def _words_of(node: ast.AST, exceptions: set[str]) -> Iterator[ast.expr]:
             yield arguments[0]
         case ast.Call(args=arguments) if len(arguments) > HANDED.get(_name(node), len(arguments)):
             yield arguments[HANDED[_name(node)]]
+        case ast.Call(args=[ast.Constant(value=2), ast.Call(func=ast.Attribute(value=words, attr="encode"))]):
+            # os.write(2, "...".encode()), where a print may wait for a lock.
+            yield words
         case ast.Call(args=[words, *_], keywords=keywords) if _name(node) == "print":
             if any(keyword.arg == "file" and ast.unparse(keyword.value) == "sys.stderr" for keyword in keywords):
                 yield words
