@@ -10,7 +10,7 @@ from .model import KERNELS, REPOSITORY
 PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
 CALL = re.compile(r"\b([A-Z][A-Za-z0-9]*)\s*(?:<[^;(){}]*>)?\(")
 ROW = re.compile(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]+) \| ((?:`[^|`]+`, )?[\u4e00-\u9fff][^|]*) \|$", re.MULTILINE)
-"""Calls with the same constraint, the constraint, and where it is stated: a section, with its file if not the call's."""
+"""Calls with the same constraint, the constraint, and where it is stated: a section, with its file if it is another."""
 
 
 def calls(files: list[Path]) -> set[str]:
