@@ -18,6 +18,8 @@ TOGETHER = {
     "disagg": "servers",
     "serving/test_servers.py": "servers",
     "serving/test_one_server.py": "servers",
+    "readme/test_servers.py": "servers",
+    "examples/test_with_servers.py": "servers",
     "serving": "engines",
 }
 """Folders and files whose tests share what takes long to make; those of servers also look at what is left behind."""

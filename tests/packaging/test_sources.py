@@ -11,7 +11,7 @@ from tests.packaging.source_tree import PACKAGE_FOLDERS, ROOT, modules
 LONGEST_FILE = 400
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "manager", "misc", "common"}
 SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".pml", ".sh"}
-SOURCE_FOLDERS = (*PACKAGE_FOLDERS, "kernels", "tests")
+SOURCE_FOLDERS = (*PACKAGE_FOLDERS, "kernels", "examples", "tests")
 # Modules that may read the environment, each with its reason.
 ENVIRONMENT_READERS = {
     "sglang_ascend_moe.launch.cann": "where CANN's set_env.sh says that it is, which CANN's own tools read too",
