@@ -41,6 +41,13 @@ def test_what_runs_elsewhere_is_there():
     assert [row.by for row in ROWS if row.by and not (ROOT / row.by).is_file()] == []
 
 
+def test_make_targets_exist_and_ci_runs_the_test():
+    named = {found for step in STEPS for found in re.findall(r"^make ([a-z-]+)", step.text)}
+    defined = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {"demo", "test"} <= named <= defined
+    assert re.search(r"^make test$", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
+
+
 def test_every_block_is_known_to_be_typed_or_only_read():
     strange = {
         f"{page}:{block.line}": block.language
