@@ -4,6 +4,7 @@ Only the settings of the table below are read; SGLang knows some five hundred mo
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -88,12 +89,19 @@ class Given(NamedTuple):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InvalidInput(f"{message.removeprefix('argument ')}; SGLang's --help says what it takes")
+        # Of several spellings of a flag the first.
+        said = re.sub(r"^argument ([^/:]+)[^:]*", r"\1", message)
+        raise InvalidInput(f"{said}; SGLang's --help says what it takes")
 
 
 def flags_of(name: str) -> tuple[str, ...]:
     """The flags that set a setting of the table."""
     return (f"--{name.replace('_', '-')}", *SETTINGS[name].aliases)
+
+
+def spellings(flag: str) -> tuple[str, ...]:
+    """The flags that set what `flag` sets; only itself if it is not in the table."""
+    return next((flags for flags in map(flags_of, SETTINGS) if flag in flags), (flag,))
 
 
 def read(words: Sequence[str]) -> Given:

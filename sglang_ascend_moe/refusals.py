@@ -43,7 +43,6 @@ class Division(NamedTuple):
     redundant: int
     shown_as: str = "--ep-size"
     set_by: str = "--tp-size"
-    redundant_set_by: str = "--ep-num-redundant-experts"
 
 
 def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]) -> None:
@@ -92,7 +91,7 @@ def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
     if model.quantisation is not None and not (on_npu and model.quantisation in NPU_QUANTISATIONS):
         raise Unsupported(
             f"the checkpoint {model.path} is quantised ({model.quantisation}), which --ascend-moe does not support yet;"
-            " use one in bfloat16 or float16"
+            f" use one in bfloat16 or float16{', or W8A8 of modelslim or compressed-tensors' if on_npu else ''}"
         )
     if model.experts is None:
         raise Unsupported(f"{model.path} is not a mixture-of-experts model: serve it without --ascend-moe")
@@ -102,7 +101,7 @@ def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
         raise Unsupported(
             f"{division.shown_as} {division.ranks}: {among} cannot be divided among so many ranks, which hold equally"
             f" many each; choose a {division.set_by} that divides {model.experts + redundant}, or"
-            f" {division.redundant_set_by} {redundant + -(model.experts + redundant) % division.ranks}"
+            f" --ep-num-redundant-experts {redundant + -(model.experts + redundant) % division.ranks}"
         )
     if model.hidden is not None and model.hidden % HIDDEN_MULTIPLE:
         raise Unsupported(

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import msgspec
+
+from sglang_ascend_moe import given_flags
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.launch.disagg.deployment import Deployment, Role, RoleName
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags, written
 from sglang_ascend_moe.launch.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan import MemoryPlan, Request, plan_memory
-from sglang_ascend_moe.options import FLAGS
-from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters
+from sglang_ascend_moe.options import FLAGS, Options
+from sglang_ascend_moe.sizing import SchedulerLimits, check_window, tokens_per_rank
+from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, plan_window
 
 NOT_RUN = "Nothing of this has run on an NPU yet."
 EVERYWHERE = "0.0.0.0"
@@ -49,7 +53,7 @@ def nodes(deployment: Deployment, shape: MoeShape) -> list[Node]:
     store = f"tcp://{addresses(deployment, 'prefill')[0]}:{deployment.ascend.kv_store_port}"
     for name, role in deployment.roles.items():
         machines = addresses(deployment, name)
-        plan = window_plan(name, role, shape)
+        plan = window_plan(deployment, name, shape)
         for instance in range(role.instances):
             for rank in range(role.nodes):
                 own, leader = machines[instance * role.nodes + rank], machines[instance * role.nodes]
@@ -88,26 +92,39 @@ def check_machines(deployment: Deployment) -> None:
             )
 
 
-def window_plan(name: RoleName, role: Role, shape: MoeShape) -> MemoryPlan:
-    """The window of each rank: what a batch of the role needs, or `window_bytes`. Raises `InvalidInput`."""
+def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> MemoryPlan:
+    """The window of each rank: what a batch of the role needs, or `window_bytes`.
+
+    Raises `InvalidInput` and `WindowTooSmall` as a server does when it opens its exchanges.
+    """
+    role = deployment.roles[name]
     unknown = [part for part in ("hidden", "experts", "topk") if getattr(shape, part) is None]
     if unknown:
         raise InvalidInput(f"--model-config: it does not say {', '.join(unknown)} of {shape.name}")
-    tokens = role.chunked_prefill_size if name == "prefill" else role.max_running_requests
-    # Ranks of an attention group share its batch. SGLang gives each group its part of requests and chunks.
-    per_rank = -(-tokens // role.tp_size)
-    dtype = shape.dtype if shape.dtype in ELEMENT_BYTES else "bfloat16"
+    given = given_flags.read(server_flags(deployment, name, "ascend", Place(deployment.ascend.bootstrap_port)))
+    options = given.options or Options()
+    # SGLang gives each attention group its part of requests and chunks, rounded down; ranks of a group share its batch.
+    requests, chunk = (
+        size // role.dp_size * role.dp_size for size in (role.max_running_requests, role.chunked_prefill_size)
+    )
+    limits = SchedulerLimits(requests, chunk, "--chunked-prefill-size", role.tp_size, name)
     parameters = ExchangeParameters(
         ranks=role.tp_size,
-        num_experts=shape.experts,
+        num_experts=shape.experts + given.settings.ep_num_redundant_experts,
         hidden=shape.hidden,
-        max_tokens=per_rank,
+        max_tokens=tokens_per_rank(options, limits),
         topk=shape.topk,
-        dtype=dtype,
+        dtype=shape.dtype if shape.dtype in ELEMENT_BYTES else "bfloat16",
+        quant=None if options.quant == "none" else options.quant,
         distinct_topk=True,
         window_bytes=role.window_bytes,
     )
-    return plan_memory(Request(shape.name, name, parameters, per_rank if name == "decode" else 1))
+
+    def bytes_for(tokens: int) -> int:
+        return plan_window(msgspec.structs.replace(parameters, max_tokens=tokens, window_bytes=None)).total_bytes
+
+    check_window(options, limits, bytes_for)
+    return plan_memory(Request(shape.name, name, parameters, limits.decode_tokens_per_rank or 1))
 
 
 def arguments(deployment: Deployment, name: RoleName, address: Address, plan: MemoryPlan) -> list[str]:
@@ -116,11 +133,9 @@ def arguments(deployment: Deployment, name: RoleName, address: Address, plan: Me
     role = deployment.roles[name]
     place = Place(ascend.bootstrap_port, address.node_rank, f"{address.leader}:{ascend.dist_port}")
     listening = {"host": EVERYWHERE if role.nodes > 1 else address.host, "port": ascend.port}
-    windows = {
-        FLAGS["max_tokens"].flag.removeprefix("--"): plan.parameters.max_tokens,
-        FLAGS["window_bytes"].flag.removeprefix("--"): plan.memory.total,
-    }
     flags = server_flags(deployment, name, "ascend", place)
+    planned = {FLAGS["max_tokens"].flag: plan.parameters.max_tokens, FLAGS["window_bytes"].flag: plan.memory.total}
+    windows = {flag.removeprefix("--"): value for flag, value in planned.items() if flag not in flags}
     return ["python", "-m", "sglang.launch_server", *written(listening), *flags, *written(windows)]
 
 

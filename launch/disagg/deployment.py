@@ -20,9 +20,11 @@ RoleName = Literal["prefill", "decode"]
 
 # Set by the deployment, each for a reason; the key that decides instead.
 DECIDED = {
-    "model-path": "model_path", "host": "role", "port": "role", "nnodes": "nodes", "node-rank": "nodes",
-    "dist-init-addr": "nodes", "tp-size": "tp_size", "tp": "tp_size", "dp-size": "dp_size", "dp": "dp_size",
-    "enable-dp-attention": "dp_size", "disaggregation-mode": "role", "disaggregation-bootstrap-port": "role",
+    "model-path": "model_path", "model": "model_path", "host": "role", "port": "role", "nnodes": "nodes",
+    "node-rank": "nodes", "dist-init-addr": "nodes", "tp-size": "tp_size", "tensor-parallel-size": "tp_size",
+    "tp": "tp_size", "dp-size": "dp_size", "data-parallel-size": "dp_size", "dp": "dp_size", "attn-dp-size": "dp_size",
+    "attention-data-parallel-size": "dp_size", "enable-dp-attention": "dp_size", "disaggregation-mode": "role",
+    "disaggregation-bootstrap-port": "role",
     "disaggregation-transfer-backend": "transfer", "max-running-requests": "max_running_requests",
     "chunked-prefill-size": "chunked_prefill_size", "ascend-moe": "role", "device": "target",
     "ascend-moe-window-bytes": "window_bytes", "ascend-moe-secret-file": "secret_file",
@@ -111,11 +113,14 @@ def _check_role(source: str, key: str, role: Role) -> None:
             raise InvalidInput(
                 f"{source}: {key}.tp_size {role.tp_size}: must be a multiple of {key}.{name}, which is {parts}"
             )
-    if role.max_running_requests < role.dp_size:
-        raise InvalidInput(
-            f"{source}: {key}.max_running_requests {role.max_running_requests}: at least one for each of {role.dp_size}"
-            " attention groups"
-        )
+    for name, value in (
+        ("max_running_requests", role.max_running_requests),
+        ("chunked_prefill_size", role.chunked_prefill_size),
+    ):
+        if value < role.dp_size:
+            raise InvalidInput(
+                f"{source}: {key}.{name} {value}: at least one for each of {role.dp_size} attention groups"
+            )
     for name in role.options:
         if name in DECIDED:
             raise InvalidInput(

@@ -27,7 +27,7 @@ START_SECONDS = 3600
 
 def render(deployment: Deployment, shape: MoeShape) -> dict[str, str]:
     """File name -> text."""
-    plans = {name: window_plan(name, role, shape) for name, role in deployment.roles.items()}
+    plans = {name: window_plan(deployment, name, shape) for name in deployment.roles}
     documents = [
         *(instances(deployment, name, plan) for name, plan in plans.items()),
         router(deployment),

@@ -12,6 +12,7 @@ from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.launch.disagg import compose, kubernetes, shell
 from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN, check_machines
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, read_deployment
+from sglang_ascend_moe.launch.disagg.served import require_served
 from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
 from sglang_ascend_moe.launch.moe_config import MoeShape, read_moe_shape
 
@@ -22,7 +23,8 @@ TARGETS: dict[str, Callable[[Deployment, MoeShape], dict[str, str]]] = {
 }
 DESCRIPTION = (
     "Print, or write, what has to run on each Ascend A3 machine of a deployment: commands, environment and manifests,"
-    f" with window sizes computed from the model's config. {NOT_RUN}"
+    " with window sizes computed from the model's config. What a server would refuse is not rendered."
+    f" {NOT_RUN}"
 )
 
 
@@ -42,7 +44,8 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         deployment = read_deployment(parsed.file)
         check_machines(deployment)
-        shape = read_moe_shape(parsed.model_config or Path(deployment.model_path))
+        shape = shape_of_model(deployment, parsed.model_config)
+        require_served(deployment, shape, f"--file {parsed.file}")
         files = TARGETS[parsed.target](deployment, shape)
     except AscendMoeError as error:
         print(f"ascend-moe disagg render: {error}", file=sys.stderr)
@@ -58,3 +61,10 @@ def run(parsed: argparse.Namespace) -> int:
         print(path)
     print(NOT_RUN)
     return OK
+
+
+def shape_of_model(deployment: Deployment, given: Path | None) -> MoeShape:
+    """Read from `given`, or else from the deployment's own path. Raises `InvalidInput` naming the flag or the key."""
+    if given is not None:
+        return read_moe_shape(given, "--model-config")
+    return read_moe_shape(Path(deployment.model_path), "--model-config is not given, and model_path")

@@ -2,7 +2,8 @@
 
 from typing import Literal, NamedTuple
 
-from sglang_ascend_moe.launch.disagg.deployment import Deployment, Role, RoleName
+from sglang_ascend_moe.given_flags import spellings
+from sglang_ascend_moe.launch.disagg.deployment import DECIDED, Deployment, Role, RoleName
 from sglang_ascend_moe.options import ASK_FLAG, FLAGS
 
 Target = Literal["host", "ascend"]
@@ -40,6 +41,18 @@ def server_flags(deployment: Deployment, name: RoleName, target: Target, place: 
     if deployment.mixed_sizes:
         flags[FLAGS["mixed_sizes"].flag.removeprefix("--")] = True
     return written(flags)
+
+
+def key_of(deployment: Deployment, name: RoleName, flag: str) -> str | None:
+    """The key of a deployment that gives servers of role `name` a flag, however it is spelt; None if none can."""
+    options = [spelling.removeprefix("--") for spelling in spellings(flag)]
+    given = next((option for option in options if option in deployment.roles[name].options), None)
+    decided = DECIDED.get(flag.removeprefix("--"))
+    if given is not None or decided is None:
+        return f"{name}.options.{given or flag.removeprefix('--')}"
+    if decided in Role.__struct_fields__:
+        return f"{name}.{decided}"
+    return decided if decided in Deployment.__struct_fields__ else None
 
 
 def _eager(role: Role) -> bool:

@@ -1,4 +1,8 @@
-"""What `render` writes for Ascend: valid files for every machine, flags that SGLang knows, windows that fit."""
+"""What `render` writes for Ascend: valid files for every machine, flags that SGLang knows, windows that fit.
+
+A deployment whose servers span machines is refused, because serving it is; what would be written for it is tested below
+the refusal. `test_render_refusals` has what is refused, and what SGLang makes of the commands.
+"""
 
 import argparse
 import itertools
@@ -12,13 +16,16 @@ import msgspec
 import pytest
 import yaml
 
+from sglang_ascend_moe.conflicts import CONFLICTS
 from sglang_ascend_moe.launch.disagg import cli
 from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN
-from sglang_ascend_moe.launch.disagg.deployment import Router, read_deployment
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, Router, read_deployment
 from sglang_ascend_moe.launch.disagg.events import Teller
+from sglang_ascend_moe.launch.disagg.render import TARGETS
 from sglang_ascend_moe.launch.disagg.running import Member, RunningDeployment
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.launch.moe_config import MODELSLIM_FILE, read_moe_shape
 from sglang_ascend_moe.launch.server_process import ServerProcess
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 from tests.disagg.kubernetes_schema import COMPOSE, MANIFEST
@@ -26,22 +33,51 @@ from tests.packaging.source_tree import ROOT
 
 EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.toml"))
 ASCEND_EXAMPLES = [path for path in EXAMPLES if path.name.startswith("a3_")]
-# Of the published config.json of Qwen3-235B-A22B and of DeepSeek-V3.
+# Of the published config.json of Qwen3-235B-A22B and of DeepSeek-V3, the latter of W8A8 weights.
 CONFIGS = {
     "qwen3-moe": {"hidden_size": 4096, "num_experts": 128, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
     "deepseek-v3": {"hidden_size": 7168, "n_routed_experts": 256, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
 }
+QUANTISED = {"deepseek-v3"}
 by_name = pytest.mark.parametrize("example", ASCEND_EXAMPLES, ids=lambda path: path.stem)
+
+
+def several_nodes() -> Deployment:
+    """Decode instances of two machines each."""
+    deployment = read_deployment(ROOT / "launch" / "examples" / "a3_2p4d.toml")
+    decode = msgspec.structs.replace(deployment.decode, nodes=2, tp_size=32, dp_size=32, max_running_requests=768)
+    machines = [f"10.0.1.{number}" for number in range(1, 9)]
+    ascend = msgspec.structs.replace(deployment.ascend, decode_addresses=machines)
+    return msgspec.structs.replace(deployment, decode=decode, ascend=ascend)
+
+
+DEPLOYMENTS = {path.stem: read_deployment(path) for path in ASCEND_EXAMPLES} | {"several nodes": several_nodes()}
+every_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS.values(), ids=DEPLOYMENTS)
+every_target = pytest.mark.parametrize("target", TARGETS)
+
+
+def write_config(deployment: Deployment, folder: Path) -> Path:
+    """The config of a deployment's model, alone in a folder."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIGS[deployment.name]))
+    if deployment.name in QUANTISED:
+        (folder / MODELSLIM_FILE).write_text("{}")
+    return folder / "config.json"
 
 
 def render(example: Path, target: str, folder: Path) -> dict[str, str]:
     """The files that `render` writes, by name."""
-    config = folder / "config.json"
-    config.write_text(json.dumps(CONFIGS[read_deployment(example).name]))
+    config = write_config(read_deployment(example), folder / "model")
     out = folder / "out"
     command = ["render", "--target", target, "--file", str(example), "--model-config", str(config)]
     assert cli.main([*command, "--output", str(out)]) == OK
     return {path.name: path.read_text() for path in sorted(out.iterdir())}
+
+
+def rendered(deployment: Deployment, target: str, folder: Path) -> dict[str, str]:
+    """What would be written, whether or not it is served."""
+    shape = read_moe_shape(write_config(deployment, folder / "model"))
+    return dict(sorted(TARGETS[target](deployment, shape).items()))
 
 
 def command_lines(files: dict[str, str]) -> list[list[str]]:
@@ -91,10 +127,17 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return {"sglang.launch_server": server, "sglang_router.launch_router": router}
 
 
-@pytest.mark.parametrize("target", ["shell", "compose", "k8s"])
+@every_target
 @by_name
-def test_every_flag_is_known_to_the_installed_sglang(example: Path, target: str, tmp_path: Path, parsers):
-    commands = command_lines(render(example, target, tmp_path))
+def test_what_is_rendered_is_written(example: Path, target: str, tmp_path: Path):
+    (tmp_path / "below").mkdir()
+    assert render(example, target, tmp_path) == rendered(read_deployment(example), target, tmp_path / "below")
+
+
+@every_target
+@every_deployment
+def test_every_flag_is_known_to_the_installed_sglang(deployment: Deployment, target: str, tmp_path: Path, parsers):
+    commands = command_lines(rendered(deployment, target, tmp_path))
     assert {command[2] for command in commands} == set(parsers)
     for python, dash, module, *arguments in commands:
         assert (python, dash) == ("python", "-m")
@@ -104,22 +147,22 @@ def test_every_flag_is_known_to_the_installed_sglang(example: Path, target: str,
         assert unknown == []
 
 
-@by_name
-def test_scripts_are_shell(example: Path, tmp_path: Path):
-    files = render(example, "shell", tmp_path)
+@every_deployment
+def test_scripts_are_shell(deployment: Deployment, tmp_path: Path):
+    files = rendered(deployment, "shell", tmp_path)
     for text in files.values():
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-@by_name
-def test_compose_files_have_the_keys_of_compose(example: Path, tmp_path: Path):
-    for text in render(example, "compose", tmp_path).values():
+@every_deployment
+def test_compose_files_have_the_keys_of_compose(deployment: Deployment, tmp_path: Path):
+    for text in rendered(deployment, "compose", tmp_path).values():
         jsonschema.validate(yaml.safe_load(text), COMPOSE)
 
 
-@by_name
-def test_manifests_have_the_fields_of_kubernetes(example: Path, tmp_path: Path):
-    (text,) = render(example, "k8s", tmp_path).values()
+@every_deployment
+def test_manifests_have_the_fields_of_kubernetes(deployment: Deployment, tmp_path: Path):
+    (text,) = rendered(deployment, "k8s", tmp_path).values()
     documents = list(yaml.safe_load_all(text))
     for document in documents:
         jsonschema.validate(document, MANIFEST)
@@ -140,12 +183,11 @@ def test_a_misspelt_field_is_refused_by_the_schema(tmp_path: Path):
 
 
 @pytest.mark.parametrize("target", ["shell", "compose"])
-@by_name
+@every_deployment
 def test_every_machine_gets_its_own_file_and_the_router_knows_every_instance(
-    example: Path, target: str, tmp_path: Path
+    deployment: Deployment, target: str, tmp_path: Path
 ):
-    deployment = read_deployment(example)
-    commands = command_lines(render(example, target, tmp_path))
+    commands = command_lines(rendered(deployment, target, tmp_path))
     routers = [command for command in commands if command[2] == "sglang_router.launch_router"]
     servers = [command for command in commands if command[2] == "sglang.launch_server"]
     (router,) = routers
@@ -167,10 +209,9 @@ def test_every_machine_gets_its_own_file_and_the_router_knows_every_instance(
             }
 
 
-@by_name
-def test_a_group_of_pods_is_an_instance(example: Path, tmp_path: Path):
-    deployment = read_deployment(example)
-    (text,) = render(example, "k8s", tmp_path).values()
+@every_deployment
+def test_a_group_of_pods_is_an_instance(deployment: Deployment, tmp_path: Path):
+    (text,) = rendered(deployment, "k8s", tmp_path).values()
     groups = [document for document in yaml.safe_load_all(text) if document["kind"] == "LeaderWorkerSet"]
     for (name, role), group in zip(deployment.roles.items(), groups, strict=True):
         template = group["spec"]["leaderWorkerTemplate"]
@@ -185,11 +226,10 @@ def test_a_group_of_pods_is_an_instance(example: Path, tmp_path: Path):
             assert container["resources"]["limits"] == {"huawei.com/Ascend910": str(role.tp_size // role.nodes)}
 
 
-@by_name
-def test_windows_are_those_that_the_exchange_would_map(example: Path, tmp_path: Path):
-    deployment = read_deployment(example)
+@every_deployment
+def test_windows_are_those_that_the_exchange_would_map(deployment: Deployment, tmp_path: Path):
     config = CONFIGS[deployment.name]
-    for command in command_lines(render(example, "shell", tmp_path)):
+    for command in command_lines(rendered(deployment, "shell", tmp_path)):
         if command[2] != "sglang.launch_server":
             continue
         name = value(command, "--disaggregation-mode")
@@ -228,17 +268,20 @@ def environments(files: dict[str, str]) -> list[dict[str, str]]:
     return [environment for environment in found if environment]
 
 
-@pytest.mark.parametrize("target", ["shell", "compose", "k8s"])
-@by_name
-def test_every_server_is_told_of_hccl_and_of_the_store_of_memfabric(example: Path, target: str, tmp_path: Path):
-    deployment = read_deployment(example)
+@every_target
+@every_deployment
+def test_every_server_is_told_of_hccl_and_of_the_store_of_memfabric(
+    deployment: Deployment, target: str, tmp_path: Path
+):
     ascend = deployment.ascend
     first = f"{deployment.name}-prefill-0.{deployment.name}-prefill" if target == "k8s" else ascend.prefill_addresses[0]
-    told = environments(render(example, target, tmp_path))
+    told = environments(rendered(deployment, target, tmp_path))
     # On Kubernetes there are two kinds of pods for each role; else there is a file for each machine.
     machines = ascend.prefill_addresses + ascend.decode_addresses
     assert len(told) == (4 if target == "k8s" else len(machines))
+    variables = {conflict.flag for conflict in CONFLICTS}
     for environment in told:
+        assert variables.isdisjoint(environment)
         assert environment["ASCEND_MF_STORE_URL"] == f"tcp://{first}:{ascend.kv_store_port}"
         assert environment["ASCEND_MF_TRANSFER_PROTOCOL"] == "sdma"
         assert {environment["HCCL_SOCKET_IFNAME"], environment["GLOO_SOCKET_IFNAME"]} == {ascend.interface}
@@ -258,7 +301,7 @@ def test_every_server_is_told_of_hccl_and_of_the_store_of_memfabric(example: Pat
         ]
 
 
-@pytest.mark.parametrize("target", ["shell", "compose", "k8s"])
+@every_target
 def test_every_file_and_the_output_say_that_no_npu_has_run_it(
     target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

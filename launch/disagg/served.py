@@ -1,0 +1,66 @@
+"""Whether the servers of a deployment would be served on Ascend: what `serve` refuses is not rendered.
+
+The refusals are those of the launcher and of the workers (`sglang_ascend_moe.refusals`, `sizing`), of the very flags
+that are rendered; here they are said with the deployment's keys in place of flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from sglang_ascend_moe import given_flags, refusals
+from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
+from sglang_ascend_moe.launch.disagg.ascend import window_plan
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
+from sglang_ascend_moe.launch.disagg.server_flags import Place, key_of, server_flags
+from sglang_ascend_moe.launch.known_flags import known_flags
+from sglang_ascend_moe.launch.moe_config import MoeShape
+from sglang_ascend_moe.options import Options
+
+
+def require_served(deployment: Deployment, shape: MoeShape, source: str) -> None:
+    """Raise `Unsupported`, naming `source` and the key to change, if a server of the deployment would refuse to start.
+
+    As far as flags and the model's config tell: neither the machines nor the weights are looked at.
+    """
+    for name, role in deployment.roles.items():
+        for option in role.options:
+            _require_option(f"{source}: {name}.options.{option}", f"--{option}")
+        try:
+            _require_role(deployment, name, shape)
+        except AscendMoeError as refusal:
+            raise Unsupported(f"{source} cannot be served: {_with_keys(deployment, name, str(refusal))}") from refusal
+
+
+def _require_option(key: str, flag: str) -> None:
+    if flag == "--config":
+        raise InvalidInput(f"{key}: `render` cannot see what that file sets; set it in options")
+    if flag not in known_flags():
+        like = difflib.get_close_matches(flag, sorted(known_flags()), n=1)
+        meant = f"; did you mean {like[0]}?" if like else ""
+        raise InvalidInput(f"{key}: the SGLang that is installed here has no flag {flag}{meant}")
+
+
+def _require_role(deployment: Deployment, name: RoleName, shape: MoeShape) -> None:
+    words = server_flags(deployment, name, "ascend", Place(deployment.ascend.bootstrap_port))
+    settings, options = given_flags.read(words)
+    # Of the variables that are refused none is rendered.
+    refusals.refuse_flags(settings, options or Options(), environment={})
+    model = shape.model(f"model_path {deployment.model_path}")
+    if settings.quantization is not None:
+        found = None if settings.quantization == "unquant" else settings.quantization
+        model = model._replace(path=f"{model.path} with --quantization", quantisation=found)
+    ranks = refusals.Division(settings.tp_size, settings.ep_num_redundant_experts, shown_as="--tp-size")
+    refusals.refuse_model(model, ranks, on_npu=True)
+    window_plan(deployment, name, shape)
+
+
+def _with_keys(deployment: Deployment, name: RoleName, message: str) -> str:
+    """A refusal with keys of the deployment in place of the flags that they give."""
+
+    def key(flag: re.Match[str]) -> str:
+        found = key_of(deployment, name, flag[0]) if flag[0] in known_flags() else None
+        return found or flag[0]
+
+    return re.sub(r"--[a-z][a-z0-9-]*", key, message)
