@@ -15,7 +15,11 @@ from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported, 
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.moe_config import MoeShape, read_moe_shape
 from sglang_ascend_moe.launch.peer_memory import deepep_bytes, sgl_kernel_npu_bytes, sgl_kernel_npu_documented_bytes
+from sglang_ascend_moe.launch.sizes import exactly, in_units
+from sglang_ascend_moe.moe_blocks import COMPARED_ARCHITECTURES
 from sglang_ascend_moe.options import parse_bytes
+from sglang_ascend_moe.platforms import ascend_device_nodes
+from sglang_ascend_moe.refusals import Division, refuse_model
 from sglang_ascend_moe.windows.layout import (
     ELEMENT_BYTES,
     ExchangeParameters,
@@ -30,6 +34,7 @@ Role = Literal["prefill", "decode", "both"]
 COMPARED = (("DeepSeek-V3", 256, 8, 7168), ("Qwen3-235B-A22B", 128, 8, 4096))
 COMPARED_RANKS = (8, 16, 32, 64, 128)
 MIB = 2**20
+NO_MODEL = "model"
 # The exchange names its parameters; people who type flags look for these.
 _FLAGS = {
     "max_tokens": "--max-tokens", "num_experts": "--experts", "window_bytes": "--window-bytes", "hidden": "--hidden",
@@ -74,8 +79,8 @@ def plan_memory(request: Request) -> MemoryPlan:
     if fitting < request.decode_tokens:
         needed = bytes_for_capacity(p, request.decode_tokens * per_token)
         raise WindowTooSmall(
-            f"--window-bytes {p.window_bytes}: a decode step of {request.decode_tokens} tokens per rank needs {needed}"
-            f" bytes. Raise it to {needed}, or lower --decode-tokens (or --max-tokens) to {fitting}"
+            f"--window-bytes {p.window_bytes}: a decode step of {request.decode_tokens} tokens per rank needs"
+            f" {exactly(needed)}. Raise it to {needed}, or lower --decode-tokens (or --max-tokens) to {fitting}"
         )
     return MemoryPlan(
         model=request.model,
@@ -89,14 +94,14 @@ def plan_memory(request: Request) -> MemoryPlan:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns 1 if the window is too small for what it has to hold, 2 for flags that cannot be."""
+    """Returns 1 if a server would refuse the model or the window, 2 for flags that cannot be."""
     parsed = _parser().parse_args(arguments)
     try:
         print(parsed.run(parsed))
-    except WindowTooSmall as error:
+    except (WindowTooSmall, Unsupported) as error:
         print(f"ascend-moe plan: {_with_flags(str(error))}", file=sys.stderr)
         return CHECK_FAILED
-    except (InvalidInput, Unsupported) as error:
+    except InvalidInput as error:
         print(f"ascend-moe plan: {_with_flags(str(error))}", file=sys.stderr)
         return WRONG_USAGE
     return OK
@@ -110,8 +115,11 @@ def _memory(parsed: argparse.Namespace) -> str:
 
 
 def request_of(parsed: argparse.Namespace) -> Request:
-    """Raises `InvalidInput` naming the flag that is missing or wrong."""
-    read = read_moe_shape(parsed.model) if parsed.model is not None else MoeShape("model", None, None, None, None)
+    """Raises `InvalidInput` naming the flag that is missing or wrong, `Unsupported` for a model that is not served."""
+    read = MoeShape(NO_MODEL, None, None, None, None)
+    if parsed.model is not None:
+        read = read_moe_shape(parsed.model)
+        require_served(parsed, read)
     shape = {}
     for name, parameter in (("hidden", "hidden"), ("experts", "num_experts"), ("topk", "topk")):
         value = getattr(parsed, name) or getattr(read, name)
@@ -136,6 +144,15 @@ def request_of(parsed: argparse.Namespace) -> Request:
     return Request(read.name, parsed.role, parameters, decode[parsed.role])
 
 
+def require_served(parsed: argparse.Namespace, read: MoeShape) -> None:
+    """Raise `Unsupported` if a server would refuse the model, or refuse it with so many ranks."""
+    model = read.model(parsed.model)._replace(
+        experts=parsed.experts or read.experts, hidden=parsed.hidden or read.hidden
+    )
+    ranks = Division(parsed.ranks, redundant=0, shown_as="--ranks", set_by="number of --ranks", redundant_set_by="")
+    refuse_model(model, ranks, on_npu=parsed.device == "npu")
+
+
 def text_of(plan: MemoryPlan) -> str:
     """The plan for people."""
     p, memory = plan.parameters, plan.memory
@@ -144,12 +161,12 @@ def text_of(plan: MemoryPlan) -> str:
         + (f" as {p.quant}" if p.quant else ""),
         f"role {plan.role}, {p.max_tokens} tokens per rank, slots {p.slots}",
         "",
-        f"{'region':<20}{'bytes':>18}",
-    ]
-    lines += [f"{name:<20}{size:>18,}" for name, size in memory.by_region().items()]
-    lines += [
-        f"{'window of a rank':<20}{memory.total:>18,}   {memory.total / MIB:,.1f} MiB",
-        f"{'of all ranks':<20}{memory.total * p.ranks:>18,}   {memory.total * p.ranks / MIB:,.1f} MiB",
+        f"{'':<20}{'size':>12}{'bytes':>22}",
+        _line("window of a rank", memory.total),
+        _line("of all ranks", memory.total * p.ranks),
+        "",
+        "regions of a window:",
+        *(_line(f"  {name}", size) for name, size in memory.by_region().items()),
         "",
         f"capacity {memory.capacity_rows:,} rows per slot; {plan.decode_tokens:,} tokens per rank fit into one round"
         " whatever their routing",
@@ -159,7 +176,16 @@ def text_of(plan: MemoryPlan) -> str:
             f"{p.max_tokens:,} tokens per rank take {plan.rounds_even} round(s) if ranks receive alike,"
             f" {plan.rounds_worst} at worst"
         )
+    if plan.model not in (NO_MODEL, *COMPARED_ARCHITECTURES):
+        lines.append(
+            f"{plan.model} was never compared with stock SGLang: a server looks at its MoE blocks when the model is"
+            " loaded, and refuses those that it does not know"
+        )
     return "\n".join(lines)
+
+
+def _line(name: str, size: int) -> str:
+    return f"{name:<20}{in_units(size):>12}{size:>22,}"
 
 
 def comparison(tokens: int = 128, numbers_of_ranks: Sequence[int] = COMPARED_RANKS) -> str:
@@ -200,8 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     memory = commands.add_parser(
         "memory",
         help="bytes of a window, by region",
-        description="Bytes of each rank's window by region, as they are mapped at start-up. Exit codes: 0 well, 1 the"
-        " window cannot hold a decode step, 2 wrong usage.",
+        description="Bytes of each rank's window by region, as they are mapped at start-up. Exit codes: 0 well, 1 a"
+        " server would refuse the model, or the window cannot hold a decode step, 2 wrong usage.",
     )
     memory.set_defaults(run=_memory)
     memory.add_argument("--model", type=Path, metavar="PATH", help="a model's folder or config.json")
@@ -209,6 +235,10 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--experts", type=_positive, help="of all ranks together (default: from --model)")
     memory.add_argument("--topk", type=_positive, help="experts per token (default: from --model)")
     memory.add_argument("--dtype", choices=ELEMENT_BYTES, help="of rows (default: from --model, else bfloat16)")
+    memory.add_argument(
+        "--device", choices=("cpu", "npu"), default="npu" if ascend_device_nodes() else "cpu",
+        help="that the model is for: NPUs take W8A8 weights too (default: npu where there are NPUs)",
+    )  # fmt: skip
     memory.add_argument("--quant", choices=("none", "int8"), default="none", help="how rows travel to experts")
     memory.add_argument("--ranks", type=_positive, required=True, help="of the exchange")
     memory.add_argument("--max-tokens", type=_positive, required=True, help="most that one rank brings to one layer")

@@ -17,6 +17,15 @@ KNOWN_BLOCKS = (
     "Qwen2MoeSparseMoeBlock",
     "Qwen3MoeSparseMoeBlock",
 )
+COMPARED_ARCHITECTURES = (
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Glm4MoeForCausalLM",
+    "MiniMaxM2ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
+"""Names that their configs have for the models whose blocks these are; others may use the same blocks."""
 
 
 def refuse_unknown_blocks(model: Any, layer_class: type) -> None:

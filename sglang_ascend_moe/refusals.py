@@ -43,6 +43,7 @@ class Division(NamedTuple):
     redundant: int
     shown_as: str = "--ep-size"
     set_by: str = "--tp-size"
+    redundant_set_by: str = "--ep-num-redundant-experts"
 
 
 def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]) -> None:
@@ -88,20 +89,23 @@ def refuse_options(options: Options, device: str) -> None:
 
 def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot serve the model, or not on so many ranks."""
-    if model.quantisation is not None and not (on_npu and model.quantisation in NPU_QUANTISATIONS):
+    for_npus = model.quantisation in NPU_QUANTISATIONS
+    if model.quantisation is not None and not (on_npu and for_npus):
+        others = ", or W8A8 of modelslim or compressed-tensors" if on_npu else ", or --device npu" if for_npus else ""
         raise Unsupported(
             f"the checkpoint {model.path} is quantised ({model.quantisation}), which --ascend-moe does not support yet;"
-            f" use one in bfloat16 or float16{', or W8A8 of modelslim or compressed-tensors' if on_npu else ''}"
+            f" use one in bfloat16 or float16{others}"
         )
     if model.experts is None:
         raise Unsupported(f"{model.path} is not a mixture-of-experts model: serve it without --ascend-moe")
     redundant = division.redundant
     if (model.experts + redundant) % division.ranks:
         among = f"{model.experts} experts" + (f" and {redundant} redundant ones" if redundant else "")
+        enough = redundant + -(model.experts + redundant) % division.ranks
+        added = f", or {division.redundant_set_by} {enough}" if division.redundant_set_by else ""
         raise Unsupported(
             f"{division.shown_as} {division.ranks}: {among} cannot be divided among so many ranks, which hold equally"
-            f" many each; choose a {division.set_by} that divides {model.experts + redundant}, or"
-            f" --ep-num-redundant-experts {redundant + -(model.experts + redundant) % division.ranks}"
+            f" many each; choose a {division.set_by} that divides {model.experts + redundant}{added}"
         )
     if model.hidden is not None and model.hidden % HIDDEN_MULTIPLE:
         raise Unsupported(

@@ -16,6 +16,7 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags, written
 from sglang_ascend_moe.launch.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan import MemoryPlan, Request, plan_memory
+from sglang_ascend_moe.launch.sizes import exactly
 from sglang_ascend_moe.options import FLAGS, Options
 from sglang_ascend_moe.sizing import SchedulerLimits, check_window, tokens_per_rank
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, plan_window
@@ -185,7 +186,7 @@ def listed_router_arguments(deployment: Deployment) -> list[str]:
 def window_notes(plans: Mapping[RoleName, MemoryPlan]) -> list[str]:
     """A line per role about its windows."""
     return [
-        f"{name}: {plan.parameters.max_tokens} tokens per rank, windows of {plan.memory.total:,} bytes on each of"
+        f"{name}: {plan.parameters.max_tokens} tokens per rank, windows of {exactly(plan.memory.total)} on each of"
         f" {plan.parameters.ranks} ranks"
         for name, plan in plans.items()
     ]

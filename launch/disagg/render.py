@@ -53,14 +53,23 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.output is None:
         print("\n".join(f"#### {name}\n{text}" for name, text in files.items()))
         return OK
-    parsed.output.mkdir(parents=True, exist_ok=True)
+    try:
+        write(files, parsed.output)
+    except OSError as error:
+        print(f"ascend-moe disagg render: --output {parsed.output}: {error.strerror}; give a folder", file=sys.stderr)
+        return WRONG_USAGE
+    print(NOT_RUN)
+    return OK
+
+
+def write(files: dict[str, str], folder: Path) -> None:
+    """Writes the files, and prints where they are. Raises `OSError`."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        path = parsed.output / name
+        path = folder / name
         path.write_text(text)
         path.chmod(0o755 if name.endswith(".sh") else 0o644)
         print(path)
-    print(NOT_RUN)
-    return OK
 
 
 def shape_of_model(deployment: Deployment, given: Path | None) -> MoeShape:

@@ -11,9 +11,10 @@ import pytest
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.launch import main as command
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
-from sglang_ascend_moe.launch.moe_config import MoeShape, read_moe_shape
+from sglang_ascend_moe.launch.moe_config import MODELOPT_FILE, MODELSLIM_FILE, MoeShape, read_moe_shape
 from sglang_ascend_moe.launch.peer_memory import deepep_bytes, sgl_kernel_npu_bytes, sgl_kernel_npu_documented_bytes
 from sglang_ascend_moe.launch.plan import MemoryPlan
+from sglang_ascend_moe.launch.sizes import exactly, in_units
 from tests.exchange.pool import Rank
 from tests.exchange.process_state import mappings
 
@@ -103,7 +104,11 @@ def test_text_shows_every_region_and_the_total(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     sizes = msgspec.structs.asdict(memory.regions)
     for name, size in {**sizes, "window of a rank": memory.total, "of all ranks": 2 * memory.total}.items():
-        assert size == 0 or any(line.startswith(name) and f" {size:,}" in line for line in shown.splitlines()), name
+        lines = [line.strip() for line in shown.splitlines()]
+        expected = (in_units(size), f"{size:,}")
+        assert size == 0 or any(
+            line.startswith(name) and line.endswith(expected[1]) and expected[0] in line for line in lines
+        )
 
 
 def test_a_decode_step_that_does_not_fit_is_a_failed_check_with_the_remedy(capsys: pytest.CaptureFixture[str]):
@@ -164,7 +169,7 @@ def test_a_window_that_cannot_hold_one_token_is_a_failed_check(capsys: pytest.Ca
     assert "--window-bytes 4096" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing", ["experts", "topk", "hidden"])
+@pytest.mark.parametrize("missing", ["topk", "hidden"])
 def test_what_a_config_does_not_say_is_asked_for_by_its_flag(
     tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]
 ):
@@ -174,6 +179,66 @@ def test_what_a_config_does_not_say_is_asked_for_by_its_flag(
     assert plan("--model", str(path), "--ranks", "2", "--max-tokens", "20") == WRONG_USAGE
     assert f"--{missing} is missing" in capsys.readouterr().err
     assert plan("--model", str(path), "--ranks", "2", "--max-tokens", "20", f"--{missing}", "16") == OK
+
+
+SERVED = {"hidden_size": 64, "num_experts": 16, "num_experts_per_tok": 3}
+REFUSED_MODELS = {
+    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, None, "is quantised (fp8)", "npu"),
+    "awq": ({"quantization_config": {"quant_method": "awq"}}, None, "is quantised (awq)", "cpu"),
+    "modelopt": ({}, MODELOPT_FILE, "is quantised (modelopt)", "npu"),
+    "W8A8 on a host": ({}, MODELSLIM_FILE, "is quantised (modelslim)", "cpu"),
+    "dense": ({"num_experts": 0}, None, "is not a mixture-of-experts model", "cpu"),
+    "experts": ({"num_experts": 15}, None, "--ranks 2: 15 experts cannot be divided", "cpu"),
+    "rows": ({"hidden_size": 72}, None, "72 elements (hidden_size)", "cpu"),
+}
+
+
+def model(folder: Path, changed: dict, beside: str | None) -> str:
+    (folder / "config.json").write_text(json.dumps(SERVED | changed))
+    if beside is not None:
+        (folder / beside).write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(("changed", "beside", "said", "device"), REFUSED_MODELS.values(), ids=REFUSED_MODELS)
+def test_a_model_that_is_not_served_is_a_failed_check(
+    tmp_path: Path, changed: dict, beside: str | None, said: str, device: str, capsys: pytest.CaptureFixture[str]
+):
+    path = model(tmp_path, changed, beside)
+    assert plan("--model", path, "--ranks", "2", "--max-tokens", "20", "--device", device) == CHECK_FAILED
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_w8a8_weights_are_planned_for_npus(tmp_path: Path):
+    path = model(tmp_path, {}, MODELSLIM_FILE)
+    assert plan("--model", path, "--ranks", "2", "--max-tokens", "20", "--device", "npu") == OK
+
+
+def test_an_architecture_that_was_never_compared_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("MixtralForCausalLM", "Qwen3MoeForCausalLM"):
+        path = model(tmp_path, {"architectures": [name]}, None)
+        assert plan("--model", path, "--ranks", "2", "--max-tokens", "20") == OK
+        assert ("was never compared" in capsys.readouterr().out) == name.startswith("Mixtral")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (40 * 2**30, "40.0 GiB"),
+        (10**12, "931.3 GiB"),
+        (10**13, "9.1 TiB"),
+    ],
+)
+def test_bytes_are_shown_in_the_unit_that_fits(size: int, text: str):
+    assert in_units(size) == text
+    assert f"{size:,} bytes" in exactly(size) or exactly(size) == f"{size} bytes"
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]"], ids=["not json", "no object"])

@@ -1,0 +1,60 @@
+"""What is read of a checkpoint without SGLang is what SGLang reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sglang_ascend_moe.launch.moe_config import MODELOPT_FILE, MODELSLIM_FILE, read_moe_shape
+from sglang_ascend_moe.launch.tiny_families import FAMILIES
+from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.moe_blocks import COMPARED_ARCHITECTURES
+from sglang_ascend_moe.refusals import NPU_QUANTISATIONS, expert_count
+
+QUANTISED = {
+    "not": ({}, {}),
+    "null": ({"quantization_config": None}, {}),
+    "fp8": ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, {}),
+    "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}}, {}),
+    "compressed-tensors": ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {}}}, {}),
+    "modelslim": ({}, {MODELSLIM_FILE: {"model_quant_type": "W8A8_DYNAMIC"}}),
+    "modelopt fp8": ({}, {MODELOPT_FILE: {"quantization": {"quant_algo": "FP8"}}}),
+    "modelopt nvfp4": ({}, {MODELOPT_FILE: {"quantization": {"quant_algo": "NVFP4"}}}),
+    "modelopt mixed": ({}, {MODELOPT_FILE: {"quantization": {"quant_algo": "MIXED_PRECISION"}}}),
+    "modelopt mxfp8": ({}, {MODELOPT_FILE: {"quantization": {"quant_algo": "MXFP8"}}}),
+    "modelopt keys and values only": ({}, {MODELOPT_FILE: {"quantization": {"kv_cache_quant_algo": "FP8"}}}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_and_rows_of_every_family_are_those_of_sglang(tmp_path: Path, family: str):
+    from sglang.srt.configs.model_config import ModelConfig
+
+    folder = write_checkpoint(tmp_path, family)
+    shape = read_moe_shape(folder)
+    text_config = ModelConfig(str(folder)).hf_text_config
+    assert shape.experts == expert_count(lambda name: getattr(text_config, name, None))
+    assert (shape.hidden, shape.topk) == (text_config.hidden_size, text_config.num_experts_per_tok)
+    assert shape.name in COMPARED_ARCHITECTURES
+
+
+def test_every_compared_architecture_is_one_of_the_families(tmp_path: Path):
+    names = {read_moe_shape(write_checkpoint(tmp_path / family, family)).name for family in FAMILIES}
+    assert names == set(COMPARED_ARCHITECTURES)
+
+
+@pytest.mark.parametrize(("changed", "beside"), QUANTISED.values(), ids=QUANTISED)
+def test_a_checkpoint_is_quantised_if_sglang_says_so(tmp_path: Path, changed: dict, beside: dict):
+    """SGLang tells more kinds apart, all of which are refused: those that are served on NPUs have its names."""
+    from sglang.srt.configs.model_config import ModelConfig
+
+    folder = write_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    for name, content in beside.items():
+        (folder / name).write_text(json.dumps(content))
+    theirs, ours = ModelConfig(str(folder)).quantization, read_moe_shape(folder).quantisation
+    assert (ours is None) == (theirs is None)
+    assert ours == theirs or not {ours, theirs} & {*NPU_QUANTISATIONS}
