@@ -1,4 +1,4 @@
-"""`ascend-moe doctor`: what is installed, what would be used, what became of every hook into SGLang, and what to do."""
+"""`ascend-moe doctor`: whether `--ascend-moe` works here, what to do, and what is installed and would be used."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,19 @@ import msgspec
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
 from sglang_ascend_moe.launch.post_mortem import account_of
+from sglang_ascend_moe.launch.sizes import exactly
 
 if TYPE_CHECKING:
     from sglang_ascend_moe.launch.examination import Report
     from sglang_ascend_moe.machine import MachineLimits
 
 COLUMN = 20
+HEADINGS = {
+    "cannot": "nothing can be served until this is done:",
+    "fails": "--ascend-moe is refused until this is done:",
+    "slows": "this would make it faster:",
+}
+"""What stands above the problems of a severity."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,8 +42,10 @@ def main(arguments: list[str]) -> int:
     # SGLang logs what it does with plugins, and warns of devices that are not there; the report says it better.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    if sys.stderr.isatty():
+        print("SGLang is imported, which takes some seconds ...", file=sys.stderr, flush=True)
     report = examine(parsed.ranks)
-    print(_json(report) if parsed.json else text_of(report))
+    print(_json(report) if parsed.json else text_of(report, hooks=parsed.hooks))
     return report.exit_code()
 
 
@@ -47,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         " nothing can be served here.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON; docs/operations.md explains its keys")
+    parser.add_argument("--hooks", action="store_true", help="also list every hook into SGLang (JSON always does)")
     parser.add_argument(
         "--ranks", type=_ranks, metavar="R", help="ranks wanted on this machine (default: its NPUs, or else its cores)"
     )
@@ -94,11 +105,41 @@ def _json(content: object) -> str:
     return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
 
 
-def text_of(report: Report) -> str:
-    """The report for people."""
+def text_of(report: Report, *, hooks: bool = False) -> str:
+    """The report for people: the verdict, what to do, what was found, and with `hooks` every hook into SGLang."""
+    lines = [verdict(report), ""]
+    for severity, heading in HEADINGS.items():
+        found = [problem for problem in report.problems if problem.severity == severity]
+        for problem in found:
+            lines += [] if problem is not found[0] else [heading]
+            lines += [f"  - {problem.message}", f"    do: {problem.remedy}"]
+        lines += [""] if found else []
+    lines += _found(report)
+    if not hooks:
+        return "\n".join([*lines, _line("hooks", f"{_hook_counts(report)}; --hooks lists them")])
+    lines += ["", f"hooks into SGLang: {_hook_counts(report)}"]
+    for hook in report.hooks:
+        detail = f" ({hook.detail})" if hook.detail else ""
+        lines += [f"  {hook.state}{detail}: {hook.kind} {hook.target}", f"      {hook.reason}"]
+    return "\n".join(lines)
+
+
+def verdict(report: Report) -> str:
+    """One line: whether `--ascend-moe` works here, or what is worst."""
+    severities = [problem.severity for problem in report.problems]
+    if "cannot" not in severities and "fails" not in severities:
+        slower = ", but slower than it could" if severities else ""
+        return f"--ascend-moe works here{slower}: backend {report.backend}, SGLang {report.versions['sglang']}"
+    worst = report.problems[0]
+    others = len(severities) - severities.count("slows") - 1
+    more = f" (and {others} more)" if others else ""
+    return f"--ascend-moe does not work here: {worst.message}{more}"
+
+
+def _found(report: Report) -> list[str]:
     machine, limits = report.machine, report.machine.limits
-    lines = [_line(name, value) for name, value in report.versions.items()]
-    lines += [
+    return [
+        *(_line(name, value) for name, value in report.versions.items()),
         _line("machine", f"{machine.architecture}, {machine.ascend_devices} Ascend NPUs"),
         _line("backend", f"{report.backend} ({report.backend_reason})"),
         _line("host kernels", report.kernels),
@@ -111,16 +152,12 @@ def text_of(report: Report) -> str:
         _line("largest file", _bytes(limits.file_bytes)),
         _line("address space", _bytes(limits.address_space)),
         _line("descriptors", f"{limits.descriptors_open} open of {_number(limits.descriptors)}"),
-        "",
-        "hooks into SGLang:",
     ]
-    for hook in report.hooks:
-        detail = f" ({hook.detail})" if hook.detail else ""
-        lines += [f"  {hook.state}{detail}: {hook.kind} {hook.target}", f"      {hook.reason}"]
-    lines += ["", "problems:" if report.problems else "no problems"]
-    for problem in report.problems:
-        lines += [f"  {problem.severity}: {problem.message}", f"      remedy: {problem.remedy}"]
-    return "\n".join(lines)
+
+
+def _hook_counts(report: Report) -> str:
+    counts = Counter(hook.state for hook in report.hooks)
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
 
 
 def _line(name: str, value: str) -> str:
@@ -128,7 +165,7 @@ def _line(name: str, value: str) -> str:
 
 
 def _bytes(count: int | None) -> str:
-    return "no limit" if count is None else f"{count:,} bytes"
+    return "no limit" if count is None else exactly(count)
 
 
 def _container(limits: MachineLimits) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -15,6 +16,8 @@ from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.hooks import State
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
 from sglang_ascend_moe.machine import MachineLimits, cores, descriptors_needed, memfd_obstacle, read_limits
+from sglang_ascend_moe.npu_machine import refuse_machine_without_npu
+from sglang_ascend_moe.options import Options
 from sglang_ascend_moe.platforms import ascend_device_nodes, obstacle
 
 DISTRIBUTIONS = ("sglang-ascend-moe", "sglang", "torch", "torch_npu", "msgspec")
@@ -64,7 +67,10 @@ class MachineReport(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What was found. `backend` is host or none; `kernels` and `plugin` are `works`, or say what is wrong."""
+    """What was found. `backend` is host, npu or none; `kernels` and `plugin` are `works`, or say what is wrong.
+
+    problems: the worst first.
+    """
 
     versions: dict[str, str]
     machine: MachineReport
@@ -89,7 +95,7 @@ def examine(ranks: int | None) -> Report:
     versions = read_versions()
     devices = len(ascend_device_nodes())
     found: list[HookReport] = []
-    plugin, backend = "SGLang is not installed", "none"
+    plugin, backend = "SGLang is not installed", Backend("none", "SGLang is not installed")
     if versions["sglang"] != ABSENT:
         from sglang.srt.plugins import load_plugins
 
@@ -102,7 +108,7 @@ def examine(ranks: int | None) -> Report:
             for item in hooks.states()
         ]  # fmt: skip
         plugin = WORKS if found else "SGLang did not load it"
-        backend = "host" if hooks.on_host() else "none"
+        backend = backend_of_process()
     report = Report(
         versions=versions,
         machine=MachineReport(
@@ -113,13 +119,33 @@ def examine(ranks: int | None) -> Report:
             memfd=memfd_obstacle() or WORKS,
             limits=read_limits(),
         ),
-        backend=backend,
-        backend_reason="no accelerator" if backend == "host" else obstacle() or "the host platform was not loaded",
+        backend=backend.name,
+        backend_reason=backend.reason,
         kernels=_kernels(),
         plugin=plugin,
         hooks=found,
     )
     return msgspec.structs.replace(report, problems=list(problems_of(report)))
+
+
+class Backend(NamedTuple):
+    """What would be served with: host, npu or none, and why."""
+
+    name: str
+    reason: str
+
+
+def backend_of_process() -> Backend:
+    """What SGLang would serve with from a process like this one, which has loaded its plugins."""
+    if hooks.on_host():
+        return Backend("host", "no accelerator")
+    if not hooks.on_npu():
+        return Backend("none", obstacle() or "the host platform was not loaded")
+    try:
+        refuse_machine_without_npu(Options())
+    except AscendMoeError as missing:
+        return Backend("none", str(missing))
+    return Backend("npu", "Ascend NPUs, with which nothing of this has run yet")
 
 
 def read_versions(root: Path = Path("/")) -> dict[str, str]:
@@ -190,7 +216,7 @@ def _what_cannot_be(report: Report) -> Iterator[Problem]:
             "backend",
             f"no backend: {report.backend_reason}",
             "serve on a machine without accelerator, SGLANG_USE_CPU_ENGINE unset, and with ascend_moe_host in"
-            " SGLANG_PLUGINS if that is set; the NPU backend is not finished",
+            " SGLANG_PLUGINS if that is set; or with Ascend NPUs and what docs/ascend.md lists",
         )
     if report.kernels != WORKS:
         yield Problem("cannot", "kernels", report.kernels, "build them again: pip install -e . (or make venv)")

@@ -222,7 +222,7 @@ def test_a_config_that_is_not_there_is_named_by_the_flag_or_key_that_exists(
     assert said.startswith(f"ascend-moe disagg render: {expected}")
 
 
-def test_a_folder_that_cannot_be_made_is_wrong_usage(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_that_cannot_be_made_is_wrong_usage(config: Path, capsys: pytest.CaptureFixture[str]):
     command = ["render", "--target", "shell", "--file", str(EXAMPLE), "--model-config", str(config)]
     assert cli.main([*command, "--output", str(config)]) == WRONG_USAGE
     assert capsys.readouterr().err == f"ascend-moe disagg render: --output {config}: File exists; give a folder\n"

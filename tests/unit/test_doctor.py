@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange import Exchange
 from sglang_ascend_moe.hooks import State
 from sglang_ascend_moe.launch import doctor, examination
@@ -70,22 +71,76 @@ def test_what_is_wrong_is_said_with_its_remedy(changed: dict[str, Any], code: in
     assert report.exit_code() == code
     assert bool(report.problems) == bool(said)
     assert all(problem.remedy for problem in report.problems)
+    # Before anything that is only found.
+    begin, found, _ = doctor.text_of(report).partition("\nsglang  ")
+    assert found
+    assert [part for part in said if part not in begin] == []
+
+
+VERDICTS = {
+    "healthy": "--ascend-moe works here: backend host, SGLang 0.5.23",
+    "more ranks than cores": "--ascend-moe works here, but slower than it could: backend host, SGLang 0.5.23",
+    "no SGLang": "--ascend-moe does not work here: SGLang is not installed",
+    "a failed hook": "--ascend-moe does not work here: a.d: no d; needed because the layer needs it",
+    "few descriptors": "--ascend-moe does not work here: RLIMIT_NOFILE is 168; a worker of 2 ranks has about 169 open",
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_the_first_line_is_the_verdict(case: str):
+    assert doctor.text_of(with_problems(**CASES[case][0])).splitlines()[0] == VERDICTS[case]
+
+
+def test_of_several_problems_the_worst_is_the_verdict_and_the_others_are_counted():
+    report = with_problems(kernels="they are not built", hooks=[FAILED], **machine(descriptors=168, ranks=9))
     text = doctor.text_of(report)
-    assert [part for part in said if part not in text] == []
+    assert text.splitlines()[0] == "--ascend-moe does not work here: they are not built (and 2 more)"
+    # Each kind below a heading of its own, the worst first.
+    assert sorted(map(text.index, doctor.HEADINGS.values())) == list(map(text.index, doctor.HEADINGS.values()))
 
 
-def test_the_report_for_people_has_everything_that_the_report_has():
+def test_what_is_found_is_shown_with_units():
     text = doctor.text_of(HEALTHY)
-    expected = [
-        "0.5.23",
-        "x86_64, 0 Ascend NPUs",
-        "host (no accelerator)",
-        "a.b",
-        "a.c",
-        "only for host",
-        "no problems",
-    ]
+    expected = ["0.5.23", "x86_64, 0 Ascend NPUs", "host (no accelerator)", "16.0 GiB (17,179,869,184 bytes)"]
     assert [part for part in expected if part not in text] == []
+
+
+def test_hooks_are_counted_and_listed_when_they_are_asked_for():
+    assert "1 applied, 1 not applicable; --hooks lists them" in doctor.text_of(HEALTHY)
+    assert "a.b" not in doctor.text_of(HEALTHY)
+    listed = doctor.text_of(HEALTHY, hooks=True)
+    expected = ["  applied: after a.b", "  not applicable (only for host): set a.c", "it is needed", "it is so"]
+    assert [part for part in expected if part not in listed] == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--hooks"]], ids=["json", "json and hooks"])
+def test_json_has_the_whole_report(flags: list[str], monkeypatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(examination, "examine", lambda _ranks: HEALTHY)
+    monkeypatch.setattr(doctor.logging, "disable", lambda _level: None)
+    assert doctor.main(["--json", *flags]) == OK
+    assert msgspec.json.decode(capsys.readouterr().out, type=Report) == HEALTHY
+
+
+@pytest.mark.parametrize(
+    ("host", "npu", "missing", "expected"),
+    [
+        (True, False, None, ("host", "no accelerator")),
+        (False, True, None, ("npu", "Ascend NPUs, with which nothing of this has run yet")),
+        (False, True, "torch_npu sees no NPU", ("none", "torch_npu sees no NPU")),
+        (False, False, None, ("none", "the host platform was not loaded")),
+    ],
+    ids=["host", "npu", "npu that lacks something", "another platform"],
+)
+def test_the_backend_is_what_sglang_would_serve_with(monkeypatch, host, npu, missing, expected):
+    def refuse(_options: Options) -> None:
+        if missing:
+            raise Unsupported(missing)
+
+    monkeypatch.setattr(examination.hooks, "on_host", lambda: host)
+    monkeypatch.setattr(examination.hooks, "on_npu", lambda: npu)
+    monkeypatch.setattr(examination, "refuse_machine_without_npu", refuse)
+    monkeypatch.setattr(examination, "obstacle", lambda: "")
+    assert examination.backend_of_process() == expected
 
 
 def test_the_doctor_sees_the_kernels_work():
