@@ -93,7 +93,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
     from sglang.srt.runtime_context import get_parallel
 
-    layers = [module for module in model_runner.model.modules() if isinstance(module, FusedMoE)]
+    layers = moe_layers(model_runner.model)
     if not layers:
         raise Unsupported("the model has no MoE layer that --ascend-moe knows: serve it without --ascend-moe")
     refuse_unknown_blocks(model_runner.model, FusedMoE)
@@ -102,12 +102,12 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         _refuse_layer(layer)
         if on_npu:
             npu_experts.prepare(layer, options)
-    limits = scheduler_limits(model_runner)
-    max_tokens = tokens_per_rank(options, limits)
+    limits = batch_limits(model_runner.max_running_requests, model_runner.model_config.context_len)
     ranks = get_parallel().moe_ep_group.ranks
-    settings = {shape: _settings(shape, options, max_tokens) for shape in dict.fromkeys(map(shape_of, layers))}
+    max_tokens = tokens_per_rank(options, limits)
+    settings = _settings_by_shape(layers, options, max_tokens)
     if options.schedule != "collective":
-        windows = tuple(_window(options, limits, len(ranks), chosen) for chosen in settings.values())
+        windows = _windows(settings, options, limits, len(ranks))
         # Windows of an NPU take its memory, which is asked for when they are opened.
         if not on_npu:
             refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
@@ -131,6 +131,30 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     )
 
 
+def moe_layers(model: torch.nn.Module) -> list[Any]:
+    """The MoE layers of a model of SGLang."""
+    from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+
+    return [module for module in model.modules() if isinstance(module, FusedMoE)]
+
+
+def window_bytes(model: torch.nn.Module, options: Options, limits: SchedulerLimits) -> int:
+    """Bytes of all windows of one rank, before they are opened; 0 for the baseline, which has none.
+
+    Raises like `open_exchanges` for what the limits of the scheduler exceed.
+    """
+    from sglang.srt.runtime_context import get_parallel
+
+    if options.schedule == "collective":
+        return 0
+    settings = _settings_by_shape(moe_layers(model), options, tokens_per_rank(options, limits))
+    return sum(window.total for window in _windows(settings, options, limits, len(get_parallel().moe_ep_group.ranks)))
+
+
+def _settings_by_shape(layers: list[Any], options: Options, max_tokens: int) -> dict[LayerShape, dict[str, Any]]:
+    return {shape: _settings(shape, options, max_tokens) for shape in dict.fromkeys(map(shape_of, layers))}
+
+
 def _settings(shape: LayerShape, options: Options, max_tokens: int) -> dict[str, Any]:
     """The arguments of an exchange for layers of `shape`; `window_bytes` and `post_mortem` come besides."""
     # SGLang's routers choose distinct experts for a token.
@@ -144,6 +168,12 @@ def _settings(shape: LayerShape, options: Options, max_tokens: int) -> dict[str,
         settings["verify"] = options.verify
         settings["quant"] = None if options.quant == "none" else options.quant
     return settings
+
+
+def _windows(
+    settings: dict[LayerShape, dict[str, Any]], options: Options, limits: SchedulerLimits, ranks: int
+) -> tuple[WindowMemory, ...]:
+    return tuple(_window(options, limits, ranks, chosen) for chosen in settings.values())
 
 
 def _window(options: Options, limits: SchedulerLimits, ranks: int, settings: dict[str, Any]) -> WindowMemory:
@@ -191,8 +221,11 @@ def _open(
     return exchange
 
 
-def scheduler_limits(model_runner: Any) -> SchedulerLimits:
-    """Most requests and tokens that SGLang's scheduler puts into one batch of one attention group."""
+def batch_limits(running_requests: int, context: int) -> SchedulerLimits:
+    """Most requests and tokens that SGLang's scheduler puts into one batch of one attention group.
+
+    context: length of the longest request.
+    """
     from sglang.srt.runtime_context import get_disagg, get_parallel, get_schedule
 
     schedule = get_schedule()
@@ -201,9 +234,9 @@ def scheduler_limits(model_runner: Any) -> SchedulerLimits:
         prefill, flag = chunked, "--chunked-prefill-size"
     else:
         # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
-        prefill, flag = max(schedule.max_prefill_tokens, model_runner.model_config.context_len), "--max-prefill-tokens"
+        prefill, flag = max(schedule.max_prefill_tokens, context), "--max-prefill-tokens"
     role = get_disagg().disaggregation_mode
-    return SchedulerLimits(model_runner.max_running_requests, prefill, flag, get_parallel().attn_tp_size, role)
+    return SchedulerLimits(running_requests, prefill, flag, get_parallel().attn_tp_size, role)
 
 
 def shape_of(layer: Any) -> LayerShape:

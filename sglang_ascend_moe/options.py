@@ -41,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     secret_file: file with the secret under which control blocks are sealed.
     require_graphs: do not serve if decode steps cannot run in graphs.
     mixed_sizes: prefill and decode instances of one deployment may have different numbers of ranks.
+    host_memory: on a host, bytes that all ranks of the server may take together; None: what is left.
     stay_awake: on a host idle ranks look for requests without a pause, in place of sleeping.
     """
 
@@ -55,6 +56,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     secret_file: str | None = None
     require_graphs: bool = False
     mixed_sizes: bool = False
+    host_memory: int | None = None
     stay_awake: bool = False
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise InvalidInput(_bad_choice("quant", self.quant, get_args(Quant)))
         if self.windows is not None and self.windows not in get_args(Windows):
             raise InvalidInput(_bad_choice("windows", self.windows, get_args(Windows)))
-        for name in ("max_tokens", "window_bytes"):
+        for name in ("max_tokens", "window_bytes", "host_memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidInput(f"{FLAGS[name].flag} {value}: must be at least 1")
@@ -98,13 +100,13 @@ class Flag(NamedTuple):
         return self.flag.removeprefix("--").replace("-", "_")
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes from `4096`, `64MiB`, `1.5GiB` or `100MB`. Raises `InvalidInput`."""
+def parse_bytes(text: str, name: str = "window_bytes") -> int:
+    """Bytes from `4096`, `64MiB`, `1.5GiB` or `100MB`. Raises `InvalidInput`, naming the flag of option `name`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = _SUFFIXES.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise InvalidInput(
-            f"{FLAGS['window_bytes'].flag} {text!r}: write a number of bytes such as 67108864, 64MiB, 1.5GiB or 100MB"
+            f"{FLAGS[name].flag} {text!r}: write a number of bytes such as 67108864, 64MiB, 1.5GiB or 100MB"
         )
     if "." not in match[1]:
         return int(match[1]) * unit
@@ -217,6 +219,14 @@ FLAGS: Mapping[str, Flag] = {
         "",
         "Prefill and decode instances of one deployment may differ in their numbers of ranks; give it to both. Results"
         " then differ a little from those of one server.",
+    ),
+    "host_memory": Flag(
+        "--ascend-moe-host-memory",
+        int,
+        lambda text: parse_bytes(text, "host_memory"),
+        "BYTES",
+        "With --device cpu: bytes of this machine that all ranks of the server may take together, for example 12GiB."
+        " Default: what the machine or its container has left, less a reserve and what other servers have reserved.",
     ),
     "stay_awake": Flag(
         "--ascend-moe-stay-awake",

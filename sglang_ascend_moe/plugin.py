@@ -5,6 +5,7 @@ from sglang_ascend_moe.deep_ep_client import HOOKS as DEEP_EP_HOOKS
 from sglang_ascend_moe.ending import HOOKS as ENDING_HOOKS
 from sglang_ascend_moe.graph_capture import ascend, serving
 from sglang_ascend_moe.hooks import Hook, Kind, Where, host_hook, host_launcher_hook, launcher_hook
+from sglang_ascend_moe.host_memory import HOOKS as MEMORY_HOOKS
 from sglang_ascend_moe.npu_experts import keep_weights
 from sglang_ascend_moe.platforms import host_fixes, host_models, host_recorder, process_start, unnamed_memory
 from sglang_ascend_moe.request_checks import HOOKS as REQUEST_HOOKS
@@ -357,6 +358,7 @@ TABLE: tuple[Hook, ...] = (
         " state",
         Where.NPU,
     ),
+    *MEMORY_HOOKS,
     *REQUEST_HOOKS,
     *TRANSFER_HOOKS,
     *DEEP_EP_HOOKS,

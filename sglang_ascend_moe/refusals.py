@@ -79,6 +79,8 @@ def refuse_options(options: Options, device: str) -> None:
         raise Unsupported(f"--device {device}: --ascend-moe runs with --device cpu and --device npu")
     if device == "cpu" and options.windows:
         raise Unsupported(f"{FLAGS['windows'].flag}: windows of the host need no provider; leave it out")
+    if device == "npu" and options.host_memory:
+        raise Unsupported(f"{FLAGS['host_memory'].flag}: --device npu takes the memory of NPUs; leave it out")
     if device == "npu" and options.verify:
         raise Unsupported(f"{FLAGS['verify'].flag}: the Ascend kernels make no checksums; leave it out")
     if device == "npu" and options.schedule == "collective":

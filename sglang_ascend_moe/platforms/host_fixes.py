@@ -73,10 +73,17 @@ def no_shared_memory_all_reduce(*_: Any) -> bool:
 def divide_heads_among_attention_ranks(
     original: Callable[..., Any], model_config: Any, load_config: Any, _tp_size: int
 ) -> Any:
-    """Around `adjust_config_with_unaligned_cpu_tp`, which adds heads until so many ranks divide them."""
+    """Around `adjust_config_with_unaligned_cpu_tp`, which adds heads until so many ranks divide them.
+
+    Where several ranks can share a head of keys and values, each holds a copy of it, as on every other device.
+    """
     from sglang.srt.runtime_context import get_parallel
 
-    return original(model_config, load_config, get_parallel().attn_tp_size)
+    ranks = get_parallel().attn_tp_size
+    shared = model_config.get_total_num_kv_heads()
+    if model_config.num_attention_heads % ranks == 0 and ranks % shared == 0:
+        ranks = min(ranks, shared)
+    return original(model_config, load_config, ranks)
 
 
 def padded_sequence_length(_backend: Any) -> int:

@@ -1,6 +1,7 @@
 """The MoE layer gives bit for bit what SGLang's own layer gives for the same rows."""
 
 import argparse
+import functools
 from collections import Counter
 
 import pytest
@@ -77,9 +78,16 @@ def routed(tokens: int) -> argparse.Namespace:
 
 
 def sglang_output(moe, x: torch.Tensor, topk: argparse.Namespace) -> torch.Tensor:
+    """What SGLang's layer computes with the rows of each expert in the order of their tokens.
+
+    Its sort leaves their order open, and on some processors the bits of a product depend on a row's place in it.
+    """
     from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
 
-    return moe_forward_native(moe, x, (topk.topk_weights, topk.topk_ids, None), moe.moe_runner_config)
+    in_order = functools.partialmethod(torch.Tensor.argsort, stable=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.Tensor, "argsort", in_order)
+        return moe_forward_native(moe, x, (topk.topk_weights, topk.topk_ids, None), moe.moe_runner_config)
 
 
 def never(*_: object) -> torch.Tensor:

@@ -1,0 +1,76 @@
+"""How many bytes the weights of a checkpoint take in memory, read from the headers of its files."""
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+_HEADER_LENGTH = struct.Struct("<Q")
+# Of safetensors, by name of the dtype. Floats take the dtype that the model is served in.
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+# Without headers that say what they hold; taken as they are.
+_OTHER_FILES = ("*.bin", "*.pt", "*.gguf")
+
+
+class WeightBytes(NamedTuple):
+    """Bytes of the experts' weights, of shared experts, and of all others."""
+
+    experts: int
+    shared_experts: int
+    others: int
+
+    def on_host(self, ranks: int, attention_groups: int) -> int:
+        """Of all `ranks` ranks together: experts are divided among them, shared ones are not, and attention and the
+        rest are divided within each of `attention_groups` groups."""
+        return self.experts + self.shared_experts * ranks + self.others * attention_groups
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+
+
+def weight_bytes(folder: Path, element_bytes: int | None = None) -> WeightBytes | None:
+    """Of the checkpoint in `folder`; None if it holds no file of weights.
+
+    element_bytes: of a floating-point number in memory; None: as in the file.
+    """
+    sizes = {"experts": 0, "shared_experts": 0, "others": 0}
+    files = sorted(folder.glob("*.safetensors"))
+    for name, tensor in (item for file in files for item in _tensors(file)):
+        each = element_bytes if element_bytes and tensor.dtype in _FLOATS else _BYTES.get(tensor.dtype, 1)
+        sizes[_kind(name)] += math.prod(tensor.shape) * each
+    if not files:
+        others = [file for pattern in _OTHER_FILES for file in folder.glob(pattern)]
+        if not others:
+            return None
+        sizes["others"] = sum(file.stat().st_size for file in others)
+    return WeightBytes(**sizes)
+
+
+def _kind(name: str) -> str:
+    if "shared_expert" in name:
+        return "shared_experts"
+    return "experts" if ".experts." in name else "others"
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, _Tensor]]:
+    """Names and shapes in a safetensors file; nothing of one that is damaged, which SGLang names when it loads it."""
+    with file.open("rb") as stream:
+        head = stream.read(_HEADER_LENGTH.size)
+        if len(head) < _HEADER_LENGTH.size:
+            return
+        (length,) = _HEADER_LENGTH.unpack(head)
+        if length > file.stat().st_size:
+            return
+        try:
+            header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
+            for name, raw in header.items():
+                if name != "__metadata__":
+                    yield name, msgspec.json.decode(raw, type=_Tensor)
+        except msgspec.DecodeError:
+            return

@@ -1,0 +1,91 @@
+"""What a server will need is told by the configuration of its model, before anything is loaded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.server_estimate import ModelSizes, ServerSizes, estimate_server, model_sizes
+
+DENSE = {
+    "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 256, "vocab_size": 1000,
+    "max_position_embeddings": 2048, "torch_dtype": "bfloat16", "num_experts": 16, "num_experts_per_tok": 4,
+}  # fmt: skip
+
+
+def sizes(folder: Path = Path(), **changed: object) -> ModelSizes:
+    found = model_sizes(folder, {**DENSE, **changed}.get)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changed", "ranks", "numbers"),
+    [
+        ({}, 1, 2 * 4 * 32),
+        ({}, 2, 2 * 2 * 32),
+        ({}, 8, 2 * 1 * 32),
+        ({"head_dim": 128}, 2, 2 * 2 * 128),
+        ({"num_key_value_heads": None}, 2, 2 * 4 * 32),
+        ({"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 4, 576),
+    ],
+    ids=["one rank", "two ranks", "more ranks than heads", "wide heads", "no grouped heads", "latent attention"],
+)
+def test_a_token_takes_keys_and_values_of_the_heads_of_a_rank(changed, ranks, numbers):
+    assert sizes(**changed).layer_token_bytes(ranks) == 2 * numbers
+
+
+def test_dtype_and_context_of_the_flags_go_before_those_of_the_config():
+    found = model_sizes(Path(), DENSE.get, dtype="float32", context=100)
+    assert (found.element_bytes, found.context) == (4, 100)
+
+
+@pytest.mark.parametrize("missing", ["num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"])
+def test_a_config_that_does_not_say_its_sizes_gives_none(missing):
+    assert model_sizes(Path(), {**DENSE, missing: None}.get) is None
+
+
+def test_attention_groups_share_the_requests_of_a_server():
+    one = estimate_server(sizes(), ServerSizes(tp=4), Options())
+    groups = estimate_server(sizes(), ServerSizes(tp=4, attention_groups=4), Options())
+    assert groups.scheduling.running * 4 == one.scheduling.running
+    assert groups.token == 4 * one.token
+
+
+def test_windows_are_those_of_the_exchange_and_none_without_it():
+    server = ServerSizes(tp=2, prefill_tokens=4096)
+    windows = {
+        name: estimate_server(sizes(), server, options).needs.windows
+        for name, options in {
+            "ours": Options(), "smaller": Options(window_bytes=2**20), "collective": Options(schedule="collective"),
+            "stock": None,
+        }.items()
+    }  # fmt: skip
+    # Two ranks, 2,048 tokens of each, four rows of 512 bytes in and out.
+    assert 2 * 2048 * 4 * 512 * 2 < windows["ours"] < 2 * 2048 * 4 * 512 * 2 + 2**20
+    assert 0 < windows["smaller"] <= 2**20
+    assert (windows["collective"], windows["stock"]) == (0, 0)
+
+
+def test_an_instance_without_graphs_needs_none_of_their_memory():
+    assert estimate_server(sizes(), ServerSizes(tp=2, graphs=False), Options()).needs.graphs == 0
+    assert estimate_server(sizes(), ServerSizes(tp=2), Options()).needs.graphs > 0
+
+
+def test_replicas_count_every_model(tmp_path: Path):
+    write_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    model = model_sizes(tmp_path, config.get)
+    one = estimate_server(model, ServerSizes(tp=2), None)
+    two = estimate_server(model, ServerSizes(tp=2, replicas=2), None)
+    assert (two.ranks, two.weights) == (4, 2 * one.weights)
+
+
+def test_the_estimate_imports_neither_torch_nor_sglang():
+    code = "import sys, sglang_ascend_moe.server_estimate; print(sorted({'torch', 'sglang'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
