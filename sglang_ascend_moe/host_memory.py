@@ -115,10 +115,8 @@ def _asked(server_args: Any) -> int | None:
 
 def _estimate(server_args: Any) -> ServerEstimate | None:
     """None for a model whose configuration does not say its sizes."""
-    from sglang.srt.arg_groups.overrides import resolving_view
-
     model = _model_sizes(server_args)
-    server = _server_sizes(resolving_view(server_args))
+    server = _server_sizes(server_args)
     return None if model is None else estimate_server(model, server, options_of(server_args))
 
 
@@ -135,7 +133,10 @@ def _model_sizes(server_args: Any) -> ModelSizes | None:
     )
 
 
-def _server_sizes(settings: Any) -> ServerSizes:
+def _server_sizes(server_args: Any) -> ServerSizes:
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    settings = resolving_view(server_args)
     chunked = settings.chunked_prefill_size
     return ServerSizes(
         tp=settings.tp_size,
@@ -144,8 +145,21 @@ def _server_sizes(settings: Any) -> ServerSizes:
         running=settings.max_running_requests,
         prefill_tokens=chunked if chunked and chunked > 0 else settings.max_prefill_tokens,
         redundant_experts=settings.ep_num_redundant_experts,
-        graphs=not settings.disable_cuda_graph and settings.disaggregation_mode != "prefill",
+        graph_batch=_graph_batch(server_args, settings),
     )
+
+
+def _graph_batch(server_args: Any, settings: Any) -> int | None:
+    """The largest batch that the user wants graphs for."""
+    from sglang.srt.model_executor.cuda_graph_config import Phase
+
+    if settings.disable_cuda_graph or settings.disaggregation_mode == "prefill":
+        return 0
+    decode = settings.cuda_graph_config.decode
+    given = getattr(server_args, "_cuda_graph_config_locked", set())
+    if (Phase.DECODE, "bs") in given:
+        return max(decode.bs)
+    return decode.max_bs if (Phase.DECODE, "max_bs") in given else None
 
 
 def rank_budget(original: Callable[..., int], configurator: Any, _pre_model_load_memory: float) -> int:
@@ -154,7 +168,6 @@ def rank_budget(original: Callable[..., int], configurator: Any, _pre_model_load
     Raises `Unsupported` if there is none.
     """
     global _plan, _profiling
-    from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.runtime_context import get_parallel, get_schedule
 
     parallel, server_args = get_parallel(), configurator.server_args
@@ -168,7 +181,7 @@ def rank_budget(original: Callable[..., int], configurator: Any, _pre_model_load
     limits = batch_limits(scheduling.running, configurator.model_config.context_len)
     windows = 0 if options is None else window_bytes(configurator.model, options, limits)
     model = _model_sizes(server_args)
-    graphs = 0 if model is None else graph_bytes(model, _server_sizes(resolving_view(server_args)))
+    graphs = 0 if model is None else graph_bytes(model, _server_sizes(server_args))
     needs = rank_needs(scheduling, windows, graphs)
     left = _least_left(server_args)
     budget = keys_values_bytes(left, ranks, needs, server_args.mem_fraction_static)

@@ -54,7 +54,8 @@ class ServerSizes(NamedTuple):
     """How a server divides its model, and the limits of its scheduler.
 
     tp: ranks of one model. attention_groups: of data-parallel attention. replicas: whole models side by side.
-    prefill_tokens: most tokens of a prefill batch. running: most requests of all groups together.
+    prefill_tokens: most tokens of a prefill batch. running: most requests of all groups together. graph_batch: largest
+    batch that the user wants graphs for; 0 for none at all, None to leave it to us.
     """
 
     tp: int
@@ -63,7 +64,7 @@ class ServerSizes(NamedTuple):
     running: int = HOST_RUNNING_REQUESTS
     prefill_tokens: int = 8192
     redundant_experts: int = 0
-    graphs: bool = True
+    graph_batch: int | None = None
 
     @property
     def ranks(self) -> int:
@@ -111,11 +112,11 @@ def scheduling_of(model: ModelSizes, server: ServerSizes) -> Scheduling:
 
 def graph_bytes(model: ModelSizes, server: ServerSizes) -> int:
     """Bytes that the graphs of one rank take: what the largest of them gathers."""
-    if not server.graphs:
+    running = scheduling_of(model, server).running
+    batch = running if server.graph_batch is None else min(running, server.graph_batch)
+    if batch == 0:
         return 0
-    scheduling = scheduling_of(model, server)
-    token = model.layer_token_bytes(server.attention_ranks)
-    return choose_buckets(Limits(scheduling.running, 1, scheduling.context, token)).bytes
+    return choose_buckets(Limits(batch, 1, model.context, model.layer_token_bytes(server.attention_ranks))).bytes
 
 
 def estimate_server(model: ModelSizes, server: ServerSizes, options: Options | None) -> ServerEstimate:

@@ -71,9 +71,12 @@ def test_windows_are_those_of_the_exchange_and_none_without_it():
     assert (windows["collective"], windows["stock"]) == (0, 0)
 
 
-def test_an_instance_without_graphs_needs_none_of_their_memory():
-    assert estimate_server(sizes(), ServerSizes(tp=2, graphs=False), Options()).needs.graphs == 0
-    assert estimate_server(sizes(), ServerSizes(tp=2), Options()).needs.graphs > 0
+@pytest.mark.parametrize(
+    ("batch", "gathered"), [(0, 0), (4, 4), (10**6, 256), (None, 256)], ids=["no graphs", "small", "all", "left to us"]
+)
+def test_graphs_take_what_the_largest_batch_gathers(batch: int | None, gathered: int):
+    needs = estimate_server(sizes(), ServerSizes(tp=2, running=256, graph_batch=batch), Options()).needs
+    assert needs.graphs == gathered * 2048 * sizes().layer_token_bytes(2)
 
 
 def test_replicas_count_every_model(tmp_path: Path):
