@@ -18,7 +18,14 @@ from sglang_ascend_moe.launch.bench.records import Op, Record, cases_of, read_re
 from sglang_ascend_moe.launch.bench.serving_plot import SHOWN_MEASURES, draw_serving
 from sglang_ascend_moe.launch.bench.serving_records import read_serving_records, rows_of
 from sglang_ascend_moe.launch.bench.statistics import geometric_mean
-from sglang_ascend_moe.launch.bench.tables import absences, markdown_extremes, markdown_ratios, markdown_table, ratio
+from sglang_ascend_moe.launch.bench.tables import (
+    absences,
+    believed_ratio,
+    doubts,
+    markdown_extremes,
+    markdown_ratios,
+    markdown_table,
+)
 from sglang_ascend_moe.launch.plan import comparison
 
 _BLOCK = re.compile(r"(<!-- (?P<kind>[a-z]+)(?: (?P<file>[^\s>]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -94,7 +101,7 @@ def filled(text: str, folder: Path) -> str:
 
 def _ratios(records: list[Record]) -> str:
     missing = "".join(f"\n\nNot measured: {text}." for text in absences(records))
-    return f"{markdown_ratios(records)}{missing}"
+    return f"{markdown_ratios(records)}{missing}" + "".join(f"\n\n{text}." for text in doubts(records))
 
 
 def _run(records: list[Record]) -> str:
@@ -128,7 +135,7 @@ def _mean_ratio(records: list[Record], row: PaperRow, variant: str) -> str:
         value
         for case in cases_of(records)
         if (case.hidden, case.dtype) == (row.hidden, row.dtype)
-        and (value := ratio(records, case, row.op, variant)) is not None
+        and (value := believed_ratio(records, case, row.op, variant)) is not None
     ]
     return f"{geometric_mean(values):.2f}" if values else "-"
 

@@ -16,7 +16,7 @@ from sglang_ascend_moe.launch.bench.cases import Case, Run
 from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT
 from sglang_ascend_moe.launch.bench.measure import Measured, SharedClock, Stopwatch, measure
 from sglang_ascend_moe.launch.bench.opening import Opened, left_out, open_variants
-from sglang_ascend_moe.launch.bench.records import OPS, Record, write_records
+from sglang_ascend_moe.launch.bench.records import OPS, Record, judged, write_records
 from sglang_ascend_moe.launch.bench.routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
 from sglang_ascend_moe.launch.bench.statistics import spread
@@ -121,15 +121,16 @@ def records_of(run: Run, case: Case, opened: Opened, measured: Measured, payload
             continue
         for op in OPS:
             times = measured.times[name][op]
-            median, p10, p90 = (round(value, 3) for value in spread(times))
+            found_spread = spread(times)
+            median, p10, p90 = (round(value, 3) for value in found_spread)
             found.append(
                 Record(
                     **msgspec.structs.asdict(case), op=op, variant=name, median_us=median, p10_us=p10, p90_us=p90,
                     iterations=len(times), checked=True, store=measured.stores[name].get(op),
-                    payload_bytes=payload.bytes_of(op),
+                    payload_bytes=payload.bytes_of(op), doubtful=found_spread.doubtful,
                 )
             )  # fmt: skip
-    return found
+    return judged(found)
 
 
 def absent_records(case: Case, variant: str, reason: str) -> list[Record]:

@@ -21,7 +21,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Times in microseconds, from when the first rank begins until the last has ended. `checked`: what it delivered was
     compared with what had to arrive before anything was timed. `absent`: why the variant could not be measured; then
     there are no times. `store`: how it writes rows, where it has a choice; `payload_bytes`: what one rank has to move,
-    on average over the ranks.
+    on average over the ranks. `doubtful`: the machine was too busy for the times to be believed (see `judged`).
     """
 
     op: Op
@@ -43,6 +43,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     store: str | None = None
     payload_bytes: int | None = None
     absent: str | None = None
+    doubtful: bool = False
 
     def __post_init__(self) -> None:
         times = [value for value in (self.median_us, self.p10_us, self.p90_us) if value is not None]
@@ -53,6 +54,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def case(self) -> Case:
         return Case(**{name: getattr(self, name) for name in Case.__struct_fields__})
+
+
+def judged(records: list[Record]) -> list[Record]:
+    """The records of one case: if most of its numbers are doubtful, all are, for they were measured in turn."""
+    measured = [record for record in records if record.absent is None]
+    if 2 * sum(record.doubtful for record in measured) <= len(measured):
+        return records
+    return [msgspec.structs.replace(record, doubtful=record.absent is None) for record in records]
 
 
 def write_records(path: Path, records: list[Record]) -> None:

@@ -6,6 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+WIDEST = 2.5
+"""Of a median that is to be believed: how many times the 10th percentile the 90th may be.
+
+Where nothing else ran it was at most 2.1 times (docs/benchmarks: relay-free, both relays and MPI; gloo's threads and
+copies of few bytes vary more). With one, two or four programs that computed beside two ranks on two cores it was 2.8 to
+100 times for nine numbers of ten, and medians were ten times as large.
+"""
+
 
 class Spread(NamedTuple):
     """Microseconds."""
@@ -13,6 +21,11 @@ class Spread(NamedTuple):
     median: float
     p10: float
     p90: float
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether iterations differ so much that the median says more of the machine than of what was measured."""
+        return self.p90 > WIDEST * self.p10
 
 
 def elapsed(begins: Sequence[Sequence[int]], ends: Sequence[Sequence[int]]) -> list[int]:

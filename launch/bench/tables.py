@@ -9,19 +9,24 @@ import msgspec
 
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.records import OPS, Op, Record, cases_of, find, variants_of
-from sglang_ascend_moe.launch.bench.statistics import geometric_mean
+from sglang_ascend_moe.launch.bench.statistics import WIDEST, geometric_mean
 
 OURS = "relay-free"
 BOUND = "memcpy"
 
 
+DOUBTFUL = "?"
+"""Stands behind a number that is not to be believed."""
+
+
 class Ratio(NamedTuple):
-    """Time of `variant` over that of relay-free, geometric mean over `cases` cases."""
+    """Time of `variant` over that of relay-free, geometric mean over `cases` cases; of `left_out` it is doubtful."""
 
     op: Op
     variant: str
     ratio: float
     cases: int
+    left_out: int = 0
 
 
 def ratio(records: list[Record], case: Case, op: Op, variant: str) -> float | None:
@@ -32,14 +37,27 @@ def ratio(records: list[Record], case: Case, op: Op, variant: str) -> float | No
     return theirs.median_us / ours.median_us
 
 
+def is_doubtful(records: list[Record], case: Case, op: Op, variant: str) -> bool:
+    """Whether the ratio is, because one of its times is."""
+    both = (find(records, case, op, variant), find(records, case, op, OURS))
+    return any(record is not None and record.doubtful for record in both)
+
+
+def believed_ratio(records: list[Record], case: Case, op: Op, variant: str) -> float | None:
+    """As `ratio`, None also where it is doubtful."""
+    return None if is_doubtful(records, case, op, variant) else ratio(records, case, op, variant)
+
+
 def ratios(records: list[Record]) -> list[Ratio]:
-    """Of every other variant and each operation, over the cases in which both were measured."""
+    """Of every other variant and each operation, over the cases in which both were measured, beyond doubt."""
     found = []
     for variant in variants_of(records):
         for op in OPS:
-            values = [value for case in cases_of(records) if (value := ratio(records, case, op, variant)) is not None]
+            measured = [case for case in cases_of(records) if ratio(records, case, op, variant) is not None]
+            values = [value for case in measured if (value := believed_ratio(records, case, op, variant)) is not None]
             if variant != OURS and values:
-                found.append(Ratio(op, variant, geometric_mean(values), len(values)))
+                left_out = len(measured) - len(values)
+                found.append(Ratio(op, variant, geometric_mean(values), len(values), left_out))
     return found
 
 
@@ -47,22 +65,18 @@ def text_report(records: list[Record]) -> str:
     """Everything that was measured, ratios at the end."""
     lines: list[str] = []
     for case in cases_of(records):
-        lines += [case.text(), f"  {'':<18}{'dispatch':>12}{'p10 .. p90':>25}{'':>9}{'combine':>12}{'p10 .. p90':>25}"]
+        heads = (f"{f'{op}, µs':>13}{'p10 .. p90, µs':>24}{f'/ {OURS}':>14}" for op in OPS)
+        lines += [case.text(), f"  {'':<18}{''.join(heads)}"]
         for variant in variants_of(records):
             lines.append(f"  {variant:<18}" + "".join(_text_cell(records, case, op, variant) for op in OPS))
         lines.append("")
-    means = ratios(records)
-    if means:
+    means = {variant: _text_means(records, variant) for variant in variants_of(records) if variant != OURS}
+    if any(means.values()):
         lines.append(f"time over that of {OURS} (geometric mean over the cases)")
-        for variant in variants_of(records):
-            of_variant = {mean.op: mean for mean in means if mean.variant == variant}
-            if of_variant:
-                lines.append(
-                    f"  {variant:<18}"
-                    + "   ".join(f"{op} {of_variant[op].ratio:6.2f}x" for op in OPS if op in of_variant)
-                )
+        lines += [f"  {variant:<18}{text}" for variant, text in means.items() if text]
         lines.append("")
     lines += [f"not measured: {text}" for text in absences(records)]
+    lines += doubts(records)
     lines.append("microseconds until the last rank has ended; every variant's result was compared before it was timed")
     return "\n".join(lines)
 
@@ -70,10 +84,38 @@ def text_report(records: list[Record]) -> str:
 def _text_cell(records: list[Record], case: Case, op: Op, variant: str) -> str:
     record = find(records, case, op, variant)
     if record is None or record.median_us is None:
-        return f"{'not measured':>12}{'':>34}"
-    times = f"{record.median_us:>12,.1f}{f'{record.p10_us:,.1f} .. {record.p90_us:,.1f}':>25}"
+        return f"{'not measured':>13}{'':>38}"
+    median = f"{record.median_us:,.1f}{DOUBTFUL if record.doubtful else ''}"
     value = ratio(records, case, op, variant)
-    return times + (f"{value:>8.2f}x" if value is not None else f"{'':>9}")
+    mark = DOUBTFUL if is_doubtful(records, case, op, variant) else ""
+    times = "" if value is None else f"{value:.2f}x{mark}"
+    return f"{median:>13}{f'{record.p10_us:,.1f} .. {record.p90_us:,.1f}':>24}{times:>14}"
+
+
+def _text_means(records: list[Record], variant: str) -> str:
+    """Of both operations; empty if none was measured together with relay-free."""
+    texts = []
+    for op in OPS:
+        mean = next((mean for mean in ratios(records) if (mean.op, mean.variant) == (op, variant)), None)
+        if mean is not None:
+            over = f" over {mean.cases} of {mean.cases + mean.left_out} cases" if mean.left_out else ""
+            texts.append(f"{op} {mean.ratio:6.2f}x{over}")
+        elif any(ratio(records, case, op, variant) is not None for case in cases_of(records)):
+            texts.append(f"{op} {DOUBTFUL:>6} in every case")
+    return "   ".join(texts)
+
+
+def doubts(records: list[Record]) -> list[str]:
+    """What to know of doubtful numbers, in one line; nothing if there are none."""
+    measured = [record for record in records if record.absent is None]
+    doubtful = sum(record.doubtful for record in measured)
+    if not doubtful:
+        return []
+    return [
+        f"{DOUBTFUL}: {doubtful} of {len(measured)} numbers vary too much to be believed, as they do on a busy machine:"
+        f" their p90 is more than {WIDEST} times their p10, or that of most numbers of their case is. Means leave them out."
+        " Stop other programs, use no more --ranks than cores, and measure again"
+    ]
 
 
 def absences(records: list[Record]) -> list[str]:
@@ -128,7 +170,7 @@ def _median(records: list[Record], case: Case, op: Op, variant: str) -> str:
     record = find(records, case, op, variant)
     if record is None or record.median_us is None:
         return "-"
-    return f"{record.median_us:,.0f}"
+    return f"{record.median_us:,.0f}{DOUBTFUL if record.doubtful else ''}"
 
 
 def markdown_table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:

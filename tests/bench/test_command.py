@@ -25,7 +25,7 @@ RECORDS = {
         "type": "object",
         "required": [
             "op", "phase", "ranks", "hidden", "tokens", "topk", "experts", "dtype", "routing", "variant", "median_us",
-            "p10_us", "p90_us", "iterations", "checked",
+            "p10_us", "p90_us", "iterations", "checked", "doubtful",
         ],
         "properties": {
             "op": {"enum": ["dispatch", "combine"]},
@@ -34,6 +34,7 @@ RECORDS = {
             "routing": {"enum": ["uniform", "zipf", "one-expert"]},
             "variant": {"enum": list(VARIANTS)},
             **{name: {"type": "integer", "minimum": 1} for name in ("ranks", "hidden", "tokens", "topk", "experts")},
+            "doubtful": {"type": "boolean"},
         },
         "if": {"properties": {"absent": {"type": "null"}}},
         "then": {
@@ -49,6 +50,7 @@ RECORDS = {
                 "absent": {"type": "string", "minLength": 1},
                 "iterations": {"const": 0},
                 "checked": {"const": False},
+                "doubtful": {"const": False},
             }
         },
     },

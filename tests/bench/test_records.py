@@ -1,11 +1,13 @@
 """Records say what was measured, survive the way through a file, and never drop a variant silently."""
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.launch.bench.records import cases_of, find, read_records, write_records
+from sglang_ascend_moe.launch.bench.records import Record, cases_of, find, judged, read_records, write_records
 from sglang_ascend_moe.launch.bench.tables import (
     absences,
     markdown_extremes,
@@ -14,6 +16,7 @@ from sglang_ascend_moe.launch.bench.tables import (
     ratios,
     text_report,
 )
+from tests.packaging.source_tree import ROOT
 
 from .shapes import SMALL, absent, case, records
 
@@ -77,6 +80,67 @@ def test_text_report_shows_every_median_and_ratio():
     report = text_report(RUN)
     for shown in ("40.0", "4.00x", "90.0", "9.00x", "6.00x", "3.00x"):
         assert shown in report
+
+
+def doubtful(of: list[Record], *variants: str) -> list[Record]:
+    """The records with those of some variants marked."""
+    return [msgspec.structs.replace(record, doubtful=record.variant in variants) for record in of]
+
+
+BUSY = [
+    *doubtful(records({"relay-free": (10, 20), "relay": (400, 600), "mpi": (90, 90)}), "relay", "mpi"),
+    *doubtful(records({"relay-free": (10, 20), "relay": (90, 60), "mpi": (90, 90)}, LONGER), "mpi"),
+]
+
+
+def test_records_keep_their_mark_and_those_of_before_have_none(tmp_path: Path):
+    write_records(tmp_path / "run.json", BUSY)
+    assert read_records(tmp_path / "run.json") == BUSY
+    text = (tmp_path / "run.json").read_text()
+    without = re.sub(r',\s*"doubtful": (true|false)', "", text)
+    assert "doubtful" not in without
+    (tmp_path / "old.json").write_text(without)
+    assert read_records(tmp_path / "old.json") == doubtful(BUSY)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "benchmarks").glob("[dp]*-*.json")), ids=lambda path: path.stem
+)
+def test_the_records_of_the_documentation_are_read(path: Path):
+    assert read_records(path)
+
+
+def test_a_case_most_of_whose_numbers_are_doubtful_is_doubtful_as_a_whole():
+    three = records({"relay-free": (10, 20), "relay": (40, 60), "mpi": (90, 90)})
+    gone = absent("memcpy", "no room")
+    for variants, whole in (((), False), (("relay",), False), (("relay", "mpi"), True)):
+        found = judged(doubtful([*three, *gone], *variants))
+        assert found == doubtful([*three, *gone], *(("relay-free", "relay", "mpi") if whole else variants))
+
+
+def test_means_leave_doubtful_cases_out_and_say_so():
+    found = {(mean.op, mean.variant): mean for mean in ratios(BUSY)}
+    assert set(found) == {("dispatch", "relay"), ("combine", "relay")}
+    assert found["dispatch", "relay"] == ("dispatch", "relay", pytest.approx(9), 1, 1)
+    report = text_report(BUSY)
+    assert "relay             dispatch   9.00x over 1 of 2 cases   combine   3.00x over 1 of 2 cases" in report
+    assert "mpi               dispatch      ? in every case   combine      ? in every case" in report
+
+
+def test_doubtful_numbers_are_marked_and_explained_once():
+    report = text_report(BUSY)
+    assert [mark in report for mark in ("400.0?", "40.00x?", "90.0?", " 10.0 ", "9.00x ")] == [True] * 5
+    assert report.count("6 of 12 numbers are not to be believed, for the machine was busy") == 1
+    assert "Stop other programs" in report
+    assert "400?" in markdown_times(BUSY)
+    assert "believed" not in text_report(doubtful(BUSY))
+
+
+def test_the_table_says_its_units():
+    head = next(line for line in text_report(RUN).splitlines() if "p10" in line)
+    assert head.split() == ["dispatch,", "µs", "p10", "..", "p90,", "µs", "/", "relay-free"] + [
+        "combine,", "µs", "p10", "..", "p90,", "µs", "/", "relay-free",
+    ]  # fmt: skip
 
 
 def test_markdown_shows_a_variant_that_is_absent_as_a_gap():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ascend_moe.launch.bench.statistics import elapsed, geometric_mean, quantile, spread
+from sglang_ascend_moe.launch.bench.statistics import WIDEST, Spread, elapsed, geometric_mean, quantile, spread
 
 
 def test_an_iteration_takes_from_the_first_begin_to_the_last_end():
@@ -47,3 +47,20 @@ def test_a_quantile_lies_between_the_extremes(values: list[int], part: float):
 def test_geometric_mean_of_a_ratio_and_its_inverse_is_one():
     assert geometric_mean([4, 0.25]) == pytest.approx(1)
     assert geometric_mean([2, 8]) == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("found", "doubtful"),
+    [
+        (Spread(median=100, p10=90, p90=110), False),
+        (Spread(median=100, p10=60, p90=60 * WIDEST), False),
+        (Spread(median=100, p10=60, p90=61 * WIDEST), True),
+        (spread([100_000] * 19 + [10_000_000]), False),
+        (spread([100_000] * 15 + [4_000_000] * 5), True),
+        (spread([4_000_000] * 15 + [100_000] * 5), True),
+        (spread([100_000, 4_000_000] * 10), True),
+    ],
+    ids=["quiet", "widest", "wider", "one outlier", "a quarter disturbed", "a quarter undisturbed", "half disturbed"],
+)
+def test_a_median_is_doubtful_if_more_than_a_tenth_of_the_iterations_is_far_from_others(found: Spread, doubtful: bool):
+    assert found.doubtful is doubtful
