@@ -113,8 +113,8 @@ def doubts(records: list[Record]) -> list[str]:
         return []
     return [
         f"{DOUBTFUL}: {doubtful} of {len(measured)} numbers vary too much to be believed, as they do on a busy machine:"
-        f" their p90 is more than {WIDEST} times their p10, or that of most numbers of their case is. Means leave them out."
-        " Stop other programs, use no more --ranks than cores, and measure again"
+        f" their p90 is more than {WIDEST} times their p10, or that of most numbers of their case is. Means leave them"
+        " out. Stop other programs, use no more --ranks than cores, and measure again"
     ]
 
 

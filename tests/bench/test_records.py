@@ -103,11 +103,9 @@ def test_records_keep_their_mark_and_those_of_before_have_none(tmp_path: Path):
     assert read_records(tmp_path / "old.json") == doubtful(BUSY)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "docs" / "benchmarks").glob("[dp]*-*.json")), ids=lambda path: path.stem
-)
-def test_the_records_of_the_documentation_are_read(path: Path):
-    assert read_records(path)
+@pytest.mark.parametrize("name", ["decode-2", "decode-4", "prefill-2"])
+def test_the_records_of_the_documentation_are_read(name: str):
+    assert read_records(ROOT / "docs" / "benchmarks" / f"{name}.json")
 
 
 def test_a_case_most_of_whose_numbers_are_doubtful_is_doubtful_as_a_whole():
@@ -130,7 +128,7 @@ def test_means_leave_doubtful_cases_out_and_say_so():
 def test_doubtful_numbers_are_marked_and_explained_once():
     report = text_report(BUSY)
     assert [mark in report for mark in ("400.0?", "40.00x?", "90.0?", " 10.0 ", "9.00x ")] == [True] * 5
-    assert report.count("6 of 12 numbers are not to be believed, for the machine was busy") == 1
+    assert report.count("6 of 12 numbers vary too much to be believed, as they do on a busy machine") == 1
     assert "Stop other programs" in report
     assert "400?" in markdown_times(BUSY)
     assert "believed" not in text_report(doubtful(BUSY))
@@ -138,9 +136,11 @@ def test_doubtful_numbers_are_marked_and_explained_once():
 
 def test_the_table_says_its_units():
     head = next(line for line in text_report(RUN).splitlines() if "p10" in line)
-    assert head.split() == ["dispatch,", "µs", "p10", "..", "p90,", "µs", "/", "relay-free"] + [
-        "combine,", "µs", "p10", "..", "p90,", "µs", "/", "relay-free",
-    ]  # fmt: skip
+    assert head.split() == [
+        word
+        for op in ("dispatch", "combine")
+        for word in (f"{op},", "µs", "p10", "..", "p90,", "µs", "/", "relay-free")
+    ]
 
 
 def test_markdown_shows_a_variant_that_is_absent_as_a_gap():
