@@ -1,7 +1,5 @@
 """Exit codes of `ascend-moe` and its subcommands."""
 
-OK = 0
-CHECK_FAILED = 1
-# Also what argparse exits with.
-WRONG_USAGE = 2
-CANNOT = 3
+from sglang_ascend_moe.exit_codes import CANNOT, CHECK_FAILED, INTERRUPTED, OK, WRONG_USAGE
+
+__all__ = ["CANNOT", "CHECK_FAILED", "INTERRUPTED", "OK", "WRONG_USAGE"]

@@ -16,9 +16,11 @@ import tempfile
 import traceback
 import warnings
 from pathlib import Path
-from typing import NoReturn, Self
 
-from sglang_ascend_moe.launch.server_process import ENVIRONMENT, ServerFailed, ServerProcess, can_be_interrupted
+from sglang_ascend_moe import interrupts
+from sglang_ascend_moe.exit_codes import CHECK_FAILED
+from sglang_ascend_moe.launch.server_process import ENVIRONMENT, ServerFailed, ServerProcess, end_with_parent
+from sglang_ascend_moe.launch.sglang_server import serve
 
 MODULES = ("sglang.launch_server", "sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
 
@@ -35,6 +37,7 @@ def threads() -> int:
 def start_again_without_threads(arguments: list[str]) -> None:
     """Run `ascend-moe` with `arguments` in place of this program, in an environment in which numpy starts no thread."""
     command = [sys.executable, "-m", "sglang_ascend_moe.launch.main", *arguments]
+    interrupts.hold_until_watched()
     os.execve(sys.executable, command, {**os.environ, NUMPY_THREADS: "1"})
 
 
@@ -52,7 +55,7 @@ def import_sglang() -> None:
 class ForkedServer(ServerProcess):
     """A `ServerProcess` that is forked from this process, after `import_sglang`."""
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         # Here, because the log is looked at as soon as the server is there.
@@ -62,30 +65,32 @@ class ForkedServer(ServerProcess):
         if pid == 0:
             self._serve_and_exit()
         self._process = ForkedProcess(pid)
-        return self
 
     def _serve_and_exit(self) -> None:
-        status = 1
+        status = CHECK_FAILED
         try:
             os.setsid()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            can_be_interrupted()
-            signal.signal(signal.SIGINT, _end_once)
             self._redirect()
+            interrupts.watch("the server", self._remove_temporary)
+            end_with_parent()
             os.environ.update(ENVIRONMENT, TMPDIR=str(self.temporary))
             tempfile.tempdir = None
-            serve(self._arguments)
-            status = 0
+            status = serve(self._arguments)
         except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else 1
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except KeyboardInterrupt:
+            status = interrupts.told()
         except BaseException:  # noqa: BLE001 - nothing may escape into the copied stack of the parent
             traceback.print_exc()
         finally:
-            # Here as well, in case the parent was killed.
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            self._remove_temporary()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+    def _remove_temporary(self) -> None:
+        """Here as well, in case the parent was killed."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _redirect(self) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -94,26 +99,6 @@ class ForkedServer(ServerProcess):
             os.dup2(source, target)
         os.close(nothing)
         os.close(log)
-
-
-def _end_once(_number: int, _frame: object) -> NoReturn:
-    """The first interrupt ends the server; another does not keep it from ending its ranks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def serve(arguments: list[str]) -> None:
-    """What `python -m sglang.launch_server` does."""
-    from sglang.launch_server import run_server
-    from sglang.srt.plugins import load_plugins
-    from sglang.srt.server_args import prepare_server_args
-    from sglang.srt.utils import kill_process_tree
-
-    load_plugins()
-    try:
-        run_server(prepare_server_args(arguments))
-    finally:
-        kill_process_tree(os.getpid(), include_parent=False)
 
 
 class ForkedProcess:

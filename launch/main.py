@@ -2,17 +2,18 @@
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import NamedTuple
 
-from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe import interrupts
+from sglang_ascend_moe.exit_codes import OK, WRONG_USAGE
 
 
 class Command(NamedTuple):
-    """A subcommand: `run` takes its arguments and returns an exit code."""
+    """A subcommand: `run` takes its arguments and returns an exit code. has_more: the first of them is one, too."""
 
     run: Callable[[list[str]], int]
     help: str
+    has_more: bool = False
 
 
 def _serve(arguments: list[str]) -> int:
@@ -60,11 +61,11 @@ def _build_kernels(arguments: list[str]) -> int:
 COMMANDS = {
     "serve": Command(_serve, "SGLang's server with --ascend-moe"),
     "demo": Command(_demo, "serve a small model on two ranks and compare its tokens with stock SGLang"),
-    "disagg": Command(_disagg, "prefill and decode on different servers behind a router: start, check, render"),
+    "disagg": Command(_disagg, "prefill and decode on different servers behind a router: start, check, render", True),
     "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
-    "bench": Command(_bench, "measure the exchange against other ways to move the same rows"),
+    "bench": Command(_bench, "measure the exchange against other ways to move the same rows", True),
     "build-kernels": Command(_build_kernels, "the kernels for Ascend devices, with CANN"),
-    "plan": Command(_plan, "the bytes of a configuration, before anything is allocated"),
+    "plan": Command(_plan, "the bytes of a configuration, before anything is allocated", True),
 }
 
 
@@ -81,7 +82,7 @@ def usage() -> str:
             "commands (each has --help):",
             *lines,
             "",
-            "exit codes: 0 well, 1 a check failed, 2 wrong usage, 3 the environment cannot do it",
+            "exit codes: 0 well, 1 a check failed, 2 wrong usage, 3 the environment cannot do it, 130 interrupted",
         ]
     )
 
@@ -90,19 +91,34 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `ascend-moe` with `arguments` (default: those of the process) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     match arguments:
+        case [name, *rest] if name in COMMANDS:
+            return run(COMMANDS[name], name, rest)
         case ["-h" | "--help", *_]:
             print(usage())
             return OK
         case ["--version", *_]:
+            from importlib.metadata import version
+
             print(f"sglang-ascend-moe {version('sglang-ascend-moe')}")
             return OK
-        case [name, *rest] if name in COMMANDS:
-            return COMMANDS[name].run(rest)
         case [name, *_]:
-            print(f"ascend-moe: there is no command {name!r}\n\n{usage()}", file=sys.stderr)
+            from sglang_ascend_moe.launch.parser import did_you_mean
+
+            said = f"there is no command {name!r}{did_you_mean(name, list(COMMANDS))}"
         case _:
-            print(usage(), file=sys.stderr)
+            said = f"a command is missing: {', '.join(COMMANDS)}"
+    print(f"ascend-moe: {said}; ascend-moe --help says more", file=sys.stderr)
     return WRONG_USAGE
+
+
+def run(command: Command, name: str, arguments: list[str]) -> int:
+    """Run a subcommand, which is over at the first interrupt."""
+    words = [name, *(arguments[:1] if command.has_more else ())]
+    with interrupts.watched(f"ascend-moe {' '.join(words)}"):
+        try:
+            return command.run(arguments)
+        except KeyboardInterrupt:
+            return interrupts.told()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from sglang_ascend_moe import interrupts
 
 LOG_TAIL_LINES = 40
 LOG_LINE_CHARACTERS = 300
@@ -23,7 +25,6 @@ POLL_SECONDS = 0.5
 # A look-up of the machine's addresses and of a hub would take time, and fail without a network.
 ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
 STOP_SECONDS = 30.0
-ENDING_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 FIRST_PORT = 10000
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # From linux/prctl.h.
@@ -83,6 +84,16 @@ class ServerProcess:
         self.ended_by_itself: bool | None = None
 
     def __enter__(self) -> Self:
+        try:
+            with interrupts.held():
+                self.start()
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Start the server, which has to be stopped."""
         # A short name: those of the server's sockets begin with it, and may have 107 characters.
         self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
         with self.log.open("wb") as log:
@@ -95,10 +106,10 @@ class ServerProcess:
                 start_new_session=True,
                 preexec_fn=can_be_interrupted,
             )
-        return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.ended_by_itself = self.stop()
+        with interrupts.held():
+            self.ended_by_itself = self.stop()
 
     @property
     def pid(self) -> int:
@@ -174,20 +185,16 @@ class ServerProcess:
             return False
 
 
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Signals that end this process come after the block, so that a server is started and known, or neither."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def can_be_interrupted() -> None:
-    """Undo what a shell does to background jobs, which ignore SIGINT; and the kernel sends it when the parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+    """Undo what a shell does to background jobs, which ignore SIGINT, and what `interrupts.held` does."""
+    for number in interrupts.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """The kernel interrupts this process when the one that started it dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 

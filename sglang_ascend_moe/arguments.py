@@ -4,16 +4,18 @@ Every function here is a hook of the table in `plugin`.
 """
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from sglang_ascend_moe import hooks, options, refusals
+from sglang_ascend_moe import command_line, hooks, options, refusals
 from sglang_ascend_moe.conflicts import refuse_conflicts
 from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.exit_codes import CANNOT
 from sglang_ascend_moe.npu_machine import refuse_machine_without_npu
 from sglang_ascend_moe.platforms import HOST_ATTENTION
 
@@ -31,15 +33,18 @@ def add_flags_to_parser(_result: Any, parser: argparse.ArgumentParser) -> None:
         def __init__(self, **keywords: Any) -> None:
             super().__init__(nargs=0, **keywords)
 
-        def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-            parser.error(problem)
+        def __call__(self, *_: Any) -> None:
+            command_line.refuse(problem, CANNOT)
 
     options.add_flags(parser, Refuse if problem else "store_true")
+    command_line.refuse_in_one_line(parser)
 
 
 def attach_parsed_options(server_args: Any, _cls: type, args: argparse.Namespace) -> None:
     """After `ServerArgs.from_cli_args`: the parsed flags ride on the server arguments."""
-    asked = options.from_namespace(args)
+    command_line.mark(server_args)
+    with command_line.refusals_end(server_args):
+        asked = options.from_namespace(args)
     if asked is not None:
         options.attach(server_args, asked)
 
@@ -64,19 +69,32 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     asked = options.options_of(server_args)
     if asked is None:
         return original(server_args)
+    # The processes of the server call this as well.
     if not getattr(server_args, "_resolution_finished", False):
-        hooks.require_all()
-        # Each process reads it for itself; here so that a file that cannot be used is refused before any is started.
-        read_secret(asked.secret_file)
-        refuse_machine(server_args)
-        refusals.refuse_flags(resolving_view(server_args), asked, os.environ)
+        command_line.watch_interrupts(server_args)
+        with command_line.refusals_end(server_args):
+            # Each process reads it for itself; here so that a file that cannot be used is refused before one starts.
+            read_secret(asked.secret_file)
+            refusals.refuse_flags(resolving_view(server_args), asked, os.environ)
+        with command_line.refusals_end(server_args, CANNOT):
+            hooks.require_all()
+            refuse_machine(server_args)
         _choose_backend(server_args)
-    original(server_args)
-    # Once more after SGLang has made up its mind.
-    refuse_conflicts(server_args)
-    refuse_other_backend(server_args)
-    refuse_model(server_args)
+    with command_line.refusals_end(server_args):
+        original(server_args)
+        # Once more after SGLang has made up its mind.
+        refuse_conflicts(server_args)
+        refuse_other_backend(server_args)
+        refuse_model(server_args)
     return None
+
+
+def check_server_args(original: Callable[[Any], None], server_args: Any) -> None:
+    """Around `ServerArgs.check_server_args`: what SGLang refuses last."""
+    with contextlib.ExitStack() as stack:
+        if options.options_of(server_args) is not None:
+            stack.enter_context(command_line.refusals_end(server_args))
+        original(server_args)
 
 
 def refuse_machine(server_args: Any) -> None:
@@ -150,10 +168,11 @@ def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:
     """
     from sglang.srt.runtime_context import get_server_args
 
-    if options.options_of(get_server_args()) is None:
-        return
+    server_args = get_server_args()
     silent = [index for index, info in enumerate(infos) if not info.get(options.READY_KEY)]
-    if silent:
+    if not silent or options.options_of(server_args) is None:
+        return
+    with command_line.refusals_end(server_args, CANNOT):
         raise Unsupported(
             f"--ascend-moe is not active in scheduler process {', '.join(map(str, silent))}: the plugin did not load"
             " there. SGLANG_PLUGINS, if it is set, must contain ascend_moe"

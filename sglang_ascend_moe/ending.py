@@ -11,27 +11,51 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-import msgspec
-
-from sglang_ascend_moe.engine_processes import EngineProcesses, Finding, Report, title_of
+from sglang_ascend_moe import command_line, interrupts
+from sglang_ascend_moe.engine_processes import EngineProcesses, Finding, Report, Started, say, title_of
 from sglang_ascend_moe.errors import PeerFault
-from sglang_ascend_moe.hooks import Hook, Kind, launcher_hook
+from sglang_ascend_moe.exit_codes import CHECK_FAILED
+from sglang_ascend_moe.hooks import Hook, Kind, Process, Where, launcher_hook
 from sglang_ascend_moe.options import options_of
 
 logger = logging.getLogger(__name__)
 
-EXIT_CODE = 1
 # SGLang's ServerArgs carries names with an underscore that are not its fields to every process it starts, unchanged.
 _ATTRIBUTE = "_ascend_moe_reports"
 _LONGEST_ERROR = 2000
+# SGLang's functions that catch whatever is raised in a process, and end it.
+_ENDED_BY_AN_EXCEPTION = (
+    "run_scheduler_process", "run_data_parallel_controller_process", "run_detokenizer_process",
+    "print_exception_wrapper",
+)  # fmt: skip
+CAUSE_SECONDS = 2.0
+"""For which a launcher that was told of a failure waits to hear whose it is: victims may be faster than the culprit."""
+_POLL_SECONDS = 0.02
 
 
 # The engines of this process that have not ended: SGLang ends all of them together, and does not say which one failed.
 _engines: list[EngineProcesses] = []
-os.register_at_fork(after_in_child=_engines.clear)
+# Processes of engines that were shut down. SGLang's watchdog may still look at them, and would take it for a crash.
+_shut_down: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+class _End:
+    """All processes of this one's engines are being ended, by one thread."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.over = threading.Event()
+
+
+# The end that is under way, if one is. Not a lock: a signal may come to the thread that has it.
+_ends: dict[str, _End] = {}
+os.register_at_fork(after_in_child=lambda: (_engines.clear(), _ends.clear()))
 
 
 def make_room_for_reports(_engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
@@ -45,29 +69,43 @@ def make_room_for_reports(_engine_class: type, server_args: Any, *_: Any, **__: 
     setattr(server_args, _ATTRIBUTE, _engines[-1].path)
 
 
-def keep_processes(result: tuple[Any, Any], _engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
+def keep_schedulers(result: tuple[Any, Any], _engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
     """After it: those who have learned that are known to belong together."""
+    _keep(server_args, result[1] or (), "sglang::scheduler")
+
+
+def keep_detokenizers(result: tuple[Any, Any], _engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
+    """After `Engine._launch_detokenizer_subprocesses`: the others that the engine cannot do without."""
+    _keep(server_args, result[0], "sglang::detokenizer")
+
+
+def _keep(server_args: Any, processes: Sequence[Any], title: str) -> None:
     for engine in _engines:
         if engine.path == getattr(server_args, _ATTRIBUTE, None):
-            engine.processes = result[1] or ()
+            engine.keep(processes, title)
 
 
-def report_exception(*_: Any, **__: Any) -> None:
-    """Before `get_exception_traceback` in a scheduler or controller, which is about to end with an exception."""
+def say_title(_result: None, server_args: Any, *_: Any, **__: Any) -> None:
+    """After `configure_scheduler_process`: a rank that is killed has no title any more, and may be a child of another
+    process than the launcher, which alone heeds interrupts."""
+    path = getattr(server_args, _ATTRIBUTE, None)
+    if path is not None:
+        say(path, Started(title=title_of(os.getpid()), process=os.getpid()))
+        interrupts.heed_none()
+
+
+def report_exception() -> None:
+    """Before `get_exception_traceback`, which SGLang also calls of exceptions that end nothing."""
     from sglang.srt.runtime_context import get_server_args
 
-    path = getattr(get_server_args(), _ATTRIBUTE, None)
     error = sys.exception()
-    if path is None or error is None:
+    if error is None or error.__traceback__ is None:
         return
-    report = Report(
-        title=title_of(os.getpid()), process=os.getpid(), error=_in_words(error), blames_peer=_blames_peer(error)
-    )
-    # The launcher may have gone already.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        os.write(descriptor, msgspec.json.encode(report) + b"\n")
-        os.close(descriptor)
+    caught_by = error.__traceback__.tb_frame.f_code.co_name
+    path = getattr(get_server_args(), _ATTRIBUTE, None)
+    if path is not None and caught_by in _ENDED_BY_AN_EXCEPTION:
+        title = "the launcher" if path.startswith(f"/proc/{os.getpid()}/") else title_of(os.getpid())
+        say(path, Report(title, os.getpid(), _in_words(error), _blames_peer(error)))
 
 
 def _in_words(error: BaseException) -> str:
@@ -75,8 +113,11 @@ def _in_words(error: BaseException) -> str:
 
 
 def _blames_peer(error: BaseException) -> bool:
-    # gloo says "Connection closed by peer" and "Connection reset by peer".
-    return isinstance(error, PeerFault) or "by peer" in str(error)
+    """Whether an exception only says that another process does not answer any more."""
+    if isinstance(error, PeerFault | EOFError | ConnectionError):
+        return True
+    # Of torch's store and of gloo, which say "Connection closed by peer" and "Connection reset by peer".
+    return type(error).__name__ in ("DistNetworkError", "DistStoreError") or "by peer" in str(error)
 
 
 def check_ranks(original: Callable[[Any], bool], watchdog: Any) -> bool:
@@ -84,11 +125,13 @@ def check_ranks(original: Callable[[Any], bool], watchdog: Any) -> bool:
 
     SGLang looks at its own children only, and with data-parallel attention the ranks are children of a controller.
     """
+    if _ends or any(process in _shut_down for process in watchdog._processes):
+        return True
     engine = next((engine for engine in _engines if engine.is_watched_by(watchdog)), None)
     if engine is None:
         return original(watchdog)
-    engine.find_ranks()
     ended = original(watchdog)
+    engine.count_stopped()
     findings = engine.findings()
     if findings and not ended:
         logger.error("A rank does not work any more: %s", "; ".join(finding.fault for finding in findings))
@@ -96,34 +139,99 @@ def check_ranks(original: Callable[[Any], bool], watchdog: Any) -> bool:
     return ended or bool(findings)
 
 
+def end_if_a_rank_dies(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Around `_wait_for_scheduler_ready`: a server of a command line ends by name, where SGLang raises."""
+    from sglang.srt.runtime_context import get_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    try:
+        return original(*arguments, **keywords)
+    except RuntimeError:
+        if _engines and command_line.is_of_one(get_server_args()):
+            kill_process_tree(os.getpid())
+        raise
+
+
 def end_by_name(
     original: Callable[..., None],
-    parent_pid: int | None = None,
+    parent_pid: int | None,
     include_parent: bool = True,
     *rest: Any,
     **keywords: Any,
 ) -> None:
     """Around `kill_process_tree`: where SGLang ends its own process too, that exits with code 1 and names the cause.
 
-    Where it ends all children but not itself, an engine is shut down, which no rank is to blame for.
+    Where it ends all children but not itself, an engine is shut down, which no rank is to blame for. Ranks that fail
+    meanwhile, whatever their number, change neither.
     """
-    if parent_pid != os.getpid() or not _engines:
+    if parent_pid not in (None, os.getpid()) or not (_engines or _ends):
         original(parent_pid, include_parent, *rest, **keywords)
         return
-    if not include_parent:
-        engines, _engines[:] = list(_engines), []
-        original(parent_pid, include_parent, *rest, **keywords)
-        for engine in engines:
-            engine.close()
+    mine = _End()
+    end = _ends.setdefault("end", mine)
+    if end is not mine:
+        # A signal in the middle of it; or another thread, which must not go on as if nothing happened.
+        if end.thread != mine.thread:
+            end.over.wait()
         return
-    reports = [report for engine in _engines for report in engine.reports()]
-    cause = root_cause(reports, [finding for engine in _engines for finding in engine.findings()])
     try:
-        original(parent_pid, False, *rest, **keywords)
+        with _signals_of_ranks_ignored():
+            if include_parent and parent_pid is not None:
+                _end(lambda: original(parent_pid, False, *rest, **keywords))
+            else:
+                engines, _engines[:] = list(_engines), []
+                for engine in engines:
+                    _shut_down.update(engine.started)
+                original(parent_pid, include_parent, *rest, **keywords)
+                for engine in engines:
+                    engine.close()
     finally:
-        sys.stdout.flush()
-        print(f"The server ends: {cause}", file=sys.stderr, flush=True)
-        os._exit(EXIT_CODE)
+        del _ends["end"]
+        mine.over.set()
+
+
+@contextlib.contextmanager
+def _signals_of_ranks_ignored() -> Iterator[None]:
+    """Ranks that are ended see others end, and send SIGQUIT, which nobody handles when SGLang's server is over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL if before is None else before)
+
+
+def _end(end_children: Callable[[], None]) -> None:
+    cause = _find_cause()
+    try:
+        end_children()
+    finally:
+        # What was interrupted may be a print.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            sys.stdout.flush()
+        os.write(2, f"The server ends: {cause}\n".encode())
+        os._exit(CHECK_FAILED)
+
+
+def _find_cause() -> str:
+    until = time.monotonic() + CAUSE_SECONDS
+    while True:
+        reports = [report for engine in _engines for report in engine.reports()]
+        findings = [finding for engine in _engines for finding in engine.findings()]
+        silent = {finding.process for finding in findings} - {report.process for report in reports}
+        if silent or not all(report.blames_peer for report in reports) or time.monotonic() > until:
+            stopped = [finding for engine in _engines for finding in engine.findings(stopped_checks=0)]
+            return root_cause(reports, findings or stopped)
+        time.sleep(_POLL_SECONDS)
+
+
+def start_without_interrupts(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Around the methods of `Engine` that start processes, which are ended by their launcher only."""
+    with interrupts.held():
+        interrupts.hold_from_spawned()
+        return original(*arguments, **keywords)
 
 
 def warm_up_in_background(original: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
@@ -160,16 +268,25 @@ HOOKS: tuple[Hook, ...] = (
             function,
             "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
         )
-        for kind, function in ((Kind.BEFORE, make_room_for_reports), (Kind.AFTER, keep_processes))
+        for kind, function in ((Kind.BEFORE, make_room_for_reports), (Kind.AFTER, keep_schedulers))
     ),
-    *(
-        Hook(
-            f"{_SRT}.managers.{module}.get_exception_traceback",
-            Kind.BEFORE,
-            report_exception,
-            "SGLang only logs what ended a scheduler, or the controller of data-parallel attention",
-        )
-        for module in ("scheduler", "data_parallel_controller")
+    launcher_hook(
+        f"{_SRT}.entrypoints.engine.Engine._launch_detokenizer_subprocesses",
+        Kind.AFTER,
+        keep_detokenizers,
+        "a detokenizer that dies has to be named",
+    ),
+    Hook(
+        f"{_SRT}.managers.scheduler.configure_scheduler_process",
+        Kind.AFTER,
+        say_title,
+        "a rank that dies while it starts has to be named, also one that is the child of a controller",
+    ),
+    Hook(
+        "sglang.utils.get_exception_traceback",
+        Kind.BEFORE,
+        report_exception,
+        "SGLang only logs what ended a scheduler, a detokenizer, or the controller of data-parallel attention",
     ),
     launcher_hook(
         f"{_SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
@@ -177,14 +294,34 @@ HOOKS: tuple[Hook, ...] = (
         check_ranks,
         "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
     ),
+    launcher_hook(
+        f"{_SRT}.entrypoints.engine._wait_for_scheduler_ready",
+        Kind.AROUND,
+        end_if_a_rank_dies,
+        "a rank that is killed while the server starts ends it with a traceback that does not name the process",
+    ),
+    launcher_hook(
+        f"{_SRT}.utils.common.kill_process_tree",
+        Kind.AROUND,
+        end_by_name,
+        "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
+    ),
     *(
-        launcher_hook(
-            f"{_SRT}.{module}.kill_process_tree",
+        Hook(
+            f"{_SRT}.entrypoints.engine.Engine.{method}",
             Kind.AROUND,
-            end_by_name,
-            "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
+            start_without_interrupts,
+            "Ctrl-C in a terminal reaches every process, and each would show a traceback",
+            Where.NPU,
+            Process.LAUNCHER,
         )
-        for module in ("entrypoints.engine", "entrypoints.http_server", "managers.tokenizer_manager")
+        for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
+    ),
+    launcher_hook(
+        f"{_SRT}.entrypoints.http_server._setup_and_run_http_server",
+        Kind.BEFORE,
+        interrupts.serve_from_now_on,
+        "from then on SGLang's HTTP server heeds interrupts, and answers what it has been asked",
     ),
     launcher_hook(
         f"{_SRT}.entrypoints.http_server._wait_and_warmup",

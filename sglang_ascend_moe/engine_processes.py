@@ -1,4 +1,4 @@
-"""The processes of one engine as their launcher sees them: what each reported, and which ranks are gone or stopped."""
+"""The processes of one engine as their launcher sees them: what each reported, and which are gone or stopped."""
 
 import contextlib
 import os
@@ -10,10 +10,16 @@ import msgspec
 
 STOPPED_CHECKS = 10
 """Checks, one a second, for which a rank may be stopped (SIGSTOP). Counted, so that a stop of all does not matter."""
-SCHEDULER_TITLE = "sglang::scheduler"
 
 
-class Report(msgspec.Struct, frozen=True):
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """What a process says when it has its title."""
+
+    title: str
+    process: int
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
     """What ended a process: its title and id, the exception, and whether that blames another process."""
 
     title: str
@@ -23,76 +29,90 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Watched:
-    """A rank as the launcher sees it."""
+    """A process as the launcher sees it."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.checks_stopped = 0
-        self.fault = ""
 
 
 class Finding(NamedTuple):
-    """A rank that has ended or stopped, in words."""
+    """A process that has ended or stopped, in words."""
 
     process: int
     fault: str
 
 
 class EngineProcesses:
-    """The processes of one engine as their launcher sees them: what they reported, and which ranks are gone."""
+    """The processes of one engine as their launcher sees them: what they reported, and which are gone.
+
+    What a process has to say it writes into memory of the launcher, at `path`, with `say`.
+    """
 
     def __init__(self) -> None:
-        self.processes: Sequence[BaseProcess] = ()
-        """What SGLang started for this engine; its ranks are among them, or their children."""
+        self.started: list[BaseProcess] = []
+        """What SGLang has started itself; ranks are among them, or their children."""
         self._watched: dict[int, Watched] = {}
-        self._memory = os.memfd_create("what ended processes")
+        self._memory = os.memfd_create("what processes said")
         self.path = f"/proc/{os.getpid()}/fd/{self._memory}"
 
     def close(self) -> None:
         os.close(self._memory)
 
+    def keep(self, processes: Sequence[BaseProcess], title: str) -> None:
+        """`processes` are what SGLang has started for this engine, called `title` until they have said their own."""
+        self.started += processes
+        self._watched |= {process.pid: Watched(title) for process in processes if process.pid is not None}
+
     def has_ended(self) -> bool:
-        return bool(self.processes) and not any(process.is_alive() for process in self.processes)
+        return bool(self.started) and not any(process.is_alive() for process in self.started)
 
     def is_watched_by(self, watchdog: Any) -> bool:
-        return any(process in watchdog._processes for process in self.processes)
+        return any(process in watchdog._processes for process in self.started)
 
-    def find_ranks(self) -> None:
-        """Once: those that are there are watched from now on."""
-        if not self._watched:
-            titles = {process: title_of(process) for process in _with_descendants(self.processes)}
-            self._watched = {process: Watched(title) for process, title in titles.items() if SCHEDULER_TITLE in title}
+    def count_stopped(self) -> None:
+        """Once a second: for how long each process has been stopped."""
+        for process, watched in self._known().items():
+            watched.checks_stopped = watched.checks_stopped + 1 if _state(process) == "T" else 0
 
-    def findings(self) -> list[Finding]:
-        """The ranks that have ended, or been stopped for too long."""
-        for process, watched in self._watched.items():
-            state = _state(process)
-            watched.checks_stopped = watched.checks_stopped + 1 if state == "T" else 0
+    def findings(self, *, stopped_checks: int = STOPPED_CHECKS) -> list[Finding]:
+        """The processes that have ended, or been stopped for `stopped_checks` counts."""
+        found = []
+        for process, watched in self._known().items():
+            who, state = f"{watched.title} (process {process})", _state(process)
             if state in ("", "Z"):
-                watched.fault = watched.fault or f"{watched.title} (process {process}) was killed, or crashed"
-            elif watched.checks_stopped >= STOPPED_CHECKS:
-                watched.fault = f"{watched.title} (process {process}) has been stopped for {STOPPED_CHECKS} s (SIGSTOP)"
-        return [Finding(process, watched.fault) for process, watched in self._watched.items() if watched.fault]
+                found.append(Finding(process, f"{who} was killed, or crashed"))
+            elif state == "T" and watched.checks_stopped >= stopped_checks:
+                seconds = watched.checks_stopped
+                stopped = f"has been stopped for {seconds} s" if seconds else "is stopped"
+                found.append(Finding(process, f"{who} {stopped} (SIGSTOP)"))
+        return found
 
     def reports(self) -> list[Report]:
         """In the order of their time."""
-        reports = []
+        return [said for said in self._said() if isinstance(said, Report)]
+
+    def _known(self) -> dict[int, Watched]:
+        for said in self._said():
+            if isinstance(said, Started):
+                self._watched.setdefault(said.process, Watched(said.title)).title = said.title
+        return self._watched
+
+    def _said(self) -> list[Started | Report]:
+        said = []
         for line in os.pread(self._memory, os.fstat(self._memory).st_size, 0).splitlines():
             # A process that is killed while it writes leaves a part of its line.
             with contextlib.suppress(msgspec.DecodeError):
-                reports.append(msgspec.json.decode(line, type=Report))
-        return reports
+                said.append(msgspec.json.decode(line, type=Started | Report))
+        return said
 
 
-def _with_descendants(processes: Sequence[BaseProcess]) -> list[int]:
-    import psutil
-
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            root = psutil.Process(process.pid)
-            found += [root.pid, *(child.pid for child in root.children(recursive=True))]
-    return found
+def say(path: str, what: Started | Report) -> None:
+    """Write into the memory of the launcher, which may have gone already."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.write(descriptor, msgspec.json.encode(what) + b"\n")
+        os.close(descriptor)
 
 
 def title_of(process: int) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 import torch
 
+from sglang_ascend_moe import command_line
+from sglang_ascend_moe.exit_codes import CANNOT
 from sglang_ascend_moe.hooks import Hook, Kind, host_hook, host_launcher_hook
 from sglang_ascend_moe.layer import batch_limits, window_bytes
 from sglang_ascend_moe.machine import read_limits
@@ -94,7 +96,8 @@ def reserve_for_server(_engine_class: type, server_args: Any, *_: Any, **__: Any
         left = memory_left(read_limits(), outstanding(), _asked(server_args))
         wanted = left.usable
         if estimate is not None:
-            refuse_server_that_does_not_fit(estimate, left, str(server_args.model_path))
+            with command_line.refusals_end(server_args, CANNOT):
+                refuse_server_that_does_not_fit(estimate, left, str(server_args.model_path))
             wanted = min(wanted, estimate.most)
         _starting = Reservation(memory.group, memory.before + wanted)
     setattr(server_args, _ATTRIBUTE, memory)

@@ -40,6 +40,12 @@ TABLE: tuple[Hook, ...] = (
         "the MoE backend has to be chosen, and unsupported settings refused, before workers start",
     ),
     launcher_hook(
+        f"{SRT}.server_args.ServerArgs.check_server_args",
+        Kind.AROUND,
+        arguments.check_server_args,
+        "what SGLang refuses of a command line would be a traceback",
+    ),
+    launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
         Kind.AFTER,
         arguments.require_ready_workers,

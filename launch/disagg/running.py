@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.control.instance import require_pair
 from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import ProtocolMismatch
@@ -23,15 +24,19 @@ from sglang_ascend_moe.launch.server_process import (
     ServerProcess,
     cannot_listen,
     free_port,
-    interrupts_held,
     log_tail,
     stage,
 )
+from sglang_ascend_moe.machine import read_limits
+from sglang_ascend_moe.memory_share import memory_left
+from sglang_ascend_moe.options import FLAGS
 from sglang_ascend_moe.pairing import ask_instance
+from sglang_ascend_moe.reservations import outstanding
 
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 60.0
 ROUTER = "router"
+_HOST_MEMORY = FLAGS["host_memory"].flag.removeprefix("--")
 
 
 class Member(NamedTuple):
@@ -52,6 +57,14 @@ class MemberFailed(Exception):
         self.event = Failed(name=member.name, why=why, log=str(log), log_tail=log_tail(log) if log_says_why else "")
 
 
+def import_told(tell: Teller) -> None:
+    """Import what servers are forked with. Raises `ServerFailed` if this process cannot fork afterwards."""
+    begun = time.monotonic()
+    tell(Waiting(name="up", seconds=0.0, stage="importing SGLang"))
+    import_sglang()
+    tell(Ready(name="up", seconds=time.monotonic() - begun))
+
+
 class RunningDeployment:
     """The servers of `deployment` on this machine, their output in `logs`. A context manager that ends all of them.
 
@@ -63,6 +76,7 @@ class RunningDeployment:
         self._logs = logs
         self._tell = tell
         self._members: list[Member] = []
+        self._memory_per_rank = 0
 
     def __enter__(self) -> Self:
         return self
@@ -77,11 +91,11 @@ class RunningDeployment:
         return [member for member in self._members if member.role is not None]
 
     def start_instances(self, timeout: float) -> None:
-        """Start prefill and decode servers together, and return when all of them answer. Raises `MemberFailed`."""
-        begun = time.monotonic()
-        self._tell(Waiting(name="up", seconds=0.0, stage="importing SGLang"))
-        import_sglang()
-        self._tell(Ready(name="up", seconds=time.monotonic() - begun))
+        """Start prefill and decode servers together, and return when all of them answer. Raises `MemberFailed`.
+
+        They are forked from this process, which has to have imported SGLang: see `import_told`.
+        """
+        self._memory_per_rank = memory_per_rank(self._deployment)
         for role, settings in self._deployment.roles.items():
             for number in range(settings.instances):
                 self._start_instance(role, number)
@@ -135,6 +149,9 @@ class RunningDeployment:
         name = f"{role}-{number}"
         bootstrap_port = free_port()
         flags = server_flags(self._deployment, role, "host", Place(bootstrap_port))
+        settings = self._deployment.roles[role]
+        if _HOST_MEMORY not in settings.options:
+            flags += [f"--{_HOST_MEMORY}", str(max(1, settings.tp_size * self._memory_per_rank))]
         self._begin(Member(name, role, ForkedServer(flags, self._logs / f"{name}.log"), bootstrap_port))
 
     def _compare_instances(self) -> None:
@@ -155,8 +172,8 @@ class RunningDeployment:
 
     def _begin(self, member: Member) -> None:
         process = member.process
-        with interrupts_held():
-            process.__enter__()
+        with interrupts.held():
+            process.start()
             self._members.append(member)
         self._tell(Starting(name=member.name, url=process.url, pid=process.pid, log=str(process.log)))
 
@@ -209,6 +226,12 @@ class RunningDeployment:
             if cannot_listen(member.process.log):
                 raise MemberFailed(f"another program has taken its port {member.process.port}; start again", member)
             raise MemberFailed(f"the server {cause(code)}", member)
+
+
+def memory_per_rank(deployment: Deployment) -> int:
+    """Bytes of this machine that each rank of the deployment may take: all get the same part of what is left."""
+    ranks = sum(role.instances * role.tp_size for role in deployment.roles.values())
+    return memory_left(read_limits(), outstanding()).usable // ranks
 
 
 def cause(code: int) -> str:

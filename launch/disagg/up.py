@@ -5,29 +5,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import signal
 import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
+from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, Router, deployment_of, read_deployment
 from sglang_ascend_moe.launch.disagg.events import Teller
-from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment, import_told
+from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, WRONG_USAGE
 from sglang_ascend_moe.launch.forked_server import start_again_without_threads, threads
-from sglang_ascend_moe.launch.server_process import ENDING_SIGNALS, ServerFailed
+from sglang_ascend_moe.launch.server_process import ServerFailed
 from sglang_ascend_moe.platforms import obstacle
 
 DESCRIPTION = (
     "Start prefill servers, decode servers and a router on this machine, without accelerator. Everything ends with"
-    " Ctrl-C and when any of them ends. Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 a server ended or did not come"
-    " up, 2 wrong usage, 3 this machine cannot do it."
+    " Ctrl-C and when any of them ends. Exit codes: 0 stopped by Ctrl-C or SIGTERM while it served, 130 before it did,"
+    " 1 a server ended or did not come up, 2 wrong usage, 3 this machine cannot do it."
 )
 
 
@@ -69,31 +69,32 @@ def _run(parsed: argparse.Namespace) -> int:
     if threads() > 1 and not parsed.without_threads:
         start_again_without_threads([*parsed.command_line, "--without-threads"])
     logs = folder_of_logs(parsed.logs)
-    for number in ENDING_SIGNALS:
-        signal.signal(number, _end_by_signal)
-    return serve(deployment, logs, parsed.ready_timeout, Teller(as_json=parsed.json))
-
-
-def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller) -> int:
-    """Serve until a signal (returns 0) or until a server fails (returns 1)."""
+    tell = Teller(as_json=parsed.json)
     try:
-        with RunningDeployment(deployment, logs, tell) as running:
-            try:
-                running.start_instances(ready_timeout)
-                running.start_router(ready_timeout)
-                running.watch()
-            except MemberFailed as failure:
-                _heed_no_signal()
-                tell(failure.event)
-                raise
-    except MemberFailed:
-        return CHECK_FAILED
+        import_told(tell)
     except ServerFailed as error:
         print(f"ascend-moe disagg up: {error}", file=sys.stderr)
         return CANNOT
-    except KeyboardInterrupt:
-        return OK
-    raise AssertionError
+    return serve(deployment, logs, parsed.ready_timeout, tell)
+
+
+def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller) -> int:
+    """Serve until a server fails, which returns 1. Raises KeyboardInterrupt when everything has ended after one."""
+    with (
+        contextlib.suppress(MemberFailed),
+        interrupts.raised(),
+        RunningDeployment(deployment, logs, tell) as running,
+    ):
+        try:
+            running.start_instances(ready_timeout)
+            running.start_router(ready_timeout)
+            interrupts.serve_from_now_on()
+            running.watch()
+        except MemberFailed as failure:
+            interrupts.ignore()
+            tell(failure.event)
+            raise
+    return CHECK_FAILED
 
 
 def deployment_asked(parsed: argparse.Namespace) -> Deployment:
@@ -171,14 +172,3 @@ def missing() -> str:
     if absent:
         return f"{' and '.join(absent)} is not installed: pip install 'sglang-ascend-moe[disagg]'"
     return ""
-
-
-def _end_by_signal(_number: int, _frame: object) -> NoReturn:
-    _heed_no_signal()
-    raise KeyboardInterrupt
-
-
-def _heed_no_signal() -> None:
-    """What follows stops servers and must not be interrupted."""
-    for number in ENDING_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

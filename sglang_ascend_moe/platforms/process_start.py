@@ -6,34 +6,32 @@ which takes 20 seconds of a core and over a gigabyte each. Each function without
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-_INTERRUPT = {signal.SIGINT}
+from sglang_ascend_moe import interrupts
+
 _LISTED_SECONDS = 1.0
-_starting = False
 
 
 def launch_by_forking(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     """Around the methods of `Engine` that start processes: those are forked, unless threads make that unsafe.
 
-    An interrupt waits until all are started: Python loses one that comes while it forks.
+    An interrupt waits until all are started, because Python loses one that comes while it forks; and the processes heed
+    none, because their launcher ends them.
     """
-    global _starting
     chosen = multiprocessing.get_start_method()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
-    _starting = True
-    try:
-        if _can_fork():
-            multiprocessing.set_start_method("fork", force=True)
-        return original(*arguments, **keywords)
-    finally:
-        _starting = False
-        multiprocessing.set_start_method(chosen, force=True)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with interrupts.held():
+        try:
+            if _can_fork():
+                multiprocessing.set_start_method("fork", force=True)
+            else:
+                interrupts.hold_from_spawned()
+            return original(*arguments, **keywords)
+        finally:
+            multiprocessing.set_start_method(chosen, force=True)
 
 
 def spawn_processes(*_: Any, **__: Any) -> None:
@@ -57,11 +55,3 @@ def _can_fork() -> bool:
             return False
         time.sleep(0.01)
     return True
-
-
-def _heed_interrupts() -> None:
-    if _starting:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
-
-
-os.register_at_fork(after_in_child=_heed_interrupts)

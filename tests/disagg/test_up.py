@@ -168,5 +168,6 @@ def test_a_forked_server_has_a_log_as_soon_as_it_is_there(tmp_path: Path, monkey
     monkeypatch.setattr(os, "fork", lambda: CHILD_THAT_HAS_NOT_RUN)
     monkeypatch.setattr(forked_server, "ForkedProcess", lambda pid: pid)
     server = forked_server.ForkedServer([], tmp_path / "server.log")
-    assert server.__enter__()._process == CHILD_THAT_HAS_NOT_RUN
+    server.start()
+    assert server._process == CHILD_THAT_HAS_NOT_RUN
     assert (tmp_path / "server.log").read_bytes() == b""

@@ -42,6 +42,6 @@ if __name__ in ("__main__", "__mp_main__"):
 if __name__ == "__main__":
     import sys
 
-    from sglang_ascend_moe.launch.forked_server import serve
+    from sglang_ascend_moe.launch.sglang_server import serve
 
-    serve(sys.argv[1:])
+    sys.exit(serve(sys.argv[1:]))

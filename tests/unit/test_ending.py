@@ -16,7 +16,7 @@ import pytest
 
 from sglang_ascend_moe import ending
 from sglang_ascend_moe.ending import root_cause
-from sglang_ascend_moe.engine_processes import STOPPED_CHECKS, EngineProcesses, Finding, Report
+from sglang_ascend_moe.engine_processes import STOPPED_CHECKS, EngineProcesses, Finding, Report, Started, say
 from sglang_ascend_moe.options import Options, attach
 
 CULPRIT = Report("scheduler_TP1", 11, "ValueError: no such row", False)
@@ -40,6 +40,14 @@ def test_the_culprit_is_named(reports, findings, cause):
     assert root_cause(reports, findings).startswith(cause)
 
 
+class Process:
+    """What a process is to who started it."""
+
+    def __init__(self, pid: int, is_alive: Callable[[], bool] = lambda: True) -> None:
+        self.pid = pid
+        self.is_alive = is_alive
+
+
 class Engine:
     """What `sglang.Engine` keeps of the processes that it launches, here one with the title of a rank."""
 
@@ -48,9 +56,10 @@ class Engine:
         attach(self.server_args, Options())
         ending.make_room_for_reports(object, self.server_args, None)
         self.process = subprocess.Popen([title, "60"], executable="/bin/sleep")
-        started = SimpleNamespace(pid=self.process.pid, is_alive=lambda: self.process.poll() is None)
-        self._processes = [started, SimpleNamespace(pid=os.getppid(), is_alive=lambda: True)]  # the second is no rank
-        ending.keep_processes((None, [started]), object, self.server_args, None)
+        started = Process(self.process.pid, lambda: self.process.poll() is None)
+        self._processes = [started, Process(os.getppid())]  # the second is no rank
+        ending.keep_schedulers((None, [started]), object, self.server_args, None)
+        say(self.known.path, Started(title, started.pid))
         self.signals: list[int] = []
 
     @property
@@ -98,28 +107,51 @@ def engine(launch) -> Engine:
     return launch()
 
 
-def report(error: Exception) -> None:
+def run_scheduler_process(*errors: Exception) -> None:
+    """What SGLang's function of this name does when it catches them."""
+    for error in errors:
+        try:
+            raise error
+        except type(error):
+            ending.report_exception()
+
+
+def load_weights(error: Exception) -> None:
+    """Of these SGLang shows the traceback too, and goes on."""
     try:
         raise error
     except type(error):
         ending.report_exception()
 
 
-def test_what_a_process_raised_reaches_the_launcher(engine):
+def in_a_child(run: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
-        report(ValueError("two\nlines"))
-        report(RuntimeError("Connection closed by peer [127.0.0.1]"))
+        run()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    first, second = engine.known.reports()
-    assert (first.process, first.error, first.blames_peer) == (child, "ValueError: two lines", False)
-    assert second.blames_peer
+    return child
+
+
+def test_what_a_process_raised_reaches_the_launcher(engine):
+    errors = [ValueError("two\nlines"), RuntimeError("Connection closed by peer [127.0.0.1]"), EOFError("of a pipe")]
+    child = in_a_child(lambda: run_scheduler_process(*errors))
+    said = [(report.process, report.error, report.blames_peer) for report in engine.known.reports()]
+    assert said == [
+        (child, "ValueError: two lines", False),
+        (child, "RuntimeError: Connection closed by peer [127.0.0.1]", True),
+        (child, "EOFError: of a pipe", True),
+    ]
+
+
+def test_exceptions_that_end_nothing_are_not_reported(engine):
+    in_a_child(lambda: load_weights(KeyError("no such tensor")))
+    assert engine.known.reports() == []
 
 
 def test_a_report_that_was_cut_short_is_passed_over(engine):
-    report(ValueError("whole"))
-    write_reports(engine, b'{"title": "sglang::sched')
+    in_a_child(lambda: run_scheduler_process(ValueError("whole")))
+    write_reports(engine, b'{"type": "Report", "title": "sglang::sched')
     (read,) = engine.known.reports()
     assert read.error == "ValueError: whole"
 
@@ -178,7 +210,7 @@ def end_launcher(run: Callable[[], None], log: Path) -> tuple[int, list[str]]:
     launcher = os.fork()
     if launcher == 0:
         with log.open("w") as sys.stdout:
-            sys.stderr = sys.stdout
+            os.dup2(sys.stdout.fileno(), 2)
             run()
             print("log")
             ending.end_by_name(kill_process_tree, os.getpid())
@@ -194,6 +226,50 @@ def test_the_launcher_exits_with_code_1_and_the_cause_in_its_last_line(tmp_path)
 
     last = "The server ends: scheduler_TP1 (process 11) raised ValueError: no such row"
     assert end_launcher(run, tmp_path / "log") == (1, ["log", "parent too: False", last])
+
+
+def test_a_victim_that_is_faster_than_the_culprit_is_not_blamed(tmp_path):
+    def run() -> None:
+        engine = Engine()
+        write_reports(engine, msgspec.json.encode(VICTIM))
+        # When the launcher is told of the failure, the culprit has not said yet what it raised.
+        threading.Timer(0.2, write_reports, (engine, msgspec.json.encode(CULPRIT))).start()
+
+    last = "The server ends: scheduler_TP1 (process 11) raised ValueError: no such row"
+    assert end_launcher(run, tmp_path / "log") == (1, ["log", "parent too: False", last])
+
+
+def test_a_rank_that_never_had_a_title_is_named_by_what_it_was_to_become(tmp_path):
+    def run() -> None:
+        engine = Engine()
+        killed = subprocess.Popen(["/bin/sleep", "60"])
+        ending.keep_detokenizers(([Process(killed.pid)], []), object, engine.server_args, None)
+        os.kill(killed.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+        print(killed.pid)
+
+    code, [pid, *_, last] = end_launcher(run, tmp_path / "log")
+    assert (code, last) == (1, f"The server ends: sglang::detokenizer (process {pid}) was killed, or crashed")
+
+
+def test_a_rank_that_is_stopped_is_named_also_if_the_others_have_no_patience(tmp_path):
+    def run() -> None:
+        engine = Engine()
+        os.kill(engine.process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, engine.process.pid, os.WSTOPPED)
+        write_reports(engine, msgspec.json.encode(VICTIM))
+        print(engine.process.pid)
+
+    code, [pid, *_, last] = end_launcher(run, tmp_path / "log")
+    assert (code, last) == (1, f"The server ends: sglang::scheduler_TP1 (process {pid}) is stopped (SIGSTOP)")
+
+
+def test_an_engine_that_was_shut_down_has_not_crashed(engine):
+    watched = engine.known
+    ending.end_by_name(lambda *_: engine.end(), os.getpid(), include_parent=False)
+    assert watched.started
+    assert ending.check_ranks(pytest.fail, engine)
+    assert engine.signals == []
 
 
 @pytest.mark.parametrize("culprit", ["first", "second"])
@@ -249,7 +325,7 @@ def test_a_process_that_is_forked_knows_no_engine(engine):
 
 
 def test_what_watches_other_processes_is_left_to_sglang(engine):
-    sidecar = SimpleNamespace(_processes=[SimpleNamespace(pid=1)])
+    sidecar = SimpleNamespace(_processes=[Process(1)])
     engine.kill_rank()
     assert not ending.check_ranks(lambda _: False, sidecar)
 
@@ -270,7 +346,7 @@ def test_a_rank_behind_a_controller_is_watched(engine):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     rank = int(controller.stdout.readline())
-    engine.known.processes = [SimpleNamespace(pid=controller.pid), *engine.known.processes]
+    say(engine.known.path, Started("sglang::scheduler_DP1", rank))
     assert not engine.check()
     os.kill(rank, signal.SIGKILL)
     controller.communicate("")
