@@ -113,7 +113,12 @@ lock: $(STAMPS)/uv-$(UV_VERSION)
 
 system-packages:
 	@missing=; \
-	for needed in $(SYSTEM_PACKAGES); do command -v $${needed%%:*} >/dev/null || missing="$$missing $${needed##*:}"; done; \
+	for needed in $(SYSTEM_PACKAGES); do \
+	    case $$needed in \
+	        *.so.*) $(BIN)/python -c "import ctypes; ctypes.CDLL('$${needed%%:*}')" 2>/dev/null ;; \
+	        *) command -v $${needed%%:*} >/dev/null ;; \
+	    esac || missing="$$missing $${needed##*:}"; \
+	done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; \

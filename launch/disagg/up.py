@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import contextlib
 import importlib.util
 import socket
@@ -23,6 +24,9 @@ from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, WRONG_USAG
 from sglang_ascend_moe.launch.forked_server import start_again_without_threads, threads
 from sglang_ascend_moe.launch.server_process import ServerFailed
 from sglang_ascend_moe.platforms import obstacle
+
+# Libraries of the system that mooncake loads, also where it transfers over TCP: file and Debian package.
+MOONCAKE_LIBRARIES = {"libibverbs.so.1": "libibverbs1", "libnuma.so.1": "libnuma1", "libcurl.so.4": "libcurl4"}
 
 DESCRIPTION = (
     "Start prefill servers, decode servers and a router on this machine, without accelerator. Everything ends with"
@@ -171,4 +175,14 @@ def missing() -> str:
     absent = [name for name in ("mooncake", "sglang_router") if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} is not installed: pip install 'sglang-ascend-moe[disagg]'"
+    return missing_library()
+
+
+def missing_library() -> str:
+    """A library of the system that mooncake, which moves keys and values, lacks; empty if it has all."""
+    for name, package in MOONCAKE_LIBRARIES.items():
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            return f"mooncake needs {name}, which is not installed (Debian: apt-get install {package})"
     return ""

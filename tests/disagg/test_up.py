@@ -40,7 +40,7 @@ def test_an_unknown_flag_is_named_with_what_to_do(capsys: pytest.CaptureFixture[
         cli.main(["up", "--model-path", "m", "--page-size", "16"])
     assert ended.value.code == WRONG_USAGE
     told = capsys.readouterr().err
-    assert "unrecognized arguments: --page-size 16; `ascend-moe disagg up --help`" in told
+    assert told.startswith("ascend-moe disagg up: unrecognized arguments: --page-size 16")
     assert "`options` of a role of --file" in told
 
 
@@ -171,3 +171,11 @@ def test_a_forked_server_has_a_log_as_soon_as_it_is_there(tmp_path: Path, monkey
     server.start()
     assert server._process == CHILD_THAT_HAS_NOT_RUN
     assert (tmp_path / "server.log").read_bytes() == b""
+
+
+def test_a_library_that_mooncake_lacks_is_named_with_its_package(monkeypatch):
+    assert up.missing_library() == ""
+    monkeypatch.setitem(up.MOONCAKE_LIBRARIES, "libabsent.so.1", "libabsent1")
+    assert up.missing_library() == (
+        "mooncake needs libabsent.so.1, which is not installed (Debian: apt-get install libabsent1)"
+    )
