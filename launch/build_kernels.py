@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sglang_ascend_moe
+from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.cann import Cann, find_cann, first_file, places
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
+from sglang_ascend_moe.launch.parser import Parser
 
 ARCHITECTURES = {"dav-2201": "Atlas A2 and A3"}
 LEAST_CANN = (9, 1)
@@ -52,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if parsed.check:
         print("everything that a build needs is there")
         return OK
-    with ExitStack() as stack:
+    with interrupts.raised(), ExitStack() as stack:
         build = parsed.build_folder or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="ascend-moe-build-"))
         )
@@ -70,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ascend-moe build-kernels",
         description="Builds the kernels for Ascend devices with CANN, and installs them beside the package.",
         epilog="Exit codes: 0 built, 1 a compiler refused the sources, 3 something that a build needs is not installed."

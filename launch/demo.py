@@ -3,18 +3,19 @@
 Both servers are started as a user would start them, one after the other, and asked the same questions over HTTP.
 """
 
-import argparse
-import signal
+import importlib
 import sys
 import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
+from sglang_ascend_moe import interrupts
+from sglang_ascend_moe.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Comparison, Tolerance, compare
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
 from sglang_ascend_moe.launch.openai_client import OpenAIClient, Reply
+from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.server_process import Progress, ServerFailed, ServerProcess
 from sglang_ascend_moe.launch.tiny_sizes import TinySizes
 from sglang_ascend_moe.platforms import activate
@@ -78,12 +79,23 @@ class ProgressLine:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the demo. Returns 0 if all tokens are equal, 1 if not or if a server fails, 3 if it cannot run here."""
-    parser = argparse.ArgumentParser(prog="ascend-moe demo", description=__doc__.splitlines()[0].split(": ")[1])
+    """Run the demo. Returns 0 if all tokens are equal, 1 if not or if a server fails, 3 if it cannot run here.
+
+    Raises KeyboardInterrupt when it was interrupted and the servers are stopped.
+    """
+    parser = Parser(prog="ascend-moe demo", description=__doc__.splitlines()[0].split(": ")[1])
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="write checkpoint and server logs there and keep them"
     )
     folder = parser.parse_args(arguments).keep
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Whether files can be made there.
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            print(f"ascend-moe demo: --keep {folder}: {error.strerror}; give a folder to write into", file=sys.stderr)
+            return WRONG_USAGE
     if activate() is None:
         print(
             "ascend-moe demo: needs a machine without accelerator, and SGLANG_USE_CPU_ENGINE unset: the host platform"
@@ -91,12 +103,13 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return CANNOT
-    signal.signal(signal.SIGTERM, _end_by_signal)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        return run(folder)
-    with tempfile.TemporaryDirectory(prefix="ascend-moe-demo-") as temporary:
-        return run(Path(temporary))
+    # torch comes with it, whose import should not be interrupted by an exception.
+    importlib.import_module("sglang_ascend_moe.launch.tiny_model")
+    with interrupts.raised():
+        if folder is not None:
+            return run(folder)
+        with tempfile.TemporaryDirectory(prefix="ascend-moe-demo-") as temporary:
+            return run(Path(temporary))
 
 
 def run(folder: Path) -> int:
@@ -115,9 +128,6 @@ def run(folder: Path) -> int:
     except ServerFailed as error:
         print(f"\nascend-moe demo: {error}", file=sys.stderr)
         return CHECK_FAILED
-    except KeyboardInterrupt:
-        print("\nascend-moe demo: interrupted; the servers are stopped", file=sys.stderr)
-        return CHECK_FAILED
     outcomes = [
         compare(want.answer, have.answer, TOLERANCES[DTYPE]) for want, have in zip(expected, found, strict=True)
     ]
@@ -129,7 +139,7 @@ def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path) -> list[R
     """Start one server, ask every question, print the answers, and stop it. Raises ServerFailed."""
     from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer
 
-    flags = ["--device", "cpu", "--dtype", DTYPE, "--max-running-requests", "16", "--max-total-tokens", "4096"]
+    flags = ["--device", "cpu", "--dtype", DTYPE, "--max-running-requests", "16"]
     print(f"[{number}/2] {setup.title}")
     print(f"      python -m sglang.launch_server --model-path {checkpoint.name} {' '.join(setup.flags)}", flush=True)
     line = ProgressLine()
@@ -180,10 +190,6 @@ def verdict(outcomes: list[Comparison], tolerance: Tolerance) -> int:
     equal = sum(outcome.equal_tokens for outcome in outcomes)
     print(f"\nEQUAL: {equal} tokens are stock SGLang's" + (f", {close} close calls" if close else ", every one"))
     return OK
-
-
-def _end_by_signal(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

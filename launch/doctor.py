@@ -14,6 +14,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
+from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.post_mortem import account_of
 from sglang_ascend_moe.launch.sizes import exactly
 
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ascend-moe doctor",
         description=__doc__,
         epilog="Exit codes: 0 well, 1 --ascend-moe would be refused, or the server or folder has nothing to say, 3"

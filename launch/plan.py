@@ -14,6 +14,7 @@ import msgspec
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported, WindowTooSmall
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.moe_config import MoeShape, read_moe_shape
+from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.peer_memory import deepep_bytes, sgl_kernel_npu_bytes, sgl_kernel_npu_documented_bytes
 from sglang_ascend_moe.launch.sizes import exactly, in_units
 from sglang_ascend_moe.moe_blocks import COMPARED_ARCHITECTURES
@@ -221,7 +222,7 @@ def comparison(tokens: int = 128, numbers_of_ranks: Sequence[int] = COMPARED_RAN
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ascend-moe plan", description=__doc__)
+    parser = Parser(prog="ascend-moe plan", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     memory = commands.add_parser(
         "memory",

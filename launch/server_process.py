@@ -193,9 +193,9 @@ def can_be_interrupted() -> None:
     end_with_parent()
 
 
-def end_with_parent() -> None:
-    """The kernel interrupts this process when the one that started it dies."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+def end_with_parent(number: int = signal.SIGINT) -> None:
+    """The kernel sends this process the signal when the one that started it dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def free_port() -> int:

@@ -69,9 +69,7 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     asked = options.options_of(server_args)
     if asked is None:
         return original(server_args)
-    # The processes of the server call this as well.
     if not getattr(server_args, "_resolution_finished", False):
-        command_line.watch_interrupts(server_args)
         with command_line.refusals_end(server_args):
             # Each process reads it for itself; here so that a file that cannot be used is refused before one starts.
             read_secret(asked.secret_file)

@@ -62,6 +62,7 @@ def make_room_for_reports(_engine_class: type, server_args: Any, *_: Any, **__: 
     """Before `Engine._launch_scheduler_processes`: every process learns where to write down what ended it."""
     if options_of(server_args) is None:
         return
+    command_line.watch_interrupts(server_args)
     for engine in [engine for engine in _engines if engine.has_ended()]:
         _engines.remove(engine)
         engine.close()

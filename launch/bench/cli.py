@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.launch.bench import graphs, serving
 from sglang_ascend_moe.launch.bench.cases import (
@@ -28,11 +29,10 @@ from sglang_ascend_moe.launch.bench.cases import (
 from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT, Outcome, run_ranks
 from sglang_ascend_moe.launch.bench.records import Record, cases_of, read_records
 from sglang_ascend_moe.launch.bench.tables import markdown_ratios, markdown_times, text_report
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, INTERRUPTED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.parser import Parser
 
 PLOT_SUFFIXES = (".svg", ".png", ".pdf")
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit code of shells."""
 UNNAMED = Preset("", "decode", (4096,), (64,), ("bf16",), "uniform", 100, 60, 540)
 """What is measured when neither a preset nor flags say otherwise."""
 
@@ -63,11 +63,11 @@ def run_exchange(parsed: argparse.Namespace) -> int:
         return WRONG_USAGE
     if settings.plot is not None and not _can_plot():
         return CANNOT
-    signal.signal(signal.SIGTERM, _end_by_signal)
-    outcome = run_ranks(
-        settings.cases, settings.variants, settings.iterations, settings.case_seconds, settings.total_seconds,
-        settings.json,
-    )  # fmt: skip
+    with interrupts.raised():
+        outcome = run_ranks(
+            settings.cases, settings.variants, settings.iterations, settings.case_seconds, settings.total_seconds,
+            settings.json,
+        )  # fmt: skip
     if outcome.records:
         print(text_report(outcome.records), flush=True)
         if settings.plot is not None and any(record.absent is None for record in outcome.records):
@@ -179,7 +179,7 @@ def _default_variants(cases: list[Case]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ascend-moe bench", description="Measures exchange, graphs and servers.")
+    parser = Parser(prog="ascend-moe bench", description="Measures exchange, graphs and servers.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     exchange = commands.add_parser(
         "exchange",
@@ -222,10 +222,6 @@ def _parser() -> argparse.ArgumentParser:
     page.set_defaults(run=run_page)
     page.add_argument("page", type=Path, help="with blocks <!-- KIND RECORDS.json --> ... <!-- end -->")
     return parser
-
-
-def _end_by_signal(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _positive(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.bench import graphs_serving
 from sglang_ascend_moe.launch.bench.launcher import run_processes
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
@@ -109,7 +110,7 @@ def measure(steps: int, sizes: TinySizes = PRESET, batches: tuple[int, ...] = BA
     """Starts the ranks and returns their records; None if a rank failed."""
     from sglang_ascend_moe.launch.tiny_model import write_checkpoint
 
-    with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
+    with interrupts.raised(), tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)
         run = GraphsRun(
             checkpoint=str(write_checkpoint(folder / "checkpoint", sizes=sizes)),
@@ -130,7 +131,7 @@ def measure_servers(requests: int, sizes: TinySizes = PRESET) -> list[GraphsReco
     """Asks a server without graphs, then one with them. Raises `ServerFailed`, `ClientFailed`, `OSError`."""
     from sglang_ascend_moe.launch.tiny_model import write_checkpoint
 
-    with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
+    with interrupts.raised(), tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)
         prompts = graphs_serving.random_prompts(requests, PROMPT_TOKENS, sizes.vocab)
         flags = server_flags(str(write_checkpoint(folder / "checkpoint", sizes=sizes)), max(BATCHES))
@@ -156,7 +157,7 @@ def server_flags(checkpoint: str, requests: int) -> list[str]:
     """Of the server that is measured, for at most `requests` per rank."""
     return [
         "--model-path", checkpoint, "--device", "cpu", "--dtype", "bfloat16", "--tp-size", str(RANKS),
-        "--dp-size", str(RANKS), "--enable-dp-attention", "--max-total-tokens", "8192", "--context-length", "1024",
+        "--dp-size", str(RANKS), "--enable-dp-attention", "--context-length", "1024",
         "--max-running-requests", str(requests * RANKS), "--chunked-prefill-size", "1024",
         "--disable-overlap-schedule", "--log-level", "warning", "--ascend-moe",
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.bench.cases import Case, Run
 from sglang_ascend_moe.launch.bench.records import Record, read_records
+from sglang_ascend_moe.launch.server_process import can_be_interrupted, end_with_parent
 
 RANK_MODULE = "sglang_ascend_moe.launch.bench.rank"
 WRONG_RESULT = 4
@@ -89,16 +92,25 @@ def run_processes(commands: list[list[str]]) -> int:
     with ExitStack() as cleanup:
         running = {}
         for command in commands:
-            process = subprocess.Popen(command, env=environment)
-            cleanup.callback(_end, process)
-            descriptor = os.pidfd_open(process.pid)
-            cleanup.callback(os.close, descriptor)
-            running[descriptor] = process
+            with interrupts.held():
+                # A group of its own: Ctrl-C in a terminal is for the command, which ends its ranks.
+                process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_end_with_command
+                )
+                cleanup.callback(_end, process)
+                descriptor = os.pidfd_open(process.pid)
+                cleanup.callback(os.close, descriptor)
+                running[descriptor] = process
         while running and (ended := wait(list(running), timeout=_GRACE_S if exit_code else None)):
             for descriptor in ended:
                 ended_with = running.pop(descriptor).wait()
                 exit_code = exit_code or ended_with
     return exit_code
+
+
+def _end_with_command() -> None:
+    can_be_interrupted()
+    end_with_parent(signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, text_table, write_serving_records
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
@@ -115,7 +116,7 @@ def measure(plan: Plan) -> list[ServingRecord]:
 
     drawn = random.Random(0)
     records = []
-    with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
+    with interrupts.raised(), tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)
         model = plan.model or str(write_checkpoint(folder / "model", sizes=PRESET))
         for number in range(1, plan.rounds + 1):
@@ -128,10 +129,9 @@ def measure(plan: Plan) -> list[ServingRecord]:
 
 
 def _flags(model: str, variant: str, load: Load) -> list[str]:
-    tokens = load.concurrency * (load.input_tokens + load.output_tokens)
     return [
         "--model-path", model, "--device", "cpu", "--max-running-requests", str(load.concurrency),
-        "--max-total-tokens", str(2 * tokens), "--disable-radix-cache", *VARIANTS[variant],
+        "--disable-radix-cache", *VARIANTS[variant],
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord
 
 CLIENT_SECONDS = 900.0
@@ -42,7 +43,7 @@ class _Report(msgspec.Struct):
 
 def drive(url: str, tokenizer: str, load: Load, *, variant: str, round_number: int) -> ServingRecord:
     """Put `load` on the server at `url`. The same round asks every variant the same. Raises `ClientFailed`."""
-    with tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as folder:
+    with interrupts.raised(), tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as folder:
         report = Path(folder, "report.jsonl")
         command = [
             sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang", "--base-url", url,

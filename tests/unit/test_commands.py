@@ -38,20 +38,11 @@ def test_help_of_serve_shows_every_flag(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["m", "--tp-size", "2"], ["--model-path", "m", "--tp-size", "2", "--ascend-moe", "--device", "cpu"]),
-        (["--model-path", "m"], ["--model-path", "m", "--ascend-moe", "--device", "cpu"]),
-        (["m", "--device", "npu"], ["--model-path", "m", "--device", "npu", "--ascend-moe"]),
-        (["m", "--device=cpu", "--ascend-moe"], ["--model-path", "m", "--device=cpu", "--ascend-moe"]),
+        (["m", "--tp-size", "2"], ["--model-path", "m", "--tp-size", "2", "--ascend-moe"]),
+        (["--model-path", "m"], ["--model-path", "m", "--ascend-moe"]),
+        (["m", "--ascend-moe"], ["--model-path", "m", "--ascend-moe"]),
     ],
-    ids=["model in place", "model by flag", "device given", "everything given"],
+    ids=["model in place", "model by flag", "everything given"],
 )
-def test_serve_adds_what_is_missing_for_a_machine_without_accelerator(
-    monkeypatch: pytest.MonkeyPatch, given: list[str], expected: list[str]
-):
-    monkeypatch.setattr(serve, "activate", lambda: "a platform")
+def test_serve_gives_sglang_what_is_missing(given: list[str], expected: list[str]):
     assert serve.server_arguments(given) == expected
-
-
-def test_serve_leaves_the_device_to_sglang_where_there_is_an_accelerator(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(serve, "activate", lambda: None)
-    assert serve.server_arguments(["m"]) == ["--model-path", "m", "--ascend-moe"]
