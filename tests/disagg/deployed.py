@@ -32,7 +32,7 @@ POLL_SECONDS = 0.1
 MAX_RUNNING_REQUESTS = 8
 CHUNK_TOKENS = 256
 # The same for every server, and for the engine whose answers are expected.
-OPTIONS = {"dtype": "bfloat16", "max-total-tokens": 8192, "random-seed": 0}
+OPTIONS = {"dtype": "bfloat16", "random-seed": 0}
 
 # CUTLASS makes one folder for all processes of a user when it is imported.
 USER = "tester"

@@ -29,7 +29,7 @@ def main() -> None:
     text = text_tokens()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder) / "checkpoint")
-        config = stock(checkpoint, "bfloat16", max_total_tokens=1 << 15)
+        config = stock(checkpoint, "bfloat16")
         with ForkServer(Path(folder)) as fork_server, fork_server.start(config) as engine:
             for length in LENGTHS:
                 print(f"    {first_clear_piece(engine, text, length)},", flush=True)

@@ -24,7 +24,6 @@ def stock(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> Engi
             "dtype": dtype,
             "log_level": "info",
             "random_seed": 0,
-            "max_total_tokens": 8192,
             "max_running_requests": MAX_RUNNING_REQUESTS,
             **arguments,
         },

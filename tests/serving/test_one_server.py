@@ -47,7 +47,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(checkpoint: Path, prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     arguments = ["--model-path", str(checkpoint), "--device", "cpu", "--tp-size", str(RANKS), "--ascend-moe"]
-    limits = ["--max-running-requests", "16", "--max-total-tokens", "8192", "--cuda-graph-bs-decode", "4", "16"]
+    limits = ["--max-running-requests", "16", "--cuda-graph-bs-decode", "4", "16"]
     surroundings = Surroundings()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, surroundings.mark)

@@ -39,7 +39,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
 
 @pytest.fixture
 def server_arguments(checkpoint: Path) -> list[str]:
-    limits = ["--max-running-requests", "8", "--max-total-tokens", "4096"]
+    limits = ["--max-running-requests", "8"]
     return ["--model-path", str(checkpoint), "--device", "cpu", "--tp-size", "2", "--ascend-moe", *limits]
 
 

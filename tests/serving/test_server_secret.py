@@ -23,7 +23,7 @@ def secret_file(path: Path, value: bytes) -> str:
 @pytest.fixture
 def server_arguments(checkpoint: Path, tmp_path: Path) -> list[str]:
     secret = secret_file(tmp_path / "secret", b"s" * 32)
-    limits = ["--max-running-requests", "8", "--max-total-tokens", "4096"]
+    limits = ["--max-running-requests", "8"]
     server = ["--model-path", str(checkpoint), "--device", "cpu", "--tp-size", "2", "--ascend-moe", *limits]
     return [*server, "--ascend-moe-secret-file", secret]
 
