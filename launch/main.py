@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"sglang-ascend-moe {version('sglang-ascend-moe')}")
             return OK
         case [name, *_]:
-            from sglang_ascend_moe.launch.parser import did_you_mean
+            from sglang_ascend_moe.suggestions import did_you_mean
 
             said = f"there is no command {name!r}{did_you_mean(name, list(COMMANDS))}"
         case _:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sglang_ascend_moe.exit_codes import WRONG_USAGE
+from sglang_ascend_moe.suggestions import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,9 +39,3 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction) and words and words[0] in action.choices:
                 return action.choices[words[0]]
         return self
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean ...?)`, empty if nothing of what is known is like the word."""
-    like = difflib.get_close_matches(word.partition("=")[0], list(known), n=1)
-    return f" (did you mean {like[0]}?)" if like else ""

@@ -1,25 +1,38 @@
 """`ascend-moe serve`: SGLang's server, with `--ascend-moe` given."""
 
 import argparse
+import sys
 
 from sglang_ascend_moe import options
-from sglang_ascend_moe.exit_codes import OK
+from sglang_ascend_moe.declared_flags import package_folder
+from sglang_ascend_moe.errors import AscendMoeError, Unsupported
+from sglang_ascend_moe.exit_codes import CANNOT, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.preflight import check_server
 
 DESCRIPTION = "SGLang's server, its MoE layers exchanging tokens through sglang-ascend-moe."
 EPILOG = "Every flag of `sglang serve` works as well; `python -m sglang.launch_server --help` lists all of them."
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until the server is stopped.
+    """Serve until the server is stopped. Returns 2 for what is wrong before anything is imported, 3 without SGLang.
 
     Raises SystemExit: 2 if SGLang or we refuse the flags, 3 if this machine cannot serve.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         help_parser().print_help()
         return OK
+    words = server_arguments(arguments)
+    try:
+        package_folder()
+    except Unsupported as error:
+        return _refused(error, CANNOT)
+    try:
+        check_server(words, "MODEL" if words[1:2] == arguments[:1] else None)
+    except AscendMoeError as error:
+        return _refused(error, WRONG_USAGE)
     from sglang_ascend_moe.launch.sglang_server import serve
 
-    return serve(server_arguments(arguments))
+    return serve(words)
 
 
 def help_parser() -> argparse.ArgumentParser:
@@ -39,3 +52,8 @@ def server_arguments(arguments: list[str]) -> list[str]:
     if options.ASK_FLAG not in given:
         given.append(options.ASK_FLAG)
     return given
+
+
+def _refused(error: AscendMoeError, code: int) -> int:
+    print(f"ascend-moe serve: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

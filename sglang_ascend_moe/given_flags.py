@@ -1,83 +1,25 @@
-"""What a command line gives SGLang, as far as refusals depend on it, read without SGLang: its import takes seconds.
-
-Only the settings of the table below are read; SGLang knows some five hundred more.
-"""
+"""A command line of SGLang's server, read as its own parser reads it, without importing SGLang, which takes seconds."""
 
 import argparse
+import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, NamedTuple, NoReturn
 
 from sglang_ascend_moe import options
+from sglang_ascend_moe.declared_flags import add_to, declared_flags, package_folder
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.suggestions import did_you_mean
 
-
-class Setting(NamedTuple):
-    """A field of SGLang's server arguments: its default, the type of its value, and its flags where they are not just
-    its name. A setting of type bool takes no value on the command line, one of type list any number."""
-
-    default: Any
-    type: type = str
-    aliases: tuple[str, ...] = ()
-
-
-_OFF = Setting(default=False, type=bool)
-_NOT_GIVEN = Setting(default=None)
-_ONE = Setting(default=1, type=int)
-_AUTO = Setting(default="auto")
-
-SETTINGS: Mapping[str, Setting] = {
-    "attn_cp_size": Setting(1, int, ("--attention-context-parallel-size",)),
-    "cpu_offload_gb": Setting(0, int),
-    "dcp_size": Setting(1, int, ("--decode-context-parallel-size",)),
-    "deepep_config": _NOT_GIVEN,
-    "deepep_dispatcher_output_dtype": _AUTO,
-    "deepep_mode": _AUTO,
-    "device": _NOT_GIVEN,
-    "disable_attn_tp_gather": _OFF,
-    "disaggregation_mode": Setting("null"),
-    "dllm_algorithm": _NOT_GIVEN,
-    "dwdp_size": _ONE,
-    "elastic_ep_backend": _NOT_GIVEN,
-    "enable_elastic_expert_backup": _OFF,
-    "enable_fused_moe_sum_all_reduce": _OFF,
-    "enable_lora": Setting(None, bool),
-    "enable_mixed_chunk": _OFF,
-    "enable_paged_experts": _OFF,
-    "enable_pdmux": _OFF,
-    "enable_prefill_cp": _OFF,
-    "enable_single_batch_overlap": _OFF,
-    "enable_torch_compile": _OFF,
-    "enable_two_batch_overlap": _OFF,
-    "enable_waterfill": _OFF,
-    "encoder_only": _OFF,
-    "enforce_shared_experts_fusion": _OFF,
-    "ep_dispatch_algorithm": _NOT_GIVEN,
-    "ep_num_redundant_experts": Setting(0, int),
-    "ep_size": Setting(1, int, ("--expert-parallel-size", "--ep")),
-    "eplb_min_rebalancing_utilization_threshold": Setting(1.0, float),
-    "fuseep_mode": Setting(2, int),
-    "grpc_mode": _OFF,
-    "kt_weight_path": _NOT_GIVEN,
-    "lora_paths": Setting(None, list),
-    "model_path": Setting(None, str, ("--model",)),
-    "modelopt_quant": _NOT_GIVEN,
-    "moe_a2a_backend": Setting("none"),
-    "moe_dp_size": Setting(1, int, ("--moe-data-parallel-size",)),
-    "moe_runner_backend": _AUTO,
-    "nnodes": _ONE,
-    "offload_group_size": Setting(-1, int),
-    "pp_size": Setting(1, int, ("--pipeline-parallel-size",)),
-    "quantization": _NOT_GIVEN,
-    "sleep_on_idle": _OFF,
-    "smg_grpc_mode": _OFF,
-    "speculative_algorithm": _NOT_GIVEN,
-    "ssl_certfile": _NOT_GIVEN,
-    "tokenizer_worker_num": _ONE,
-    "tp_size": Setting(1, int, ("--tensor-parallel-size",)),
-    "use_ray": _OFF,
-}
+TESTED = {"sglang": "0.5.23", "smg-grpc-servicer": "0.14.1"}
+"""Versions of what adds flags, of which a test has compared every flag with SGLang's parser; this package besides."""
+FLAGS_OF_PLUGINS = ("--servicer-impl", "--metrics-host", "--metrics-port")
+"""What smg-grpc-servicer adds, a plugin on which SGLang depends; each takes a value."""
+CONFIG_FLAG = "--config"
+_MOST_LISTED = 5
 
 
 class Given(NamedTuple):
@@ -91,35 +33,95 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # Of several spellings of a flag the first.
         said = re.sub(r"^argument ([^/:]+)[^:]*", r"\1", message)
+        told, could_match, flags = said.partition(" could match ")
+        if could_match:
+            listed = flags.split(", ")
+            more = ", ..." if len(listed) > _MOST_LISTED else ""
+            said = f"{told} could match {', '.join(listed[:_MOST_LISTED])}{more}"
         raise InvalidInput(f"{said}; SGLang's --help says what it takes")
 
 
+@cache
+def known_flags() -> frozenset[str]:
+    """Every flag of the server, written out, those of this package among them. Raises as `declared_flags`."""
+    return frozenset(flag for action in _parser()._actions for flag in action.option_strings)
+
+
 def flags_of(name: str) -> tuple[str, ...]:
-    """The flags that set a setting of the table."""
-    return (f"--{name.replace('_', '-')}", *SETTINGS[name].aliases)
+    """The flags that set a setting of SGLang."""
+    return next((flag.flags for flag in declared_flags() if flag.name == name), ())
 
 
 def spellings(flag: str) -> tuple[str, ...]:
-    """The flags that set what `flag` sets; only itself if it is not in the table."""
-    return next((flags for flags in map(flags_of, SETTINGS) if flag in flags), (flag,))
+    """The flags that set what `flag` sets; only itself if SGLang does not know it."""
+    return next((known.flags for known in declared_flags() if flag in known.flags), (flag,))
 
 
 def read(words: Sequence[str]) -> Given:
-    """Reads the flags of `python -m sglang.launch_server`; those that are not in the table are passed over.
+    """Reads the flags of `python -m sglang.launch_server`; words that it does not know are passed over.
 
-    Raises `InvalidInput` for a value that is none, and as `options.from_namespace`.
+    Raises `InvalidInput` for a value that is none, for a file of `--config` that cannot be used, and as
+    `options.from_namespace`; `Unsupported` as `declared_flags`.
     """
-    parsed, _ = _parser().parse_known_args(list(words))
+    given, _ = _read(words)
+    return given
+
+
+def read_strictly(words: Sequence[str]) -> Given:
+    """As `read`. Raises `InvalidInput` also for words that the installed SGLang does not know, if that is sure."""
+    given, unknown = _read(words)
+    if unknown and is_tested():
+        raise InvalidInput(
+            f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0], known_flags())}; SGLang's --help"
+            " lists all"
+        )
+    return given
+
+
+def is_tested() -> bool:
+    """Whether SGLang has the flags that are read here, and no other plugin that may add some."""
+    plugins = [plugin.dist for plugin in entry_points(group="sglang.srt.plugins") if plugin.dist is not None]
+    installed = {plugin.name: plugin.version for plugin in plugins if plugin.name != "sglang-ascend-moe"}
+    try:
+        installed["sglang"] = version("sglang")
+    except PackageNotFoundError:
+        return False
+    return installed.items() <= TESTED.items()
+
+
+def _read(words: Sequence[str]) -> tuple[Given, list[str]]:
+    parser = _parser()
+    parsed, unknown = parser.parse_known_args(_with_file(parser, list(words)))
     asked = options.from_namespace(parsed)
-    return Given(argparse.Namespace(**{name: getattr(parsed, name) for name in SETTINGS}), asked)
+    return Given(parsed, asked), unknown
 
 
+@cache
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(add_help=False)
-    for name, setting in SETTINGS.items():
-        kinds: dict[type, dict[str, Any]] = {bool: {"action": "store_true"}, list: {"nargs": "*"}}
-        parser.add_argument(
-            *flags_of(name), dest=name, default=setting.default, **kinds.get(setting.type, {"type": setting.type})
-        )
+    add_to(parser)
+    for flag in FLAGS_OF_PLUGINS:
+        parser.add_argument(flag)
     options.add_flags(parser)
     return parser
+
+
+def _with_file(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """With the words that a file of `--config` stands for, put together by SGLang's own code, which needs no more."""
+    if CONFIG_FLAG not in words:
+        return words
+    import yaml
+
+    path = package_folder() / "srt/utils/server_args_config_parser.py"
+    spec = importlib.util.spec_from_file_location("sglang_config_file", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        return words
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # It logs what it raises.
+    module.logger.disabled = True
+    try:
+        return list(module.ConfigArgumentMerger(parser).merge_config_with_args(words))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        given = words[words.index(CONFIG_FLAG) :][:2]
+        raise InvalidInput(f"{' '.join(given)}: {' '.join(str(error).split())}") from error

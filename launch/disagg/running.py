@@ -28,7 +28,7 @@ from sglang_ascend_moe.launch.server_process import (
     stage,
 )
 from sglang_ascend_moe.machine import read_limits
-from sglang_ascend_moe.memory_share import memory_left
+from sglang_ascend_moe.memory_share import MemoryLeft, memory_left, share_of_ranks
 from sglang_ascend_moe.options import FLAGS
 from sglang_ascend_moe.pairing import ask_instance
 from sglang_ascend_moe.reservations import outstanding
@@ -76,7 +76,6 @@ class RunningDeployment:
         self._logs = logs
         self._tell = tell
         self._members: list[Member] = []
-        self._memory_per_rank = 0
 
     def __enter__(self) -> Self:
         return self
@@ -95,10 +94,10 @@ class RunningDeployment:
 
         They are forked from this process, which has to have imported SGLang: see `import_told`.
         """
-        self._memory_per_rank = memory_per_rank(self._deployment)
+        left = memory_left(read_limits(), outstanding())
         for role, settings in self._deployment.roles.items():
             for number in range(settings.instances):
-                self._start_instance(role, number)
+                self._start_instance(role, number, left)
         self._wait_until_ready(timeout)
         self._compare_instances()
 
@@ -113,6 +112,8 @@ class RunningDeployment:
         self._wait_until_ready(timeout)
         self._wait_for_token(timeout)
         urls = {role: [m.process.url for m in self.instances if m.role == role] for role in self._deployment.roles}
+        # Before it is told: whoever reads it may interrupt at once.
+        interrupts.serve_from_now_on()
         self._tell(Serving(url=process.url, **urls))
 
     def router_arguments(self) -> list[str]:
@@ -145,13 +146,14 @@ class RunningDeployment:
         for event in stopped:
             self._tell(event)
 
-    def _start_instance(self, role: RoleName, number: int) -> None:
+    def _start_instance(self, role: RoleName, number: int, left: MemoryLeft) -> None:
         name = f"{role}-{number}"
         bootstrap_port = free_port()
         flags = server_flags(self._deployment, role, "host", Place(bootstrap_port))
         settings = self._deployment.roles[role]
         if _HOST_MEMORY not in settings.options:
-            flags += [f"--{_HOST_MEMORY}", str(max(1, settings.tp_size * self._memory_per_rank))]
+            share = share_of_ranks(left, settings.tp_size, self._deployment.ranks)
+            flags += [f"--{_HOST_MEMORY}", str(share)]
         self._begin(Member(name, role, ForkedServer(flags, self._logs / f"{name}.log"), bootstrap_port))
 
     def _compare_instances(self) -> None:
@@ -226,12 +228,6 @@ class RunningDeployment:
             if cannot_listen(member.process.log):
                 raise MemberFailed(f"another program has taken its port {member.process.port}; start again", member)
             raise MemberFailed(f"the server {cause(code)}", member)
-
-
-def memory_per_rank(deployment: Deployment) -> int:
-    """Bytes of this machine that each rank of the deployment may take: all get the same part of what is left."""
-    ranks = sum(role.instances * role.tp_size for role in deployment.roles.values())
-    return memory_left(read_limits(), outstanding()).usable // ranks
 
 
 def cause(code: int) -> str:

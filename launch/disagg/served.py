@@ -6,17 +6,19 @@ that are rendered; here they are said with the deployment's keys in place of fla
 
 from __future__ import annotations
 
-import difflib
 import re
 
 from sglang_ascend_moe import given_flags, refusals
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
+from sglang_ascend_moe.given_flags import known_flags
 from sglang_ascend_moe.launch.disagg.ascend import window_plan
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.server_flags import Place, key_of, server_flags
-from sglang_ascend_moe.launch.known_flags import known_flags
 from sglang_ascend_moe.launch.moe_config import MoeShape
+from sglang_ascend_moe.launch.preflight import check_flags, check_model
+from sglang_ascend_moe.launch.serve_request import request_of
 from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.suggestions import did_you_mean
 
 
 def require_served(deployment: Deployment, shape: MoeShape, source: str) -> None:
@@ -33,13 +35,29 @@ def require_served(deployment: Deployment, shape: MoeShape, source: str) -> None
             raise Unsupported(f"{source} cannot be served: {_with_keys(deployment, name, str(refusal))}") from refusal
 
 
+def require_served_here(deployment: Deployment, source: str, model_flag: str) -> None:
+    """Raise `InvalidInput` or `Unsupported`, naming what to change, if a server would refuse to start on this machine.
+
+    source: the file, with whose keys flags are named; empty if there is none. Nothing is downloaded.
+    """
+    for name, role in deployment.roles.items():
+        for option in role.options:
+            _require_option(f"{source}: {name}.options.{option}", f"--{option}")
+        try:
+            request = request_of(check_flags(server_flags(deployment, name, "host", Place(0))))
+            check_model(request, model_flag, offline="`up` downloads nothing")
+        except AscendMoeError as refusal:
+            said = f"{source}: {_with_keys(deployment, name, str(refusal))}" if source else str(refusal)
+            raise type(refusal)(said) from refusal
+
+
 def _require_option(key: str, flag: str) -> None:
     if flag == "--config":
-        raise InvalidInput(f"{key}: `render` cannot see what that file sets; set it in options")
+        raise InvalidInput(f"{key}: what that file sets is not seen here; set it in options")
     if flag not in known_flags():
-        like = difflib.get_close_matches(flag, sorted(known_flags()), n=1)
-        meant = f"; did you mean {like[0]}?" if like else ""
-        raise InvalidInput(f"{key}: the SGLang that is installed here has no flag {flag}{meant}")
+        raise InvalidInput(
+            f"{key}: the SGLang that is installed here has no flag {flag}{did_you_mean(flag, known_flags())}"
+        )
 
 
 def _require_role(deployment: Deployment, name: RoleName, shape: MoeShape) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import contextlib
+import ctypes
 import importlib.util
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 import msgspec
 
 from sglang_ascend_moe import interrupts
-from sglang_ascend_moe.control.secret import read_secret
-from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.launch.disagg.deployment import Deployment, Router, deployment_of, read_deployment
+from sglang_ascend_moe.errors import AscendMoeError, InvalidInput
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, deployment_of, read_deployment
 from sglang_ascend_moe.launch.disagg.events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment, import_told
+from sglang_ascend_moe.launch.disagg.served import require_served_here
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, WRONG_USAGE
 from sglang_ascend_moe.launch.forked_server import start_again_without_threads, threads
+from sglang_ascend_moe.launch.preflight import Address, check_address
 from sglang_ascend_moe.launch.server_process import ServerFailed
 from sglang_ascend_moe.platforms import obstacle
 
@@ -57,19 +57,17 @@ def add_parser(commands: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     try:
         return _run(parsed)
-    except InvalidInput as error:
-        print(f"ascend-moe disagg up: {error}", file=sys.stderr)
+    except AscendMoeError as error:
+        print(f"ascend-moe disagg up: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG_USAGE
 
 
 def _run(parsed: argparse.Namespace) -> int:
     deployment = deployment_asked(parsed)
+    check(deployment, parsed)
     if problem := missing():
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
-    require_model(deployment.model_path)
-    read_secret(deployment.secret_file)
-    require_free(deployment.router)
     if threads() > 1 and not parsed.without_threads:
         start_again_without_threads([*parsed.command_line, "--without-threads"])
     logs = folder_of_logs(parsed.logs)
@@ -92,13 +90,25 @@ def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller
         try:
             running.start_instances(ready_timeout)
             running.start_router(ready_timeout)
-            interrupts.serve_from_now_on()
             running.watch()
         except MemberFailed as failure:
             interrupts.ignore()
             tell(failure.event)
             raise
     return CHECK_FAILED
+
+
+def check(deployment: Deployment, parsed: argparse.Namespace) -> None:
+    """Raise `InvalidInput` or `Unsupported`, naming what to change, for what can be known before SGLang is imported."""
+    source = f"--file {parsed.file}" if parsed.file else ""
+    model_flag = "model_path" if source and parsed.model_path is None else "--model-path"
+    require_served_here(deployment, source, model_flag)
+    router = deployment.router
+    host_flag, port_flag = (
+        f"--{key}" if getattr(parsed, key) is not None or not source else f"{source}: router.{key}"
+        for key in ("host", "port")
+    )
+    check_address(Address(host_flag, router.host, port_flag, router.port))
 
 
 def deployment_asked(parsed: argparse.Namespace) -> Deployment:
@@ -127,34 +137,6 @@ def deployment_asked(parsed: argparse.Namespace) -> Deployment:
         if role.nodes > 1:
             raise InvalidInput(f"{key}.nodes {role.nodes}: `up` serves on one machine; `render` is for several")
     return deployment
-
-
-def require_model(path: str) -> None:
-    """Raise `InvalidInput` if `path` is neither the folder of a model nor a name in the cache of the hub."""
-    if (Path(path) / "config.json").is_file():
-        return
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    with contextlib.suppress(HFValidationError):
-        if isinstance(try_to_load_from_cache(path, "config.json"), str):
-            return
-    raise InvalidInput(
-        f"--model-path {path} (model_path): no folder with a config.json, and no model that the hub's cache holds;"
-        " `up` downloads nothing"
-    )
-
-
-def require_free(router: Router) -> None:
-    """Raise `InvalidInput` if the router could not listen at its address."""
-    family = socket.AF_INET6 if ":" in router.host else socket.AF_INET
-    try:
-        socket.create_server((router.host, router.port), family=family).close()
-    except OSError as error:
-        raise InvalidInput(
-            f"--port {router.port} (router.port): nothing can listen at {router.host}:{router.port}: {error.strerror};"
-            " give another, or 0 for a free one"
-        ) from error
 
 
 def folder_of_logs(asked: Path | None) -> Path:

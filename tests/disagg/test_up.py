@@ -51,22 +51,53 @@ def test_several_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "decode.nodes 2" in capsys.readouterr().err
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(up.importlib.util, "find_spec", lambda name: None if name == "sglang_router" else object())
-    assert cli.main(["up", "--model-path", "m"]) == CANNOT
+def test_what_is_not_installed_is_named(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    find = up.importlib.util.find_spec
+    monkeypatch.setattr(up.importlib.util, "find_spec", lambda name: None if name == "sglang_router" else find(name))
+    assert cli.main(["up", "--model-path", model, "--port", "0"]) == CANNOT
     assert "sglang_router is not installed: pip install 'sglang-ascend-moe[disagg]'" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_named_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    for model in (str(tmp_path), str(tmp_path / "absent"), "nobody/no-model", "a/b/c"):
+    for model, said in (
+        (str(tmp_path), "the folder holds no config.json"),
+        (str(tmp_path / "absent"), "there is no such folder"),
+        ("nobody/no-model", "there is no such folder, and the cache of the hub holds no such model; `up` downloads"),
+        ("a/b/c", "there is no such folder"),
+    ):
         assert cli.main(["up", "--model-path", model, "--port", "0"]) == WRONG_USAGE
-        assert f"--model-path {model} (model_path): no folder with a config.json" in capsys.readouterr().err
+        assert f"ascend-moe disagg up: --model-path {model}: {said}" in capsys.readouterr().err
+        file = tmp_path / "deployment.toml"
+        file.write_text(f'model_path = "{model}"')
+        assert cli.main(["up", "--file", str(file), "--port", "0"]) == WRONG_USAGE
+        assert f"--file {file}: model_path {model}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("prefill.options.page-sizee = 2", "prefill.options.page-sizee: the SGLang that is installed here has no flag"),
+        ("prefill.tp_size = 3", "prefill.tp_size 3: 8 experts cannot be divided"),
+        ("decode.options.quantization = 'fp8'", "decode.options.quantization fp8 does not work with --ascend-moe"),
+        ("decode.options.ascend-moe-quant = 'int4'", "decode.options.ascend-moe-quant 'int4': choose one of"),
+        ("router.host = '192.0.2.1'", "router.host 192.0.2.1: no address of this machine"),
+    ],
+)
+def test_what_servers_would_refuse_is_named_by_its_key(
+    model: str, tmp_path: Path, keys: str, said: str, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "deployment.toml"
+    file.write_text(f'model_path = "{model}"\n{keys}')
+    assert cli.main(["up", "--file", str(file)]) == WRONG_USAGE
+    assert capsys.readouterr().err.startswith(f"ascend-moe disagg up: --file {file}: {said}")
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     """A folder that passes for a model's."""
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"num_experts": 8, "hidden_size": 64}')
     return str(tmp_path)
 
 
@@ -74,7 +105,7 @@ def test_a_port_in_use_is_named_before_anything_starts(model: str, capsys: pytes
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert cli.main(["up", "--model-path", model, "--port", str(port)]) == WRONG_USAGE
-    assert f"--port {port} (router.port): nothing can listen at 127.0.0.1:{port}" in capsys.readouterr().err
+    assert f"--port {port}: another program listens at 127.0.0.1:{port}; give another" in capsys.readouterr().err
 
 
 def test_a_folder_of_logs_that_cannot_be_made_is_named(model: str, capsys: pytest.CaptureFixture[str]):

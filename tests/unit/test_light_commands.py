@@ -13,8 +13,10 @@ from sglang_ascend_moe.exit_codes import OK, WRONG_USAGE
 HEAVY = ("torch", "sglang", "numpy", "transformers", "matplotlib", "safetensors")
 CPU_SECONDS = 0.5
 TRIES = 3
-HELP = ("serve", "demo", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "bench", "bench exchange",
-        "bench graphs", "bench serving", "bench report", "bench page", "build-kernels", "plan", "plan memory")  # fmt: skip
+HELP = (
+    "serve", "demo", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "bench", "bench exchange",
+    "bench graphs", "bench serving", "bench report", "bench page", "build-kernels", "plan", "plan memory",
+)  # fmt: skip
 MISTAKES = {
     "no command": "",
     "a command that is none": "sreve",
@@ -92,7 +94,7 @@ def test_a_mistake_is_one_line_and_loads_nothing_heavy(words: str, tmp_path: Pat
     [("sreve", "serve"), ("doctor --hoks", "--hooks"), ("bench exchange --token 5 --toppk 3", "--topk")],
 )
 def test_what_was_probably_meant_is_said(words: str, meant: str, tmp_path: Path):
-    assert f"(did you mean {meant}?)" in outcome_of(words, tmp_path).stderr
+    assert f"; did you mean {meant}?" in outcome_of(words, tmp_path).stderr
 
 
 def test_importing_the_package_loads_nothing_heavy_until_the_exchange_is_asked_for(tmp_path: Path):

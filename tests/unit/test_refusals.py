@@ -4,7 +4,6 @@ arguments and for a command line that was read without SGLang alike."""
 from __future__ import annotations
 
 import argparse
-import itertools
 import shlex
 from typing import Any
 
@@ -106,36 +105,6 @@ def test_every_conflict_is_found_on_a_command_line_as_in_server_arguments(parser
 @pytest.mark.parametrize("settings", FINE, ids=lambda settings: ",".join(settings))
 def test_no_conflict_is_seen_on_a_command_line_where_there_is_none(settings: dict[str, object]):
     assert outcome(*given_flags.read(["--ascend-moe", *as_words(settings)])) == ""
-
-
-def test_the_settings_of_the_table_are_those_of_sglang(parser):
-    """Default, type and flags of each; the model has no default."""
-    from sglang.srt.server_args import ServerArgs
-
-    stock = ServerArgs(model_path=None)
-    types = {0: bool, "*": list}
-    theirs = {
-        action.dest: (getattr(stock, action.dest), types.get(action.nargs, action.type), set(action.option_strings))
-        for action in parser._actions
-        if action.dest in given_flags.SETTINGS
-    }
-    assert theirs == {
-        name: (setting.default, setting.type, set(given_flags.flags_of(name)))
-        for name, setting in given_flags.SETTINGS.items()
-    }
-
-
-def test_no_other_flag_is_taken_for_an_abbreviation_of_one_in_the_table(parser):
-    read = set(itertools.chain.from_iterable(map(given_flags.flags_of, given_flags.SETTINGS)))
-    others = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - read
-    assert [(other, flag) for other in others for flag in read if flag.startswith(other)] == []
-
-
-def test_what_is_not_in_the_table_is_passed_over():
-    words = ["--page-size", "3", "--ascend-moe", "--enable-metrics", "--mem-fraction-static", "0.8", "--unheard-of"]
-    given = given_flags.read(words)
-    assert given.options == Options()
-    assert vars(given.settings) == {name: setting.default for name, setting in given_flags.SETTINGS.items()}
 
 
 def test_without_the_package_there_are_no_options():
