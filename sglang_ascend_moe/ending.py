@@ -246,18 +246,32 @@ def warm_up_in_background(original: Callable[..., None], *arguments: Any, **keyw
     threading.Thread(target=original, args=arguments, kwargs=keywords, daemon=True).start()
 
 
+def stop_without_traceback(original: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+    """Around `_setup_and_run_http_server`: a server of a command line that was stopped by Ctrl-C has ended well.
+
+    SGLang's HTTP server heeds the interrupt itself, and raises it again when it has ended.
+    """
+    interrupts.serve_from_now_on()
+    try:
+        original(*arguments, **keywords)
+    except KeyboardInterrupt:
+        if not interrupts.command():
+            raise
+
+
 def root_cause(reports: Sequence[Report], findings: Sequence[Finding]) -> str:
-    """Who failed first, in words: a process that blames nobody, else a rank that is gone or stopped without a report.
+    """Who failed first, in words: a rank that was killed, else a process that raised what blames nobody, else a rank
+    that is gone or stopped without a report.
 
     reports: in the order of their time, for each engine.
     """
-    said = [f"{report.title} (process {report.process}) raised {report.error}" for report in reports]
-    for report, words in zip(reports, said, strict=True):
-        if not report.blames_peer:
-            return words
     reported = {report.process for report in reports}
-    silent = [finding.fault for finding in findings if finding.process not in reported]
-    return [*silent, *said, "a process of it failed; the log says which one"][0]
+    silent = [finding for finding in findings if finding.process not in reported]
+    killed = [finding.fault for finding in silent if finding.killed]
+    said = [f"{report.title} (process {report.process}) raised {report.error}" for report in reports]
+    blaming_nobody = [words for report, words in zip(reports, said, strict=True) if not report.blames_peer]
+    gone = [finding.fault for finding in silent]
+    return [*killed, *blaming_nobody, *gone, *said, "a process of it failed; the log says which one"][0]
 
 
 _SRT = "sglang.srt"
@@ -320,9 +334,9 @@ HOOKS: tuple[Hook, ...] = (
     ),
     launcher_hook(
         f"{_SRT}.entrypoints.http_server._setup_and_run_http_server",
-        Kind.BEFORE,
-        interrupts.serve_from_now_on,
-        "from then on SGLang's HTTP server heeds interrupts, and answers what it has been asked",
+        Kind.AROUND,
+        stop_without_traceback,
+        "SGLang's HTTP server heeds Ctrl-C and answers what it has been asked, but then ends with a traceback",
     ),
     launcher_hook(
         f"{_SRT}.entrypoints.http_server._wait_and_warmup",

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import msgspec
 
+# The place of a process's exit code in /proc/PID/stat, behind its name.
+_EXIT_CODE = 49
 STOPPED_CHECKS = 10
 """Checks, one a second, for which a rank may be stopped (SIGSTOP). Counted, so that a stop of all does not matter."""
 
@@ -37,10 +40,11 @@ class Watched:
 
 
 class Finding(NamedTuple):
-    """A process that has ended or stopped, in words."""
+    """A process that has ended or stopped, in words. killed: by SIGKILL, which no process of an engine sends."""
 
     process: int
     fault: str
+    killed: bool = False
 
 
 class EngineProcesses:
@@ -73,15 +77,16 @@ class EngineProcesses:
     def count_stopped(self) -> None:
         """Once a second: for how long each process has been stopped."""
         for process, watched in self._known().items():
-            watched.checks_stopped = watched.checks_stopped + 1 if _state(process) == "T" else 0
+            watched.checks_stopped = watched.checks_stopped + 1 if _status(process).state == "T" else 0
 
     def findings(self, *, stopped_checks: int = STOPPED_CHECKS) -> list[Finding]:
         """The processes that have ended, or been stopped for `stopped_checks` counts."""
         found = []
         for process, watched in self._known().items():
-            who, state = f"{watched.title} (process {process})", _state(process)
+            who, (state, ended_by) = f"{watched.title} (process {process})", _status(process)
             if state in ("", "Z"):
-                found.append(Finding(process, f"{who} was killed, or crashed"))
+                killed = signal.SIGKILL in (ended_by, self._ended_by(process))
+                found.append(Finding(process, f"{who} was killed, or crashed", killed))
             elif state == "T" and watched.checks_stopped >= stopped_checks:
                 seconds = watched.checks_stopped
                 stopped = f"has been stopped for {seconds} s" if seconds else "is stopped"
@@ -91,6 +96,11 @@ class EngineProcesses:
     def reports(self) -> list[Report]:
         """In the order of their time."""
         return [said for said in self._said() if isinstance(said, Report)]
+
+    def _ended_by(self, process: int) -> int | None:
+        """The signal that ended a process which SGLang has looked after already."""
+        codes = [known.exitcode for known in self.started if known.pid == process]
+        return -codes[0] if codes and codes[0] is not None else None
 
     def _known(self) -> dict[int, Watched]:
         for said in self._said():
@@ -123,10 +133,17 @@ def title_of(process: int) -> str:
         return ""
 
 
-def _state(process: int) -> str:
-    """The state of a process as in `/proc`, empty when it is gone."""
+class _Status(NamedTuple):
+    """Of a process, as in `/proc`: empty when it is gone. ended_by: the signal, if it has ended."""
+
+    state: str
+    ended_by: int = 0
+
+
+def _status(process: int) -> _Status:
     try:
         with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0]
+            fields = file.read().rpartition(")")[2].split()
     except OSError:
-        return ""
+        return _Status("")
+    return _Status(fields[0], int(fields[_EXIT_CODE]) & 0x7F)

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from sglang_ascend_moe.exit_codes import INTERRUPTED, OK
 
@@ -161,7 +160,7 @@ def ignore() -> None:
         _watch.interrupted = True
 
 
-def serve_from_now_on(*_: Any, **__: Any) -> None:
+def serve_from_now_on() -> None:
     """Before SGLang's HTTP server runs, which heeds interrupts itself and raises them again when it has ended."""
     if _watch is not None:
         _watch.raises = _watch.serves = True

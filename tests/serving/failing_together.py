@@ -36,6 +36,8 @@ class Ended(msgspec.Struct, frozen=True):
 class Process:
     """What SGLang keeps of a process that it has started."""
 
+    exitcode = None
+
     def __init__(self, pid: int) -> None:
         self.pid = pid
 

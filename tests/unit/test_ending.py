@@ -14,14 +14,16 @@ import msgspec
 import psutil
 import pytest
 
-from sglang_ascend_moe import ending
+from sglang_ascend_moe import ending, interrupts
 from sglang_ascend_moe.ending import root_cause
 from sglang_ascend_moe.engine_processes import STOPPED_CHECKS, EngineProcesses, Finding, Report, Started, say
 from sglang_ascend_moe.options import Options, attach
 
 CULPRIT = Report("scheduler_TP1", 11, "ValueError: no such row", False)
 VICTIM = Report("scheduler_TP0", 10, "PeerLost: rank 1 failed", True)
-KILLED = Finding(11, "scheduler_TP1 (process 11) was killed, or crashed")
+OTHER_VICTIM = Report("scheduler_TP0", 10, "ValueError: other ranks did not finish", False)
+CRASHED = Finding(11, "scheduler_TP1 (process 11) was killed, or crashed")
+KILLED = CRASHED._replace(killed=True)
 STOPPED = Finding(11, "scheduler_TP1 (process 11) has been stopped for 10 s (SIGSTOP)")
 
 
@@ -31,6 +33,10 @@ STOPPED = Finding(11, "scheduler_TP1 (process 11) has been stopped for 10 s (SIG
         pytest.param([VICTIM, CULPRIT], [], "scheduler_TP1 (process 11) raised ValueError: no such row", id="raised"),
         pytest.param([VICTIM], [KILLED], KILLED.fault, id="killed"),
         pytest.param([VICTIM], [STOPPED], STOPPED.fault, id="stopped"),
+        pytest.param([OTHER_VICTIM], [KILLED], KILLED.fault, id="killed, and a victim that blames nobody"),
+        pytest.param(
+            [OTHER_VICTIM], [CRASHED], "scheduler_TP0 (process 10) raised ValueError", id="a crash"
+        ),
         pytest.param([VICTIM, CULPRIT], [KILLED], "scheduler_TP1 (process 11) raised ValueError", id="raised and gone"),
         pytest.param([VICTIM], [Finding(10, "gone")], "scheduler_TP0 (process 10) raised PeerLost", id="victim alone"),
         pytest.param([], [], "a process of it failed; the log says which one", id="nothing known"),
@@ -46,6 +52,7 @@ class Process:
     def __init__(self, pid: int, is_alive: Callable[[], bool] = lambda: True) -> None:
         self.pid = pid
         self.is_alive = is_alive
+        self.exitcode: int | None = None
 
 
 class Engine:
@@ -178,6 +185,21 @@ def test_a_server_without_ascend_moe_waits_for_the_warm_up():
     assert called == ["arguments"]
 
 
+def stopped() -> None:
+    """As SGLang's HTTP server ends after Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def test_a_server_of_a_command_line_that_was_stopped_has_ended_well():
+    with interrupts.watched("serve"):
+        ending.stop_without_traceback(stopped)
+
+
+def test_whoever_starts_a_server_without_a_command_line_is_interrupted():
+    with pytest.raises(KeyboardInterrupt):
+        ending.stop_without_traceback(stopped)
+
+
 def test_a_server_without_ascend_moe_ends_as_sglang_ends_it():
     ending.make_room_for_reports(object, SimpleNamespace(), None)
     killed = []
@@ -237,6 +259,17 @@ def test_a_victim_that_is_faster_than_the_culprit_is_not_blamed(tmp_path):
 
     last = "The server ends: scheduler_TP1 (process 11) raised ValueError: no such row"
     assert end_launcher(run, tmp_path / "log") == (1, ["log", "parent too: False", last])
+
+
+def test_a_killed_rank_is_named_whatever_the_others_raise(tmp_path):
+    def run() -> None:
+        engine = Engine()
+        engine.kill_rank()
+        write_reports(engine, msgspec.json.encode(OTHER_VICTIM))
+        print(engine.process.pid)
+
+    code, [pid, *_, last] = end_launcher(run, tmp_path / "log")
+    assert (code, last) == (1, f"The server ends: sglang::scheduler_TP1 (process {pid}) was killed, or crashed")
 
 
 def test_a_rank_that_never_had_a_title_is_named_by_what_it_was_to_become(tmp_path):
