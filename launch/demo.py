@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sglang_ascend_moe import interrupts
+from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Comparison, Tolerance, compare
+from sglang_ascend_moe.launch.memory_check import check_memory
 from sglang_ascend_moe.launch.openai_client import OpenAIClient, Reply
 from sglang_ascend_moe.launch.parser import Parser
+from sglang_ascend_moe.launch.preflight import check_flags
+from sglang_ascend_moe.launch.serve_request import request_of
 from sglang_ascend_moe.launch.server_process import Progress, ServerFailed, ServerProcess
 from sglang_ascend_moe.launch.tiny_sizes import TinySizes
 from sglang_ascend_moe.platforms import activate
@@ -123,6 +127,12 @@ def run(folder: Path) -> int:
         f" {DTYPE}. Its text means nothing; only its tokens count.\n"
     )
     try:
+        for setup in (OURS, STOCK):
+            check_memory([request_of(check_flags(server_arguments(setup, checkpoint)))])
+    except Unsupported as error:
+        print(f"ascend-moe demo: {error}", file=sys.stderr)
+        return CANNOT
+    try:
         found = answers_of(OURS, 1, checkpoint, folder / "ours.log")
         expected = answers_of(STOCK, 2, checkpoint, folder / "stock.log")
     except ServerFailed as error:
@@ -135,15 +145,20 @@ def run(folder: Path) -> int:
     return verdict(outcomes, TOLERANCES[DTYPE])
 
 
+def server_arguments(setup: Setup, checkpoint: Path) -> list[str]:
+    """The command line of a server, without its address."""
+    same = ["--device", "cpu", "--dtype", DTYPE, "--max-running-requests", "16"]
+    return ["--model-path", str(checkpoint), *same, *setup.flags]
+
+
 def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path) -> list[Reply]:
     """Start one server, ask every question, print the answers, and stop it. Raises ServerFailed."""
     from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer
 
-    flags = ["--device", "cpu", "--dtype", DTYPE, "--max-running-requests", "16"]
     print(f"[{number}/2] {setup.title}")
     print(f"      python -m sglang.launch_server --model-path {checkpoint.name} {' '.join(setup.flags)}", flush=True)
     line = ProgressLine()
-    with ServerProcess(["--model-path", str(checkpoint), *flags, *setup.flags], log) as server:
+    with ServerProcess(server_arguments(setup, checkpoint), log) as server:
         seconds = server.wait_until_ready(READY_SECONDS, line)
         line.done(f"      ready after {seconds:.0f} s at {server.url}")
         client = OpenAIClient(server.url, checkpoint.name, build_tokenizer(TinySizes().vocab))

@@ -98,7 +98,7 @@ def find_config(model: str, flag: str, revision: str | None = None, *, offline: 
     if path.exists() or "://" in model or os.environ.get("SGLANG_USE_MODELSCOPE", "").lower() in _TRUE_FOR_SGLANG:
         return None
     if not may_be_on_hub(model):
-        raise InvalidInput(f"{typed}: there is no such folder")
+        raise InvalidInput(f"{typed}: there is no such folder; give that of a model")
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(model, "config.json", revision=revision)
@@ -138,15 +138,16 @@ def check_address(address: Address) -> None:
     """Raise `InvalidInput`, naming the flag to change, if nothing can listen there."""
     host, port = address.host, address.port
     if not 0 <= port <= 65535:
-        raise InvalidInput(f"{address.port_flag} {port}: ports go from 0 to 65535")
+        raise InvalidInput(f"{address.port_flag} {port}: must be a port from 0 to 65535")
     try:
         [(family, *_), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         socket.create_server((host, port), family=family).close()
     except socket.gaierror as error:
-        raise InvalidInput(f"{address.host_flag} {host}: no address of this machine: {error.strerror}") from error
+        why = f"must be an address of this machine: {error.strerror}"
+        raise InvalidInput(f"{address.host_flag} {host}: {why}") from error
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
-            raise InvalidInput(f"{address.host_flag} {host}: no address of this machine") from error
+            raise InvalidInput(f"{address.host_flag} {host}: must be an address of this machine") from error
         if error.errno == errno.EADDRINUSE:
             why = f"another program listens at {host}:{port}"
         else:

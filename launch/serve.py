@@ -7,6 +7,7 @@ from sglang_ascend_moe import options
 from sglang_ascend_moe.declared_flags import package_folder
 from sglang_ascend_moe.errors import AscendMoeError, Unsupported
 from sglang_ascend_moe.exit_codes import CANNOT, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.memory_check import check_memory
 from sglang_ascend_moe.launch.preflight import check_server
 
 DESCRIPTION = "SGLang's server, its MoE layers exchanging tokens through sglang-ascend-moe."
@@ -27,9 +28,13 @@ def main(arguments: list[str]) -> int:
     except Unsupported as error:
         return _refused(error, CANNOT)
     try:
-        check_server(words, "MODEL" if words[1:2] == arguments[:1] else None)
+        request = check_server(words, "MODEL" if words[1:2] == arguments[:1] else None)
     except AscendMoeError as error:
         return _refused(error, WRONG_USAGE)
+    try:
+        check_memory([request])
+    except Unsupported as error:
+        return _refused(error, CANNOT)
     from sglang_ascend_moe.launch.sglang_server import serve
 
     return serve(words)

@@ -101,7 +101,7 @@ def _human_readable_int(text: str) -> int:
         return int(text)
     number, unit = match.groups()
     if "." in number and unit.endswith("i"):
-        raise argparse.ArgumentTypeError(f"no fractions with {unit}")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number with {unit}")
     return int(Decimal(number) * _UNITS[unit])
 
 

@@ -120,6 +120,11 @@ def memory_left(limits: MachineLimits, others: Sequence[Outstanding], asked: int
     return MemoryLeft(0 if free is None else free, place, tuple(others), asked)
 
 
+def share_of_ranks(left: MemoryLeft, ranks: int, of: int) -> int:
+    """The part of what is left for `ranks` of `of` ranks that one command starts: all get the same."""
+    return max(1, left.usable * ranks // of)
+
+
 def rank_needs(scheduling: Scheduling, windows: int, graphs: int) -> RankNeeds:
     """`windows`, `graphs`: bytes of one rank for them."""
     return RankNeeds(

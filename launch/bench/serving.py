@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sglang_ascend_moe import interrupts
-from sglang_ascend_moe.errors import AscendMoeError, InvalidInput
+from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, text_table, write_serving_records
-from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.launch.memory_check import check_memory
 from sglang_ascend_moe.launch.preflight import check_flags, check_model, may_be_on_hub
-from sglang_ascend_moe.launch.serve_request import request_of
+from sglang_ascend_moe.launch.serve_request import ServeRequest, request_of
 from sglang_ascend_moe.launch.server_process import Progress, ServerFailed, ServerProcess
 from sglang_ascend_moe.launch.tiny_sizes import TinySizes
 
@@ -78,10 +79,17 @@ def run_serving(parsed: argparse.Namespace) -> int:
     load = Load(parsed.requests, parsed.concurrency, parsed.input_tokens, parsed.output_tokens)
     if parsed.model_path is not None:
         try:
-            check(parsed, load)
+            requests = check(parsed, load)
         except AscendMoeError as error:
             print(f"ascend-moe bench serving: {error}", file=sys.stderr)
             return WRONG_USAGE
+        try:
+            # One after the other.
+            for request in requests:
+                check_memory([request])
+        except Unsupported as error:
+            print(f"ascend-moe bench serving: {error}", file=sys.stderr)
+            return CANNOT
     try:
         if parsed.url is None:
             records = measure(Plan(parsed.against, parsed.rounds, load, parsed.model_path))
@@ -119,15 +127,21 @@ def problem_with(parsed: argparse.Namespace) -> str:
     return ""
 
 
-def check(parsed: argparse.Namespace, load: Load) -> None:
-    """Raise `InvalidInput` or `Unsupported` for a model that is not there, or that a variant cannot serve."""
+def check(parsed: argparse.Namespace, load: Load) -> list[ServeRequest]:
+    """What each variant will be asked to serve, none with `--url`.
+
+    Raises `InvalidInput` or `Unsupported` for a model that is not there, or that a variant cannot serve.
+    """
     if parsed.url is not None:
         if not Path(parsed.model_path).exists() and not may_be_on_hub(parsed.model_path):
-            raise InvalidInput(f"--model-path {parsed.model_path}: there is no such folder")
-        return
+            raise InvalidInput(f"--model-path {parsed.model_path}: there is no such folder; give that of a model")
+        return []
+    requests = []
     for variant in parsed.against:
         request = request_of(check_flags(_flags(parsed.model_path, variant, load)))
         check_model(request, "--model-path", offline="the servers of a benchmark download nothing")
+        requests.append(request)
+    return requests
 
 
 def measure(plan: Plan) -> list[ServingRecord]:

@@ -102,6 +102,11 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return {"prefill": self.prefill, "decode": self.decode}
 
     @property
+    def ranks(self) -> int:
+        """Of all instances together."""
+        return sum(role.instances * role.tp_size for role in self.roles.values())
+
+    @property
     def mixed_sizes(self) -> bool:
         """Whether prefill and decode instances have different numbers of ranks or attention groups."""
         return (self.prefill.tp_size, self.prefill.dp_size) != (self.decode.tp_size, self.decode.dp_size)

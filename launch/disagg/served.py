@@ -16,7 +16,7 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.server_flags import Place, key_of, server_flags
 from sglang_ascend_moe.launch.moe_config import MoeShape
 from sglang_ascend_moe.launch.preflight import check_flags, check_model
-from sglang_ascend_moe.launch.serve_request import request_of
+from sglang_ascend_moe.launch.serve_request import ServeRequest, request_of
 from sglang_ascend_moe.options import Options
 from sglang_ascend_moe.suggestions import did_you_mean
 
@@ -35,11 +35,13 @@ def require_served(deployment: Deployment, shape: MoeShape, source: str) -> None
             raise Unsupported(f"{source} cannot be served: {_with_keys(deployment, name, str(refusal))}") from refusal
 
 
-def require_served_here(deployment: Deployment, source: str, model_flag: str) -> None:
-    """Raise `InvalidInput` or `Unsupported`, naming what to change, if a server would refuse to start on this machine.
+def require_served_here(deployment: Deployment, source: str, model_flag: str) -> list[ServeRequest]:
+    """What every instance will be asked to serve on this machine.
 
-    source: the file, with whose keys flags are named; empty if there is none. Nothing is downloaded.
+    source: the file, with whose keys flags are named; empty if there is none. Nothing is downloaded. Raises
+    `InvalidInput` or `Unsupported`, naming what to change, if one would refuse to start.
     """
+    requests = []
     for name, role in deployment.roles.items():
         for option in role.options:
             _require_option(f"{source}: {name}.options.{option}", f"--{option}")
@@ -49,6 +51,8 @@ def require_served_here(deployment: Deployment, source: str, model_flag: str) ->
         except AscendMoeError as refusal:
             said = f"{source}: {_with_keys(deployment, name, str(refusal))}" if source else str(refusal)
             raise type(refusal)(said) from refusal
+        requests += [request] * role.instances
+    return requests
 
 
 def _require_option(key: str, flag: str) -> None:

@@ -14,14 +14,16 @@ from typing import Any
 import msgspec
 
 from sglang_ascend_moe import interrupts
-from sglang_ascend_moe.errors import AscendMoeError, InvalidInput
+from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, deployment_of, read_deployment
 from sglang_ascend_moe.launch.disagg.events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment, import_told
 from sglang_ascend_moe.launch.disagg.served import require_served_here
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, WRONG_USAGE
 from sglang_ascend_moe.launch.forked_server import start_again_without_threads, threads
+from sglang_ascend_moe.launch.memory_check import check_memory
 from sglang_ascend_moe.launch.preflight import Address, check_address
+from sglang_ascend_moe.launch.serve_request import ServeRequest
 from sglang_ascend_moe.launch.server_process import ServerFailed
 from sglang_ascend_moe.platforms import obstacle
 
@@ -64,8 +66,8 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     deployment = deployment_asked(parsed)
-    check(deployment, parsed)
-    if problem := missing():
+    requests = check(deployment, parsed)
+    if problem := missing() or lack_of_memory(requests):
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
     if threads() > 1 and not parsed.without_threads:
@@ -98,17 +100,21 @@ def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller
     return CHECK_FAILED
 
 
-def check(deployment: Deployment, parsed: argparse.Namespace) -> None:
-    """Raise `InvalidInput` or `Unsupported`, naming what to change, for what can be known before SGLang is imported."""
+def check(deployment: Deployment, parsed: argparse.Namespace) -> list[ServeRequest]:
+    """What every instance will be asked to serve.
+
+    Raises `InvalidInput` or `Unsupported`, naming what to change, for what can be known before SGLang is imported.
+    """
     source = f"--file {parsed.file}" if parsed.file else ""
     model_flag = "model_path" if source and parsed.model_path is None else "--model-path"
-    require_served_here(deployment, source, model_flag)
+    requests = require_served_here(deployment, source, model_flag)
     router = deployment.router
     host_flag, port_flag = (
         f"--{key}" if getattr(parsed, key) is not None or not source else f"{source}: router.{key}"
         for key in ("host", "port")
     )
     check_address(Address(host_flag, router.host, port_flag, router.port))
+    return requests
 
 
 def deployment_asked(parsed: argparse.Namespace) -> Deployment:
@@ -158,6 +164,15 @@ def missing() -> str:
     if absent:
         return f"{' and '.join(absent)} is not installed: pip install 'sglang-ascend-moe[disagg]'"
     return missing_library()
+
+
+def lack_of_memory(requests: list[ServeRequest]) -> str:
+    """Why the instances do not fit into the memory of this machine; empty if they do."""
+    try:
+        check_memory(requests)
+    except Unsupported as refusal:
+        return str(refusal)
+    return ""
 
 
 def missing_library() -> str:

@@ -82,7 +82,7 @@ def test_a_model_that_is_not_there_is_named_before_anything_starts(tmp_path: Pat
         ("prefill.tp_size = 3", "prefill.tp_size 3: 8 experts cannot be divided"),
         ("decode.options.quantization = 'fp8'", "decode.options.quantization fp8 does not work with --ascend-moe"),
         ("decode.options.ascend-moe-quant = 'int4'", "decode.options.ascend-moe-quant 'int4': choose one of"),
-        ("router.host = '192.0.2.1'", "router.host 192.0.2.1: no address of this machine"),
+        ("router.host = '192.0.2.1'", "router.host 192.0.2.1: must be an address of this machine"),
     ],
 )
 def test_what_servers_would_refuse_is_named_by_its_key(

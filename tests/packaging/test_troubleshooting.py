@@ -24,6 +24,7 @@ OTHERS = {
     ("launch/bench/rank.py", "RuntimeError"),
     ("launch/bench/records.py", "ValueError"),
     ("launch/forked_server.py", "TimeoutExpired"),
+    ("launch/disagg/served.py", ""),
     ("launch/tiny_tokenizer.py", "ValueError"),
     ("sglang_ascend_moe/platforms/unnamed_memory.py", "FileNotFoundError"),
     ("sglang_ascend_moe/request_checks.py", "ValueError"),
@@ -31,7 +32,9 @@ OTHERS = {
 ENDS = {"SystemExit"}
 # What a `raise` without words of its own passes on, all of it read elsewhere: see `messages`.
 PASSED_ON = re.compile(
-    r"problem|routed|self\._poison|what|_bad_choice\(.*\)|f.\{FLAGS\[.require_graphs.\]\.flag\}: \{refused\}."
+    r"problem|routed|type\(refusal\)\(said|f.\{nowhere\}; \{problem\}.|f.\{address\.host_flag\} \{host\}: \{why\}."
+    r"|f.\{. .\.join\(given\)\}: \{. .\.join\(str\(error\)\.split\(\)\)\}.|self\._poison|what|_bad_choice\(.*\)"
+    r"|f.\{FLAGS\[.require_graphs.\]\.flag\}: \{refused\}."
     r"|f.\{variant\}: \{.; .\.join\(found\)\}.|refusal\.decode\(\)|(conflict\.)?refusal\(.*\)"
 )
 

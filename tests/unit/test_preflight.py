@@ -61,9 +61,9 @@ def said_of(words: list[str]) -> str:
         ("--pp-size 2", "--pp-size 2 does not work with --ascend-moe"),
         ("--moe-a2a-backend deepep", "--moe-a2a-backend deepep: --ascend-moe is such a backend itself"),
         ("--tp-size 3", "--tp-size 3: 8 experts cannot be divided among so many ranks"),
-        ("--port 70000", "--port 70000: ports go from 0 to 65535"),
-        ("--host 192.0.2.1", "--host 192.0.2.1: no address of this machine"),
-        ("--host no.such.name.invalid", "--host no.such.name.invalid: no address of this machine"),
+        ("--port 70000", "--port 70000: must be a port from 0 to 65535"),
+        ("--host 192.0.2.1", "--host 192.0.2.1: must be an address of this machine"),
+        ("--host no.such.name.invalid", "--host no.such.name.invalid: must be an address of this machine"),
     ],
     ids=lambda value: value[:40] or "nothing",
 )
