@@ -34,9 +34,7 @@ STOPPED = Finding(11, "scheduler_TP1 (process 11) has been stopped for 10 s (SIG
         pytest.param([VICTIM], [KILLED], KILLED.fault, id="killed"),
         pytest.param([VICTIM], [STOPPED], STOPPED.fault, id="stopped"),
         pytest.param([OTHER_VICTIM], [KILLED], KILLED.fault, id="killed, and a victim that blames nobody"),
-        pytest.param(
-            [OTHER_VICTIM], [CRASHED], "scheduler_TP0 (process 10) raised ValueError", id="a crash"
-        ),
+        pytest.param([OTHER_VICTIM], [CRASHED], "scheduler_TP0 (process 10) raised ValueError", id="a crash"),
         pytest.param([VICTIM, CULPRIT], [KILLED], "scheduler_TP1 (process 11) raised ValueError", id="raised and gone"),
         pytest.param([VICTIM], [Finding(10, "gone")], "scheduler_TP0 (process 10) raised PeerLost", id="victim alone"),
         pytest.param([], [], "a process of it failed; the log says which one", id="nothing known"),
