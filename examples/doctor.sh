@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Can --ascend-moe serve on this machine, and if not, what is to be done? The exit code says it to scripts.
+# Can --ascend-moe serve on this machine? The first line says it, with what to do if not; the exit code tells scripts.
 set -uo pipefail
 
 ascend-moe doctor
-case $? in
-    0) echo "--ascend-moe can serve here" ;;
-    1) echo "--ascend-moe would be refused; the remedies are above" >&2; exit 1 ;;
-    *) echo "nothing can be served here; the remedies are above" >&2; exit 3 ;;
+code=$?
+echo
+case $code in
+    0) echo "exit code 0: start a server" ;;
+    1) echo "exit code 1: --ascend-moe would be refused until the above is done" ;;
+    *) echo "exit code $code: nothing can be served here until the above is done" ;;
 esac
+exit $code

@@ -20,12 +20,16 @@ def name(step: Step) -> str:
     return f"{step.page}-{step.file or 'snippet'}" if isinstance(step, Snippet) else step.text
 
 
-RUN = {
-    # A command that hands nothing on is typed once, whatever the page.
-    step.text if not step.files else (step.page, step.text): step
-    for step in reversed(STEPS)
-    if not has_ranks(step) and row_of(step) is not None and row_of(step).way is Way.RUN
-}
+def params() -> list:
+    """A command that hands nothing on is typed once, whatever the page."""
+    found: dict = {}
+    for step in STEPS:
+        row = row_of(step)
+        if not has_ranks(step) and row is not None and row.way is not Way.ELSEWHERE:
+            marks = [pytest.mark.nightly] if row.way is Way.NIGHTLY else []
+            key = (step.page, step.text) if step.files else step.text
+            found.setdefault(key, pytest.param(step, id=name(step), marks=marks))
+    return list(found.values())
 
 
 def test_every_command_has_a_row_in_the_table():
@@ -63,6 +67,6 @@ def test_commands_that_a_sentence_mentions_exist():
     assert mentioned <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("step", [pytest.param(step, id=name(step)) for step in reversed(RUN.values())])
+@pytest.mark.parametrize("step", params())
 def test_a_command_or_snippet_works(reader: Reader, step: Step):
     reader.do(step)
