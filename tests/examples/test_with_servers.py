@@ -1,11 +1,14 @@
-"""The examples that start servers ask them, print the answers, and end well."""
+"""The examples that start servers ask them, print the answers, and end well.
+
+Nightly: the tests of README start the same servers and engine.
+"""
 
 import pytest
 
 from sglang_ascend_moe.launch.server_process import free_port
 from tests.examples.conftest import Run, example
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
 
 def test_engine(run: Run, model: str):

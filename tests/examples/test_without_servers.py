@@ -1,6 +1,11 @@
-"""The examples that start no server say what they promise."""
+"""The examples that start no server say what they promise.
+
+Those whose command the tests of README type as well are nightly.
+"""
 
 from pathlib import Path
+
+import pytest
 
 from tests.examples.conftest import Run, example
 
@@ -22,6 +27,7 @@ def test_plan(run: Run, model: str):
     assert [line.split()[-1] for line in said.splitlines() if ", top 4, rows of " in line] == ["bfloat16", "int8"]
 
 
+@pytest.mark.nightly
 def test_bench(run: Run, tmp_path: Path):
     said = run(example("bench.sh"), "records.json")
     assert "relay-free" in said
@@ -29,6 +35,7 @@ def test_bench(run: Run, tmp_path: Path):
     assert (tmp_path / "records.json").stat().st_size > 0
 
 
+@pytest.mark.nightly
 def test_doctor(run: Run):
     said = run(example("doctor.sh")).splitlines()
     assert said[0].startswith("--ascend-moe works here: backend host")

@@ -33,12 +33,16 @@ ROWS = (
     Row("ascend-moe disagg up --model-path MODEL --tp-size 2", Way.NIGHTLY,
         "four ranks; README's has two, and tests/disagg serves with four"),
     Row("ascend-moe (serve|disagg up|disagg check) .*", Way.RUN, "servers, and what asks them"),
-    Row(r"sglang serve .*|python -m sglang\.launch_server .*", Way.RUN, "servers"),
+    Row(r"python -m sglang\.launch_server .*", Way.NIGHTLY,
+        "`sglang serve` runs the same; tests/serving/test_one_server.py serves with it"),
+    Row("sglang serve .*", Way.RUN, "a server"),
     Row("curl http://127.0.0.1:.*", Way.RUN, "asks a server"),
     Row("ascend-moe doctor --.*", Way.NIGHTLY, "half a minute of imports each; the short suite runs it without flags"),
     Row("ascend-moe (doctor|plan .*)", Way.RUN, "half a minute at most"),
     Row("ascend-moe bench (exchange --preset quick|report)( .*)?", Way.RUN, "half a minute at most"),
     Row(r"python -m sglang_ascend_moe\.launch\.tiny_model .*", Way.RUN, "seconds"),
+    Row("torchrun .* examples/deep_ep_buffer.py", Way.ELSEWHERE, "that test reads what it prints too",
+        "tests/examples/test_without_servers.py"),
     Row("torchrun .*", Way.RUN, "seconds"),
 )  # fmt: skip
 """The first row that matches decides; a command that none matches fails the test."""
