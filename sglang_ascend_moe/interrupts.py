@@ -54,7 +54,9 @@ class _Watch:
 
     def say(self) -> int:
         """Write the line, and return the exit code."""
-        line = f"{self.command}: {'stopped' if self.serves else 'interrupted'}\n"
+        # A terminal shows ^C where it was pressed.
+        begin = "\n" if os.isatty(2) else ""
+        line = f"{begin}{self.command}: {'stopped' if self.serves else 'interrupted'}\n"
         with contextlib.suppress(OSError):
             os.write(2, line.encode())
         return OK if self.serves else INTERRUPTED

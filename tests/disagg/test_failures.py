@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, RequestFailed
-from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
+from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, INTERRUPTED, OK
 from sglang_ascend_moe.launch.server_process import free_port
 from tests.disagg.conftest import Expected
 from tests.disagg.deployed import READY_SECONDS, Deployed, description
@@ -104,7 +104,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(moment: str, checkpoint: Path, p
         deployed.interrupt()
         # People press it again.
         deployed.interrupt()
-        assert deployed.wait_until_ended() == OK
+        assert deployed.wait_until_ended() == INTERRUPTED
         assert deployed.left_behind() == []
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from sglang_ascend_moe.exit_codes import INTERRUPTED
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 
 DEMO = [sys.executable, "-m", "sglang_ascend_moe.launch.main", "demo"]
@@ -30,7 +31,10 @@ def test_the_demo_ends_with_equal_tokens_and_leaves_nothing(surroundings):
 
 @pytest.mark.parametrize(
     ("signal_number", "exit_code"),
-    [pytest.param(signal.SIGINT, 1, id="ctrl-c"), pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed")],
+    [
+        pytest.param(signal.SIGINT, INTERRUPTED, id="ctrl-c"),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed"),
+    ],
 )
 def test_a_demo_that_is_ended_leaves_no_process(surroundings, tmp_path, signal_number, exit_code):
     command = [*DEMO, "--keep", str(tmp_path)]
