@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -27,12 +25,12 @@ from sglang_ascend_moe.launch.bench.cases import (
     problem_with,
 )
 from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT, Outcome, run_ranks
+from sglang_ascend_moe.launch.bench.outputs import can_plot, plot_path, problem_with_file
 from sglang_ascend_moe.launch.bench.records import Record, cases_of, read_records
 from sglang_ascend_moe.launch.bench.tables import markdown_ratios, markdown_times, text_report
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, INTERRUPTED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.parser import Parser
 
-PLOT_SUFFIXES = (".svg", ".png", ".pdf")
 UNNAMED = Preset("", "decode", (4096,), (64,), ("bf16",), "uniform", 100, 60, 540)
 """What is measured when neither a preset nor flags say otherwise."""
 
@@ -61,7 +59,7 @@ def run_exchange(parsed: argparse.Namespace) -> int:
     if isinstance(settings, str):
         print(f"ascend-moe bench exchange: {settings}", file=sys.stderr)
         return WRONG_USAGE
-    if settings.plot is not None and not _can_plot():
+    if settings.plot is not None and not can_plot():
         return CANNOT
     with interrupts.raised():
         outcome = run_ranks(
@@ -104,7 +102,7 @@ def loss_of(outcome: Outcome, settings: Settings) -> str:
 
 def run_report(parsed: argparse.Namespace) -> int:
     """`bench report`."""
-    if parsed.plot is not None and not _can_plot():
+    if parsed.plot is not None and not can_plot():
         return CANNOT
     try:
         records = read_records(parsed.records)
@@ -122,7 +120,7 @@ def run_report(parsed: argparse.Namespace) -> int:
 
 def run_page(parsed: argparse.Namespace) -> int:
     """`bench page`."""
-    if not _can_plot():
+    if not can_plot():
         return CANNOT
     from sglang_ascend_moe.launch.bench.pages import fill_page
 
@@ -164,15 +162,6 @@ def settings_of(parsed: argparse.Namespace) -> Settings | str:
     )
 
 
-def problem_with_file(path: Path) -> str | None:
-    """Why `path` cannot be written, as far as it can be told before."""
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    if not os.access(path.parent, os.W_OK):
-        return f"the folder {path.parent.absolute()} cannot be written"
-    return "is no file that could be replaced" if path.exists() and not path.is_file() else None
-
-
 def _default_variants(cases: list[Case]) -> list[str]:
     quantised = any(case.dtype == "int8" for case in cases)
     return [name for name in DEFAULT_VARIANTS if quantised or name != "quantise-memcpy"]
@@ -208,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     exchange.add_argument("--iters", type=_positive, help="iterations per case at most (100)")
     exchange.add_argument("--seed", type=_natural, default=1, help="of tokens and routing (default 1)")
     exchange.add_argument("--json", type=Path, metavar="PATH", help="write the records there")
-    exchange.add_argument("--plot", type=_plot_path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
+    exchange.add_argument("--plot", type=plot_path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
 
     graphs.add_command(commands)
     serving.add_command(commands)
@@ -216,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=run_report)
     report.add_argument("records", type=Path, help="what --json wrote")
     report.add_argument("--markdown", action="store_true", help="tables in Markdown")
-    report.add_argument("--plot", type=_plot_path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
+    report.add_argument("--plot", type=plot_path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
 
     page = commands.add_parser("page", help="fill the tables of a Markdown page, and draw its pictures")
     page.set_defaults(run=run_page)
@@ -249,23 +238,6 @@ def _choice(names: Sequence[str]) -> Callable[[str], str]:
 
 def _list(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return lambda text: [parse(item) for item in text.split(",")]
-
-
-def _plot_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in PLOT_SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PLOT_SUFFIXES)}")
-    return path
-
-
-def _can_plot() -> bool:
-    if importlib.util.find_spec("matplotlib") is not None:
-        return True
-    print(
-        "ascend-moe bench: --plot and page need matplotlib: pip install 'sglang-ascend-moe[bench]'",
-        file=sys.stderr,
-    )
-    return False
 
 
 def _plot(records: list[Record], path: Path) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.bench import graphs_serving
 from sglang_ascend_moe.launch.bench.launcher import run_processes
+from sglang_ascend_moe.launch.bench.outputs import problem_with_file
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
 from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.server_process import ServerFailed
@@ -91,6 +92,9 @@ def run_graphs(parsed: argparse.Namespace) -> int:
         if getattr(parsed, name) < least:
             print(f"ascend-moe bench graphs: --{name} {getattr(parsed, name)}: at least {least}", file=sys.stderr)
             return WRONG_USAGE
+    if parsed.json is not None and (problem := problem_with_file(parsed.json)):
+        print(f"ascend-moe bench graphs: --json {parsed.json}: {problem}", file=sys.stderr)
+        return WRONG_USAGE
     records = measure(parsed.steps)
     if records is None:
         print("ascend-moe bench graphs: a rank failed; what it printed stands above", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
+from sglang_ascend_moe.launch.bench.outputs import can_plot, plot_path, problem_with_file
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, text_table, write_serving_records
 from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
@@ -68,7 +69,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--model-path", metavar="FOLDER", help="serve this model, or the tokenizer of --url")
     parser.add_argument("--url", help="measure the server or router there, and start none")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the records there")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
+    parser.add_argument("--plot", type=plot_path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
 
 
 def run_serving(parsed: argparse.Namespace) -> int:
@@ -76,6 +77,8 @@ def run_serving(parsed: argparse.Namespace) -> int:
     if problem := problem_with(parsed):
         print(f"ascend-moe bench serving: {problem}", file=sys.stderr)
         return WRONG_USAGE
+    if parsed.plot is not None and not can_plot():
+        return CANNOT
     load = Load(parsed.requests, parsed.concurrency, parsed.input_tokens, parsed.output_tokens)
     if parsed.model_path is not None:
         try:
@@ -122,8 +125,8 @@ def problem_with(parsed: argparse.Namespace) -> str:
     if parsed.url is not None and parsed.model_path is None:
         return "--url: name the folder of the model's tokenizer with --model-path"
     for flag, path in (("--json", parsed.json), ("--plot", parsed.plot)):
-        if path is not None and not path.parent.is_dir():
-            return f"{flag} {path}: there is no folder {path.parent}"
+        if path is not None and (problem := problem_with_file(path)):
+            return f"{flag} {path}: {problem}"
     return ""
 
 

@@ -7,6 +7,7 @@ that are rendered; here they are said with the deployment's keys in place of fla
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from sglang_ascend_moe import given_flags, refusals
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
@@ -17,8 +18,12 @@ from sglang_ascend_moe.launch.disagg.server_flags import Place, key_of, server_f
 from sglang_ascend_moe.launch.moe_config import MoeShape
 from sglang_ascend_moe.launch.preflight import check_flags, check_model
 from sglang_ascend_moe.launch.serve_request import ServeRequest, request_of
-from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.options import FLAGS, Options
 from sglang_ascend_moe.suggestions import did_you_mean
+
+NONE_KEPT: Mapping[str, str] = {}
+FLAGS_OF_UP = {"--tp-size": "--tp-size", "--model-path": "--model-path", FLAGS["secret_file"].flag: "--secret-file"}
+"""Flags of servers that `up` has itself, and what it calls them."""
 
 
 def require_served(deployment: Deployment, shape: MoeShape, source: str) -> None:
@@ -49,7 +54,8 @@ def require_served_here(deployment: Deployment, source: str, model_flag: str) ->
             request = request_of(check_flags(server_flags(deployment, name, "host", Place(0))))
             check_model(request, model_flag, offline="`up` downloads nothing")
         except AscendMoeError as refusal:
-            said = f"{source}: {_with_keys(deployment, name, str(refusal))}" if source else str(refusal)
+            said = _with_keys(deployment, name, str(refusal), kept=NONE_KEPT if source else FLAGS_OF_UP)
+            said = f"{source}: {said}" if source else said
             raise type(refusal)(said) from refusal
         requests += [request] * role.instances
     return requests
@@ -78,10 +84,12 @@ def _require_role(deployment: Deployment, name: RoleName, shape: MoeShape) -> No
     window_plan(deployment, name, shape)
 
 
-def _with_keys(deployment: Deployment, name: RoleName, message: str) -> str:
-    """A refusal with keys of the deployment in place of the flags that they give."""
+def _with_keys(deployment: Deployment, name: RoleName, message: str, kept: Mapping[str, str] = NONE_KEPT) -> str:
+    """A refusal with keys of the deployment in place of the flags that they give, or flags in place of some of them."""
 
     def key(flag: re.Match[str]) -> str:
+        if flag[0] in kept:
+            return kept[flag[0]]
         found = key_of(deployment, name, flag[0]) if flag[0] in known_flags() else None
         return found or flag[0]
 

@@ -44,6 +44,17 @@ def test_an_unknown_flag_is_named_with_what_to_do(capsys: pytest.CaptureFixture[
     assert "`options` of a role of --file" in told
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("--tp-size 3", "--tp-size 3: 8 experts cannot"), ("--secret-file no/such", "--secret-file 'no/such' cannot be")],
+)
+def test_what_servers_would_refuse_is_named_by_the_flag_that_was_typed(
+    model: str, words: str, said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["up", "--model-path", model, *words.split()]) == WRONG_USAGE
+    assert capsys.readouterr().err.startswith(f"ascend-moe disagg up: {said}")
+
+
 def test_several_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "deployment.toml"
     file.write_text('model_path = "m"\n[decode]\ntp_size = 2\nnodes = 2\n')

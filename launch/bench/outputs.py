@@ -1,0 +1,39 @@
+"""Files that a benchmark writes at its end, looked at before it begins."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+PLOT_SUFFIXES = (".svg", ".png", ".pdf")
+
+
+def problem_with_file(path: Path) -> str | None:
+    """Why `path` cannot be written, as far as it can be told before."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if not os.access(path.parent, os.W_OK):
+        return f"the folder {path.parent.absolute()} cannot be written"
+    return "is no file that could be replaced" if path.exists() and not path.is_file() else None
+
+
+def plot_path(text: str) -> Path:
+    """The type of `--plot`."""
+    path = Path(text)
+    if path.suffix not in PLOT_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PLOT_SUFFIXES)}")
+    return path
+
+
+def can_plot() -> bool:
+    """Whether plots can be made here; says so if not."""
+    if importlib.util.find_spec("matplotlib") is not None:
+        return True
+    print(
+        "ascend-moe bench: --plot and page need matplotlib: pip install 'sglang-ascend-moe[bench]'",
+        file=sys.stderr,
+    )
+    return False
