@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 import msgspec
 import torch.distributed as dist
 
-from sglang_ascend_moe.control.rendezvous import BRING_UP_TIMEOUT_S, gather_frames
-from sglang_ascend_moe.control.secret import Secret
 from sglang_ascend_moe.errors import AscendMoeError, CaptureRefused, ProtocolMismatch
+from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP_TIMEOUT_S, gather_frames
+from sglang_ascend_moe.exchange.control.secret import Secret
 from sglang_ascend_moe.graph_capture.guard import DryRuns, in_words
 
 _ROOM = 1 << 17

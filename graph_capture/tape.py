@@ -21,7 +21,8 @@ from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.graph_capture import findings
 from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
-from sglang_ascend_moe.graph_capture.calls import (
+from sglang_ascend_moe.graph_capture.findings import frozen_rule, is_dense, may_freeze, refusal, shown_name
+from sglang_ascend_moe.graph_capture.operator_calls import (
     Call,
     LaunchCall,
     OperatorCall,
@@ -30,7 +31,6 @@ from sglang_ascend_moe.graph_capture.calls import (
     references,
     without_repeats,
 )
-from sglang_ascend_moe.graph_capture.findings import frozen_rule, is_dense, may_freeze, refusal, shown_name
 from sglang_ascend_moe.graph_capture.operators import bound, by_name, only_allocates, only_copies, out_form
 from sglang_ascend_moe.graph_capture.trees import leaves, mapped
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sglang_ascend_moe
-from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.cann import Cann, find_cann, first_file, places
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
 from sglang_ascend_moe.launch.parser import Parser
+from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK
 
 ARCHITECTURES = {"dav-2201": "Atlas A2 and A3"}
 LEAST_CANN = (9, 1)

@@ -11,18 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Comparison, Tolerance, compare
-from sglang_ascend_moe.launch.memory_check import check_memory
 from sglang_ascend_moe.launch.openai_client import OpenAIClient, Reply
 from sglang_ascend_moe.launch.parser import Parser
-from sglang_ascend_moe.launch.preflight import check_flags
-from sglang_ascend_moe.launch.serve_request import request_of
-from sglang_ascend_moe.launch.server_process import Progress, ServerFailed, ServerProcess
-from sglang_ascend_moe.launch.tiny_sizes import TinySizes
-from sglang_ascend_moe.platforms import activate
+from sglang_ascend_moe.launch.servers.memory_check import check_memory
+from sglang_ascend_moe.launch.servers.preflight import check_flags
+from sglang_ascend_moe.launch.servers.serve_request import request_of
+from sglang_ascend_moe.launch.servers.server_process import Progress, ServerFailed, ServerProcess
+from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
+from sglang_ascend_moe.serving.host import activate
+from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 
 NEW_TOKENS = 16
 DTYPE = "bfloat16"
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
         )
         return CANNOT
     # torch comes with it, whose import should not be interrupted by an exception.
-    importlib.import_module("sglang_ascend_moe.launch.tiny_model")
+    importlib.import_module("sglang_ascend_moe.launch.tiny_model.checkpoint")
     with interrupts.raised():
         if folder is not None:
             return run(folder)
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
 
 def run(folder: Path) -> int:
     """The demo with checkpoint and logs in `folder`; see `main` for what is returned."""
-    from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 
     sizes = TinySizes()
     checkpoint = write_checkpoint(folder / "checkpoint", sizes=sizes)
@@ -153,7 +153,7 @@ def server_arguments(setup: Setup, checkpoint: Path) -> list[str]:
 
 def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path) -> list[Reply]:
     """Start one server, ask every question, print the answers, and stop it. Raises ServerFailed."""
-    from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer
+    from sglang_ascend_moe.launch.tiny_model.tokenizer import build_tokenizer
 
     print(f"[{number}/2] {setup.title}")
     print(f"      python -m sglang.launch_server --model-path {checkpoint.name} {' '.join(setup.flags)}", flush=True)

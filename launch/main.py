@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sglang_ascend_moe import interrupts
-from sglang_ascend_moe.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 
 
 class Command(NamedTuple):
@@ -17,7 +17,7 @@ class Command(NamedTuple):
 
 
 def _serve(arguments: list[str]) -> int:
-    from sglang_ascend_moe.launch.serve import main
+    from sglang_ascend_moe.launch.servers.serve import main
 
     return main(arguments)
 
@@ -29,25 +29,25 @@ def _demo(arguments: list[str]) -> int:
 
 
 def _disagg(arguments: list[str]) -> int:
-    from sglang_ascend_moe.launch.disagg.cli import main
+    from sglang_ascend_moe.launch.disagg.disagg_command import main
 
     return main(arguments)
 
 
 def _doctor(arguments: list[str]) -> int:
-    from sglang_ascend_moe.launch.doctor import main
+    from sglang_ascend_moe.launch.doctor.doctor_command import main
 
     return main(arguments)
 
 
 def _bench(arguments: list[str]) -> int:
-    from sglang_ascend_moe.launch.bench.cli import main
+    from sglang_ascend_moe.launch.bench.bench_command import main
 
     return main(arguments)
 
 
 def _plan(arguments: list[str]) -> int:
-    from sglang_ascend_moe.launch.plan import main
+    from sglang_ascend_moe.launch.plan.plan_command import main
 
     return main(arguments)
 
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"sglang-ascend-moe {version('sglang-ascend-moe')}")
             return OK
         case [name, *_]:
-            from sglang_ascend_moe.suggestions import did_you_mean
+            from sglang_ascend_moe.serving.launcher.suggestions import did_you_mean
 
             said = f"there is no command {name!r}{did_you_mean(name, list(COMMANDS))}"
         case _:

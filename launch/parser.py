@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from sglang_ascend_moe.exit_codes import WRONG_USAGE
-from sglang_ascend_moe.suggestions import did_you_mean
+from sglang_ascend_moe.serving.launcher.exit_codes import WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.suggestions import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):

@@ -20,8 +20,8 @@ from sglang_ascend_moe.errors import (
 )
 
 if TYPE_CHECKING:
-    from sglang_ascend_moe.exchange import Exchange
-    from sglang_ascend_moe.schedules.rows import ExpertRows
+    from sglang_ascend_moe.exchange.exchange import Exchange
+    from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 
 __all__ = [
     "AscendMoeError",

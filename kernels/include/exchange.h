@@ -1,7 +1,7 @@
 // The C ABI between the Python package and the native kernels, host and Ascend alike.
 //
 // Offsets are computed once, by sglang_ascend_moe/windows/layout.py, and handed over in ExchangeLayout; the ctypes
-// mirror of these structs is sglang_ascend_moe/abi.py. The protocol is described in docs/architecture.md.
+// mirror of these structs is sglang_ascend_moe/native/abi.py. The protocol is described in docs/architecture.md.
 #ifndef ASCEND_MOE_EXCHANGE_H
 #define ASCEND_MOE_EXCHANGE_H
 

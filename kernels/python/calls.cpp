@@ -13,7 +13,7 @@
 
 namespace {
 
-// A call, and the functions that make it; `Call` of sglang_ascend_moe/abi.py.
+// A call, and the functions that make it; `Call` of sglang_ascend_moe/native/abi.py.
 struct Call {
     ExchangeDispatch dispatch;
     ExchangeCombine combine;

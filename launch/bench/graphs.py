@@ -11,14 +11,14 @@ from typing import Literal
 
 import msgspec
 
-from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.bench import graphs_serving
 from sglang_ascend_moe.launch.bench.launcher import run_processes
 from sglang_ascend_moe.launch.bench.outputs import problem_with_file
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
-from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
-from sglang_ascend_moe.launch.server_process import ServerFailed
-from sglang_ascend_moe.launch.tiny_sizes import TinySizes
+from sglang_ascend_moe.launch.servers.server_process import ServerFailed
+from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
+from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 
 RANK_MODULE = "sglang_ascend_moe.launch.bench.graphs_rank"
 RANKS = 2
@@ -112,7 +112,7 @@ def run_graphs(parsed: argparse.Namespace) -> int:
 
 def measure(steps: int, sizes: TinySizes = PRESET, batches: tuple[int, ...] = BATCHES) -> list[GraphsRecord] | None:
     """Starts the ranks and returns their records; None if a rank failed."""
-    from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 
     with interrupts.raised(), tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)
@@ -133,7 +133,7 @@ def measure(steps: int, sizes: TinySizes = PRESET, batches: tuple[int, ...] = BA
 
 def measure_servers(requests: int, sizes: TinySizes = PRESET) -> list[GraphsRecord]:
     """Asks a server without graphs, then one with them. Raises `ServerFailed`, `ClientFailed`, `OSError`."""
-    from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 
     with interrupts.raised(), tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
-from sglang_ascend_moe.launch.server_process import ServerProcess
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 
 CONCURRENCIES = (1, 4)
 OUTPUT_TOKENS = 48

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.bench.cases import Case, Run
 from sglang_ascend_moe.launch.bench.records import Record, read_records
-from sglang_ascend_moe.launch.server_process import can_be_interrupted, end_with_parent
+from sglang_ascend_moe.launch.servers.server_process import can_be_interrupted, end_with_parent
+from sglang_ascend_moe.serving.launcher import interrupts
 
 RANK_MODULE = "sglang_ascend_moe.launch.bench.rank"
 WRONG_RESULT = 4

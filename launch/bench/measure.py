@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sglang_ascend_moe.launch.bench.case_memory import received_rows
 from sglang_ascend_moe.launch.bench.cases import Case
-from sglang_ascend_moe.launch.bench.memory import received_rows
+from sglang_ascend_moe.launch.bench.drawn_routing import Batch
 from sglang_ascend_moe.launch.bench.records import OPS, Op
-from sglang_ascend_moe.launch.bench.routing import Batch
 from sglang_ascend_moe.launch.bench.row_kernels import Shape, library
 from sglang_ascend_moe.launch.bench.statistics import elapsed, quantile
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant

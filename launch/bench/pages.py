@@ -26,7 +26,7 @@ from sglang_ascend_moe.launch.bench.tables import (
     markdown_ratios,
     markdown_table,
 )
-from sglang_ascend_moe.launch.plan import comparison
+from sglang_ascend_moe.launch.plan.plan_command import comparison
 
 _BLOCK = re.compile(r"(<!-- (?P<kind>[a-z]+)(?: (?P<file>[^\s>]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 

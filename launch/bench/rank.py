@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe.launch.bench.cases import Case, Run
+from sglang_ascend_moe.launch.bench.drawn_routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT
 from sglang_ascend_moe.launch.bench.measure import Measured, SharedClock, Stopwatch, measure
-from sglang_ascend_moe.launch.bench.opening import Opened, left_out, open_variants
 from sglang_ascend_moe.launch.bench.records import OPS, Record, judged, write_records
-from sglang_ascend_moe.launch.bench.routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
 from sglang_ascend_moe.launch.bench.statistics import spread
 from sglang_ascend_moe.launch.bench.tables import absences
+from sglang_ascend_moe.launch.bench.variant_opening import Opened, left_out, open_variants
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks
-from sglang_ascend_moe.launch.exit_codes import OK
+from sglang_ascend_moe.serving.launcher.exit_codes import OK
 
 MPI = "mpi"
 MPI_LIBRARY = "mpi4py.MPI"

@@ -9,17 +9,17 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.launch.bench.outputs import can_plot, plot_path, problem_with_file
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, text_table, write_serving_records
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
-from sglang_ascend_moe.launch.memory_check import check_memory
-from sglang_ascend_moe.launch.preflight import check_flags, check_model, may_be_on_hub
-from sglang_ascend_moe.launch.serve_request import ServeRequest, request_of
-from sglang_ascend_moe.launch.server_process import Progress, ServerFailed, ServerProcess
-from sglang_ascend_moe.launch.tiny_sizes import TinySizes
+from sglang_ascend_moe.launch.servers.memory_check import check_memory
+from sglang_ascend_moe.launch.servers.preflight import check_flags, check_model, may_be_on_hub
+from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
+from sglang_ascend_moe.launch.servers.server_process import Progress, ServerFailed, ServerProcess
+from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
+from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 
 PRESET = TinySizes(
     layers=6, hidden=1024, heads=8, kv_heads=2, head_dim=64, experts=64, topk=8, expert_hidden=32, vocab=768
@@ -149,7 +149,7 @@ def check(parsed: argparse.Namespace, load: Load) -> list[ServeRequest]:
 
 def measure(plan: Plan) -> list[ServingRecord]:
     """Serve and ask every variant once in each round. Raises `ServerFailed`, `ClientFailed`."""
-    from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 
     drawn = random.Random(0)
     records = []

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord
+from sglang_ascend_moe.serving.launcher import interrupts
 
 CLIENT_SECONDS = 900.0
 

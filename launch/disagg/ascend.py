@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from sglang_ascend_moe import given_flags
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags, written
-from sglang_ascend_moe.launch.moe_config import MoeShape
-from sglang_ascend_moe.launch.plan import MemoryPlan, Request, plan_memory
-from sglang_ascend_moe.launch.sizes import exactly
-from sglang_ascend_moe.options import FLAGS, Options
-from sglang_ascend_moe.sizing import SchedulerLimits, check_window, tokens_per_rank
+from sglang_ascend_moe.launch.plan.moe_config import MoeShape
+from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan, Request, plan_memory
+from sglang_ascend_moe.launch.plan.sizes import exactly
+from sglang_ascend_moe.serving.launcher import given_flags
+from sglang_ascend_moe.serving.options import FLAGS, Options
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, check_window, tokens_per_rank
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, plan_window
 
 NOT_RUN = "Nothing of this has run on an NPU yet."

@@ -9,10 +9,10 @@ from typing import Any
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Tolerance
-from sglang_ascend_moe.launch.disagg.examination import Examination, Finding
+from sglang_ascend_moe.launch.disagg.deployment_examination import Examination, Finding
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, RequestFailed
 from sglang_ascend_moe.launch.disagg.questions import Recorded, prompts, read_recorded, write_recorded
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 
 DESCRIPTION = (
     "Ask a running deployment a dozen questions, alone, repeated, streamed, together and after aborted ones, and"

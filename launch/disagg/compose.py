@@ -6,7 +6,7 @@ import yaml
 
 from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN, Node, listed_router_arguments, nodes, window_notes
 from sglang_ascend_moe.launch.disagg.deployment import Deployment
-from sglang_ascend_moe.launch.moe_config import MoeShape
+from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 
 # Of the driver on the machine, needed inside of every container that uses NPUs.
 DRIVER_FILES = (

@@ -8,7 +8,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.comparison import Answer
-from sglang_ascend_moe.launch.tiny_tokenizer import TRAINING_TEXT
+from sglang_ascend_moe.launch.tiny_model.tokenizer import TRAINING_TEXT
 
 # Characters of each prompt: from what every tokenizer has as one token to several chunks of a small prefill.
 LENGTHS = (1, 3, 9, 20, 45, 90, 180, 350, 600, 1000, 1700, 2600)

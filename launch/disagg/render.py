@@ -13,8 +13,8 @@ from sglang_ascend_moe.launch.disagg import compose, kubernetes, shell
 from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN, check_machines
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, read_deployment
 from sglang_ascend_moe.launch.disagg.served import require_served
-from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
-from sglang_ascend_moe.launch.moe_config import MoeShape, read_moe_shape
+from sglang_ascend_moe.launch.plan.moe_config import MoeShape, read_moe_shape
+from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 
 TARGETS: dict[str, Callable[[Deployment, MoeShape], dict[str, str]]] = {
     "shell": shell.render,

@@ -12,26 +12,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sglang_ascend_moe import interrupts
-from sglang_ascend_moe.control.instance import require_pair
-from sglang_ascend_moe.control.secret import read_secret
 from sglang_ascend_moe.errors import ProtocolMismatch
+from sglang_ascend_moe.exchange.control.instance import require_pair
+from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
-from sglang_ascend_moe.launch.disagg.events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
+from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
-from sglang_ascend_moe.launch.forked_server import ForkedServer, import_sglang
-from sglang_ascend_moe.launch.server_process import (
-    ServerProcess,
-    cannot_listen,
-    free_port,
-    log_tail,
-    stage,
-)
-from sglang_ascend_moe.machine import read_limits
-from sglang_ascend_moe.memory_share import MemoryLeft, memory_left, share_of_ranks
-from sglang_ascend_moe.options import FLAGS
-from sglang_ascend_moe.pairing import ask_instance
-from sglang_ascend_moe.reservations import outstanding
+from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, cannot_listen, free_port, log_tail, stage
+from sglang_ascend_moe.serving.host.limits import read_limits
+from sglang_ascend_moe.serving.host.memory_share import MemoryLeft, memory_left, share_of_ranks
+from sglang_ascend_moe.serving.host.reservations import outstanding
+from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.options import FLAGS
+from sglang_ascend_moe.serving.worker.pairing import ask_instance
 
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 60.0

@@ -1,6 +1,6 @@
 """Whether the servers of a deployment would be served on Ascend: what `serve` refuses is not rendered.
 
-The refusals are those of the launcher and of the workers (`sglang_ascend_moe.refusals`, `sizing`), of the very flags
+The refusals are those of the launcher and of the workers (`sglang_ascend_moe.serving.launcher.refusals`, `sizing`), of the very flags
 that are rendered; here they are said with the deployment's keys in place of flags.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sglang_ascend_moe import given_flags, refusals
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
-from sglang_ascend_moe.given_flags import known_flags
 from sglang_ascend_moe.launch.disagg.ascend import window_plan
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.server_flags import Place, key_of, server_flags
-from sglang_ascend_moe.launch.moe_config import MoeShape
-from sglang_ascend_moe.launch.preflight import check_flags, check_model
-from sglang_ascend_moe.launch.serve_request import ServeRequest, request_of
-from sglang_ascend_moe.options import FLAGS, Options
-from sglang_ascend_moe.suggestions import did_you_mean
+from sglang_ascend_moe.launch.plan.moe_config import MoeShape
+from sglang_ascend_moe.launch.servers.preflight import check_flags, check_model
+from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
+from sglang_ascend_moe.serving.launcher import given_flags, refusals
+from sglang_ascend_moe.serving.launcher.given_flags import known_flags
+from sglang_ascend_moe.serving.launcher.suggestions import did_you_mean
+from sglang_ascend_moe.serving.options import FLAGS, Options
 
 NONE_KEPT: Mapping[str, str] = {}
 FLAGS_OF_UP = {"--tp-size": "--tp-size", "--model-path": "--model-path", FLAGS["secret_file"].flag: "--secret-file"}

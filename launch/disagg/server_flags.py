@@ -2,9 +2,9 @@
 
 from typing import Literal, NamedTuple
 
-from sglang_ascend_moe.given_flags import spellings
 from sglang_ascend_moe.launch.disagg.deployment import DECIDED, Deployment, Role, RoleName
-from sglang_ascend_moe.options import ASK_FLAG, FLAGS
+from sglang_ascend_moe.serving.launcher.given_flags import spellings
+from sglang_ascend_moe.serving.options import ASK_FLAG, FLAGS
 
 Target = Literal["host", "ascend"]
 

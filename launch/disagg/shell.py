@@ -4,7 +4,7 @@ import shlex
 
 from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN, listed_router_arguments, nodes, window_notes
 from sglang_ascend_moe.launch.disagg.deployment import Deployment
-from sglang_ascend_moe.launch.moe_config import MoeShape
+from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 
 
 def render(deployment: Deployment, shape: MoeShape) -> dict[str, str]:

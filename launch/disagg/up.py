@@ -13,19 +13,19 @@ from typing import Any
 
 import msgspec
 
-from sglang_ascend_moe import interrupts
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, deployment_of, read_deployment
-from sglang_ascend_moe.launch.disagg.events import Teller
+from sglang_ascend_moe.launch.disagg.deployment_events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment, import_told
 from sglang_ascend_moe.launch.disagg.served import require_served_here
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, WRONG_USAGE
-from sglang_ascend_moe.launch.forked_server import start_again_without_threads, threads
-from sglang_ascend_moe.launch.memory_check import check_memory
-from sglang_ascend_moe.launch.preflight import Address, check_address
-from sglang_ascend_moe.launch.serve_request import ServeRequest
-from sglang_ascend_moe.launch.server_process import ServerFailed
-from sglang_ascend_moe.platforms import obstacle
+from sglang_ascend_moe.launch.servers.forked_server import start_again_without_threads, threads
+from sglang_ascend_moe.launch.servers.memory_check import check_memory
+from sglang_ascend_moe.launch.servers.preflight import Address, check_address
+from sglang_ascend_moe.launch.servers.serve_request import ServeRequest
+from sglang_ascend_moe.launch.servers.server_process import ServerFailed
+from sglang_ascend_moe.serving.host import obstacle
+from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, WRONG_USAGE
 
 # Libraries of the system that mooncake loads, also where it transfers over TCP: file and Debian package.
 MOONCAKE_LIBRARIES = {"libibverbs.so.1": "libibverbs1", "libnuma.so.1": "libnuma1", "libcurl.so.4": "libcurl4"}

@@ -23,7 +23,7 @@ from sglang_ascend_moe.deep_ep.normal import Normal
 from sglang_ascend_moe.deep_ep.normal_inputs import DispatchInput, split_rows
 from sglang_ascend_moe.deep_ep.routing import dispatch_layout
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported
-from sglang_ascend_moe.faults import refuse_forked
+from sglang_ascend_moe.native.faults import refuse_forked
 from sglang_ascend_moe.windows.layout import plan_window
 
 Hook = Callable[[], None]

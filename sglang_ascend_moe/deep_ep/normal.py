@@ -20,9 +20,9 @@ from sglang_ascend_moe.deep_ep.normal_inputs import DispatchInput, agree
 from sglang_ascend_moe.deep_ep.routing import localise
 from sglang_ascend_moe.deep_ep.windows import Windows
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.schedules.inputs import RoutedTokens
-from sglang_ascend_moe.schedules.rows import ExpertRows
-from sglang_ascend_moe.schedules.steps import ExchangeSteps
+from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 
 _LEAST_ROW_BYTES = 16
 """Of a dispatch that only finds out where rows go."""

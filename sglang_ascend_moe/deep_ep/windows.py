@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from sglang_ascend_moe.opening import Opened, close_steps, open_steps
-from sglang_ascend_moe.schedules.steps import ExchangeSteps
+from sglang_ascend_moe.exchange.opening import Opened, close_steps, open_steps
+from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 
 

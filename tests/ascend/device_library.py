@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_ascend_moe import native, opening
-from sglang_ascend_moe.abi import pointer, u32
-from sglang_ascend_moe.native_device import DeviceSession
+from sglang_ascend_moe.exchange import opening
+from sglang_ascend_moe.native import session
+from sglang_ascend_moe.native.abi import pointer, u32
+from sglang_ascend_moe.native.device_session import DeviceSession
 from tests.ascend.conftest import Objects
 from tests.ascend.model import KERNELS, ModelViolated, build_objects, link
 from tests.exchange.pool import Program, Rank
@@ -135,13 +136,13 @@ def on_device_library(path: str, cores: int) -> Iterator[OneStream]:
     def open_session(layout, rank, addresses, pidfds, _workers=1):
         return DeviceSession(layout, rank, addresses, pidfds, torch.device("cpu"), streams)
 
-    native.use_library(path)
+    session.use_library(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "NativeSession", open_session)
         try:
             yield streams
         finally:
-            native.use_library(None)
+            session.use_library(None)
             if text := cann.violation():
                 raise ModelViolated(text)
 

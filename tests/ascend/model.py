@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from sglang_ascend_moe.abi import native_layout
-from sglang_ascend_moe.native import use_library
+from sglang_ascend_moe.native.abi import native_layout
+from sglang_ascend_moe.native.session import use_library
 from sglang_ascend_moe.windows.layout import WindowLayout
 from tests.exchange.pool import Program, Rank
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_ascend_moe.codes import Step
+from sglang_ascend_moe.native.codes import Step
 
 from . import test_exchange, test_int8, test_segments, test_waits
 from .mutations import Mutation

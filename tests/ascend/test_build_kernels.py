@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import sglang_ascend_moe
-from sglang_ascend_moe.abi import ABI_VERSION
 from sglang_ascend_moe.launch import build_kernels, cann
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
+from sglang_ascend_moe.native.abi import ABI_VERSION
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK
 from tests.packaging.source_tree import ROOT
 
 from .cann_tree import Tree, make_tree

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, SessionPoisoned
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from tests.exchange.pool import Ended, Rank
 from tests.exchange.test_bit_exact import SCENARIOS, exchange_in_every_schedule
 from tests.exchange.test_handles import combine_again_and_again, cross_epochs, hold_two_handles

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_ascend_moe import layer, native, native_device
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.opening_device import open_device_steps
-from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.exchange.device_opening import open_device_steps
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.native import device_session, session
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker import layer
 from tests.exchange.pool import Rank
 from tests.npu.layers import TOKENS, host_layer, never, npu_layer, serve, tokens_of
 from tests.npu.pools import SharedFile, in_place_of_devices
@@ -36,16 +37,16 @@ def outputs(exchange: Exchange, moe: object, options: Options, rank: Rank, *, on
 def on_device(rank: Rank, path: str, folder: Path, program, *arguments: object) -> object:
     # SGLang is imported before anything stands in for torch_npu, which transformers looks for.
     npu_layer()
-    native.use_library(path)
+    session.use_library(path)
     cann = Cann(path)
     cann.library.cann_stand_in_use_cores(2)
     with in_place_of_devices(folder) as shared, pytest.MonkeyPatch.context() as patch:
         streams = OneStream(cann)
-        patch.setattr(native_device, "torch_streams", lambda: streams)
+        patch.setattr(device_session, "torch_streams", lambda: streams)
         try:
             return program(rank, shared, *arguments)
         finally:
-            native.use_library(None)
+            session.use_library(None)
             assert cann.violation() == ""
 
 
@@ -56,7 +57,7 @@ def compute(rank: Rank, shared: SharedFile, windows: str, schedule: str, w8a8: b
     created |= layer.shape_of(moe)._asdict()
     with pytest.MonkeyPatch.context() as patch:
         # Windows of a device for tensors of the CPU.
-        patch.setattr("sglang_ascend_moe.exchange.open_steps", open_on_device(windows))
+        patch.setattr("sglang_ascend_moe.exchange.exchange.open_steps", open_on_device(windows))
         with Exchange.create(rank.group, **created) as exchange:
             found = outputs(exchange, moe, options, rank, on_npu=True)
     assert shared.calls[-1] in ("smem_shm_uninit", "finalize")
@@ -104,7 +105,7 @@ def meet_a_peer_out_of_reach(rank: Rank, shared: SharedFile) -> list[str]:
     shared.unreachable = {1} if rank.rank == 0 else set()
     moe = npu_layer(rank.size, rank.rank)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sglang_ascend_moe.exchange.open_steps", open_on_device("memfabric"))
+        patch.setattr("sglang_ascend_moe.exchange.exchange.open_steps", open_on_device("memfabric"))
         with pytest.raises(Unsupported) as refused:
             Exchange.create(rank.group, max_tokens=TOKENS, **layer.shape_of(moe)._asdict())
     return [str(refused.value), *shared.calls]

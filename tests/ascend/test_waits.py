@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import PeerLost, PeerTimeout, SessionPoisoned
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.native.codes import Step
 from tests.exchange.faults import harm_at
 from tests.exchange.pool import Rank
 from tests.exchange.reference import scale_by_expert

@@ -10,10 +10,10 @@ import pytest
 
 from sglang_ascend_moe.launch import main as command
 from sglang_ascend_moe.launch.bench import launcher
+from sglang_ascend_moe.launch.bench.bench_command import _parser, settings_of
 from sglang_ascend_moe.launch.bench.cases import PRESETS, VARIANTS, problem_with
-from sglang_ascend_moe.launch.bench.cli import _parser, settings_of
 from sglang_ascend_moe.launch.bench.records import write_records
-from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from tests.packaging.source_tree import ROOT
 
 from .shapes import case, records

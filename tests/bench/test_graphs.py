@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from sglang_ascend_moe.launch.bench import cli, graphs
+from sglang_ascend_moe.launch.bench import bench_command, graphs
 from sglang_ascend_moe.launch.bench.graphs import GraphsRecord
-from sglang_ascend_moe.launch.tiny_sizes import TinySizes
+from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 
 
 def a_record(**changes):
@@ -29,7 +29,7 @@ def test_exit_code_and_file(monkeypatch, tmp_path, capsys, records, exit_code):
     monkeypatch.setattr(graphs, "measure_servers", lambda _requests: [served])
     path = tmp_path / "graphs.json"
     served = a_record(measured="tpot", batch=4, capture_s=None, operators=None)
-    assert cli.main(["graphs", "--json", str(path)]) == exit_code
+    assert bench_command.main(["graphs", "--json", str(path)]) == exit_code
     if records is None:
         assert "a rank failed" in capsys.readouterr().err
         assert not path.exists()
@@ -48,7 +48,7 @@ def test_two_ranks_measure_steps_of_equal_bits():
 
 @pytest.mark.parametrize("flags", [["--steps", "0"], ["--requests", "-1"]], ids=" ".join)
 def test_numbers_that_measure_nothing_are_wrong_usage(capsys, flags):
-    assert cli.main(["graphs", *flags]) == 2
+    assert bench_command.main(["graphs", *flags]) == 2
     assert f"{' '.join(flags)}: at least" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ import pytest
 from sglang_ascend_moe.launch import main as command
 from sglang_ascend_moe.launch.bench import launcher
 from sglang_ascend_moe.launch.bench.records import read_records
-from sglang_ascend_moe.launch.exit_codes import CANNOT
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from tests.bench.dying_rank import LOST_TOKENS, SIGNAL
 from tests.packaging.source_tree import ROOT
 

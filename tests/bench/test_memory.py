@@ -11,14 +11,14 @@ import pytest
 import torch.distributed as dist
 
 from sglang_ascend_moe.launch.bench import launcher
+from sglang_ascend_moe.launch.bench.case_memory import SPARE_BYTES, needed, received_rows, without_room
 from sglang_ascend_moe.launch.bench.cases import PRESETS, VARIANTS, Case
+from sglang_ascend_moe.launch.bench.drawn_routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.measure import Stopwatch
-from sglang_ascend_moe.launch.bench.memory import SPARE_BYTES, needed, received_rows, without_room
-from sglang_ascend_moe.launch.bench.opening import open_variants
-from sglang_ascend_moe.launch.bench.routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
+from sglang_ascend_moe.launch.bench.variant_opening import open_variants
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks
-from sglang_ascend_moe.launch.exit_codes import OK
+from sglang_ascend_moe.serving.launcher.exit_codes import OK
 from tests.exchange.pool import Rank
 
 from .shapes import case

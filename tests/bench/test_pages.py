@@ -12,7 +12,7 @@ from sglang_ascend_moe.launch.bench.pages import PAPER, fill_page, filled, paper
 from sglang_ascend_moe.launch.bench.records import write_records
 from sglang_ascend_moe.launch.bench.serving_plot import LATER_TOKENS
 from sglang_ascend_moe.launch.bench.serving_records import read_serving_records, summary
-from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 from tests.packaging.source_tree import ROOT
 
 from .shapes import case, records

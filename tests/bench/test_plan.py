@@ -8,13 +8,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.launch import main as command
-from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
-from sglang_ascend_moe.launch.moe_config import MODELOPT_FILE, MODELSLIM_FILE, MoeShape, read_moe_shape
-from sglang_ascend_moe.launch.peer_memory import deepep_bytes, sgl_kernel_npu_bytes, sgl_kernel_npu_documented_bytes
-from sglang_ascend_moe.launch.plan import MemoryPlan
-from sglang_ascend_moe.launch.sizes import exactly, in_units
+from sglang_ascend_moe.launch.plan.moe_config import MODELOPT_FILE, MODELSLIM_FILE, MoeShape, read_moe_shape
+from sglang_ascend_moe.launch.plan.peer_memory import (
+    deepep_bytes,
+    sgl_kernel_npu_bytes,
+    sgl_kernel_npu_documented_bytes,
+)
+from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan
+from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
+from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from tests.exchange.pool import Rank
 from tests.exchange.process_state import mappings
 

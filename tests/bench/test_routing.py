@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sglang_ascend_moe.launch.bench.cases import ROUTINGS
-from sglang_ascend_moe.launch.bench.routing import make_batch, make_ids, traffic
+from sglang_ascend_moe.launch.bench.drawn_routing import make_batch, make_ids, traffic
 
 from .shapes import case
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.launch.bench.cases import VARIANTS, Case
+from sglang_ascend_moe.launch.bench.drawn_routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.measure import Stopwatch, measure
-from sglang_ascend_moe.launch.bench.opening import open_variants
 from sglang_ascend_moe.launch.bench.records import OPS
-from sglang_ascend_moe.launch.bench.routing import make_batch, traffic
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
+from sglang_ascend_moe.launch.bench.variant_opening import open_variants
 from sglang_ascend_moe.launch.bench.variants.memcpy import block_sequence
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks
 from tests.exchange.pool import Rank

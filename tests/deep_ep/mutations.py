@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 
 from sglang_ascend_moe.deep_ep import low_latency, normal
-from sglang_ascend_moe.schedules.steps import ExchangeSteps
+from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 
 
 @contextmanager

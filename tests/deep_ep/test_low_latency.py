@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.deep_ep import Buffer
+from sglang_ascend_moe.native.codes import Step
 from tests.exchange import reference
 from tests.exchange.bits import require_same_bits, require_same_values
 from tests.exchange.pool import Rank

@@ -15,13 +15,13 @@ from sglang_ascend_moe import deep_ep
 from sglang_ascend_moe.deep_ep import Buffer, Config, EventHandle, EventOverlap
 from sglang_ascend_moe.deep_ep.fp8 import exponents, quantise
 from sglang_ascend_moe.deep_ep.routing import dispatch_layout
-from sglang_ascend_moe.errors import (
+from sglang_ascend_moe.errors import (  # fmt: skip
     InvalidInput,
     ProtocolMismatch,
     SessionPoisoned,
     Unsupported,
     WindowTooSmall,
-)  # fmt: skip
+)
 from tests.exchange.pool import Rank
 
 RANKS = 2

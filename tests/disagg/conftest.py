@@ -9,8 +9,8 @@ import pytest
 from sglang_ascend_moe.launch.comparison import Answer
 from sglang_ascend_moe.launch.disagg import questions
 from sglang_ascend_moe.launch.disagg.questions import Recorded
-from sglang_ascend_moe.launch.tiny_model import TinySizes, write_checkpoint
-from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes, write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.tokenizer import build_tokenizer
 from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, OPTIONS, Deployed, description
 from tests.serving.configurations import ours
 from tests.serving.engines import ForkServer

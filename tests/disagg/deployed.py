@@ -22,8 +22,8 @@ from typing import Any, Self
 
 import msgspec
 
-from sglang_ascend_moe.launch.server_process import group_members
-from sglang_ascend_moe.live_state import STATE_KEY, RankState
+from sglang_ascend_moe.launch.servers.server_process import group_members
+from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
 from tests.serving.leftovers import MARK, leftovers, shared_memory_names
 
 READY_SECONDS = 240.0

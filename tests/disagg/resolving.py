@@ -17,9 +17,10 @@ from unittest import mock
 from sglang.srt.hardware_backend.npu import utils
 from sglang.srt.plugins import load_plugins
 
-from sglang_ascend_moe import arguments, hooks, options, refusals
 from sglang_ascend_moe.errors import AscendMoeError
-from sglang_ascend_moe.sizing import SchedulerLimits, tokens_per_rank
+from sglang_ascend_moe.serving import hooks, options
+from sglang_ascend_moe.serving.launcher import arguments, refusals
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, tokens_per_rank
 
 # Of one die of an Ascend A3.
 NPU_MEMORY_MB = 65536.0

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ascend_moe.launch.disagg import cli
+from sglang_ascend_moe.launch.disagg import disagg_command
 from sglang_ascend_moe.launch.disagg.generate_client import as_computed
 from sglang_ascend_moe.launch.disagg.questions import prompts
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 from tests.disagg.fake_server import FakeServer
 
 CHECKS = 7
@@ -21,14 +21,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Answers of a faultless server, written by `--record`."""
     path = tmp_path_factory.mktemp("reference") / "answers.json"
     with FakeServer() as server:
-        assert cli.main(["check", "--url", server.url, "--record", str(path)]) == OK
+        assert disagg_command.main(["check", "--url", server.url, "--record", str(path)]) == OK
     return path
 
 
 def check(fault: str, *arguments: str) -> int:
     # One after the other, again, and streamed: then several at a time.
     with FakeServer(fault, later=3 * len(prompts(3000))) as server:
-        return cli.main(["check", "--url", server.url, *arguments])
+        return disagg_command.main(["check", "--url", server.url, *arguments])
 
 
 def test_a_server_that_answers_like_the_reference_passes_every_check(
@@ -86,7 +86,7 @@ def test_a_tolerance_can_be_given(recorded: Path):
 )
 def test_a_reference_that_cannot_be_compared_is_wrong_usage(arguments: list[str], recorded: Path):
     given = [str(recorded) if word == "ANSWERS" else word for word in arguments]
-    assert cli.main(["check", "--url", "http://127.0.0.1:1", *given]) == WRONG_USAGE
+    assert disagg_command.main(["check", "--url", "http://127.0.0.1:1", *given]) == WRONG_USAGE
 
 
 def test_a_reference_that_does_not_answer_is_told_apart_from_a_failed_check():
@@ -94,7 +94,7 @@ def test_a_reference_that_does_not_answer_is_told_apart_from_a_failed_check():
 
 
 def test_a_deployment_that_does_not_answer_fails(recorded: Path):
-    assert cli.main(["check", "--url", "http://127.0.0.1:1", "--reference", str(recorded)]) == CHECK_FAILED
+    assert disagg_command.main(["check", "--url", "http://127.0.0.1:1", "--reference", str(recorded)]) == CHECK_FAILED
 
 
 @pytest.mark.parametrize("longest", [1, 40, 3000])

@@ -12,14 +12,14 @@ import msgspec
 import pytest
 
 from sglang_ascend_moe import Exchange
-from sglang_ascend_moe.launch import doctor
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, compare
-from sglang_ascend_moe.launch.disagg import cli
+from sglang_ascend_moe.launch.disagg import disagg_command
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, Reply, RequestFailed
 from sglang_ascend_moe.launch.disagg.questions import write_recorded
-from sglang_ascend_moe.launch.exit_codes import CHECK_FAILED, OK
-from sglang_ascend_moe.launch.tiny_model import TinySizes
-from sglang_ascend_moe.live_state import RankState
+from sglang_ascend_moe.launch.doctor import doctor_command
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
+from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK
+from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.disagg.conftest import CHECK_LONGEST, CHECK_TOKENS, Expected
 from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
 from tests.serving.clients import malformed_requests, post
@@ -141,7 +141,7 @@ def leaves(client: GenerateClient, prompt: list[int]) -> bool:
 def test_doctor_shows_the_window_and_the_graphs_of_a_role_and_nothing_of_the_other(
     deployment: Deployed, name: str, tokens: int, captures: bool, capsys: pytest.CaptureFixture[str]
 ):
-    assert doctor.main(["--url", deployment.url(name), "--json"]) == OK
+    assert doctor_command.main(["--url", deployment.url(name), "--json"]) == OK
     states = msgspec.json.decode(capsys.readouterr().out, type=list[RankState])
     assert len(states) == RANKS
     for state in states:
@@ -166,7 +166,7 @@ def test_check_finds_the_answers_of_one_server(deployment: Deployed, expected: E
     answers = tmp_path / "answers.json"
     write_recorded(answers, expected.recorded)
     few = ["--new-tokens", str(CHECK_TOKENS), "--longest", str(CHECK_LONGEST)]
-    assert cli.main(["check", "--url", deployment.url("router"), "--reference", str(answers), *few]) == OK
+    assert disagg_command.main(["check", "--url", deployment.url("router"), "--reference", str(answers), *few]) == OK
 
 
 def test_a_rank_that_is_killed_during_traffic_ends_everything_and_is_reported(

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sglang_ascend_moe.control.instance import (
+from sglang_ascend_moe.errors import ProtocolMismatch
+from sglang_ascend_moe.exchange.control.instance import (
     ALIKE,
     SIZES,
     Instance,
@@ -15,8 +16,7 @@ from sglang_ascend_moe.control.instance import (
     instance_of,
     require_pair,
 )
-from sglang_ascend_moe.errors import ProtocolMismatch
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 
 PREFILL = Instance(
     role="prefill",

@@ -2,7 +2,7 @@
 
 import socket
 
-from sglang_ascend_moe.launch.server_process import EPHEMERAL_PORTS, free_port
+from sglang_ascend_moe.launch.servers.server_process import EPHEMERAL_PORTS, free_port
 
 
 def test_a_free_port_is_never_given_to_a_connection():

@@ -16,17 +16,17 @@ import msgspec
 import pytest
 import yaml
 
-from sglang_ascend_moe.conflicts import CONFLICTS
-from sglang_ascend_moe.launch.disagg import cli
+from sglang_ascend_moe.launch.disagg import disagg_command
 from sglang_ascend_moe.launch.disagg.ascend import NOT_RUN
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, Router, read_deployment
-from sglang_ascend_moe.launch.disagg.events import Teller
+from sglang_ascend_moe.launch.disagg.deployment_events import Teller
 from sglang_ascend_moe.launch.disagg.render import TARGETS
 from sglang_ascend_moe.launch.disagg.running import Member, RunningDeployment
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
-from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
-from sglang_ascend_moe.launch.moe_config import MODELSLIM_FILE, read_moe_shape
-from sglang_ascend_moe.launch.server_process import ServerProcess
+from sglang_ascend_moe.launch.plan.moe_config import MODELSLIM_FILE, read_moe_shape
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess
+from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
+from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 from tests.disagg.kubernetes_schema import COMPOSE, MANIFEST
 from tests.packaging.source_tree import ROOT
@@ -70,7 +70,7 @@ def render(example: Path, target: str, folder: Path) -> dict[str, str]:
     config = write_config(read_deployment(example), folder / "model")
     out = folder / "out"
     command = ["render", "--target", target, "--file", str(example), "--model-config", str(config)]
-    assert cli.main([*command, "--output", str(out)]) == OK
+    assert disagg_command.main([*command, "--output", str(out)]) == OK
     return {path.name: path.read_text() for path in sorted(out.iterdir())}
 
 
@@ -115,7 +115,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     from sglang.srt.server_args import ServerArgs
     from sglang_router.router_args import RouterArgs
 
-    from sglang_ascend_moe.options import FLAGS, add_flags
+    from sglang_ascend_moe.serving.options import FLAGS, add_flags
 
     server = argparse.ArgumentParser(exit_on_error=False)
     ServerArgs.add_cli_args(server)
@@ -326,7 +326,7 @@ def test_what_does_not_fit_the_machines_is_refused(
     file.write_text((ROOT / "launch" / "examples" / "a3_1p1d.toml").read_text().replace(changed, replacement))
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen3-moe"]))
     command = ["render", "--target", "shell", "--file", str(file), "--model-config", str(tmp_path)]
-    assert cli.main(command) == WRONG_USAGE
+    assert disagg_command.main(command) == WRONG_USAGE
     told = capsys.readouterr().err
     assert ("16 ranks need 16 NPUs" if message == "needs more" else message) in told
 

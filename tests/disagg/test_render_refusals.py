@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe import conflicts
-from sglang_ascend_moe.conflicts import CONFLICTS
-from sglang_ascend_moe.given_flags import FLAGS_OF_PLUGINS, known_flags
-from sglang_ascend_moe.launch.disagg import cli
+from sglang_ascend_moe.launch.disagg import disagg_command
 from sglang_ascend_moe.launch.disagg.deployment import DECIDED, read_deployment
 from sglang_ascend_moe.launch.disagg.render import TARGETS
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
-from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
-from sglang_ascend_moe.launch.moe_config import MODELOPT_FILE, MODELSLIM_FILE
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
-from sglang_ascend_moe.refusals import A2A_BACKEND
+from sglang_ascend_moe.launch.plan.moe_config import MODELOPT_FILE, MODELSLIM_FILE
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.launcher import conflicts
+from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
+from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.given_flags import FLAGS_OF_PLUGINS, known_flags
+from sglang_ascend_moe.serving.launcher.refusals import A2A_BACKEND
 from tests.disagg.test_render import CONFIGS, DEPLOYMENTS, command_lines, rendered, value
 from tests.packaging.source_tree import ROOT
 from tests.unit.test_conflicts import SETTINGS
@@ -51,7 +51,7 @@ class Refused:
         file = self._folder / "deployment.toml"
         file.write_text(text.replace(old, new, 1))
         command = ["render", "--target", "shell", "--file", str(file), "--model-config", str(self._config)]
-        assert cli.main(command) == code
+        assert disagg_command.main(command) == code
         captured = self._capsys.readouterr()
         if code != OK:
             assert captured.out == ""
@@ -216,7 +216,7 @@ def test_a_config_that_is_not_there_is_named_by_the_flag_or_key_that_exists(
     given: bool, capsys: pytest.CaptureFixture[str]
 ):
     command = ["render", "--target", "shell", "--file", str(EXAMPLE)]
-    assert cli.main([*command, *(["--model-config", "/no/such/model"] if given else [])]) == WRONG_USAGE
+    assert disagg_command.main([*command, *(["--model-config", "/no/such/model"] if given else [])]) == WRONG_USAGE
     said = capsys.readouterr().err
     expected = "--model-config /no/such/model" if given else "--model-config is not given, and model_path /models/Qwen3"
     assert said.startswith(f"ascend-moe disagg render: {expected}")
@@ -224,7 +224,7 @@ def test_a_config_that_is_not_there_is_named_by_the_flag_or_key_that_exists(
 
 def test_a_folder_that_cannot_be_made_is_wrong_usage(config: Path, capsys: pytest.CaptureFixture[str]):
     command = ["render", "--target", "shell", "--file", str(EXAMPLE), "--model-config", str(config)]
-    assert cli.main([*command, "--output", str(config)]) == WRONG_USAGE
+    assert disagg_command.main([*command, "--output", str(config)]) == WRONG_USAGE
     assert capsys.readouterr().err == f"ascend-moe disagg render: --output {config}: File exists; give a folder\n"
 
 

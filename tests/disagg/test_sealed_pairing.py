@@ -13,11 +13,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from sglang_ascend_moe import pairing
-from sglang_ascend_moe.control.instance import answer_challenge
-from sglang_ascend_moe.control.secret import CHALLENGE_BYTES, Secret, read_secret
 from sglang_ascend_moe.errors import ProtocolMismatch
-from sglang_ascend_moe.options import Options, attach
+from sglang_ascend_moe.exchange.control.instance import answer_challenge
+from sglang_ascend_moe.exchange.control.secret import CHALLENGE_BYTES, Secret, read_secret
+from sglang_ascend_moe.serving.options import Options, attach
+from sglang_ascend_moe.serving.worker import pairing
 from tests.disagg.test_instance import DECODE, PREFILL
 from tests.http_server import serving
 
@@ -157,7 +157,7 @@ def test_without_a_secret_there_is_no_route(app, options):
 
 
 def test_a_secret_on_one_side_only_is_told_by_the_blocks():
-    from sglang_ascend_moe.control.instance import require_pair
+    from sglang_ascend_moe.exchange.control.instance import require_pair
 
     with pytest.raises(ProtocolMismatch, match="sealed is True on the prefill and False on the decode instance"):
         require_pair(SEALED, DECODE)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from sglang_ascend_moe import transfer_rooms
+from sglang_ascend_moe.serving.worker import transfer_rooms
 
 BOOTSTRAPPING, WAITING = 1, 2
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch import forked_server
-from sglang_ascend_moe.launch.disagg import cli, running, up
+from sglang_ascend_moe.launch.disagg import disagg_command, running, up
 from sglang_ascend_moe.launch.disagg.deployment import Deployment
-from sglang_ascend_moe.launch.disagg.events import Failed, Stopped, Teller
+from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Stopped, Teller
 from sglang_ascend_moe.launch.disagg.running import Member, MemberFailed, RunningDeployment, cause
-from sglang_ascend_moe.launch.exit_codes import CANNOT, WRONG_USAGE
-from sglang_ascend_moe.launch.server_process import ServerProcess, group_members
+from sglang_ascend_moe.launch.servers import forked_server
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, WRONG_USAGE
 
 CHILD_THAT_HAS_NOT_RUN = 1
 
@@ -31,13 +31,13 @@ CHILD_THAT_HAS_NOT_RUN = 1
     ids=["no model", "no prefill server", "no port", "no file"],
 )
 def test_wrong_flags_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["up", *arguments]) == WRONG_USAGE
+    assert disagg_command.main(["up", *arguments]) == WRONG_USAGE
     assert message in capsys.readouterr().err
 
 
 def test_an_unknown_flag_is_named_with_what_to_do(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
-        cli.main(["up", "--model-path", "m", "--page-size", "16"])
+        disagg_command.main(["up", "--model-path", "m", "--page-size", "16"])
     assert ended.value.code == WRONG_USAGE
     told = capsys.readouterr().err
     assert told.startswith("ascend-moe disagg up: unrecognized arguments: --page-size 16")
@@ -51,14 +51,14 @@ def test_an_unknown_flag_is_named_with_what_to_do(capsys: pytest.CaptureFixture[
 def test_what_servers_would_refuse_is_named_by_the_flag_that_was_typed(
     model: str, words: str, said: str, capsys: pytest.CaptureFixture[str]
 ):
-    assert cli.main(["up", "--model-path", model, *words.split()]) == WRONG_USAGE
+    assert disagg_command.main(["up", "--model-path", model, *words.split()]) == WRONG_USAGE
     assert capsys.readouterr().err.startswith(f"ascend-moe disagg up: {said}")
 
 
 def test_several_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "deployment.toml"
     file.write_text('model_path = "m"\n[decode]\ntp_size = 2\nnodes = 2\n')
-    assert cli.main(["up", "--file", str(file)]) == WRONG_USAGE
+    assert disagg_command.main(["up", "--file", str(file)]) == WRONG_USAGE
     assert "decode.nodes 2" in capsys.readouterr().err
 
 
@@ -67,7 +67,7 @@ def test_what_is_not_installed_is_named(
 ):
     find = up.importlib.util.find_spec
     monkeypatch.setattr(up.importlib.util, "find_spec", lambda name: None if name == "sglang_router" else find(name))
-    assert cli.main(["up", "--model-path", model, "--port", "0"]) == CANNOT
+    assert disagg_command.main(["up", "--model-path", model, "--port", "0"]) == CANNOT
     assert "sglang_router is not installed: pip install 'sglang-ascend-moe[disagg]'" in capsys.readouterr().err
 
 
@@ -78,11 +78,11 @@ def test_a_model_that_is_not_there_is_named_before_anything_starts(tmp_path: Pat
         ("nobody/no-model", "there is no such folder, and the cache of the hub holds no such model; `up` downloads"),
         ("a/b/c", "there is no such folder"),
     ):
-        assert cli.main(["up", "--model-path", model, "--port", "0"]) == WRONG_USAGE
+        assert disagg_command.main(["up", "--model-path", model, "--port", "0"]) == WRONG_USAGE
         assert f"ascend-moe disagg up: --model-path {model}: {said}" in capsys.readouterr().err
         file = tmp_path / "deployment.toml"
         file.write_text(f'model_path = "{model}"')
-        assert cli.main(["up", "--file", str(file), "--port", "0"]) == WRONG_USAGE
+        assert disagg_command.main(["up", "--file", str(file), "--port", "0"]) == WRONG_USAGE
         assert f"--file {file}: model_path {model}: {said}" in capsys.readouterr().err
 
 
@@ -101,7 +101,7 @@ def test_what_servers_would_refuse_is_named_by_its_key(
 ):
     file = tmp_path / "deployment.toml"
     file.write_text(f'model_path = "{model}"\n{keys}')
-    assert cli.main(["up", "--file", str(file)]) == WRONG_USAGE
+    assert disagg_command.main(["up", "--file", str(file)]) == WRONG_USAGE
     assert capsys.readouterr().err.startswith(f"ascend-moe disagg up: --file {file}: {said}")
 
 
@@ -115,14 +115,14 @@ def model(tmp_path: Path) -> str:
 def test_a_port_in_use_is_named_before_anything_starts(model: str, capsys: pytest.CaptureFixture[str]):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert cli.main(["up", "--model-path", model, "--port", str(port)]) == WRONG_USAGE
+        assert disagg_command.main(["up", "--model-path", model, "--port", str(port)]) == WRONG_USAGE
     assert f"--port {port}: another program listens at 127.0.0.1:{port}; give another" in capsys.readouterr().err
 
 
 def test_a_folder_of_logs_that_cannot_be_made_is_named(model: str, capsys: pytest.CaptureFixture[str]):
     logs = f"{model}/config.json"
     arguments = ["up", "--model-path", model, "--port", "0", "--logs", logs, "--without-threads"]
-    assert cli.main(arguments) == WRONG_USAGE
+    assert disagg_command.main(arguments) == WRONG_USAGE
     assert f"--logs {logs}: no folder can be made there" in capsys.readouterr().err
 
 
@@ -131,7 +131,7 @@ def test_flags_go_before_keys_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     file.write_text('model_path = "m"\n[decode]\ntp_size = 4\n')
     found = []
     monkeypatch.setattr(up, "run", lambda parsed: found.append(up.deployment_asked(parsed)) or 0)
-    cli.main(["up", "--file", str(file), "--prefill", "2", "--tp-size", "2", "--mini-lb", "--port", "0"])
+    disagg_command.main(["up", "--file", str(file), "--prefill", "2", "--tp-size", "2", "--mini-lb", "--port", "0"])
     (deployment,) = found
     assert (deployment.prefill.instances, deployment.prefill.tp_size, deployment.decode.tp_size) == (2, 2, 2)
     assert (deployment.router.kind, deployment.router.port) == ("mini-lb", 0)

@@ -5,7 +5,7 @@ Nightly: the tests of README start the same servers and engine.
 
 import pytest
 
-from sglang_ascend_moe.launch.server_process import free_port
+from sglang_ascend_moe.launch.servers.server_process import free_port
 from tests.examples.conftest import Run, example
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]

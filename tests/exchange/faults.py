@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import PeerFault, SessionPoisoned
+from sglang_ascend_moe.native.codes import Step
 
 from . import reference
 from .bits import require_same_values

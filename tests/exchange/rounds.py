@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.exchange.exchange import Exchange
 
 from .scenario import Scenario
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.schedules.collective import CollectiveExchange
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.schedules.collective import CollectiveExchange
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 
 from .bits import require_same_bits
 from .pool import Rank

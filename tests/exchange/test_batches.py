@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 
 from .bits import require_same_bits
 from .pool import Rank

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.native import use_library
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.native.session import use_library
 
 from .pool import Rank
 from .scenario import Scenario

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import Corruption
+from sglang_ascend_moe.native.codes import Step
 
 from .faults import call, require_new_exchange_works, require_poisoned
 from .pool import Rank

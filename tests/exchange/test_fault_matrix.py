@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import PeerFault, PeerLost, SessionPoisoned
+from sglang_ascend_moe.native.codes import Step
 
 from .faults import (
     SCENARIO,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import PeerFault, PeerLost, ProtocolMismatch, SessionPoisoned
-from sglang_ascend_moe.schedules.steps import ExchangeSteps
+from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
+from sglang_ascend_moe.native.codes import Step
 
 from .faults import (
     CALLS,

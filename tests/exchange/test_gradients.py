@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 import torch
 
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 
 from . import reference
 from .bits import require_same_values

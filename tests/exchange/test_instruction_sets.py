@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.native import select_kernels
+from sglang_ascend_moe.native.session import select_kernels
 
 from .pool import Rank
 from .scenario import Scenario

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 
 from . import reference
 from .bits import require_same_values

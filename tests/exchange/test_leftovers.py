@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, WindowTooSmall
-from sglang_ascend_moe.exchange import Exchange
+from sglang_ascend_moe.exchange.exchange import Exchange
 
 from .faults import CALLS, SCENARIO, call, small_window
 from .pool import Ended, Rank

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from sglang_ascend_moe.codes import Kind
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.machine import descriptors_needed
-from sglang_ascend_moe.observation import PhaseCounts, rows_by_rank
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.observation import PhaseCounts, rows_by_rank
+from sglang_ascend_moe.native.codes import Kind
+from sglang_ascend_moe.serving.host.limits import descriptors_needed
 
 from .pool import Rank
 from .reference import scale_by_expert

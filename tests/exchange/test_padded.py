@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_ascend_moe.codes import Step
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.schedules.inputs import RoutedTokens
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.native.codes import Step
 
 from . import reference
 from .bits import require_same_bits, require_same_values

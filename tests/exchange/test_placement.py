@@ -2,8 +2,8 @@
 
 import pytest
 
-from sglang_ascend_moe.control.placement import PlacementAgreement
 from sglang_ascend_moe.errors import AscendMoeError, PeerTimeout
+from sglang_ascend_moe.exchange.control.placement import PlacementAgreement
 
 from .pool import Rank
 

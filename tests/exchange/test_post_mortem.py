@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.codes import Step
-from sglang_ascend_moe.control.post_mortem import FILE_SUFFIX, read_accounts
 from sglang_ascend_moe.errors import InvalidInput, PeerFault, ProtocolMismatch
-from sglang_ascend_moe.launch.doctor import main as doctor
-from sglang_ascend_moe.launch.post_mortem import account_of
+from sglang_ascend_moe.exchange.control.post_mortem import FILE_SUFFIX, read_accounts
+from sglang_ascend_moe.launch.doctor.doctor_command import main as doctor
+from sglang_ascend_moe.launch.doctor.post_mortem_accounts import account_of
+from sglang_ascend_moe.native.codes import Step
 
 from .faults import SCENARIO, call, harm_at
 from .pool import Ended, Rank

@@ -13,9 +13,9 @@ import torch
 from msgspec.structs import asdict
 
 from sglang_ascend_moe import Exchange
-from sglang_ascend_moe.abi import native_layout
-from sglang_ascend_moe.control.blocks import PROTOCOL_VERSION, Hello
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported, WindowTooSmall
+from sglang_ascend_moe.exchange.control.blocks import PROTOCOL_VERSION, Hello
+from sglang_ascend_moe.native.abi import native_layout
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 
 from . import reference
@@ -267,7 +267,7 @@ def test_windows_of_different_sizes_are_a_mismatch_on_every_rank(pools):
 
 
 def create_with_different_versions(rank: Rank, name: str, replacement: object) -> None:
-    with patch(f"sglang_ascend_moe.opening.{name}", replacement) if rank.rank == 1 else nullcontext():
+    with patch(f"sglang_ascend_moe.exchange.opening.{name}", replacement) if rank.rank == 1 else nullcontext():
         with pytest.raises(ProtocolMismatch, match=r"rank.*\b9\b.*same version") as caught:
             open_exchange("windows", rank, SCENARIO)
         if str(PROTOCOL_VERSION) not in str(caught.value):

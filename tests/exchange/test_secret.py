@@ -7,8 +7,8 @@ from unittest.mock import patch
 
 import pytest
 
-from sglang_ascend_moe.control import rendezvous
 from sglang_ascend_moe.errors import AscendMoeError
+from sglang_ascend_moe.exchange.control import rendezvous
 
 from .faults import SCENARIO, call
 from .pool import Rank

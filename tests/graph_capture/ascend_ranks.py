@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sglang_ascend_moe import Exchange, hooks, launches, layer, plugin
-from sglang_ascend_moe.graph_capture import ascend
-from sglang_ascend_moe.hooks import State, Where
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe import Exchange, launches
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.graph_capture.runners import npu_runner
+from sglang_ascend_moe.serving import hooks, plugin
+from sglang_ascend_moe.serving.hooks import State, Where
+from sglang_ascend_moe.serving.worker import layer
 from tests.exchange.pool import Rank
 from tests.graph_capture import npu_stand_in
 
@@ -118,7 +120,7 @@ class Setting:
 
     def prepare(self) -> None:
         """What our hook does in front of SGLang's `_capture`."""
-        ascend.prepare_capture(self.runner)
+        npu_runner.prepare_capture(self.runner)
 
     def key(self, batch: int) -> Any:
         return self.runner._make_graph_key(batch)

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from sglang_ascend_moe.windows.host import create_window
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
+from sglang_ascend_moe.windows.memfd import create_window
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([0, 1, 1])

@@ -11,8 +11,8 @@ import torch
 
 from sglang_ascend_moe import CaptureRefused, Exchange, launches
 from sglang_ascend_moe.errors import PeerLost
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.graph_capture.agreement import check_together, refusal_together
-from sglang_ascend_moe.schedules.rows import ExpertRows
 from tests.exchange.pool import Ended, Rank
 from tests.graph_capture.refused_steps import REFUSED
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_ascend_moe import CaptureRefused, launches, layer
-from sglang_ascend_moe.observation import graphs
-from sglang_ascend_moe.options import Options, attach
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe import CaptureRefused, launches
+from sglang_ascend_moe.exchange.observation import graphs
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.serving.options import Options, attach
+from sglang_ascend_moe.serving.worker import layer
 from tests.exchange.pool import Rank
 from tests.graph_capture.ascend_ranks import EXPERTS, HIDDEN, MOST, Setting, ascend_setting, on_ascend
 
@@ -116,7 +117,7 @@ class RunnerCore:
 
 
 def replay_the_layer_of_npus(rank: Rank) -> list[float]:
-    from sglang_ascend_moe import npu_experts
+    from sglang_ascend_moe.serving.npu import experts
 
     with ascend_setting(rank) as setting:
         weights = torch.arange(1.0, 1 + EXPERTS).view(2, EXPERTS // 2, 1)[rank.rank]
@@ -127,7 +128,7 @@ def replay_the_layer_of_npus(rank: Rank) -> list[float]:
         def experts(rows: ExpertRows) -> None:
             # As a ticket says it of a launch that is captured, whose counts the host does not know.
             rows.ticket.at_most = len(rows.rows)
-            npu_experts.compute(moe, rows)
+            experts.compute(moe, rows)
 
         for model in setting.models.values():
             model.experts = experts
@@ -193,7 +194,7 @@ def capture_other_batches(setting: Setting, rank: Rank) -> None:
 
 
 def leave_the_window_cold(setting: Setting, _rank: Rank) -> None:
-    setting.patch.setattr("sglang_ascend_moe.graph_capture.ascend.warm", lambda *_: None)
+    setting.patch.setattr("sglang_ascend_moe.graph_capture.runners.npu_runner.warm", lambda *_: None)
 
 
 def line_of(change: Callable[..., None]) -> str:
@@ -243,7 +244,7 @@ def test_a_server_without_our_layer_captures_as_sglang_does(run_on_ascend):
 
 def decode_graph(options: Options | None, outcome: Exception | str | None, rank: int = 0) -> Any:
     """What SGLang gets from `capture_decode_graph` when its own function raises or returns `outcome`."""
-    from sglang_ascend_moe.graph_capture.ascend import capture_decode
+    from sglang_ascend_moe.graph_capture.runners.npu_runner import capture_decode
 
     model_runner = SimpleNamespace(server_args=SimpleNamespace())
     if options is not None:

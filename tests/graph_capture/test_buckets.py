@@ -5,7 +5,7 @@ from math import log2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ascend_moe.graph_capture.buckets import SMALLEST_LENGTH, Limits, choose_buckets
+from sglang_ascend_moe.serving.host.graph_buckets import SMALLEST_LENGTH, Limits, choose_buckets
 
 limits = st.builds(
     Limits,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.graph_capture import serving
 from sglang_ascend_moe.graph_capture.arena import Arena
+from sglang_ascend_moe.graph_capture.runners import host_decode
 from sglang_ascend_moe.graph_capture.tape import record
 from tests.exchange.conftest import pools  # noqa: F401 - the fixture
 from tests.exchange.pool import Rank
@@ -27,8 +27,8 @@ def replay_collectives(rank: Rank, dim: int, turned: bool) -> list[bool]:
 
     def step():
         part = (x + 1).t() if turned else x + 1
-        summed = serving.all_reduce(None, group, part + 0.5)
-        return {"summed": summed * 2, "gathered": serving.all_gather(gathered_by, group, part, dim) * 2}
+        summed = host_decode.all_reduce(None, group, part + 0.5)
+        return {"summed": summed * 2, "gathered": host_decode.all_gather(gathered_by, group, part, dim) * 2}
 
     def wanted():
         part = (x + 1).t() if turned else x + 1

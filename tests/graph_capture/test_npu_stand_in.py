@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.windows.host import create_window
+from sglang_ascend_moe.windows.memfd import create_window
 from tests.graph_capture import npu_stand_in
 from tests.graph_capture.npu_stand_in import CaptureBroken
 from tests.graph_capture.refused_steps import LAYOUT

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.graph_capture.arena import Arena
-from sglang_ascend_moe.graph_capture.calls import Reference
+from sglang_ascend_moe.graph_capture.operator_calls import Reference
 from sglang_ascend_moe.graph_capture.tape import _Binding, record
 from sglang_ascend_moe.graph_capture.trees import leaves
 from tests.graph_capture import refused_steps

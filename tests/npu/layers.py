@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from sglang_ascend_moe import layer, npu_experts
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.serving.npu import experts
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker import layer
 from tests.npu import operators
 
 EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
@@ -80,7 +81,7 @@ def serve(patch: Any, moe: Any, exchange: Exchange, options: Options, *, on_npu:
     from sglang.srt.layers.activation import SiluAndMul
 
     if on_npu:
-        npu_experts.prepare(moe, options)
+        experts.prepare(moe, options)
     serving = layer.Serving(
         options, {layer.shape_of(moe): exchange}, {"silu": SiluAndMul().forward_native}, rank=0, ranks=1,
         max_tokens=TOKENS, metrics=False, on_npu=on_npu,

@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sglang_ascend_moe import layer, npu_experts
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.options import Options
-from sglang_ascend_moe.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.serving.npu import experts
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker import layer
 from tests.npu import operators
 from tests.npu.layers import HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
 
@@ -69,9 +70,9 @@ def test_a_wrong_layout_is_far_off(output, change, monkeypatch):
     elif change == "scales of other channels":
         moe.w2_weight_scale.data = moe.w2_weight_scale.data.roll(1, dims=1)
     else:
-        compute = npu_experts.compute
+        compute = experts.compute
         flipped = lambda moe, rows: compute(moe, rows._replace(counts=rows.counts.flip(0)))  # noqa: E731
-        monkeypatch.setattr(npu_experts, "compute", flipped)
+        monkeypatch.setattr(experts, "compute", flipped)
     found = output(moe, TOKENS, "decode", on_npu=True, quant="int8").float()
     assert not (found - plain).norm() / plain.norm() < 0.05
 
@@ -93,7 +94,7 @@ class Watch(TorchDispatchMode):
 def test_the_host_reads_no_value_and_copies_the_result_once(w8a8, known, monkeypatch):
     """In a capture the number of rows is not known, and everything has the size of the window."""
     moe = npu_layer(w8a8=w8a8)
-    npu_experts.prepare(moe, Options(quant="int8" if w8a8 else "none"))
+    experts.prepare(moe, Options(quant="int8" if w8a8 else "none"))
     # On a device it is one kernel, which reads the counts itself.
     kernel = moe.runner.runner_core.activation._kernel
     assert kernel is operators.swiglu_quant
@@ -110,9 +111,9 @@ def test_the_host_reads_no_value_and_copies_the_result_once(w8a8, known, monkeyp
     scales = torch.rand(capacity, 16)[:, 0] if w8a8 else None
     out = torch.full((capacity, HIDDEN), 7.0, dtype=torch.bfloat16)
     window = ExpertRows(rows, scales, counts, out, SimpleNamespace(at_most=total if known else capacity))
-    monkeypatch.setattr(npu_experts.expert_location, "record_dispatch", lambda *_: None)
+    monkeypatch.setattr(experts.expert_location, "record_dispatch", lambda *_: None)
     with watch:
-        npu_experts.compute(moe, window)
+        experts.compute(moe, window)
     assert watch.names.count("aten::copy_") == 1
     assert watch.names.count("npu::npu_grouped_matmul") == 2
     assert {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}.isdisjoint(watch.names)
@@ -124,10 +125,10 @@ def test_the_host_reads_no_value_and_copies_the_result_once(w8a8, known, monkeyp
 def test_layers_that_the_runner_cannot_compute_are_refused():
     moe = npu_layer()
     with pytest.raises(Unsupported, match=r"--ascend-moe-quant int8: .* not quantised"):
-        npu_experts.prepare(moe, Options(quant="int8"))
+        experts.prepare(moe, Options(quant="int8"))
     moe.w2_kernel = SimpleNamespace()
     with pytest.raises(Unsupported, match="computed by NPUUnquantMoEMethod and SimpleNamespace"):
-        npu_experts.prepare(moe, Options())
+        experts.prepare(moe, Options())
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["with --ascend-moe", "without"])
@@ -137,5 +138,5 @@ def test_w8a8_weights_are_laid_out_for_the_fused_kernel_only_without_us(asked, m
     arguments = SimpleNamespace(_ascend_moe_options=Options()) if asked else SimpleNamespace()
     monkeypatch.setattr(runtime_context, "get_server_args", lambda: arguments)
     laid_out = []
-    result = npu_experts.keep_weights(lambda moe: bool(laid_out.append(moe)) or True, "a layer")
+    result = experts.keep_weights(lambda moe: bool(laid_out.append(moe)) or True, "a layer")
     assert (result, laid_out) == ((False, []) if asked else (True, ["a layer"]))

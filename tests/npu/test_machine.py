@@ -9,10 +9,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from sglang_ascend_moe import hooks, native, npu_machine
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.launch.exit_codes import CANNOT
-from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.native import session
+from sglang_ascend_moe.serving import hooks
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
+from sglang_ascend_moe.serving.npu import machine
+from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.windows import aclshmem, memfabric
 
 LACKS = {
@@ -37,7 +39,7 @@ def machine(patch: pytest.MonkeyPatch, folder: Path, lacks: str | None) -> None:
         patch.syspath_prepend(str(folder))
     patch.setattr(hooks, "on_npu", lambda: lacks != "platform")
     if lacks != "kernels":
-        patch.setattr(native, "own_library", lambda _device: "libraries")
+        patch.setattr(session, "own_library", lambda _device: "libraries")
     patch.setattr(memfabric, "is_installed", lambda: lacks != "pool")
     patch.setattr(aclshmem, "is_installed", lambda: False)
 
@@ -46,12 +48,12 @@ def machine(patch: pytest.MonkeyPatch, folder: Path, lacks: str | None) -> None:
 def test_what_is_missing_is_named_with_what_to_do(lacks, monkeypatch, tmp_path):
     machine(monkeypatch, tmp_path, lacks)
     with pytest.raises(Unsupported, match=LACKS[lacks]):
-        npu_machine.refuse_machine_without_npu(Options())
+        machine.refuse_machine_without_npu(Options())
 
 
 def test_a_machine_that_has_everything_is_let_through(monkeypatch, tmp_path):
     machine(monkeypatch, tmp_path, None)
-    npu_machine.refuse_machine_without_npu(Options())
+    machine.refuse_machine_without_npu(Options())
     assert isinstance(sys.modules["torch_npu"], ModuleType | SimpleNamespace)
 
 

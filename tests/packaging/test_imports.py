@@ -85,18 +85,22 @@ def test_modules_do_not_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     ("statement", "target"),
     [
-        ("import sglang_ascend_moe.layer", "sglang_ascend_moe.layer"),
-        ("from sglang_ascend_moe import layer", "sglang_ascend_moe.layer"),
-        ("from sglang_ascend_moe.layer import forward", "sglang_ascend_moe.layer"),
-        ("from . import layer", "sglang_ascend_moe.layer"),
-        ("from .layer import forward", "sglang_ascend_moe.layer"),
+        ("import sglang_ascend_moe.serving.worker.layer", "sglang_ascend_moe.serving.worker.layer"),
+        ("from sglang_ascend_moe import layer", "sglang_ascend_moe.serving.worker.layer"),
+        ("from sglang_ascend_moe.serving.worker.layer import forward", "sglang_ascend_moe.serving.worker.layer"),
+        ("from . import layer", "sglang_ascend_moe.serving.worker.layer"),
+        ("from .layer import forward", "sglang_ascend_moe.serving.worker.layer"),
         ("def f():\n    from ..layer import forward", "layer"),
-        ("importlib.import_module('sglang_ascend_moe.layer')", "sglang_ascend_moe.layer"),
+        ("importlib.import_module('sglang_ascend_moe.serving.worker.layer')", "sglang_ascend_moe.serving.worker.layer"),
     ],
 )
 def test_every_spelling_of_an_import_is_seen(statement: str, target: str):
-    path = Path("sglang_ascend_moe/native.py")
-    found = list(imports_of("sglang_ascend_moe.native", statement, path=path, known={"sglang_ascend_moe.layer"}))
+    path = Path("sglang_ascend_moe/native/session.py")
+    found = list(
+        imports_of(
+            "sglang_ascend_moe.native.session", statement, path=path, known={"sglang_ascend_moe.serving.worker.layer"}
+        )
+    )
     assert [item.target for item in found] == [target]
 
 

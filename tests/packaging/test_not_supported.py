@@ -2,7 +2,7 @@
 
 import re
 
-from sglang_ascend_moe.conflicts import CONFLICTS
+from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from tests.packaging.source_tree import ROOT
 
 PAGE = (ROOT / "docs" / "sglang.md").read_text()

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from sglang_ascend_moe import options
-from sglang_ascend_moe.launch.examination import DISTRIBUTIONS, Report
-from sglang_ascend_moe.live_state import RankState
-from sglang_ascend_moe.metrics import PHASE_METRICS, REPLAY_METRIC, WAIT_METRIC
-from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.launch.doctor.examination import DISTRIBUTIONS, Report
+from sglang_ascend_moe.serving import options
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker.live_state import RankState
+from sglang_ascend_moe.serving.worker.metrics import PHASE_METRICS, REPLAY_METRIC, WAIT_METRIC
 from tests.packaging.source_tree import ROOT
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()

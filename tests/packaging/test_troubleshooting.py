@@ -10,8 +10,8 @@ from functools import cache
 
 import pytest
 
-from sglang_ascend_moe.codes import Step
-from sglang_ascend_moe.launch import exit_codes
+from sglang_ascend_moe.native.codes import Step
+from sglang_ascend_moe.serving.launcher import exit_codes
 from tests.packaging.messages import FOREIGN, GAP, has_words, messages, own_exceptions, raised
 from tests.packaging.source_tree import ROOT
 
@@ -23,11 +23,11 @@ OTHERS = {
     ("sglang_ascend_moe/__init__.py", "AttributeError"),
     ("launch/bench/rank.py", "RuntimeError"),
     ("launch/bench/records.py", "ValueError"),
-    ("launch/forked_server.py", "TimeoutExpired"),
+    ("launch/servers/forked_server.py", "TimeoutExpired"),
     ("launch/disagg/served.py", ""),
-    ("launch/tiny_tokenizer.py", "ValueError"),
-    ("sglang_ascend_moe/platforms/unnamed_memory.py", "FileNotFoundError"),
-    ("sglang_ascend_moe/request_checks.py", "ValueError"),
+    ("launch/tiny_model/tokenizer.py", "ValueError"),
+    ("sglang_ascend_moe/serving/host/unnamed_memory.py", "FileNotFoundError"),
+    ("sglang_ascend_moe/serving/launcher/request_checks.py", "ValueError"),
 }
 ENDS = {"SystemExit"}
 # What a `raise` without words of its own passes on, all of it read elsewhere: see `messages`.

@@ -15,8 +15,8 @@ PROJECT_FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICE
 LIBRARY = f"{PACKAGE}/_host_kernels.so"
 ENTRY_POINTS = {
     ("console_scripts", "ascend-moe", "sglang_ascend_moe.launch.main:main"),
-    ("sglang.srt.plugins", "ascend_moe", "sglang_ascend_moe.plugin:register"),
-    ("sglang.srt.platforms", "ascend_moe_host", "sglang_ascend_moe.platforms:activate"),
+    ("sglang.srt.plugins", "ascend_moe", "sglang_ascend_moe.serving.plugin:register"),
+    ("sglang.srt.platforms", "ascend_moe_host", "sglang_ascend_moe.serving.host:activate"),
 }
 
 

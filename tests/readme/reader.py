@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from sglang_ascend_moe.launch.server_process import can_be_interrupted, free_port, group_members, log_tail
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.launch.servers.server_process import can_be_interrupted, free_port, group_members, log_tail
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.packaging.source_tree import ROOT
 from tests.readme.extraction import Command, Scene, Step, needs, port_of, with_ports
 from tests.serving.leftovers import MARK, NOTHING, Surroundings

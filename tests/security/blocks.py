@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from sglang_ascend_moe.control.blocks import Block, ExpertPlacement, Hello, PrefillPlan, WindowHandle
-from sglang_ascend_moe.control.instance import Instance
-from sglang_ascend_moe.control.post_mortem import PostMortem
+from sglang_ascend_moe.exchange.control.blocks import Block, ExpertPlacement, Hello, PrefillPlan, WindowHandle
+from sglang_ascend_moe.exchange.control.instance import Instance
+from sglang_ascend_moe.exchange.control.post_mortem import PostMortem
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 
 SESSION = b"session of tests"

@@ -8,10 +8,10 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from sglang_ascend_moe.control import handover
-from sglang_ascend_moe.control.blocks import Hello, WindowHandle
-from sglang_ascend_moe.control.handover import Offer, exchange_windows, open_listener
 from sglang_ascend_moe.errors import PeerTimeout, ProtocolMismatch
+from sglang_ascend_moe.exchange.control import handover
+from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle
+from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 from tests.security.blocks import SESSION
 

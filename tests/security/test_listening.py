@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 
-from sglang_ascend_moe.platforms import host_fixes, loopback
+from sglang_ascend_moe.serving.host import fixes, loopback
 
 LISTENS = "0A"
 LOOPBACK = "0100007F"
@@ -35,7 +35,7 @@ def listening_addresses() -> list[str]:
 
 
 def meet(rank: int, port: int, results) -> None:
-    os.environ[host_fixes.INTERFACE_VARIABLE] = host_fixes.LOOPBACK_INTERFACE
+    os.environ[fixes.INTERFACE_VARIABLE] = fixes.LOOPBACK_INTERFACE
     dist.init_process_group("gloo", init_method=loopback.address_to_meet(port), rank=rank, world_size=2)
     dist.new_group([0, 1], backend="gloo")
     dist.barrier()
@@ -73,6 +73,6 @@ def test_an_address_that_is_asked_for_is_taken(monkeypatch, asked, override, exp
     context = SimpleNamespace(get_parallel=lambda: SimpleNamespace(dist_init_addr=asked))
     monkeypatch.setitem(sys.modules, "sglang.srt.environ", environ)
     monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
-    monkeypatch.setenv(host_fixes.INTERFACE_VARIABLE, "eth7")
-    assert host_fixes.meet_on_loopback(lambda **_: "as SGLang says", dist_port=7) == expected
-    assert os.environ[host_fixes.INTERFACE_VARIABLE] == "eth7"
+    monkeypatch.setenv(fixes.INTERFACE_VARIABLE, "eth7")
+    assert fixes.meet_on_loopback(lambda **_: "as SGLang says", dist_port=7) == expected
+    assert os.environ[fixes.INTERFACE_VARIABLE] == "eth7"

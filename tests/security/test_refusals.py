@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from sglang_ascend_moe.control.blocks import (
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
+from sglang_ascend_moe.exchange.control.blocks import (
     MAX_BLOCK_BYTES,
     ExpertPlacement,
     Hello,
@@ -12,10 +13,9 @@ from sglang_ascend_moe.control.blocks import (
     decode,
     encode,
 )
-from sglang_ascend_moe.control.placement import refuse_unservable
-from sglang_ascend_moe.control.rendezvous import refuse_different_options
-from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
-from sglang_ascend_moe.schedules.prefill import plan_rounds
+from sglang_ascend_moe.exchange.control.placement import refuse_unservable
+from sglang_ascend_moe.exchange.control.rendezvous import refuse_different_options
+from sglang_ascend_moe.exchange.schedules.prefill import plan_rounds
 from sglang_ascend_moe.windows.layout import MAX_RANKS, ExchangeParameters, plan_window
 from tests.security.blocks import NESTED, SESSION, with_field
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sglang_ascend_moe.control.instance import answer_challenge, unsealed
-from sglang_ascend_moe.control.secret import (
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
+from sglang_ascend_moe.exchange.control.instance import answer_challenge, unsealed
+from sglang_ascend_moe.exchange.control.secret import (
     CHALLENGE_BYTES,
     NO_SEAL,
     Secret,
@@ -17,7 +18,6 @@ from sglang_ascend_moe.control.secret import (
     read_secret,
     require_seal,
 )
-from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 from tests.security.blocks import INSTANCE
 
 SECRET = Secret(secrets.token_bytes(32))

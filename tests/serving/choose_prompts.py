@@ -4,7 +4,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import stock
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.prompts import CHOSEN_MARGIN, LENGTHS, NEW_TOKENS, Piece, cut, text_tokens

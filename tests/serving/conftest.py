@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, compare
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import stock
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts

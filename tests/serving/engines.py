@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from sglang_ascend_moe.launch.comparison import Answer
-from sglang_ascend_moe.launch.server_process import group_members, log_tail
+from sglang_ascend_moe.launch.servers.server_process import group_members, log_tail
 from tests.serving.messages import (
     Call,
     Called,

@@ -88,7 +88,7 @@ def take_title(number: int) -> None:
     import setproctitle
     from sglang.srt.runtime_context import get_server_args
 
-    from sglang_ascend_moe import ending
+    from sglang_ascend_moe.serving.launcher import ending
 
     setproctitle.setproctitle(f"sglang::scheduler_TP{number}")
     ending.say_title(None, get_server_args())
@@ -125,8 +125,8 @@ def launch(kind: str, pids: int) -> None:
     from sglang.srt import runtime_context
     from sglang.srt.utils import kill_process_tree
 
-    from sglang_ascend_moe import ending
-    from sglang_ascend_moe.options import Options, attach
+    from sglang_ascend_moe.serving.launcher import ending
+    from sglang_ascend_moe.serving.options import Options, attach
 
     server_args = SimpleNamespace()
     attach(server_args, Options())

@@ -8,7 +8,7 @@ Spawned schedulers import it too, as `__mp_main__`, and so are damaged alike; te
 import os
 from pathlib import Path
 
-from sglang_ascend_moe import layer
+from sglang_ascend_moe.serving.worker import layer
 
 SIGN = "SERVING_TEST_RAISE"
 """Variable with the path of the file."""
@@ -42,6 +42,6 @@ if __name__ in ("__main__", "__mp_main__"):
 if __name__ == "__main__":
     import sys
 
-    from sglang_ascend_moe.launch.sglang_server import serve
+    from sglang_ascend_moe.launch.servers.sglang_server import serve
 
     sys.exit(serve(sys.argv[1:]))

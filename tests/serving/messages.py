@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from sglang_ascend_moe.launch.comparison import Answer
-from sglang_ascend_moe.live_state import RankState
+from sglang_ascend_moe.serving.worker.live_state import RankState
 
 
 class StartEngine(msgspec.Struct, tag=True, frozen=True):

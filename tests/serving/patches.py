@@ -18,7 +18,7 @@ def corrupt_one_row() -> None:
     """In the first layer, the first row that rank 0 receives has its sign changed before the experts run."""
     from sglang.srt.runtime_context import get_parallel
 
-    from sglang_ascend_moe import layer
+    from sglang_ascend_moe.serving.worker import layer
 
     compute_experts = layer.compute_experts
 
@@ -34,7 +34,7 @@ def route_to_the_first_experts() -> None:
     """Every routed token goes to experts 0, 1, ...: rank 0 gets all rows."""
     import torch
 
-    from sglang_ascend_moe.exchange import Exchange
+    from sglang_ascend_moe.exchange.exchange import Exchange
 
     run = Exchange.run
 
@@ -66,7 +66,7 @@ def leave_no_memory() -> None:
     """Every worker finds 1000 bytes of memory available."""
     import msgspec
 
-    from sglang_ascend_moe import layer
+    from sglang_ascend_moe.serving.worker import layer
 
     read_limits = layer.read_limits
     layer.read_limits = lambda: msgspec.structs.replace(read_limits(), memory_available=1000)
@@ -100,7 +100,7 @@ def _only_rows(form):
 
 def forget_moe_blocks() -> None:
     """No MoE block of SGLang is known to our layer, as if the model's were a new one."""
-    from sglang_ascend_moe import moe_blocks
+    from sglang_ascend_moe.serving.worker import moe_blocks
 
     moe_blocks.KNOWN_BLOCKS = ()
 
@@ -113,7 +113,7 @@ def capture_with_the_npu_backend() -> None:
     import torch
     from sglang.srt.hardware_backend.npu.graph_runner.npu_cudagraph_backend import NPUCudaGraphBackend
 
-    from sglang_ascend_moe.platforms.host import HostPlatform
+    from sglang_ascend_moe.serving.host.platform import HostPlatform
     from tests.graph_capture import npu_stand_in
 
     npu_stand_in.install()
@@ -139,7 +139,7 @@ def take_replayed_steps_again() -> None:
 
     import torch
 
-    from sglang_ascend_moe.graph_capture.host import HostGraphBackend, HostGraphRunner
+    from sglang_ascend_moe.graph_capture.runners.host_runner import HostGraphBackend, HostGraphRunner
 
     initialise, capture_one, replay = HostGraphRunner.__init__, HostGraphBackend.capture_one, HostGraphBackend.replay
     steps = {}
@@ -170,10 +170,11 @@ def compute_with_the_ascend_runner() -> None:
     import logging
     from types import SimpleNamespace
 
-    from sglang_ascend_moe import layer, npu_experts
+    from sglang_ascend_moe.serving.npu import experts
+    from sglang_ascend_moe.serving.worker import layer
     from tests.npu import operators
 
-    open_exchanges, compute = layer.open_exchanges, npu_experts.compute
+    open_exchanges, compute = layer.open_exchanges, experts.compute
 
     @functools.wraps(open_exchanges)
     def opened(result, model_runner, *arguments, **keywords):
@@ -189,7 +190,7 @@ def compute_with_the_ascend_runner() -> None:
                 module.w13_kernel, module.w2_kernel = NPUUnquantMoEMethod(), NPUUnquantMoEMethod()
                 module.moe_runner_config.layer = module
                 module.runner = SimpleNamespace(runner_core=AscendRunnerCore(module.moe_runner_config))
-                npu_experts.prepare(module, layer._serving.options)
+                experts.prepare(module, layer._serving.options)
         layer._serving = layer._serving._replace(on_npu=True)
 
     def counted(moe_layer, rows):
@@ -199,4 +200,4 @@ def compute_with_the_ascend_runner() -> None:
             logging.getLogger(__name__).warning("the Ascend runner has computed 100 times")
 
     counted.calls = 0
-    layer.open_exchanges, npu_experts.compute = opened, counted
+    layer.open_exchanges, experts.compute = opened, counted

@@ -7,8 +7,8 @@ of bfloat16 as well. `python -m tests.serving.choose_prompts` makes the choice a
 
 from typing import NamedTuple
 
-from sglang_ascend_moe.launch.tiny_model import TinySizes
-from sglang_ascend_moe.launch.tiny_tokenizer import TRAINING_TEXT, build_tokenizer
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
+from sglang_ascend_moe.launch.tiny_model.tokenizer import TRAINING_TEXT, build_tokenizer
 
 NEW_TOKENS = 16
 CHOSEN_MARGIN = 0.25

@@ -16,8 +16,8 @@ from typing import Self
 
 import pytest
 
-from sglang_ascend_moe.exit_codes import CHECK_FAILED, INTERRUPTED, OK, WRONG_USAGE
-from sglang_ascend_moe.launch.server_process import free_port, group_members
+from sglang_ascend_moe.launch.servers.server_process import free_port, group_members
+from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, INTERRUPTED, OK, WRONG_USAGE
 from tests.serving.cpu_time import title
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from sglang_ascend_moe.launch.comparison import Answer
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import PARALLEL, ours, stock
 from tests.serving.engines import EngineConfig, EngineFailure, ForkServer
 from tests.serving.families import DTYPE, FAMILIES, PROMPTS, REFERENCE_BOUND

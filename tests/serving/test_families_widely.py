@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import PARALLEL, ours, stock
 from tests.serving.engines import ForkServer
 from tests.serving.families import FAMILIES, REFERENCE_BOUND, prompts_of_lengths

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import PARALLEL, ours
 from tests.serving.families import FAMILIES, PROMPTS
 from tests.serving.prompts import NEW_TOKENS

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sglang_ascend_moe.launch.server_process import ServerProcess, group_members
-from sglang_ascend_moe.memory_share import GIB
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members
+from sglang_ascend_moe.serving.host.memory_share import GIB
 from tests.serving.configurations import ours
 from tests.serving.control_group import ControlGroup
 from tests.serving.engines import EngineFailure

@@ -9,8 +9,8 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from sglang_ascend_moe import Exchange
-from sglang_ascend_moe.launch.tiny_model import TinySizes
-from sglang_ascend_moe.live_state import RankState
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
+from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.serving.configurations import PARALLEL, ours
 from tests.serving.engines import Engine
 from tests.serving.messages import Inspected

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch import doctor
-from sglang_ascend_moe.launch.exit_codes import OK
-from sglang_ascend_moe.launch.server_process import ServerProcess, group_members, log_tail
+from sglang_ascend_moe.launch.doctor import doctor_command
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
+from sglang_ascend_moe.serving.launcher.exit_codes import OK
 from tests.serving.clients import Traffic, ask, malformed_requests, malformed_texts, post
 from tests.serving.cpu_time import cpu_seconds, title
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
@@ -59,7 +59,7 @@ def served(checkpoint: Path, prompts: list[list[int]], tmp_path_factory: pytest.
 
 def test_it_tells_its_state(served, capsys):
     """The doctor and Prometheus are told of both ranks, over HTTP."""
-    assert doctor.main(["--url", served.url]) == OK
+    assert doctor_command.main(["--url", served.url]) == OK
     assert "2 ranks, 2 of them heard" in capsys.readouterr().out
     with urllib.request.urlopen(f"{served.url}/metrics", timeout=60) as response:
         metrics = response.read().decode()

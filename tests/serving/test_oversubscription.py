@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sglang_ascend_moe.launch.server_process import group_members
+from sglang_ascend_moe.launch.servers.server_process import group_members
 from tests.serving.configurations import ours
 from tests.serving.cpu_time import cpu_seconds
 from tests.serving.prompts import NEW_TOKENS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_ascend_moe.launch.tiny_model import TinySizes
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
 from tests.serving.configurations import ours, stock
 from tests.serving.engines import Engine, EngineConfig, EngineFailure
 from tests.serving.prompts import NEW_TOKENS

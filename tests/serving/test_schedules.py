@@ -3,7 +3,7 @@
 import pytest
 
 from sglang_ascend_moe import Exchange
-from sglang_ascend_moe.launch.tiny_model import TinySizes
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
 from tests.serving.configurations import MAX_RUNNING_REQUESTS, ours
 from tests.serving.prompts import NEW_TOKENS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch.server_process import STAGES, ServerProcess, group_members, log_tail
+from sglang_ascend_moe.launch.servers.server_process import STAGES, ServerProcess, group_members, log_tail
 from tests.serving import faulty_server
 from tests.serving.clients import Traffic, ask
 from tests.serving.cpu_time import title

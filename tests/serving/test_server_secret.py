@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch.server_process import ServerFailed, ServerProcess, log_tail
+from sglang_ascend_moe.launch.servers.server_process import ServerFailed, ServerProcess, log_tail
 from tests.serving import faulty_server
 from tests.serving.clients import ask
 from tests.serving.prompts import NEW_TOKENS

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sglang_ascend_moe.exit_codes import INTERRUPTED
+from sglang_ascend_moe.serving.launcher.exit_codes import INTERRUPTED
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 
 DEMO = [sys.executable, "-m", "sglang_ascend_moe.launch.main", "demo"]

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from sglang_ascend_moe.launch.tiny_model import TinySizes, write_checkpoint
-from sglang_ascend_moe.launch.tiny_tokenizer import build_tokenizer, readable_ids
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes, write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.tokenizer import build_tokenizer, readable_ids
 
 
 def digests(folder):
@@ -20,7 +20,7 @@ def digests(folder):
 
 
 def test_another_process_writes_the_same_bytes(checkpoint, tmp_path):
-    command = [sys.executable, "-m", "sglang_ascend_moe.launch.tiny_model", str(tmp_path)]
+    command = [sys.executable, "-m", "sglang_ascend_moe.launch.tiny_model.checkpoint", str(tmp_path)]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True, timeout=120)
     assert digests(tmp_path) == digests(checkpoint)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.checkpoint_bytes import WeightBytes, weight_bytes
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.host.checkpoint_bytes import WeightBytes, weight_bytes
 
 
 def write_header(folder: Path, tensors: dict[str, tuple[str, list[int]]]) -> Path:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from sglang_ascend_moe.launch import main, serve
-from sglang_ascend_moe.launch.exit_codes import OK, WRONG_USAGE
-from sglang_ascend_moe.options import FLAGS
+from sglang_ascend_moe.launch import main
+from sglang_ascend_moe.launch.servers import serve
+from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.serving.options import FLAGS
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe import arguments, conflicts, refusals
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.options import Options, attach
+from sglang_ascend_moe.serving.launcher import arguments, conflicts, refusals
+from sglang_ascend_moe.serving.options import Options, attach
 
 # A value of each flag of the table that has to be refused.
 SETTINGS = {

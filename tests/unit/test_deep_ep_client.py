@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang_ascend_moe import deep_ep_client
 from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.serving.worker import deep_ep_client
 
 
 def layer(**attributes: object) -> SimpleNamespace:

@@ -10,16 +10,16 @@ import msgspec
 import pytest
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.hooks import State
-from sglang_ascend_moe.launch import doctor, examination
-from sglang_ascend_moe.launch.examination import ABSENT, WORKS, HookReport, MachineReport, Report, problems_of
-from sglang_ascend_moe.launch.exit_codes import CANNOT, CHECK_FAILED, OK
-from sglang_ascend_moe.launch.live_server import text_of_states
-from sglang_ascend_moe.live_state import STATE_KEY, ExchangeState, PhaseState, RankState
-from sglang_ascend_moe.machine import MachineLimits
-from sglang_ascend_moe.observation import GraphCounts
-from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.observation import GraphCounts
+from sglang_ascend_moe.launch.doctor import doctor_command, examination
+from sglang_ascend_moe.launch.doctor.examination import ABSENT, WORKS, HookReport, MachineReport, Report, problems_of
+from sglang_ascend_moe.launch.doctor.live_server import text_of_states
+from sglang_ascend_moe.serving.hooks import State
+from sglang_ascend_moe.serving.host.limits import MachineLimits
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, ExchangeState, PhaseState, RankState
 from tests.http_server import serving
 
 LIMITS = MachineLimits(
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said_with_its_remedy(changed: dict[str, Any], code: in
     assert bool(report.problems) == bool(said)
     assert all(problem.remedy for problem in report.problems)
     # Before anything that is only found.
-    begin, found, _ = doctor.text_of(report).partition("\nsglang  ")
+    begin, found, _ = doctor_command.text_of(report).partition("\nsglang  ")
     assert found
     assert [part for part in said if part not in begin] == []
 
@@ -88,27 +88,29 @@ VERDICTS = {
 
 @pytest.mark.parametrize("case", VERDICTS)
 def test_the_first_line_is_the_verdict(case: str):
-    assert doctor.text_of(with_problems(**CASES[case][0])).splitlines()[0] == VERDICTS[case]
+    assert doctor_command.text_of(with_problems(**CASES[case][0])).splitlines()[0] == VERDICTS[case]
 
 
 def test_of_several_problems_the_worst_is_the_verdict_and_the_others_are_counted():
     report = with_problems(kernels="they are not built", hooks=[FAILED], **machine(descriptors=168, ranks=9))
-    text = doctor.text_of(report)
+    text = doctor_command.text_of(report)
     assert text.splitlines()[0] == "--ascend-moe does not work here: they are not built (and 2 more)"
     # Each kind below a heading of its own, the worst first.
-    assert sorted(map(text.index, doctor.HEADINGS.values())) == list(map(text.index, doctor.HEADINGS.values()))
+    assert sorted(map(text.index, doctor_command.HEADINGS.values())) == list(
+        map(text.index, doctor_command.HEADINGS.values())
+    )
 
 
 def test_what_is_found_is_shown_with_units():
-    text = doctor.text_of(HEALTHY)
+    text = doctor_command.text_of(HEALTHY)
     expected = ["0.5.23", "x86_64, 0 Ascend NPUs", "host (no accelerator)", "16.0 GiB (17,179,869,184 bytes)"]
     assert [part for part in expected if part not in text] == []
 
 
 def test_hooks_are_counted_and_listed_when_they_are_asked_for():
-    assert "1 applied, 1 not applicable; --hooks lists them" in doctor.text_of(HEALTHY)
-    assert "a.b" not in doctor.text_of(HEALTHY)
-    listed = doctor.text_of(HEALTHY, hooks=True)
+    assert "1 applied, 1 not applicable; --hooks lists them" in doctor_command.text_of(HEALTHY)
+    assert "a.b" not in doctor_command.text_of(HEALTHY)
+    listed = doctor_command.text_of(HEALTHY, hooks=True)
     expected = ["  applied: after a.b", "  not applicable (only for host): set a.c", "it is needed", "it is so"]
     assert [part for part in expected if part not in listed] == []
 
@@ -116,8 +118,8 @@ def test_hooks_are_counted_and_listed_when_they_are_asked_for():
 @pytest.mark.parametrize("flags", [[], ["--hooks"]], ids=["json", "json and hooks"])
 def test_json_has_the_whole_report(flags: list[str], monkeypatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(examination, "examine", lambda _ranks: HEALTHY)
-    monkeypatch.setattr(doctor.logging, "disable", lambda _level: None)
-    assert doctor.main(["--json", *flags]) == OK
+    monkeypatch.setattr(doctor_command.logging, "disable", lambda _level: None)
+    assert doctor_command.main(["--json", *flags]) == OK
     assert msgspec.json.decode(capsys.readouterr().out, type=Report) == HEALTHY
 
 
@@ -219,7 +221,7 @@ def info(*schedulers: list[RankState]) -> bytes:
 def test_a_live_server_is_asked_for_every_rank(server, schedulers, capsys: pytest.CaptureFixture[str]):
     url, answer = server
     answer["body"] = info(*schedulers)
-    assert doctor.main(["--url", f"{url}/", "--api-key", "secret", "--json"]) == OK
+    assert doctor_command.main(["--url", f"{url}/", "--api-key", "secret", "--json"]) == OK
     assert answer["seen"] == "Bearer secret"
     printed = msgspec.json.decode(capsys.readouterr().out, type=list[RankState])
     assert printed == [state(0), state(1)]
@@ -241,7 +243,7 @@ OLD = {STATE_KEY: [{"rank": 0}]}
 def test_a_server_that_cannot_tell_is_an_error(server, status, body, said, capsys: pytest.CaptureFixture[str]):
     url, answer = server
     answer.update(status=status, body=body)
-    assert doctor.main(["--url", url]) == CHECK_FAILED
+    assert doctor_command.main(["--url", url]) == CHECK_FAILED
     assert said in capsys.readouterr().err
 
 
@@ -251,5 +253,5 @@ def test_a_server_that_cannot_tell_is_an_error(server, status, body, said, capsy
     ids=["nobody", "no address"],
 )
 def test_a_server_that_is_not_there_is_an_error(url: str, said: str, capsys: pytest.CaptureFixture[str]):
-    assert doctor.main(["--url", url]) == CHECK_FAILED
+    assert doctor_command.main(["--url", url]) == CHECK_FAILED
     assert said in capsys.readouterr().err

@@ -14,10 +14,17 @@ import msgspec
 import psutil
 import pytest
 
-from sglang_ascend_moe import ending, interrupts
-from sglang_ascend_moe.ending import root_cause
-from sglang_ascend_moe.engine_processes import STOPPED_CHECKS, EngineProcesses, Finding, Report, Started, say
-from sglang_ascend_moe.options import Options, attach
+from sglang_ascend_moe.serving.launcher import ending, interrupts
+from sglang_ascend_moe.serving.launcher.ending import root_cause
+from sglang_ascend_moe.serving.launcher.engine_processes import (
+    STOPPED_CHECKS,
+    EngineProcesses,
+    Finding,
+    Report,
+    Started,
+    say,
+)
+from sglang_ascend_moe.serving.options import Options, attach
 
 CULPRIT = Report("scheduler_TP1", 11, "ValueError: no such row", False)
 VICTIM = Report("scheduler_TP0", 10, "PeerLost: rank 1 failed", True)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang_ascend_moe import expert_location
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.options import Options, attach
+from sglang_ascend_moe.serving.options import Options, attach
+from sglang_ascend_moe.serving.worker import expert_location
 
 LAYER = SimpleNamespace(layer_id=3)
 

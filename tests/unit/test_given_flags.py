@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe import given_flags
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.serving.launcher import given_flags
+from sglang_ascend_moe.serving.options import Options
 
 CHECKED_TYPES = {"int": "int", "float": "float", "human_readable_int": "_human_readable_int"}
 """Names of the functions of SGLang that read a value -> ours. Values that others read stay text."""

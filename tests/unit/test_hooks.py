@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe import arguments, hooks, plugin
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.exit_codes import CANNOT
-from sglang_ascend_moe.hooks import Hook, Kind, State, Where
-from sglang_ascend_moe.options import READY_KEY, Options, attach
+from sglang_ascend_moe.serving import hooks, plugin
+from sglang_ascend_moe.serving.hooks import Hook, Kind, State, Where
+from sglang_ascend_moe.serving.launcher import arguments
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
+from sglang_ascend_moe.serving.options import READY_KEY, Options, attach
 
 REASON = "the test needs it"
 
@@ -188,7 +189,7 @@ def test_a_broken_hook_leaves_stock_sglang_alone():
 
 @pytest.mark.usefixtures("broken")
 def test_a_broken_hook_stops_a_worker_before_it_builds_the_model():
-    from sglang_ascend_moe import layer
+    from sglang_ascend_moe.serving.worker import layer
 
     layer.check_before_model(argparse.Namespace(server_args=arguments_of_a_server()))
     with pytest.raises(Unsupported, match=BROKEN):
@@ -222,7 +223,7 @@ def test_a_worker_without_an_open_exchange_stops_the_launcher(monkeypatch: pytes
     ids=["all open", "one closed", "one silent", "none heard"],
 )
 def test_the_controller_passes_on_that_all_of_its_workers_are_ready(said: list[bool | None], ready: bool):
-    from sglang_ascend_moe import layer
+    from sglang_ascend_moe.serving.worker import layer
 
     infos = [{} if value is None else {READY_KEY: value} for value in said]
     info = {"status": "ready"}

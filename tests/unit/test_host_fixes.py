@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import zmq
 
-from sglang_ascend_moe import plugin
-from sglang_ascend_moe.platforms import host_fixes
+from sglang_ascend_moe.serving import plugin
+from sglang_ascend_moe.serving.host import fixes
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def test_the_controller_waits_and_gets_what_comes_as_before(sockets, monkeypatch
     waits = []
     sender, receiver = sockets
     controller = argparse.Namespace(recv_from_tokenizer=receiver)
-    host_fixes.receive_without_spinning(controller)
+    fixes.receive_without_spinning(controller)
     poll = receiver.poll
     monkeypatch.setattr(zmq.Socket, "poll", lambda _socket, milliseconds: waits.append(milliseconds) or poll(1))
     with pytest.raises(zmq.Again):
         sock_recv(controller.recv_from_tokenizer, flags=zmq.NOBLOCK)
     sock_send(sender, FlushCacheReqInput())
     assert isinstance(sock_recv(controller.recv_from_tokenizer, flags=zmq.NOBLOCK), FlushCacheReqInput)
-    assert waits == [host_fixes.RECEIVE_MILLISECONDS] * 2
+    assert waits == [fixes.RECEIVE_MILLISECONDS] * 2
 
 
 def test_no_hook_changes_how_all_processes_receive():

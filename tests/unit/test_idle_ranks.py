@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe import arguments
+from sglang_ascend_moe.serving.launcher import arguments
 
 
 def sleeps(monkeypatch: pytest.MonkeyPatch, on_host: bool, **keywords: Any) -> bool:

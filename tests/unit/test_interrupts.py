@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.exit_codes import INTERRUPTED, OK
+from sglang_ascend_moe.serving.launcher.exit_codes import INTERRUPTED, OK
 
 ENDINGS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 BEGIN = """
@@ -215,7 +215,7 @@ with interrupts.watched("command"):
 
 
 def test_a_command_that_is_called_by_another_program_leaves_its_signals_alone():
-    from sglang_ascend_moe import interrupts
+    from sglang_ascend_moe.serving.launcher import interrupts
 
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
     with interrupts.watched("command"):

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sglang_ascend_moe import layer
 from sglang_ascend_moe.errors import SessionPoisoned
-from sglang_ascend_moe.exchange import Exchange
-from sglang_ascend_moe.options import Options, attach
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.serving.options import Options, attach
+from sglang_ascend_moe.serving.worker import layer
 
 EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
 

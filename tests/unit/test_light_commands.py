@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sglang_ascend_moe.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 
 HEAVY = ("torch", "sglang", "numpy", "transformers", "matplotlib", "safetensors")
 CPU_SECONDS = 0.5

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe import given_flags
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.launch import memory_check
-from sglang_ascend_moe.launch.memory_check import check_memory, server_sizes
-from sglang_ascend_moe.launch.serve_request import ServeRequest, request_of
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
-from sglang_ascend_moe.memory_share import GIB, MIB, MemoryLeft, share_of_ranks
+from sglang_ascend_moe.launch.servers import memory_check
+from sglang_ascend_moe.launch.servers.memory_check import check_memory, server_sizes
+from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.host.memory_share import GIB, MIB, MemoryLeft, share_of_ranks
+from sglang_ascend_moe.serving.launcher import given_flags
 
 HUGE = 2**50
 

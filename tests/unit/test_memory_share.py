@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.machine import read_limits
-from sglang_ascend_moe.memory_share import (
+from sglang_ascend_moe.serving.host.limits import read_limits
+from sglang_ascend_moe.serving.host.memory_share import (
     FLAGS,
     GIB,
     LEAST_TOKENS,
@@ -25,8 +25,8 @@ from sglang_ascend_moe.memory_share import (
     refuse_server_that_does_not_fit,
     refuse_too_few_tokens,
 )
-from sglang_ascend_moe.options import FLAGS as OPTIONS
-from sglang_ascend_moe.reservations import Outstanding
+from sglang_ascend_moe.serving.host.reservations import Outstanding
+from sglang_ascend_moe.serving.options import FLAGS as OPTIONS
 
 SCHEDULING = Scheduling(running=8, context=2048, vocabulary=1000)
 NEEDS = RankNeeds(windows=100 * MIB, graphs=50 * MIB, tables=MIB, working=256 * MIB)

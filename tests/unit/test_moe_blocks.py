@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.moe_blocks import KNOWN_BLOCKS, refuse_unknown_blocks
+from sglang_ascend_moe.serving.worker.moe_blocks import KNOWN_BLOCKS, refuse_unknown_blocks
 
 
 class Layer(torch.nn.Module):

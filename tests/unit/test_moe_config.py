@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch.moe_config import MODELOPT_FILE, MODELSLIM_FILE, read_moe_shape
-from sglang_ascend_moe.launch.tiny_families import FAMILIES
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
-from sglang_ascend_moe.moe_blocks import COMPARED_ARCHITECTURES
-from sglang_ascend_moe.refusals import NPU_QUANTISATIONS, expert_count
+from sglang_ascend_moe.launch.plan.moe_config import MODELOPT_FILE, MODELSLIM_FILE, read_moe_shape
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.families import FAMILIES
+from sglang_ascend_moe.serving.launcher.refusals import NPU_QUANTISATIONS, expert_count
+from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
 
 QUANTISED = {
     "not": ({}, {}),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.options import (
+from sglang_ascend_moe.serving.options import (
     FLAGS,
     Options,
     add_flags,

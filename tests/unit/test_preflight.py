@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput
-from sglang_ascend_moe.launch import preflight
-from sglang_ascend_moe.launch.preflight import check_server, find_config
+from sglang_ascend_moe.launch.servers import preflight
+from sglang_ascend_moe.launch.servers.preflight import check_server, find_config
 from tests.http_server import serving
 
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "hidden_size": 64}

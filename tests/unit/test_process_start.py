@@ -8,7 +8,7 @@ import pytest
 
 LAUNCH = """
 import multiprocessing, os, signal, threading
-from sglang_ascend_moe.platforms.process_start import launch_by_forking
+from sglang_ascend_moe.serving.host.process_start import launch_by_forking
 
 # The tests may be a job in the background of a shell, which ignores it.
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe import given_flags, options, refusals
-from sglang_ascend_moe.conflicts import CONFLICTS
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
-from sglang_ascend_moe.options import Options
+from sglang_ascend_moe.serving import options
+from sglang_ascend_moe.serving.launcher import given_flags, refusals
+from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
+from sglang_ascend_moe.serving.options import Options
 from tests.unit.test_conflicts import FINE, SETTINGS
 
 REFUSED = {

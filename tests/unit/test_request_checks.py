@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe import request_checks
-from sglang_ascend_moe.options import Options, attach
+from sglang_ascend_moe.serving.launcher import request_checks
+from sglang_ascend_moe.serving.options import Options, attach
 
 WITHOUT = SimpleNamespace()
 WITH = SimpleNamespace()

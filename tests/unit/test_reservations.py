@@ -7,16 +7,16 @@ import sys
 
 import pytest
 
-from sglang_ascend_moe import reservations
 from sglang_ascend_moe.errors import PeerTimeout
-from sglang_ascend_moe.reservations import Exclusive, Reservation, outstanding, touched
+from sglang_ascend_moe.serving.host import reservations
+from sglang_ascend_moe.serving.host.reservations import Exclusive, Reservation, outstanding, touched
 
 GROUP = f"test-{os.getpid()}"
 SIZE = 2**40
 
 RESERVES = f"""
 import sys
-from sglang_ascend_moe.reservations import Reservation
+from sglang_ascend_moe.serving.host.reservations import Reservation
 held = Reservation({GROUP!r}, {SIZE})
 print("reserved", flush=True)
 sys.stdin.read()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch.tiny_model import write_checkpoint
-from sglang_ascend_moe.options import Options
-from sglang_ascend_moe.server_estimate import ModelSizes, ServerSizes, estimate_server, model_sizes
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.host.server_estimate import ModelSizes, ServerSizes, estimate_server, model_sizes
+from sglang_ascend_moe.serving.options import Options
 
 DENSE = {
     "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 256, "vocab_size": 1000,
@@ -89,6 +89,6 @@ def test_replicas_count_every_model(tmp_path: Path):
 
 
 def test_the_estimate_imports_neither_torch_nor_sglang():
-    code = "import sys, sglang_ascend_moe.server_estimate; print(sorted({'torch', 'sglang'} & set(sys.modules)))"
+    code = "import sys, sglang_ascend_moe.serving.host.server_estimate; print(sorted({'torch', 'sglang'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr

@@ -3,8 +3,8 @@
 import pytest
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
-from sglang_ascend_moe.options import Options
-from sglang_ascend_moe.sizing import Role, SchedulerLimits, check_window, tokens_per_rank
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker.sizing import Role, SchedulerLimits, check_window, tokens_per_rank
 
 LIMITS = SchedulerLimits(
     running_requests=33, prefill_tokens=1000, prefill_flag="--chunked-prefill-size", attention_ranks=4

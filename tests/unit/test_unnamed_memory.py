@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import sglang.srt.distributed.device_communicators.shm_broadcast as shm_broadcast
 
-from sglang_ascend_moe.platforms import unnamed_memory
-from sglang_ascend_moe.platforms.unnamed_memory import SharedMemory
+from sglang_ascend_moe.serving.host import unnamed_memory
+from sglang_ascend_moe.serving.host.unnamed_memory import SharedMemory
 
 CREATOR = """
 import sys, time
-from sglang_ascend_moe.platforms.unnamed_memory import SharedMemory
+from sglang_ascend_moe.serving.host.unnamed_memory import SharedMemory
 memory = SharedMemory("queue", create=True, size=64)
 memory.buf[:5] = b"hello"
 print(memory.name, flush=True)

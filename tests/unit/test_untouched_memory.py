@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from sglang_ascend_moe.platforms.untouched_memory import LEAST_BYTES, UntouchedZeros
+from sglang_ascend_moe.serving.host.untouched_memory import LEAST_BYTES, UntouchedZeros
 
 LARGE = 2**28
 

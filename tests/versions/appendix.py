@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from sglang_ascend_moe import hooks, plugin
-from sglang_ascend_moe.hooks import Hook, Kind
+from sglang_ascend_moe.serving import hooks, plugin
+from sglang_ascend_moe.serving.hooks import Hook, Kind
 from tests.packaging.source_tree import ROOT, modules
 from tests.versions.wheel_sources import WheelSources, signature
 

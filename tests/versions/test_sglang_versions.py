@@ -13,7 +13,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from sglang_ascend_moe.hooks import Hook, Kind
+from sglang_ascend_moe.serving.hooks import Hook, Kind
 from tests.packaging.source_tree import ROOT
 from tests.versions.appendix import ABSENT, CHECKED, SERVED, NoWheel, download, hook_problem, on_page, problems, table
 from tests.versions.wheel_sources import WheelSources

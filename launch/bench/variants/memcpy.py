@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.bench.cases import Case
-from sglang_ascend_moe.launch.bench.check import CHUNK_ROWS, Quantised, quantise
+from sglang_ascend_moe.launch.bench.delivery_check import CHUNK_ROWS, Quantised, quantise
+from sglang_ascend_moe.launch.bench.drawn_routing import Batch, make_batch
 from sglang_ascend_moe.launch.bench.records import Op
-from sglang_ascend_moe.launch.bench.routing import Batch, make_batch
 from sglang_ascend_moe.launch.bench.row_kernels import STORES, Piece, Shape, Tokens, available_stores, library
 from sglang_ascend_moe.launch.bench.shared_memory import RelayMemory
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant

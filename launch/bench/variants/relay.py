@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sglang_ascend_moe.errors import PeerTimeout
 from sglang_ascend_moe.launch.bench.cases import Case
-from sglang_ascend_moe.launch.bench.check import exchange_problem
+from sglang_ascend_moe.launch.bench.delivery_check import exchange_problem
+from sglang_ascend_moe.launch.bench.drawn_routing import Batch
 from sglang_ascend_moe.launch.bench.records import Op
-from sglang_ascend_moe.launch.bench.routing import Batch
 from sglang_ascend_moe.launch.bench.row_kernels import Shape, Tokens, library
 from sglang_ascend_moe.launch.bench.shared_memory import TIMEOUT_S, RelayMemory
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Scratch, Variant, rows_view

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from sglang_ascend_moe import Exchange, ExpertRows
 from sglang_ascend_moe.launch.bench.cases import Case
-from sglang_ascend_moe.launch.bench.check import exchange_problem
-from sglang_ascend_moe.launch.bench.routing import Batch
+from sglang_ascend_moe.launch.bench.delivery_check import exchange_problem
+from sglang_ascend_moe.launch.bench.drawn_routing import Batch
 from sglang_ascend_moe.launch.bench.shared_memory import TIMEOUT_S
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
 

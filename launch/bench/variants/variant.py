@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.bench.cases import Case
+from sglang_ascend_moe.launch.bench.drawn_routing import Batch
 from sglang_ascend_moe.launch.bench.records import Op
-from sglang_ascend_moe.launch.bench.routing import Batch
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
 
 

@@ -1,0 +1,126 @@
+"""Decode attention on the host that a graph can hold: no loop over requests, no shape that depends on a value.
+
+Keys and values of every request are gathered to one length and what lies past the end of a request is masked. Prefill
+is SGLang's own `torch_native`, and so is decode of layers with sliding windows or cross attention, in eager steps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.model_executor.runner_utils.capture_mode import get_capture_attention_variant
+from torch import Tensor
+
+from sglang_ascend_moe.serving.host.graph_buckets import Buckets
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+_LABEL = "kv"
+
+
+class KeyLengths:
+    """SGLang's choice among the graphs of one batch size: by the longest request."""
+
+    def __init__(self, buckets: Buckets) -> None:
+        self._buckets = buckets
+        # The largest first: the others fit into its memory.
+        self.capture_labels = tuple(f"{_LABEL}{length}" for length in reversed(buckets.lengths))
+
+    def select(self, forward_batch: ForwardBatch) -> str:
+        return f"{_LABEL}{self._buckets.length_for(_longest(forward_batch))}"
+
+
+def _longest(forward_batch: Any) -> int:
+    lengths = forward_batch.seq_lens_cpu if forward_batch.seq_lens_cpu is not None else forward_batch.seq_lens
+    return int(lengths.max()) if lengths.numel() else 1
+
+
+class _Gathered(NamedTuple):
+    """Where the keys of a batch lie: slots int [batch * length], and mask [batch, 1, 1, length], 0 or -inf."""
+
+    slots: Tensor
+    mask: Tensor
+
+
+class HostAttention(TorchNativeAttnBackend):
+    """SGLang's attention backend `ascend_moe_host`."""
+
+    def __init__(self, model_runner: Any, buckets: Buckets) -> None:
+        super().__init__(model_runner)
+        self.buckets = buckets
+        self._dtype = model_runner.dtype
+        self._length = 0
+        self._gathered: _Gathered | None = None
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Nothing: what a graph needs, it computes."""
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """The length of a padded row: attention over nothing would give NaN."""
+        return 1
+
+    get_cpu_graph_seq_len_fill_value = get_cuda_graph_seq_len_fill_value
+
+    def shared_read_ends(self, _mode: Any) -> SharedReadEnds:
+        """Steps of the host are over when they return: there is no event to wait for."""
+        return SharedReadEnds.UNKNOWN
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        super().init_forward_metadata(forward_batch)
+        self._gathered = None
+        if forward_batch.forward_mode.is_decode() and forward_batch.batch_size:
+            self._length = self.buckets.length_for(_longest(forward_batch))
+            self.init_forward_metadata_in_graph(forward_batch)
+
+    def init_forward_metadata_out_graph(self, _forward_batch: ForwardBatch, in_capture: bool = False) -> None:
+        if in_capture:
+            self._length = int(get_capture_attention_variant().removeprefix(_LABEL))
+
+    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch) -> None:
+        """Once per step: which slots are gathered, and the mask. Part of the graph."""
+        lengths = forward_batch.seq_lens[:, None]
+        positions = torch.arange(self._length, dtype=lengths.dtype)[None]
+        # Past its end a request reads its last token again, because other slots may hold anything, NaN included.
+        inside = torch.minimum(positions, lengths - 1)
+        table = self.req_to_token_pool.req_to_token.index_select(0, forward_batch.req_pool_indices)
+        mask = torch.zeros(inside.shape, dtype=self._dtype).masked_fill_(positions >= lengths, float("-inf"))
+        self._gathered = _Gathered(table.gather(1, inside).flatten(), mask[:, None, None])
+
+    def forward_decode(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+    ) -> Tensor:
+        windowed = layer.sliding_window_size is not None and layer.sliding_window_size > -1
+        if self._gathered is None or windowed or layer.is_cross_attention or forward_batch.encoder_lens is not None:
+            return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+        pool = self.token_to_kv_pool
+        if save_kv_cache and k is not None and v is not None:
+            pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc), k, v)
+        batch, heads = self._gathered.mask.shape[0], layer.tp_k_head_num
+        # The query heads that share a key head are its rows, so that keys need not be repeated.
+        query = q.reshape(batch, heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            query,
+            self._keys(pool.get_key_buffer(layer.layer_id), query.dtype),
+            self._keys(pool.get_value_buffer(layer.layer_id), query.dtype),
+            attn_mask=self._gathered.mask,
+            scale=layer.scaling,
+        )
+        return attended.reshape(batch, layer.tp_q_head_num * layer.v_head_dim)
+
+    def _keys(self, cache: Tensor, dtype: torch.dtype) -> Tensor:
+        """[batch, heads, length, head size] of a cache [slots, heads, head size]."""
+        batch = self._gathered.mask.shape[0]
+        found = cache.index_select(0, self._gathered.slots)
+        return found.to(dtype).view(batch, -1, *cache.shape[1:]).transpose(1, 2)

@@ -1,0 +1,162 @@
+"""Decode graphs in SGLang on the host: which graphs there are, and what happens when a step cannot be captured.
+
+Every function here is a hook of the table in `plugin`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sglang_ascend_moe import launches
+from sglang_ascend_moe.errors import CaptureRefused
+from sglang_ascend_moe.graph_capture.runners.eager import nothing_captured, refused_steps, switched_off
+from sglang_ascend_moe.serving.host.graph_buckets import Buckets, Limits, choose_buckets
+from sglang_ascend_moe.serving.options import options_of
+
+logger = logging.getLogger(__name__)
+
+
+def buckets_of(model_runner: Any) -> Buckets:
+    """Batch sizes and lengths of the graphs of a worker whose memory pools exist.
+
+    SGLang's flags `--cuda-graph-bs-decode` and `--cuda-graph-max-bs-decode` go before the choice made here.
+    """
+    from sglang.srt.model_executor.cuda_graph_config import Phase
+    from sglang.srt.runtime_context import get_exec
+    from sglang.srt.utils import get_cuda_graph_batch_size_alignment
+
+    pool = model_runner.token_to_kv_pool
+    first = model_runner.layer_info.start_layer
+    token_bytes = sum(
+        cache[0].numel() * cache.element_size() for cache in (pool.get_key_buffer(first), pool.get_value_buffer(first))
+    )
+    table = model_runner.req_to_token_pool
+    decode = get_exec().graph.cuda_graph_config.decode
+    given = getattr(model_runner.server_args, "_cuda_graph_config_locked", set())
+    most = min(table.size, decode.max_bs) if (Phase.DECODE, "max_bs") in given else table.size
+    limits = Limits(
+        requests=most,
+        alignment=get_cuda_graph_batch_size_alignment(),
+        length=min(table.req_to_token.shape[1], model_runner.max_total_num_tokens),
+        token_bytes=token_bytes,
+    )
+    chosen = choose_buckets(limits)
+    if (Phase.DECODE, "bs") not in given:
+        return chosen
+    return chosen._replace(batches=tuple(decode.bs), bytes=max(decode.bs) * limits.length * token_bytes)
+
+
+def make_attention(model_runner: Any) -> Any:
+    """SGLang's attention backend `ascend_moe_host`."""
+    from sglang_ascend_moe.graph_capture.runners.attention import HostAttention
+
+    return HostAttention(model_runner, buckets_of(model_runner))
+
+
+def set_buckets(_arguments: Any = None, *, model_runner: Any, **_: Any) -> None:
+    """Before `capture_cuda_graphs`: SGLang captures the batch sizes that were chosen for `--ascend-moe`."""
+    from sglang.srt.runtime_context import get_exec
+
+    buckets = getattr(model_runner.attn_backend, "buckets", None)
+    if buckets is not None and buckets.batches:
+        decode = get_exec().graph.cuda_graph_config.decode
+        decode.bs, decode.max_bs = list(buckets.batches), buckets.batches[-1]
+
+
+def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
+    """Around `capture_decode_graph`, which captures nothing on a CPU: captures, or says why not and serves eagerly.
+
+    Raises `CaptureRefused` with `--ascend-moe-require-graphs`.
+    """
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
+    from sglang.srt.model_executor.model_runner_components.cuda_graph_setup import GraphCapture
+
+    options = options_of(model_runner.server_args)
+    if options is None:
+        return nothing_captured()
+    if check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
+        return switched_off(options)
+    from sglang_ascend_moe.graph_capture.runners.host_runner import HostGraphRunner
+
+    begin = time.perf_counter()
+    try:
+        buckets = getattr(model_runner.attn_backend, "buckets", None)
+        if buckets is None:
+            raise CaptureRefused(
+                f"the attention backend {type(model_runner.attn_backend).__name__} has no graphs on the host; leave out"
+                " --attention-backend, --prefill-attention-backend and --decode-attention-backend"
+            )
+        if not buckets.batches:
+            raise CaptureRefused(
+                "a batch of the greatest length gathers too many bytes of keys and values; lower --context-length"
+            )
+        logger.info(
+            "Decode graphs: batches of %s, lengths of %s, %d graphs, which gather at most %d bytes of keys and values",
+            list(buckets.batches),
+            list(buckets.lengths),
+            buckets.graphs,
+            buckets.bytes,
+        )
+        runner = HostGraphRunner(model_runner)
+    except CaptureRefused as refused:
+        return refused_steps(options, refused)
+    return GraphCapture(
+        runner=runner,
+        memory_phase="decode",
+        memory_usage_gb=runner.backend.bytes / 2**30,
+        capture_time=time.perf_counter() - begin,
+    )
+
+
+def replays_when_idle(mode: Any) -> bool:
+    """In place of `ForwardMode.is_cpu_graph`: a rank without requests replays with the others, as on other devices."""
+    return bool(mode.is_cuda_graph())
+
+
+def all_reduce(original: Callable[..., Any], group: Any, input_: torch.Tensor) -> torch.Tensor:
+    """Around `GroupCoordinator.all_reduce`: a collective of a captured step is a launch.
+
+    It is the one that the original makes of tensors of the host.
+    """
+    if not launches.capturing() or group.world_size == 1:
+        return original(group, input_)
+
+    def bind(reduced: torch.Tensor) -> launches.Launch:
+        return lambda: group.device_group.allreduce([reduced]).wait()
+
+    launches.launch(bind, [], [input_])
+    return input_
+
+
+def all_gather(
+    original: Callable[..., Any],
+    group: Any,
+    input_: torch.Tensor,
+    dim: int = -1,
+    output_tensor_list: list[torch.Tensor] | None = None,
+) -> Any:
+    """Around `GroupCoordinator.all_gather`: a collective of a captured step is a launch, as in `all_reduce`."""
+    if not launches.capturing() or group.world_size == 1 or output_tensor_list is not None:
+        return original(group, input_, dim, output_tensor_list)
+    shape = list(input_.shape)
+    shape[dim] *= group.world_size
+    gathered = input_.new_empty(shape)
+
+    def bind(part: torch.Tensor, whole: torch.Tensor) -> launches.Launch:
+        parts = part.new_empty(group.world_size, *part.shape)
+        into = whole.unflatten(dim, (group.world_size, part.shape[dim])).movedim(dim % part.dim(), 0)
+        along_rows = parts.flatten(0, 1)
+
+        def gather() -> None:
+            group.device_group._allgather_base(along_rows, part.contiguous()).wait()
+            into.copy_(parts)
+
+        return gather
+
+    launches.launch(bind, [input_], [gathered])
+    return gathered

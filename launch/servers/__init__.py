@@ -1,0 +1,1 @@
+"""Servers that commands start: in this process, as a child, or forked from a process that has imported SGLang."""

@@ -1,0 +1,129 @@
+"""Servers that are forked from this process, which imports SGLang once for all of them.
+
+Importing takes most of the start of a server on a host, 20 seconds of a core and over a gigabyte. Forking needs a
+process with a single thread, and one that has not loaded SGLang's plugins: each server does that for itself.
+"""
+
+import contextlib
+import importlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+
+from sglang_ascend_moe.launch.servers.server_process import ENVIRONMENT, ServerFailed, ServerProcess, end_with_parent
+from sglang_ascend_moe.launch.servers.sglang_server import serve
+from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
+
+MODULES = ("sglang.launch_server", "sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
+
+
+# numpy starts a thread per core otherwise; SGLang calls nothing that would use them.
+NUMPY_THREADS = "OPENBLAS_NUM_THREADS"
+
+
+def threads() -> int:
+    """Threads of this process."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def start_again_without_threads(arguments: list[str]) -> None:
+    """Run `ascend-moe` with `arguments` in place of this program, in an environment in which numpy starts no thread."""
+    command = [sys.executable, "-m", "sglang_ascend_moe.launch.main", *arguments]
+    interrupts.hold_until_watched()
+    os.execve(sys.executable, command, {**os.environ, NUMPY_THREADS: "1"})
+
+
+def import_sglang() -> None:
+    """Import what a server and its ranks need. Raises `ServerFailed` if this process cannot fork afterwards."""
+    with warnings.catch_warnings():
+        # Of accelerators that are not there.
+        warnings.simplefilter("ignore")
+        for name in MODULES:
+            importlib.import_module(name)
+    if threads() != 1:
+        raise ServerFailed(f"importing SGLang left {threads()} threads; forking is safe with one only")
+
+
+class ForkedServer(ServerProcess):
+    """A `ServerProcess` that is forked from this process, after `import_sglang`."""
+
+    def start(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Here, because the log is looked at as soon as the server is there.
+        self.log.write_bytes(b"")
+        self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
+        pid = os.fork()
+        if pid == 0:
+            self._serve_and_exit()
+        self._process = ForkedProcess(pid)
+
+    def _serve_and_exit(self) -> None:
+        status = CHECK_FAILED
+        try:
+            os.setsid()
+            self._redirect()
+            interrupts.watch("the server", self._remove_temporary)
+            end_with_parent()
+            os.environ.update(ENVIRONMENT, TMPDIR=str(self.temporary))
+            tempfile.tempdir = None
+            status = serve(self._arguments)
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except KeyboardInterrupt:
+            status = interrupts.told()
+        except BaseException:  # noqa: BLE001 - nothing may escape into the copied stack of the parent
+            traceback.print_exc()
+        finally:
+            self._remove_temporary()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _remove_temporary(self) -> None:
+        """Here as well, in case the parent was killed."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _redirect(self) -> None:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        os.close(nothing)
+        os.close(log)
+
+
+class ForkedProcess:
+    """The part of `subprocess.Popen` that a server needs, for a child that was forked."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._returncode: int | None = None
+        self._descriptor = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """How the process ended, as `subprocess.Popen.returncode`; None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end. Raises `subprocess.TimeoutExpired`."""
+        if self._returncode is None:
+            if not select.select([self._descriptor], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a forked server", timeout or 0.0)
+            self._returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            os.close(self._descriptor)
+        return self._returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._descriptor, number)

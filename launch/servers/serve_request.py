@@ -1,0 +1,52 @@
+"""What a command line asks of SGLang's server, as far as it can be checked before SGLang is imported."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sglang_ascend_moe.serving.launcher.given_flags import Given
+from sglang_ascend_moe.serving.options import Options
+
+
+class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields are SGLang's server arguments of the same names, None where SGLang decides; `options` are ours.
+
+    sizes count ranks, `..._tokens` and `context_length` tokens, `max_running_requests` requests of all ranks together.
+    """
+
+    model_path: str
+    revision: str | None
+    load_format: str
+    device: str | None
+    dtype: str
+    quantization: str | None
+    kv_cache_dtype: str
+    host: str
+    port: int
+    tp_size: int
+    dp_size: int
+    attn_dp_size: int
+    enable_dp_attention: bool
+    pp_size: int
+    ep_num_redundant_experts: int
+    nnodes: int
+    context_length: int | None
+    max_running_requests: int | None
+    max_total_tokens: int | None
+    max_prefill_tokens: int
+    chunked_prefill_size: int | None
+    mem_fraction_static: float | None
+    page_size: int | None
+    disable_cuda_graph: bool
+    disable_radix_cache: bool
+    cuda_graph_bs_decode: list[int] | None
+    cuda_graph_max_bs_decode: int | None
+    disaggregation_mode: str
+    disaggregation_bootstrap_port: int
+    options: Options | None
+
+
+def request_of(given: Given) -> ServeRequest:
+    """The request that was given on a command line, which has to name a model."""
+    fields = [field for field in ServeRequest.__struct_fields__ if field != "options"]
+    return ServeRequest(options=given.options, **{name: getattr(given.settings, name) for name in fields})

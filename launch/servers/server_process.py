@@ -1,0 +1,247 @@
+"""An SGLang server as a child process: started with a log, awaited with visible progress, and stopped for certain."""
+
+import contextlib
+import ctypes
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from sglang_ascend_moe.serving.launcher import interrupts
+
+LOG_TAIL_LINES = 40
+LOG_LINE_CHARACTERS = 300
+POLL_SECONDS = 0.5
+# A look-up of the machine's addresses and of a hub would take time, and fail without a network.
+ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
+STOP_SECONDS = 30.0
+FIRST_PORT = 10000
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# From linux/prctl.h.
+PR_SET_PDEATHSIG = 1
+
+# What a server is busy with, known by the last of these texts that its log contains.
+STAGES = (
+    ("server_args=", "starting ranks, which import SGLang in turn"),
+    ("Init parallel begin", "connecting ranks"),
+    ("Load weight begin", "loading weights"),
+    ("Load weight end", "allocating memory"),
+    ("max_total_num_tokens=", "starting to serve"),
+    ("Uvicorn running", "warming up"),
+)
+
+
+class ServerFailed(Exception):
+    """A server ended, or was not ready in time. The message holds the end of its log."""
+
+
+class Progress(NamedTuple):
+    """What a waiting caller can show: seconds since the start, and what the server is busy with."""
+
+    seconds: float
+    stage: str
+
+
+class ServerProcess:
+    """`python -m sglang.launch_server` (or another module) with `arguments`, listening on `port` of `host`.
+
+    Without `port` on a free one.
+
+    A context manager: on leaving it, whatever the reason, the server and everything it started has ended. The server
+    leads a process group of its own, so Ctrl-C in a terminal reaches the caller only, who then leaves the context.
+    Should the caller be killed, the kernel interrupts the server.
+
+    `temporary`: a folder for the server's temporary files, removed with it, because SGLang removes none of them.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        *,
+        module: str = "sglang.launch_server",
+        host: str = "127.0.0.1",
+        port: int | None = None,
+    ) -> None:
+        self.port = port or free_port()
+        # A server that listens everywhere is reached here, too.
+        self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.port}"
+        self.log = log
+        self._arguments = [*arguments, "--host", host, "--port", str(self.port)]
+        self._module = module
+        self._begun = time.monotonic()
+        # Known once the context is left.
+        self.ended_by_itself: bool | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            with interrupts.held():
+                self.start()
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Start the server, which has to be stopped."""
+        # A short name: those of the server's sockets begin with it, and may have 107 characters.
+        self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self._module, *self._arguments],
+                env={**os.environ, **ENVIRONMENT, "TMPDIR": str(self.temporary)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=can_be_interrupted,
+            )
+
+    def __exit__(self, *_exception: object) -> None:
+        with interrupts.held():
+            self.ended_by_itself = self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The server's process, and the id of its process group."""
+        return self._process.pid
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._begun
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the server's own process, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def wait_until_ready(self, timeout: float, show: Callable[[Progress], None]) -> float:
+        """Wait until the server answers; call `show` twice a second meanwhile. Returns the seconds it took.
+
+        Raises ServerFailed if the server ends or is not ready within `timeout` seconds.
+        """
+        while True:
+            seconds = self.seconds
+            if (code := self.exit_code) is not None:
+                raise ServerFailed(f"the server ended with exit code {code}; the end of its log:\n{log_tail(self.log)}")
+            if self.answers():
+                return seconds
+            if seconds > timeout:
+                raise ServerFailed(
+                    f"the server was not ready after {timeout:.0f} s; the end of its log:\n{log_tail(self.log)}"
+                )
+            show(Progress(seconds, stage(self.log)))
+            time.sleep(POLL_SECONDS)
+
+    def wait_until_ended(self, timeout: float) -> int:
+        """Wait for the server's own process and return its exit code. Raises ServerFailed after `timeout` seconds."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ServerFailed(f"the server still runs after {timeout:.0f} s\n{log_tail(self.log)}") from None
+
+    def stop(self) -> bool:
+        """Interrupt the server as Ctrl-C does, and kill what is left of its process group half a minute later.
+
+        Returns whether everything ended by itself.
+        """
+        if self._process.poll() is None:
+            self.interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+        by_itself = not group_members(self.pid)
+        if not by_itself:
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        return by_itself
+
+    def interrupt(self) -> None:
+        """Ask the server to end, without waiting."""
+        self._process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End the server and everything it started at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def answers(self) -> bool:
+        """Whether the server says that it is ready."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=20) as response:
+                return response.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def can_be_interrupted() -> None:
+    """Undo what a shell does to background jobs, which ignore SIGINT, and what `interrupts.held` does."""
+    for number in interrupts.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.SIGNALS)
+    end_with_parent()
+
+
+def end_with_parent(number: int = signal.SIGINT) -> None:
+    """The kernel sends this process the signal when the one that started it dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now.
+
+    It is none of those that the kernel gives to connections, because a server takes long to start, and one of the many
+    connections meanwhile might be given its port.
+    """
+    ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
+    for port in random.sample(range(FIRST_PORT, ephemeral), max(0, ephemeral - FIRST_PORT)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def group_members(group: int) -> list[int]:
+    """Pids of the living processes of process group `group`; zombies do not count."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            state, _parent, its_group, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its_group) == group and state != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def stage(log: Path) -> str:
+    """What the server is busy with, judged by its log."""
+    text = log.read_text(errors="replace")
+    reached = [name for sign, name in STAGES if sign in text]
+    return reached[-1] if reached else "importing SGLang"
+
+
+def cannot_listen(log: Path) -> bool:
+    """Whether the server found its port taken, and ended."""
+    return "error while attempting to bind on address" in log.read_text(errors="replace")
+
+
+def log_tail(log: Path) -> str:
+    """The last lines of a log, long ones cut."""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(line[:LOG_LINE_CHARACTERS] for line in lines[-LOG_TAIL_LINES:])

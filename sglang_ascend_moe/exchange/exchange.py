@@ -1,0 +1,383 @@
+"""Exchange: the one object that a mixture-of-experts layer talks to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from sglang_ascend_moe import launches
+from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
+from sglang_ascend_moe.exchange.control.secret import read_secret
+from sglang_ascend_moe.exchange.device_opening import open_device_steps
+from sglang_ascend_moe.exchange.observation import Observation
+from sglang_ascend_moe.exchange.opening import Opened, close_steps, open_steps
+from sglang_ascend_moe.exchange.schedules.decode import prepare_decode, run_decode
+from sglang_ascend_moe.exchange.schedules.inputs import (
+    RoutedTokens,
+    problem_with_expert_out,
+    problem_with_experts,
+    problem_with_phase,
+    problem_with_result,
+    routed_tokens,
+    wrong_kind,
+)
+from sglang_ascend_moe.exchange.schedules.prefill import run_prefill
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps, Ticket
+from sglang_ascend_moe.native.codes import Kind, Step
+from sglang_ascend_moe.native.session import StepHook
+from sglang_ascend_moe.windows.layout import ExchangeParameters, WindowMemory, plan_window, window_memory
+
+Phase = Literal["decode", "prefill"]
+"""Which schedule a call takes; the same on every rank."""
+
+_KINDS = {"decode": Kind.DECODE, "prefill": Kind.PREFILL}
+
+
+class Exchange:
+    """Moves token rows to the experts of other ranks and their results back, without relay buffers.
+
+    Made by `Exchange.create`. Every rank takes part in every call, in the same order, ranks without tokens included.
+    Not thread-safe. A context manager; leaving it after an exception tells the other ranks. There are no gradients:
+    no result has a history, whatever the inputs have.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        """Use `create`."""
+        self.rank = opened.rank
+        self.layout = opened.steps.layout
+        self._identity = (opened.session_id, opened.rank)
+        self._open_steps: ExchangeSteps | None = opened.steps
+        self._pidfds = opened.pidfds
+        # A padded window cannot be halved.
+        self._overlap = opened.overlap and not self.layout.expert_rows
+
+    @classmethod
+    def create(
+        cls,
+        group: dist.ProcessGroup | None,
+        *,
+        num_experts: int,
+        hidden: int,
+        max_tokens: int,
+        topk: int,
+        dtype: torch.dtype = torch.bfloat16,
+        quant: str | None = None,
+        distinct_topk: bool = False,
+        window_bytes: int | None = None,
+        timeout_s: float = 30.0,
+        slots: int = 1,
+        layout: str = "compact",
+        verify: bool = False,
+        post_mortem: str | os.PathLike[str] | None = None,
+        secret_file: str | os.PathLike[str] | None = None,
+        workers: int | None = None,
+        device: torch.device | None = None,
+        windows: str | None = None,
+        first_epoch: int = 0,
+    ) -> Exchange:
+        """Opens an exchange among the ranks of `group`; every rank calls it with the same arguments.
+
+        group: moves CPU tensors (gloo), used for bring-up only; None is the default group.
+        num_experts: of all ranks together, divisible by their number; rank r holds the r-th part of them.
+        hidden: elements per row, a multiple of 16.
+        max_tokens: most tokens that one rank brings to one call.
+        topk: ids per token.
+        dtype: bfloat16, float16 or float32.
+        quant: "int8" places rows as int8 with one scale per row (`ExpertRows.scales`); results stay in dtype.
+        distinct_topk: promises that no token names an expert twice, which makes windows smaller.
+        window_bytes: bytes of each rank's window; None takes what one round of max_tokens needs.
+        timeout_s: bound of every single wait for other ranks.
+        slots: dispatches that can be open at the same time.
+        layout: "compact" lays experts' rows one after the other; "padded" gives every expert room for ranks *
+            max_tokens rows, so that expert e's begin at row e * ranks * max_tokens (needs distinct_topk=True).
+        verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
+        post_mortem: folder into which this rank writes an account if the exchange fails; `ascend-moe doctor
+            --post-mortem` reads those of all ranks together.
+        secret_file: file of at least 32 bytes, readable by its owner only, by which ranks know each other's control
+            blocks; the same bytes on every rank.
+        workers: threads with which this rank moves large payloads, 1 to 256; where every rank has 2 or more, rounds of
+            a prefill are also placed while experts run on the round before. None takes this rank's share of the cores.
+        device: the NPU, with its index, on which windows and all tensors lie; None for the host. Never run on one.
+        windows: on an NPU, who gives pooled memory: "memfabric", "aclshmem", or None for the one that is installed.
+        first_epoch: exchanges to pretend to have behind; for tests.
+
+        Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the argument,
+        `ProtocolMismatch` if ranks differ, `PeerLost` or `PeerTimeout` if a rank does not come.
+        """
+        parameters = _parameters(
+            ranks=dist.get_world_size(group), num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk,
+            dtype=dtype, quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s,
+            slots=slots, layout=layout, verify=verify, first_epoch=first_epoch,
+        )  # fmt: skip
+        secret = read_secret(secret_file)
+        if device is None or device.type == "cpu":
+            return cls(open_steps(group, parameters, workers=workers, post_mortem=post_mortem, secret=secret))
+        return cls(
+            open_device_steps(group, parameters, device, windows=windows, post_mortem=post_mortem, secret=secret)
+        )
+
+    @staticmethod
+    def memory(
+        *,
+        ranks: int,
+        num_experts: int,
+        hidden: int,
+        max_tokens: int,
+        topk: int,
+        dtype: torch.dtype = torch.bfloat16,
+        quant: str | None = None,
+        distinct_topk: bool = False,
+        window_bytes: int | None = None,
+        timeout_s: float = 30.0,
+        slots: int = 1,
+        layout: str = "compact",
+        verify: bool = False,
+        first_epoch: int = 0,
+    ) -> WindowMemory:
+        """The bytes of one rank's window, by region, before anything is allocated; arguments as `create`."""
+        parameters = _parameters(
+            ranks=ranks, num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk, dtype=dtype,
+            quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s, slots=slots,
+            layout=layout, verify=verify, first_epoch=first_epoch,
+        )  # fmt: skip
+        return window_memory(plan_window(parameters))
+
+    @property
+    def parameters(self) -> ExchangeParameters:
+        return self.layout.parameters
+
+    @property
+    def window(self) -> WindowMemory:
+        """The bytes of this rank's window, by region."""
+        return window_memory(self.layout)
+
+    @property
+    def epoch(self) -> int:
+        """Exchanges begun so far, `first_epoch` included."""
+        return self.epochs[self.rank]
+
+    @property
+    def observation(self) -> Observation:
+        """What this exchange has done so far, counted."""
+        return self._steps.observation
+
+    @property
+    def epochs(self) -> list[int]:
+        """Exchanges begun so far by every rank, as their windows say at this moment."""
+        return self._steps.epochs()
+
+    @property
+    def waited_s(self) -> list[float]:
+        """Seconds for which each rank has held this one up so far."""
+        return self._steps.session.waited_s
+
+    @property
+    def counts_matrix(self) -> torch.Tensor:
+        """int32 [ranks, num_experts]: rows from each rank to each expert in the last dispatch; a view of live state."""
+        return self._steps.session.matrix
+
+    def watch_steps(self, hook: StepHook | None) -> None:
+        """Calls `hook(step)` as each protocol step begins on this rank; for tests and tracing. None ends it."""
+        self._steps.session.watch_steps(hook)
+
+    def dispatch(
+        self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, phase: Phase = "decode"
+    ) -> ExpertRows:
+        """Places every routed row of `x` into the window of the rank that holds its expert.
+
+        x [tokens, hidden] in the exchange's dtype; topk_ids [tokens, topk] int32 or int64, -1 = not routed;
+        topk_weights [tokens, topk] of float32, bfloat16, float16 or float64, used by combine. Rows of tokens that are
+        not routed may hold anything. The result's tensors are views of the window, valid until the next dispatch of the
+        same slot; they have no gradient.
+
+        Raises on every rank: `InvalidInput`, `WindowTooSmall` if the rows need more than one round, `ProtocolMismatch`
+        if ranks take different phases (the exchange stays usable after these); `PeerLost`, `PeerTimeout`,
+        `SessionPoisoned`.
+        """
+        kind = self._kind(phase)
+        steps = self._open_steps or self._steps
+        return steps.dispatch_fitting(x, topk_ids, topk_weights, kind) or steps.dispatch(
+            self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True
+        )
+
+    def combine(self, expert_out: torch.Tensor, rows: ExpertRows, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Each token's weighted sum over its experts' results: [tokens, hidden] in the exchange's dtype.
+
+        Written into `out` if that is given. Computed in fp32, `sum = sum + weight * value` in k order from zero,
+        multiply and add not fused, rounded once; zeros for tokens that are not routed. `expert_out` is `rows.out`, or
+        [at least counts.sum(), hidden], which is then copied into it once. The result has no gradient, even if
+        `expert_out` has one. A dispatch may be combined again, by every rank; new results then have to come as a tensor
+        of their own, for `rows.out` may be read by others until the next combine has begun.
+
+        Raises `InvalidInput` for rows whose slot has been dispatched again or a wrong tensor (on this rank, which
+        the others then see as a `PeerTimeout` unless the call is made again); `PeerLost`, `PeerTimeout`,
+        `SessionPoisoned`.
+        """
+        ticket = rows.ticket if isinstance(rows, ExpertRows) else rows
+        if not isinstance(ticket, Ticket):
+            raise InvalidInput(f"rows of {type(ticket).__name__} were not dispatched by an Exchange")
+        if expert_out is not rows.out:
+            steps = self._steps
+            if problem := problem_with_expert_out(
+                expert_out, rows=ticket.rows_needed, hidden=self.parameters.hidden, dtype=steps.dtype,
+                device=steps.device,
+            ):  # fmt: skip
+                raise InvalidInput(problem)
+        if out is None:
+            out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=self._steps.dtype, device=self._steps.device)
+        elif not ticket.call.fits_out(out) and (problem := self._problem_with_result(out, ticket.tokens)):
+            raise InvalidInput(problem)
+        self._steps.combine(expert_out, rows, out)
+        return out
+
+    def run(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        experts: Callable[[ExpertRows], None],
+        *,
+        phase: Phase = "decode",
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The whole layer: dispatch, `experts(rows)`, combine; in prefill with as many rounds as the window needs.
+
+        `experts` writes `rows.out`, without gradients (`torch.no_grad`), and is called at least once on every rank. If
+        it raises, the other ranks get a `PeerLost` that names this one, and the exchange is poisoned. Arguments, result
+        and errors otherwise as in `dispatch` and `combine`.
+        """
+        kind = self._kind(phase)
+        prefill = kind == Kind.PREFILL
+        first_kind = Kind.PLAN if prefill else kind
+        tokens = self._checked(x, topk_ids, topk_weights, first_kind)
+        if problem := problem_with_experts(experts) or self._problem_with_result(out, x.shape[0]):
+            self._steps.refuse(first_kind, problem)
+        out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype, device=self._steps.device) if out is None else out
+        watched = self._watched(experts)
+        steps = self._steps
+        if prefill:
+            _run_or_leave(steps, run_prefill, steps, self._identity, tokens, watched, out, overlap=self._overlap)
+        else:
+            _run_or_leave(steps, run_decode, steps, tokens, watched, out)
+        return out
+
+    def check_replays(self) -> None:
+        """Raises what replays of device graphs that hold this exchange found wrong, after waiting for them.
+
+        To be called before anything made of a replay's results leaves the device. Nothing on the host.
+        """
+        self._steps.session.check_replays()
+
+    def prepare(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        experts: Callable[[ExpertRows], None],
+        out: torch.Tensor,
+    ) -> Callable[[], None]:
+        """A decode `run` over tensors that keep their addresses, as graphs need it; the other ranks may run or replay.
+
+        Each call of the returned function runs the layer on what the tensors hold then, and writes `out` [tokens,
+        hidden]; it neither allocates memory of the device nor moves a tensor. Raises `CaptureRefused` for tensors that
+        would have to be copied first: x and out need dense rows, ids contiguous, weights float32 and contiguous.
+        """
+        routed = self._routed(x, topk_ids, topk_weights)
+        if isinstance(routed, str):
+            raise InvalidInput(routed)
+        if problem := problem_with_experts(experts) or wrong_kind(out=out):
+            raise InvalidInput(problem)
+        if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
+            raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be as x")
+        tokens = RoutedTokens(x, topk_ids, topk_weights)
+        run = prepare_decode(self._steps, tokens, self._watched(experts), out)
+        return partial(_run_or_leave, self._steps, run)
+
+    def _watched(self, experts: Callable[[ExpertRows], None]) -> Callable[[ExpertRows], None]:
+        if torch.is_grad_enabled():
+            experts = torch.no_grad()(experts)
+
+        def watched_experts(rows: ExpertRows) -> None:
+            try:
+                experts(rows)
+            except BaseException as error:
+                self._steps.session.give_up(error, Step.EXPERTS, rows.ticket.epoch)
+                raise
+
+        return watched_experts
+
+    def close(self) -> None:
+        """Leaves the exchange; peers that still wait for this rank get `PeerLost`. Safe to call again."""
+        if self._open_steps is not None:
+            close_steps(self._open_steps, self._pidfds)
+            self._open_steps = None
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if value is not None and self._open_steps is not None:
+            session = self._open_steps.session
+            session.give_up(value, session.step, session.epoch)
+        self.close()
+
+    @property
+    def _steps(self) -> ExchangeSteps:
+        if self._open_steps is None:
+            raise SessionPoisoned("this exchange is closed; create a new Exchange")
+        return self._open_steps
+
+    def _kind(self, phase: str) -> Kind:
+        launches.refuse_capture("an exchange allocates what it returns: in a graph use Exchange.prepare in a launch")
+        if problem := problem_with_phase(phase):
+            self._steps.refuse(Kind.DECODE, problem)
+        return _KINDS[phase]
+
+    def _checked(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, kind: Kind) -> RoutedTokens:
+        """The call's input as the kernels take it. What is wrong is told to every rank before it is raised here."""
+        tokens = self._routed(x, topk_ids, topk_weights)
+        if isinstance(tokens, str):
+            self._steps.refuse(kind, tokens)
+        return tokens
+
+    def _routed(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> RoutedTokens | str:
+        p = self.layout.parameters
+        steps = self._steps
+        return routed_tokens(
+            x, topk_ids, topk_weights, hidden=p.hidden, topk=p.topk, dtype=steps.dtype, device=steps.device
+        )
+
+    def _problem_with_result(self, out: torch.Tensor | None, tokens: int) -> str | None:
+        if out is None:
+            return None
+        steps = self._steps
+        return problem_with_result(
+            out, tokens=tokens, hidden=self.parameters.hidden, dtype=steps.dtype, device=steps.device
+        )
+
+
+def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParameters:
+    try:
+        return msgspec.convert({"dtype": str(dtype).removeprefix("torch."), **parameters}, ExchangeParameters)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"arguments of an exchange: {error}") from error
+
+
+def _run_or_leave(steps: ExchangeSteps, run: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+    """Runs a layer; an interrupt of it is told to the other ranks."""
+    try:
+        run(*arguments, **keywords)
+    except KeyboardInterrupt:
+        # It may have come between two steps, where nothing else notices that this rank does not go on.
+        steps.session.leave_interrupted()
+        raise

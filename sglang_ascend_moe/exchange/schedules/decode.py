@@ -1,0 +1,49 @@
+"""The decode schedule: one exchange, the fewest steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sglang_ascend_moe.errors import CaptureRefused
+from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
+from sglang_ascend_moe.native.codes import Kind, Part
+
+
+def run_decode(
+    steps: ExchangeSteps, tokens: RoutedTokens, experts: Callable[[ExpertRows], None], out: torch.Tensor
+) -> None:
+    """The whole layer in one exchange; the result goes into `out` [tokens, hidden]."""
+    rows = steps.dispatch(tokens, Kind.DECODE, keep_weights=False)
+    experts(rows)
+    steps.combine(rows.out, rows, out)
+
+
+def prepare_decode(
+    steps: ExchangeSteps, tokens: RoutedTokens, experts: Callable[[ExpertRows], None], out: torch.Tensor
+) -> Callable[[], None]:
+    """`run_decode` over tensors that stay where they are; each call of the result runs it on what they hold then.
+
+    Raises `CaptureRefused` for tensors that would have to be copied first.
+    """
+    needed = {
+        "x with dense rows": tokens.x.stride(1) == 1,
+        "out with dense rows": out.stride(1) == 1,
+        "contiguous ids": tokens.ids.is_contiguous(),
+        "contiguous float32 weights": tokens.weights.dtype == torch.float32 and tokens.weights.is_contiguous(),
+    }
+    for what, given in needed.items():
+        if not given:
+            raise CaptureRefused(f"an exchange in a graph takes {what}: others would be copied again at every replay")
+    call = steps.session.new_call(tokens.x.shape[0])
+    call.take(*tokens, Kind.DECODE, Part.WHOLE, keep_weights=False)
+
+    def run() -> None:
+        rows = steps.received(call, Kind.DECODE, Part.WHOLE, tokens.weights)
+        experts(rows)
+        steps.combine(rows.out, rows, out)
+
+    return run

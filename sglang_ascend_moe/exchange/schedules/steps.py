@@ -1,0 +1,269 @@
+"""One exchange over the windows: the steps that both schedules are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from time import perf_counter_ns
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
+from sglang_ascend_moe.exchange.observation import Observation
+from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.native.calls import DispatchCall
+from sglang_ascend_moe.native.codes import Kind, Part
+from sglang_ascend_moe.native.session import Dispatched, NativeSession
+from sglang_ascend_moe.windows.device import DeviceWindow
+from sglang_ascend_moe.windows.layout import LINE_BYTES, WindowLayout
+from sglang_ascend_moe.windows.memfd import MappedWindow
+
+Window = MappedWindow | DeviceWindow
+
+MAX_COMBINES = 2**15
+"""Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
+
+
+# Looking a member up in its enumeration takes as long as a call.
+_WHOLE = Part.WHOLE
+_new_tuple = tuple.__new__
+_HALVES = {_WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)}
+"""The first and the last half of a slot that a part takes."""
+
+
+class Ticket:
+    """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
+
+    __slots__ = (
+        "at_most", "call", "combines", "epoch", "kind", "part", "rejoined", "rows_needed", "session", "slot", "tokens",
+        "total", "weights",
+    )  # fmt: skip
+
+    def __init__(
+        self, session: NativeSession, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, done: Dispatched
+    ) -> None:
+        """`call` has just been dispatched. `weights` [tokens, topk] are kept alive, for combine may read them."""
+        self.session = session
+        self.call = call
+        self.kind = kind
+        self.part = part
+        self.weights = weights
+        self.epoch, self.slot, self.tokens, self.total = done
+        self.rows_needed = self.at_most = self.total
+        self.combines = 0
+        self.rejoined = False
+
+
+class ExchangeSteps:
+    """Dispatch and combine over one rank's windows."""
+
+    def __init__(
+        self, session: NativeSession, rank: int, windows: Sequence[Window], layout: WindowLayout, dtype: torch.dtype
+    ) -> None:
+        """`windows` [ranks] stay mapped as long as this object lives, the own one as long as its tensors do too."""
+        self.session = session
+        self.observation = Observation()
+        self.layout = layout
+        self.dtype = dtype
+        self.device = windows[rank].device
+        self._rank = rank
+        self._windows = windows
+        self._matrix = session.matrix
+        self._views = [
+            {part: self._view(windows[rank], slot, part) for part in Part} for slot in range(layout.parameters.slots)
+        ]
+        # The call whose rows lie in each half of a slot: [2 * slot + half]. The whole slot is held by one call.
+        self._holders: list[DispatchCall | None] = [None] * (2 * layout.parameters.slots)
+        self._calls: list[DispatchCall] = []
+
+    def dispatch(
+        self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, keep_weights: bool, continues: bool = False
+    ) -> ExpertRows:
+        """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `DispatchCall.take`."""
+        call = self._free_call()
+        call.take(*tokens, kind, part, keep_weights=keep_weights, continues=continues)
+        return self.received(call, kind, part, tokens.weights, first_round=not continues)
+
+    def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: Kind) -> ExpertRows | None:
+        """`dispatch` of a caller's tensors if the kernels take them as they are; else nothing has been done."""
+        begun_ns = perf_counter_ns()
+        call = self._free_call()
+        done = self.session.dispatch_fitting(call, x, ids, weights, kind)
+        if done is None:
+            return None
+        return self._dispatched(call, kind, _WHOLE, weights, begun_ns, done, True)
+
+    def received(
+        self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True
+    ) -> ExpertRows:
+        """Dispatches a call that has taken its tokens, observed, and returns its rows."""
+        begun_ns = perf_counter_ns()
+        self.session.dispatch(call)
+        return self._dispatched(call, kind, part, weights, begun_ns, _done(call), first_round)
+
+    def dispatch_send(self, tokens: RoutedTokens, kind: Kind = Kind.DECODE, *, row_bytes: int = 0) -> ExpertRows:
+        """The first part of a dispatch: announces, and places every routed row. `dispatch_receive` follows.
+
+        Of the result only `counts` and `ticket` mean anything until then. Other calls may be made in between, of this
+        slot none. `row_bytes` as for `DispatchCall.take`. Weights and ids are those of combine.
+        """
+        begun_ns = perf_counter_ns()
+        call = self._free_call()
+        call.take(*tokens, kind, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
+        self.session.dispatch_send(call)
+        return self._dispatched(call, kind, Part.WHOLE, tokens.weights, begun_ns, _done(call), True)
+
+    def dispatch_receive(self, rows: ExpertRows) -> None:
+        """The second part: waits until everyone's rows are there."""
+        self.session.dispatch_receive(rows.ticket.call)
+
+    def _dispatched(
+        self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, begun_ns: int, done: Dispatched,
+        first_round: bool,
+    ) -> ExpertRows:  # fmt: skip
+        ticket = Ticket(self.session, call, kind, part, weights, done)
+        if self.layout.expert_rows:
+            ticket.rows_needed = self.layout.capacity
+        slot = ticket.slot
+        first, last = _HALVES[part]
+        self._holders[2 * slot + first] = self._holders[2 * slot + last] = call
+        rows, scales, out = self._views[slot][part]
+        if torch.is_grad_enabled():
+            # What is written into a tensor leaves its history with it, and these are handed out again and again.
+            rows, scales, out = rows.detach(), None if scales is None else scales.detach(), out.detach()
+        if not ticket.epoch:
+            # A launch that was only captured: how many rows there are, each replay learns for itself.
+            ticket.at_most = rows.shape[0]
+        self.observation.dispatched(kind, begun_ns, ticket.tokens, ticket.total, self._matrix, first_round)
+        # What `ExpertRows(...)` does, but without a function of Python.
+        return _new_tuple(ExpertRows, (rows, scales, call.counts, out, ticket))
+
+    def _free_call(self) -> DispatchCall:
+        """One that holds no rows: those of others have to survive a dispatch that is refused."""
+        for call in self._calls:
+            if call not in self._holders:
+                return call
+        self._calls.append(self.session.new_call(self.layout.parameters.max_tokens))
+        return self._calls[-1]
+
+    def _view(self, window: Window, slot: int, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Rows, scales and results of a slot or half of one."""
+        p, offsets, capacity = self.layout.parameters, self.layout.offsets, self.layout.capacity
+        begin = slot * capacity + (capacity // 2 if part is Part.SECOND_HALF else 0)
+        count = capacity if part is Part.WHOLE else capacity // 2
+        row_dtype = torch.int8 if p.quant else self.dtype
+        rows = window.view(offsets.rows + begin * p.row_bytes, (count, p.hidden), row_dtype)
+        out = window.view(offsets.out + begin * p.out_row_bytes, (count, p.hidden), self.dtype)
+        if not p.quant:
+            return rows, None, out
+        # A scale lies at the beginning of a line of its own.
+        lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
+        return rows, lines[:, 0], out
+
+    def source_tokens(self, rows: ExpertRows) -> Tensor:
+        """int32 [capacity]: which token of its source each row of a padded window is; a view, valid as long as rows."""
+        capacity = self.layout.capacity
+        begin = self.layout.offsets.scales + rows.ticket.slot * capacity * LINE_BYTES
+        lines = self._windows[self._rank].view(begin, (capacity, LINE_BYTES // 4), torch.int32)
+        return lines[:, 1]
+
+    def epochs(self) -> list[int]:
+        """The epoch in the window of every rank."""
+        return [int(window.view(self.layout.offsets.state, (1,), torch.int64)) for window in self._windows]
+
+    def refuse(self, kind: Kind, problem: str) -> NoReturn:
+        """Tells every rank that this one's arguments are invalid, then raises `InvalidInput` here as on the others."""
+        # Those whose phase is the other one are told of the mismatch; here it is what is wrong that counts.
+        with suppress(InvalidInput, ProtocolMismatch):
+            self.session.refuse(kind, problem)
+        raise InvalidInput(f"this rank ({self._rank}): {problem}")
+
+    def combine(self, expert_out: Tensor, rows: ExpertRows, out: Tensor) -> None:
+        """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
+        begun_ns = perf_counter_ns()
+        self._begin_combine(rows)
+        self._copy_results(expert_out, rows)
+        self.session.combine(rows.ticket.call, out)
+        self.observation.combined(rows.ticket.kind, begun_ns)
+
+    def combine_send(
+        self, expert_out: Tensor, rows: ExpertRows, weights: Tensor | None = None, positions: Tensor | None = None
+    ) -> None:
+        """The first part of a combine: copies results that are not in place, and tells everyone that they are there.
+
+        `combine_receive` follows; until then `rows.out` is not written, and no other combine of the handle begins.
+        `weights` float32 and `positions` int64 [tokens, topk], contiguous, take the place of those of the dispatch;
+        they are read by `combine_receive`.
+        """
+        self._begin_combine(rows)
+        arguments = rows.ticket.call.combine
+        if weights is not None:
+            arguments.weights = weights.data_ptr()
+        if positions is not None:
+            arguments.positions = positions.data_ptr()
+        self._copy_results(expert_out, rows)
+        self.session.combine_send(rows.ticket.call)
+
+    def combine_receive(self, rows: ExpertRows, out: Tensor) -> None:
+        """The second part: waits for everyone's results and reduces them into `out` [tokens, hidden]."""
+        begun_ns = perf_counter_ns()
+        self.session.combine_receive(rows.ticket.call, out)
+        self.observation.combined(rows.ticket.kind, begun_ns)
+
+    def rejoin(self, rows: ExpertRows) -> None:
+        """Makes `rows.out` writable again after a combine: waits until every rank begins its next one.
+
+        Nothing if it was not combined, or this was done already.
+        """
+        ticket = self._held_ticket(rows)
+        if ticket.combines and not ticket.rejoined:
+            self.session.rejoin(ticket.call)
+            ticket.rejoined = True
+
+    def _begin_combine(self, rows: ExpertRows) -> None:
+        ticket = self._held_ticket(rows)
+        if ticket.combines == MAX_COMBINES:
+            raise InvalidInput(f"one dispatch can be combined {MAX_COMBINES} times; dispatch again")
+        self.rejoin(rows)
+        ticket.combines += 1
+        ticket.rejoined = False
+
+    def _held_ticket(self, rows: ExpertRows) -> Ticket:
+        ticket: Ticket = rows.ticket
+        call, slot = ticket.call, ticket.slot
+        if ticket.session is not self.session:
+            raise InvalidInput("these rows were dispatched by another Exchange; combine them there")
+        first, last = _HALVES[ticket.part]
+        held = self._holders[2 * slot + first] is call and self._holders[2 * slot + last] is call
+        if not held or call.combine.epoch != ticket.epoch:
+            raise InvalidInput(
+                f"the rows of epoch {ticket.epoch} are gone: slot {slot} has been dispatched into "
+                f"again; combine before the next dispatch, or create with more slots"
+            )
+        return ticket
+
+    def _copy_results(self, expert_out: Tensor, rows: ExpertRows) -> None:
+        if _in_place(expert_out, rows.out):
+            return
+        expert_out = expert_out.detach()
+        pitch, total = self.layout.expert_rows, rows.ticket.total
+        # @protocol write-out. Experts that write rows.out in place do so before the first combine.
+        if not pitch:
+            rows.out[:total].copy_(expert_out[:total])
+            return
+        for expert, count in enumerate(rows.counts.tolist()):
+            begin = expert * pitch
+            rows.out[begin : begin + count].copy_(expert_out[begin : begin + count])
+
+
+def _done(call: DispatchCall) -> Dispatched:
+    done = call.dispatch
+    return done.epoch, done.slot, done.tokens, done.total
+
+
+def _in_place(expert_out: Tensor, out: Tensor) -> bool:
+    """Whether the results lie where combine reads them."""
+    return expert_out is out or (expert_out.data_ptr() == out.data_ptr() and expert_out.stride() == out.stride())

@@ -1,0 +1,169 @@
+"""Sessions whose windows and tensors lie on an Ascend device (`kernels/include/exchange_device.h`), never run on one.
+
+A call made outside a capture waits for its verdict, as on the host. Within the capture of a device graph calls are only
+put on the stream; what replays of them found is looked at by `check_replays`, before anything uses their results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from sglang_ascend_moe.errors import ProtocolMismatch, Unsupported
+from sglang_ascend_moe.native import abi, session
+from sglang_ascend_moe.native.abi import pointer, u32
+from sglang_ascend_moe.native.calls import DispatchCall
+from sglang_ascend_moe.native.codes import InputError, Kind, Result, Step
+from sglang_ascend_moe.native.session import ChunkCounts, NativeSession
+from sglang_ascend_moe.windows.layout import WindowLayout
+
+DEVICE_ABI_VERSION = 1
+LAUNCHES = 8192
+"""Launches that may be captured: two for each layer of each graph. Each takes about 1 KiB of HBM and of host memory."""
+_DISPATCH, _COMBINE = 0, 1
+
+
+class Streams(Protocol):
+    """How a session gets at the stream that torch works on: `torch_npu` through our torch library, or a stand-in."""
+
+    def use_stream(self, like: torch.Tensor, session: int) -> bool:
+        """Hands the stream to the session, after everything torch has queued for it; whether it is being captured."""
+
+    def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int) -> None:
+        """Puts a dispatch (0) or combine (1) on the stream, in the order of what torch does with `tensors`."""
+
+
+@cache
+def torch_streams() -> Streams:
+    """Those of `torch_npu`. Raises `Unsupported` if what `ascend-moe build-kernels` makes cannot be loaded."""
+    path = Path(session.own_library("npu")).with_name("_ascend_torch.so")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise Unsupported(
+            f"{path.name} cannot be loaded ({error}); run `ascend-moe build-kernels` again with the torch and torch_npu"
+            " that are installed"
+        ) from error
+    return torch.ops.sglang_ascend_moe
+
+
+class DeviceSession(NativeSession):
+    """One rank's open exchange on the current device. Not thread-safe."""
+
+    takes_host_tensors = False
+
+    def __init__(
+        self,
+        layout: WindowLayout,
+        rank: int,
+        window_addresses: Sequence[int],
+        peer_pidfds: Sequence[int],
+        device: torch.device,
+        streams: Streams | None = None,
+        cores: int = 0,
+    ) -> None:
+        """`window_addresses` [ranks] as the device sees them; `cores`: vector cores to run on, 0 for all.
+
+        Raises `PeerLost` of this rank, with the words of CANN, if it refuses memory.
+        """
+        super().__init__(layout, rank, window_addresses, peer_pidfds, device=device)
+        _declare(self._library)
+        self._streams = torch_streams() if streams is None else streams
+        self._address = ctypes.addressof(self._session)
+        self._check(self._library.exchange_device_open(self._reference, cores, LAUNCHES))
+
+    def new_call(self, tokens: int) -> DispatchCall:
+        """A call for at most `tokens` tokens, whose combine finds no rows until a dispatch has gone well.
+
+        In a graph the combine of a dispatch that was refused runs all the same, on the positions of the one before.
+        """
+        call = super().new_call(tokens)
+        call.positions.fill_(-1)
+        return call
+
+    def dispatch(self, call: DispatchCall) -> None:
+        """Steps announce to arrivals; in a capture only put on the stream."""
+        if self._enter():
+            self._put(_DISPATCH, call, call.dispatch)
+            call.combine.epoch = call.combine.slot = call.combine.first_row = call.combine.total = 0
+        else:
+            super().dispatch(call)
+
+    def dispatch_fitting(
+        self, call: DispatchCall, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind
+    ) -> None:
+        """None: the way past `dispatch` is the host's."""
+
+    def combine(self, call: DispatchCall, out: torch.Tensor) -> None:
+        """Steps done and reduce; in a capture only put on the stream."""
+        if self._enter():
+            self._point_at_result(call, out)
+            self._put(_COMBINE, call, call.combine)
+        else:
+            super().combine(call, out)
+
+    def dispatch_send(self, call: DispatchCall) -> None:
+        """The whole of `dispatch`: a launch is not divided."""
+        self.dispatch(call)
+
+    def dispatch_receive(self, call: DispatchCall) -> None:
+        """Nothing is left to do."""
+
+    def combine_send(self, call: DispatchCall) -> None:
+        """Nothing is done yet."""
+
+    def combine_receive(self, call: DispatchCall, out: torch.Tensor) -> None:
+        """The whole of `combine`."""
+        self.combine(call, out)
+
+    def rejoin(self, call: DispatchCall) -> None:
+        self._enter()
+        super().rejoin(call)
+
+    def refuse(self, kind: Kind, problem: str) -> None:
+        self._enter()
+        super().refuse(kind, problem)
+
+    def plan(self, block: bytes, tokens: int, error: InputError, detail: int) -> list[bytes]:
+        self._enter()
+        return super().plan(block, tokens, error, detail)
+
+    def count_chunks(self, ids: torch.Tensor, chunk_tokens: int) -> ChunkCounts:
+        self._enter()
+        return super().count_chunks(ids, chunk_tokens)
+
+    def check_replays(self) -> None:
+        """Waits for the stream and raises what launches that nobody waited for have found, replays included."""
+        self._enter()
+        self._check(self._library.exchange_device_check(self._reference))
+
+    def leave(self, result: Result, step: Step, epoch: int) -> None:
+        super().leave(result, step, epoch)
+        if result is Result.PEER_CLOSED:
+            self._library.exchange_device_close(self._reference)
+
+    def _enter(self) -> bool:
+        return self._streams.use_stream(self._matrix, self._address)
+
+    def _put(self, kernel: int, call: DispatchCall, arguments: abi.Dispatch | abi.Combine) -> None:
+        self._streams.launch([self._matrix, call.positions], kernel, self._address, ctypes.addressof(arguments))
+
+
+@cache
+def _declare(library: ctypes.CDLL) -> None:
+    library.exchange_device_abi_version.restype = u32
+    version = library.exchange_device_abi_version()
+    if version != DEVICE_ABI_VERSION:
+        raise ProtocolMismatch(
+            f"the Ascend kernels have device ABI {version}, the package expects {DEVICE_ABI_VERSION}; run `ascend-moe"
+            " build-kernels` again"
+        )
+    library.exchange_device_open.argtypes = [pointer, u32, u32]
+    library.exchange_device_close.argtypes = [pointer]
+    library.exchange_device_close.restype = None
+    library.exchange_device_check.argtypes = [pointer]

@@ -1,0 +1,200 @@
+"""Hooks into SGLang: what a row of the table is, how rows are applied, and what became of each.
+
+SGLang only logs a plugin or a hook that fails, and then serves without it. Here every row can be asked for its state,
+and `require_all` raises.
+"""
+
+import enum
+import inspect
+import pkgutil
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.serving.host import HOST_PLATFORM
+from sglang_ascend_moe.serving.signatures import misfit, signature_of
+
+
+class Kind(enum.Enum):
+    """How a hook changes its target. All but `SET` and `ADD` are the kinds of SGLang's HookRegistry."""
+
+    BEFORE = "before"
+    AFTER = "after"
+    AROUND = "around"
+    REPLACE = "replace"
+    # Assigns an attribute. HookRegistry cannot: it wraps callables, and replacing a class there replaces it everywhere.
+    SET = "set"
+    # Assigns an attribute that SGLang does not have.
+    ADD = "add"
+
+
+class Where(enum.Enum):
+    """The machines that a hook is for."""
+
+    ALWAYS = "always"
+    HOST = "host"
+    NPU = "npu"
+
+
+class Process(enum.Enum):
+    """The process whose work a hook changes. Hooks are applied in every process of a server: SGLang's processes import
+    nearly the same modules, and an engine that is forked instead of spawned inherits them."""
+
+    LAUNCHER = "launcher"
+    WORKER = "worker"
+
+
+class Hook(NamedTuple):
+    """One row of the table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign."""
+
+    target: str
+    kind: Kind
+    value: Any
+    reason: str
+    where: Where = Where.ALWAYS
+    process: Process = Process.WORKER
+
+
+class State(enum.Enum):
+    APPLIED = "applied"
+    NOT_APPLICABLE = "not applicable"
+    FAILED = "failed"
+
+
+class HookState(NamedTuple):
+    """What became of one hook in this process; `detail` says why it failed or does not apply, else it is empty."""
+
+    hook: Hook
+    state: State
+    detail: str = ""
+
+
+_ASSIGNED = (Kind.SET, Kind.ADD)
+_table: tuple[Hook, ...] = ()
+
+
+def install(table: Sequence[Hook]) -> None:
+    """Register the hooks that apply on this machine. SGLang applies them when every plugin has been run.
+
+    A target that does not exist is no error here, because SGLang would only log it: see `require_all`.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    global _table
+    _table = tuple(table)
+    for hook in _table:
+        if not applies(hook):
+            continue
+        if hook.kind not in _ASSIGNED:
+            HookRegistry.register(hook.target, hook.value, HookType(hook.kind.value))
+        elif not obstacle(hook):
+            owner, name = _owner_of(hook)
+            setattr(owner, name, hook.value)
+
+
+def launcher_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+    """A hook that is needed in the launcher only."""
+    return Hook(target, kind, value, reason, process=Process.LAUNCHER)
+
+
+def host_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+    """A hook that is needed on the host platform only."""
+    return Hook(target, kind, value, reason, Where.HOST)
+
+
+def host_launcher_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+    """A hook that is needed in the launcher of the host platform only."""
+    return Hook(target, kind, value, reason, Where.HOST, Process.LAUNCHER)
+
+
+def applies(hook: Hook) -> bool:
+    """Whether `hook` is meant for this machine."""
+    match hook.where:
+        case Where.HOST:
+            return on_host()
+        case Where.NPU:
+            return on_npu()
+    return True
+
+
+def on_host() -> bool:
+    """Whether SGLang runs on our host platform in this process."""
+    from sglang.srt.platforms import current_platform
+
+    return f"{type(current_platform).__module__}.{type(current_platform).__qualname__}" == HOST_PLATFORM
+
+
+def on_npu() -> bool:
+    """Whether SGLang runs on its own platform for Ascend NPUs in this process."""
+    from sglang.srt.platforms import current_platform
+
+    return bool(current_platform.is_npu())
+
+
+def obstacle(hook: Hook) -> str:
+    """Why `hook` cannot be applied to the installed SGLang; empty if it can be, or is."""
+    try:
+        owner, name = _owner_of(hook)
+    except (ImportError, AttributeError) as error:
+        return str(error)
+    if hook.kind is Kind.ADD:
+        there = getattr(owner, name, hook.value)
+        return "" if there is hook.value else f"{owner.__name__} has an attribute {name!r} of its own"
+    if not hasattr(owner, name):
+        return f"{owner.__name__} has no attribute {name!r}"
+    target = signature_of(inspect.getattr_static(owner, name))
+    problem = "" if target is None else call_misfit(hook, target)
+    return f"{name} of {owner.__name__} {problem}" if problem else ""
+
+
+def call_misfit(hook: Hook, target: inspect.Signature) -> str:
+    """What the function of `hook` does not take as a target of this signature is called; empty if it takes all."""
+    if hook.kind in _ASSIGNED:
+        return ""
+    return misfit(inspect.signature(hook.value), target, first=hook.kind in (Kind.AFTER, Kind.AROUND))
+
+
+def states() -> list[HookState]:
+    """What became of every hook of the installed table, in its order."""
+    return [_state(hook) for hook in _table]
+
+
+def _state(hook: Hook) -> HookState:
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    if not applies(hook):
+        return HookState(hook, State.NOT_APPLICABLE, f"only for {hook.where.value}")
+    if problem := obstacle(hook):
+        return HookState(hook, State.FAILED, problem)
+    owner, name = _owner_of(hook)
+    if hook.kind in _ASSIGNED:
+        applied = vars(owner).get(name) is hook.value
+    else:
+        applied = hook.target in HookRegistry._patched
+    return HookState(hook, State.APPLIED) if applied else HookState(hook, State.FAILED, "SGLang did not apply it")
+
+
+def failure() -> str:
+    """The hooks that should be active in this process and are not, as one message; empty if there is none."""
+    failed = [item for item in states() if item.state is State.FAILED]
+    if not failed:
+        return ""
+    from sglang.version import __version__ as version
+
+    names = "; ".join(f"{item.hook.target} ({item.detail}), needed because {item.hook.reason}" for item in failed)
+    return (
+        f"--ascend-moe cannot be active with SGLang {version}: {len(failed)} of {len(_table)} hooks did not apply:"
+        f" {names}. Install the SGLang version that sglang-ascend-moe pins, or serve without --ascend-moe."
+    )
+
+
+def require_all() -> None:
+    """Raise `Unsupported`, naming every hook that should be active in this process and is not."""
+    if problem := failure():
+        raise Unsupported(problem)
+
+
+def _owner_of(hook: Hook) -> tuple[Any, str]:
+    """The module or class that holds the target, and the target's name in it. Raises ImportError, AttributeError."""
+    path, _, name = hook.target.rpartition(".")
+    return pkgutil.resolve_name(path), name

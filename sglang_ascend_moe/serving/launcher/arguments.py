@@ -1,0 +1,178 @@
+"""What the launcher does: flags, keyword arguments of `sglang.Engine`, and refusals before anything is started.
+
+Every function here is a hook of the table in `plugin`.
+"""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.exchange.control.secret import read_secret
+from sglang_ascend_moe.serving import hooks, options
+from sglang_ascend_moe.serving.host import HOST_ATTENTION
+from sglang_ascend_moe.serving.launcher import command_line, refusals
+from sglang_ascend_moe.serving.launcher.conflicts import refuse_conflicts
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
+from sglang_ascend_moe.serving.npu.machine import refuse_machine_without_npu
+
+# What SGLang's EPLB takes for more layers than any model has.
+ALL_LAYERS = 1_000_000
+
+
+def add_flags_to_parser(_result: Any, parser: argparse.ArgumentParser) -> None:
+    """After `ServerArgs.add_cli_args`: SGLang's parser knows the flags."""
+    problem = hooks.failure()
+
+    class Refuse(argparse.Action):
+        """`--ascend-moe` when hooks are missing: the flags would be lost between the parser and the workers."""
+
+        def __init__(self, **keywords: Any) -> None:
+            super().__init__(nargs=0, **keywords)
+
+        def __call__(self, *_: Any) -> None:
+            command_line.refuse(problem, CANNOT)
+
+    options.add_flags(parser, Refuse if problem else "store_true")
+    command_line.refuse_in_one_line(parser)
+
+
+def attach_parsed_options(server_args: Any, _cls: type, args: argparse.Namespace) -> None:
+    """After `ServerArgs.from_cli_args`: the parsed flags ride on the server arguments."""
+    command_line.mark(server_args)
+    with command_line.refusals_end(server_args):
+        asked = options.from_namespace(args)
+    if asked is not None:
+        options.attach(server_args, asked)
+
+
+def engine_server_args(**keywords: Any) -> Any:
+    """In place of `ServerArgs(...)` in `sglang.Engine`: accepts the `ascend_moe*` keyword arguments."""
+    from sglang.srt.server_args import ServerArgs
+
+    asked = options.take_keywords(keywords)
+    server_args = ServerArgs(**keywords)
+    if asked is not None:
+        if keywords.get("sleep_on_idle") is False:
+            asked = msgspec.structs.replace(asked, stay_awake=True)
+        options.attach(server_args, asked)
+    return server_args
+
+
+def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
+    """Around `ServerArgs.resolve_once`: turns the MoE layers over to the exchange, or refuses and says why."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    asked = options.options_of(server_args)
+    if asked is None:
+        return original(server_args)
+    if not getattr(server_args, "_resolution_finished", False):
+        with command_line.refusals_end(server_args):
+            # Each process reads it for itself; here so that a file that cannot be used is refused before one starts.
+            read_secret(asked.secret_file)
+            refusals.refuse_flags(resolving_view(server_args), asked, os.environ)
+        with command_line.refusals_end(server_args, CANNOT):
+            hooks.require_all()
+            refuse_machine(server_args)
+        _choose_backend(server_args)
+    with command_line.refusals_end(server_args):
+        original(server_args)
+        # Once more after SGLang has made up its mind.
+        refuse_conflicts(server_args)
+        refuse_other_backend(server_args)
+        refuse_model(server_args)
+    return None
+
+
+def check_server_args(original: Callable[[Any], None], server_args: Any) -> None:
+    """Around `ServerArgs.check_server_args`: what SGLang refuses last."""
+    with contextlib.ExitStack() as stack:
+        if options.options_of(server_args) is not None:
+            stack.enter_context(command_line.refusals_end(server_args))
+        original(server_args)
+
+
+def refuse_machine(server_args: Any) -> None:
+    """Raise `Unsupported` if `--ascend-moe` cannot run on this machine with the device that is asked for."""
+    device, asked = refusals.device_of(server_args), options.options_of(server_args)
+    refusals.refuse_options(asked, device)
+    if device == "npu":
+        refuse_machine_without_npu(asked)
+    elif not hooks.on_host():
+        raise Unsupported(
+            "--device cpu: the host platform of sglang-ascend-moe is not active. It needs a machine without"
+            " accelerator, SGLANG_USE_CPU_ENGINE unset, and ascend_moe_host in SGLANG_PLUGINS if that variable is set"
+        )
+
+
+def _choose_backend(server_args: Any) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=refusals.A2A_BACKEND)
+    # The default of the host platform keeps a decode step out of graphs; SGLang then switches them off.
+    given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
+    if hooks.on_host() and given == (None, None, None):
+        declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
+    let_idle_ranks_sleep(server_args)
+    # All layers in one go, as a number: without one SGLang waits for a CUDA device to time the rebalance.
+    if server_args.enable_eplb and server_args.eplb_rebalance_layers_per_chunk is None:
+        declare_resolution(server_args, "sglang-ascend-moe", eplb_rebalance_layers_per_chunk=ALL_LAYERS)
+
+
+def let_idle_ranks_sleep(server_args: Any) -> None:
+    """On a host ranks that have nothing to do would each burn a core, and keep it from those that have."""
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    if hooks.on_host() and not options.options_of(server_args).stay_awake:
+        declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
+
+
+def refuse_other_backend(server_args: Any) -> None:
+    """Raise `Unsupported` if the MoE layers of the resolved `server_args` are not the exchange's after all."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    chosen = resolving_view(server_args).moe_a2a_backend
+    if chosen != refusals.A2A_BACKEND:
+        raise Unsupported(
+            f"--ascend-moe: SGLang gave the MoE layers to --moe-a2a-backend {chosen} because of another option; its log"
+            f" says which one. Leave that option out"
+        )
+
+
+def refuse_model(server_args: Any) -> None:
+    """Raise `Unsupported` if the model of the resolved `server_args` cannot be served with `--ascend-moe`."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+
+    settings = resolving_view(server_args)
+    config = model_config_of(server_args)
+    text_config = config.hf_text_config
+    model = refusals.Model(
+        path=settings.model_path,
+        quantisation=config.quantization,
+        experts=refusals.expert_count(lambda name: getattr(text_config, name, None)),
+        hidden=getattr(text_config, "hidden_size", None),
+    )
+    division = refusals.Division(settings.ep_size, settings.ep_num_redundant_experts)
+    refusals.refuse_model(model, division, on_npu=hooks.on_npu())
+
+
+def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:
+    """After the launcher got the ready message of every scheduler: each must say that its exchange is open.
+
+    A worker whose plugin did not load would otherwise serve with SGLang's own layer.
+    """
+    from sglang.srt.runtime_context import get_server_args
+
+    server_args = get_server_args()
+    silent = [index for index, info in enumerate(infos) if not info.get(options.READY_KEY)]
+    if not silent or options.options_of(server_args) is None:
+        return
+    with command_line.refusals_end(server_args, CANNOT):
+        raise Unsupported(
+            f"--ascend-moe is not active in scheduler process {', '.join(map(str, silent))}: the plugin did not load"
+            " there. SGLANG_PLUGINS, if it is set, must contain ascend_moe"
+        )

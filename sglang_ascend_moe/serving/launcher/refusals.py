@@ -1,0 +1,129 @@
+"""What can be refused of a server before it starts, by its flags, its options and the config of its model.
+
+Pure functions: the launcher calls them with SGLang's server arguments, commands with a command line that is no server
+yet. Each refusal of flags begins with the flag that it is about.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.serving.launcher.conflicts import refuse_settings
+from sglang_ascend_moe.serving.options import FLAGS, Options
+from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
+
+# The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
+A2A_BACKEND = "ascend_fuseep"
+
+NPU_QUANTISATIONS = ("modelslim", "compressed-tensors")
+"""Formats of SGLang whose W8A8 weights its Ascend runner computes with; each layer is looked at when it is loaded."""
+
+EXPERT_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
+"""What model families call the number of routed experts of a layer. A router's number comes before the names that some
+families use for something else."""
+
+
+class Model(NamedTuple):
+    """What its configuration says of a model: None where it does not say it, or there is none.
+
+    path: as it was given. quantisation: SGLang's name of the format of its weights. experts: routed ones of a layer.
+    hidden: elements of a row.
+    """
+
+    path: str
+    quantisation: str | None
+    experts: int | None
+    hidden: int | None
+
+
+class Division(NamedTuple):
+    """How many ranks share the experts of a layer, `redundant` ones included, and what sets the number."""
+
+    ranks: int
+    redundant: int
+    shown_as: str = "--ep-size"
+    set_by: str = "--tp-size"
+    redundant_set_by: str = "--ep-num-redundant-experts"
+
+
+def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]) -> None:
+    """Raise `Unsupported` or `InvalidInput` if a server with these flags would not be started.
+
+    settings: by the names that SGLang's server arguments have. environment: of the server's processes.
+    """
+    refuse_options(options, device_of(settings))
+    # Before SGLang finds a problem of its own with the same flag.
+    refuse_settings(settings, environment)
+    chosen = settings.moe_a2a_backend
+    if chosen not in (None, "none", A2A_BACKEND):
+        raise InvalidInput(f"--moe-a2a-backend {chosen}: --ascend-moe is such a backend itself; give one of the two")
+    # SGLang would silently make --ep-size equal to --tp-size for this backend.
+    if settings.ep_size not in (1, settings.tp_size):
+        raise Unsupported(
+            f"--ep-size {settings.ep_size} with --tp-size {settings.tp_size}: the exchange spans the whole TP group;"
+            f" use --ep-size {settings.tp_size} or leave it out"
+        )
+    if options.stay_awake and settings.sleep_on_idle:
+        raise InvalidInput(f"{FLAGS['stay_awake'].flag} with --sleep-on-idle: give one of the two")
+
+
+def device_of(settings: Any) -> str:
+    """The kind of device that is asked for; the host's if none is."""
+    return str(settings.device or "cpu").split(":")[0]
+
+
+def refuse_options(options: Options, device: str) -> None:
+    """Raise `Unsupported` for a device that `--ascend-moe` does not run with, and for an option that it does not have
+    there."""
+    if device not in ("cpu", "npu"):
+        raise Unsupported(f"--device {device}: --ascend-moe runs with --device cpu and --device npu")
+    if device == "cpu" and options.windows:
+        raise Unsupported(f"{FLAGS['windows'].flag}: windows of the host need no provider; leave it out")
+    if device == "npu" and options.host_memory:
+        raise Unsupported(f"{FLAGS['host_memory'].flag}: --device npu takes the memory of NPUs; leave it out")
+    if device == "npu" and options.verify:
+        raise Unsupported(f"{FLAGS['verify'].flag}: the Ascend kernels make no checksums; leave it out")
+    if device == "npu" and options.schedule == "collective":
+        raise Unsupported(
+            f"{FLAGS['schedule'].flag} collective: the baseline moves tensors of the host only; leave it out"
+        )
+
+
+def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
+    """Raise `Unsupported` if `--ascend-moe` cannot serve the model, or not on so many ranks."""
+    for_npus = model.quantisation in NPU_QUANTISATIONS
+    if model.quantisation is not None and not (on_npu and for_npus):
+        others = ", or W8A8 of modelslim or compressed-tensors" if on_npu else ", or --device npu" if for_npus else ""
+        raise Unsupported(
+            f"the checkpoint {model.path} is quantised ({model.quantisation}), which --ascend-moe does not support yet;"
+            f" use one in bfloat16 or float16{others}"
+        )
+    if model.experts is None:
+        raise Unsupported(f"{model.path} is not a mixture-of-experts model: serve it without --ascend-moe")
+    redundant = division.redundant
+    if (model.experts + redundant) % division.ranks:
+        among = f"{model.experts} experts" + (f" and {redundant} redundant ones" if redundant else "")
+        enough = redundant + -(model.experts + redundant) % division.ranks
+        added = f", or {division.redundant_set_by} {enough}" if division.redundant_set_by else ""
+        raise Unsupported(
+            f"{division.shown_as} {division.ranks}: {among} cannot be divided among so many ranks, which hold equally"
+            f" many each; choose a {division.set_by} that divides {model.experts + redundant}{added}"
+        )
+    if model.hidden is not None and model.hidden % HIDDEN_MULTIPLE:
+        raise Unsupported(
+            f"the rows of {model.path} have {model.hidden} elements (hidden_size), and the exchange moves multiples of"
+            f" {HIDDEN_MULTIPLE}; serve it without --ascend-moe"
+        )
+
+
+def expert_count(value_of: Callable[[str], Any]) -> int | None:
+    """Routed experts of an MoE layer, None if there are none; `value_of` gives what a config has under a name, or None.
+
+    Of a list with a number per layer the greatest.
+    """
+    for name in EXPERT_NAMES:
+        value = value_of(name)
+        counts = value if isinstance(value, list) else [value]
+        if all(isinstance(count, int) for count in counts) and (greatest := max(counts, default=0)) > 0:
+            return greatest
+    return None

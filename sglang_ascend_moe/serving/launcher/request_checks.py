@@ -1,0 +1,174 @@
+"""What a server refuses of a request before a rank sees it, with 400, because it would end a rank, or answer 500."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sglang_ascend_moe.serving.hooks import Hook, Kind, launcher_hook
+from sglang_ascend_moe.serving.options import options_of
+
+MOST_ANSWERS = 4096
+"""To one prompt (`n`). SGLang makes as many copies of the prompt at once."""
+MOST_TOP_K = 2**31 - 1
+"""SGLang's tensors of it have 32 bits."""
+
+
+_FAULTS = (TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error)
+_TEXT_ROUTES = ("/parse_function_call", "/separate_reasoning")
+"""They read a text in the launcher, and turn nothing that goes wrong into an answer."""
+
+
+@contextmanager
+def _faults_of_the_request(server_args: Any) -> Iterator[None]:
+    """SGLang answers a ValueError with 400, and everything else that reading a request may raise with 500."""
+    try:
+        yield
+    except _FAULTS as error:
+        if options_of(server_args) is None:
+            raise
+        raise ValueError(f"the request cannot be read: {type(error).__name__}: {error}") from error
+
+
+def read_request(original: Callable[[Any], None], obj: Any) -> None:
+    """Around `GenerateReqInput.normalize_batch_and_arguments`: names and numbers of answers have SGLang's form."""
+    from sglang.srt.runtime_context import get_server_args
+
+    server_args = get_server_args()
+    if options_of(server_args) is None:
+        original(obj)
+        return
+    with _faults_of_the_request(server_args):
+        given = obj.sampling_params
+        for parameters in given if isinstance(given, list) else [given]:
+            answers = (parameters or {}).get("n", 1)
+            if not 1 <= answers <= MOST_ANSWERS:
+                raise ValueError(f"n: {answers!r} answers to one prompt; at least 1 and at most {MOST_ANSWERS}")
+        original(obj)
+    if obj.is_single and not (isinstance(obj.rid, str) and isinstance(obj.sampling_params, dict)):
+        raise ValueError("rid and sampling_params: lists of them come with a list of prompts")
+
+
+def make_parameters(original: Callable[..., Any], manager: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Around `TokenizerManager._create_tokenized_object`, which turns the fields of a request into objects."""
+    with _faults_of_the_request(manager.server_args):
+        return original(manager, *arguments, **keywords)
+
+
+def read_chat(original: Callable[..., Any], serving: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Around the methods that make a prompt of the messages and template values of a chat."""
+    with _faults_of_the_request(serving.tokenizer_manager.server_args):
+        return original(serving, *arguments, **keywords)
+
+
+def refuse_unknown_tokens(serving: Any, request: Any, *_: Any, **__: Any) -> None:
+    """Before `OpenAIServingDetokenize._convert_to_internal_request`. Raises ValueError."""
+    manager = serving.tokenizer_manager
+    if options_of(manager.server_args) is not None:
+        given = request.tokens
+        for tokens in given if given and isinstance(given[0], list) else [given]:
+            _refuse_unknown_tokens("tokens", tokens, manager.model_config.vocab_size)
+
+
+def answer_unreadable_texts(server_args: Any, *_: Any, **__: Any) -> None:
+    """Before `_setup_and_run_http_server`: the routes of texts answer 400 if they cannot read theirs."""
+    if options_of(server_args) is None:
+        return
+    from fastapi.responses import JSONResponse
+    from sglang.srt.entrypoints.http_server import app
+
+    async def answer(request: Any, error: Exception) -> Any:
+        if request.url.path not in _TEXT_ROUTES:
+            raise error
+        message = f"the request cannot be read: {type(error).__name__}: {error}"
+        return JSONResponse({"error": {"message": message}}, status_code=400)
+
+    for fault in (ValueError, *_FAULTS):
+        app.add_exception_handler(fault, answer)
+
+
+def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
+    """Before `TokenizerManager._validate_one_request`: nothing that SGLang gives to the ranks as it is ends one there.
+
+    input_ids: None for a prompt of embeddings. Raises ValueError.
+    """
+    if options_of(manager.server_args) is None:
+        return
+    vocabulary = manager.model_config.vocab_size
+    if input_ids is not None:
+        _refuse_unusable_prompt(input_ids, vocabulary)
+    parameters = obj.sampling_params
+    if (parameters.get("beam_width") or 1) > 1:
+        raise ValueError("beam_width: there is no beam search with --ascend-moe")
+    if (parameters.get("top_k") or 0) > MOST_TOP_K:
+        raise ValueError(f"top_k: {parameters['top_k']} is more than {MOST_TOP_K}")
+    if getattr(obj, "return_logprob", False):
+        if obj.logprob_start_len < -1:
+            raise ValueError(f"logprob_start_len: {obj.logprob_start_len} is no place in the prompt, nor -1")
+        if not 0 <= obj.top_logprobs_num <= vocabulary:
+            raise ValueError(f"top_logprobs_num: {obj.top_logprobs_num} of the model's {vocabulary} tokens")
+    if isinstance(getattr(obj, "positional_embed_overrides", None), list | dict | str | int | float):
+        raise ValueError("positional_embed_overrides: they cannot be given over HTTP")
+
+
+def _refuse_unusable_prompt(input_ids: Any, vocabulary: int) -> None:
+    if not input_ids:
+        raise ValueError("the prompt is empty")
+    _refuse_unknown_tokens("input_ids", input_ids, vocabulary)
+
+
+def _refuse_unknown_tokens(name: str, tokens: Any, vocabulary: int) -> None:
+    for position, token in enumerate(tokens):
+        if not (isinstance(token, int) and 0 <= token < vocabulary):
+            raise ValueError(
+                f"{name}: {token!r} at position {position} is no token of the model, which has {vocabulary}"
+            )
+
+
+_MANAGERS = "sglang.srt.managers"
+_SERVING = "sglang.srt.entrypoints.openai"
+HOOKS: tuple[Hook, ...] = (
+    launcher_hook(
+        f"{_MANAGERS}.io_struct.GenerateReqInput.normalize_batch_and_arguments",
+        Kind.AROUND,
+        read_request,
+        "lists where one value belongs are answered with 500, and a large n takes all memory",
+    ),
+    launcher_hook(
+        f"{_MANAGERS}.tokenizer_manager.TokenizerManager._validate_one_request",
+        Kind.BEFORE,
+        refuse_unusable_request,
+        "an empty prompt, a token id that the model does not know and some parameters would end a rank",
+    ),
+    launcher_hook(
+        f"{_MANAGERS}.tokenizer_manager.TokenizerManager._create_tokenized_object",
+        Kind.AROUND,
+        make_parameters,
+        "fields that are not as they should be are answered with 500",
+    ),
+    *(
+        launcher_hook(
+            f"{_SERVING}.{method}",
+            Kind.AROUND,
+            read_chat,
+            "template values that the chat template cannot take are answered with 500",
+        )
+        for method in (
+            "serving_chat.OpenAIServingChat._convert_to_internal_request",
+            "serving_tokenize.OpenAIServingTokenize._tokenize_chat_request",
+        )
+    ),
+    launcher_hook(
+        f"{_SERVING}.serving_tokenize.OpenAIServingDetokenize._convert_to_internal_request",
+        Kind.BEFORE,
+        refuse_unknown_tokens,
+        "tokens that the model does not know are answered with 500",
+    ),
+    launcher_hook(
+        "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        Kind.BEFORE,
+        answer_unreadable_texts,
+        "an unknown parser, or a text that it cannot read, is answered with 500",
+    ),
+)
+"""Rows of the table in plugin.py."""

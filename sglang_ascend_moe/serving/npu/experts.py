@@ -1,0 +1,92 @@
+"""Experts on an NPU: SGLang's own Ascend runner computes on the rows of the window. No NPU has run this.
+
+The runner takes rows, scales and counts as they lie in the window and on the device; the host does not look at them.
+Its last matrix product has no place for a result that the caller gives: so what it returns is copied into the window,
+once, which is the one copy of a row on its way.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.serving.options import FLAGS, Options, options_of
+from sglang_ascend_moe.serving.worker import expert_location
+
+COUNTS = 1
+"""`group_list_type`: rows of each expert, not their running sum."""
+
+
+def keep_weights(original: Callable[[Any], bool], layer: Any) -> bool:
+    """Around `NPUW8A8Int8MoEMethod.maybe_process_fuseep_weights`: leaves the weights as the runner takes them.
+
+    The backend that `--ascend-moe` chooses would lay them out for SGLang's own fused kernel. Returns whether it did.
+    """
+    from sglang.srt.runtime_context import get_server_args
+
+    return original(layer) if options_of(get_server_args()) is None else False
+
+
+def prepare(layer: Any, options: Options) -> None:
+    """Before the first call: refuses what the runner cannot do with rows of the window, and gives it an activation that
+    knows the counts, so that nothing is computed for rows that are not there.
+
+    layer: SGLang's `FusedMoE`. Raises `Unsupported`.
+    """
+    from sglang.srt.hardware_backend.npu.moe.activation import NPUSwigluDeepEPKernel
+    from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUUnquantMoEMethod, NPUW8A8Int8MoEMethod
+    from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
+
+    core = getattr(layer.runner, "runner_core", None)
+    kernels = [getattr(layer, f"{prefix}_kernel", None) for prefix in ("w13", "w2")]
+    quantised = all(isinstance(kernel, NPUW8A8Int8MoEMethod) for kernel in kernels)
+    plain = all(isinstance(kernel, NPUUnquantMoEMethod) for kernel in kernels)
+    if not isinstance(core, AscendRunnerCore) or not (quantised or plain):
+        names = " and ".join(type(kernel).__name__ for kernel in kernels)
+        raise Unsupported(
+            f"MoE layer {layer.layer_id} is computed by {names}: on an NPU --ascend-moe serves weights in bfloat16 or"
+            " float16, and W8A8 with a scale per token"
+        )
+    if options.quant == "int8" and not quantised:
+        raise Unsupported(
+            f"{FLAGS['quant'].flag} int8: on an NPU rows travel as int8 to W8A8 experts only, and those of MoE layer"
+            f" {layer.layer_id} are not quantised; leave it out"
+        )
+    if layer.moe_runner_config.activation != "silu":
+        return
+    try:
+        core.activation = NPUSwigluDeepEPKernel(need_quant=quantised)
+    except ImportError as error:
+        raise Unsupported(
+            f"--device npu: sgl_kernel_npu cannot be loaded ({error}), which SGLang's experts need; use an Ascend image"
+            " of SGLang"
+        ) from error
+
+
+def compute(layer: Any, rows: ExpertRows) -> None:
+    """Run the local experts of `layer` on the rows of the window; writes `rows.out`.
+
+    In the capture of a graph the number of rows is not known: then the whole window goes through the runner, whose
+    products and activation end at the counts, and the copy is one of the whole window.
+    """
+    from sglang.srt.layers.moe.moe_runner.ascend import AscendQuantInfo, AscendRunnerInput
+
+    expert_location.record_dispatch(layer, rows.counts)
+    count = rows.ticket.at_most
+    if not count:
+        return
+    scales = None if rows.scales is None else rows.scales[:count].contiguous()
+    weights = {name: getattr(layer, name, None) for name in AscendQuantInfo.__dataclass_fields__}
+    taken = AscendRunnerInput(
+        hidden_states=rows.rows[:count], hidden_states_scale=scales, expert_tokens=rows.counts, group_list_type=COUNTS
+    )
+    result = layer.runner.runner_core.run(taken, AscendQuantInfo(**weights), {}).hidden_states
+    rows.out[:count].copy_(result)
+
+
+def row_dtype(layer: Any) -> torch.dtype:
+    """The dtype of the layer's input: that of its weights, unless these are quantised."""
+    weights: torch.dtype = layer.w13_weight.dtype
+    return weights if weights.is_floating_point else layer.moe_runner_config.params_dtype

@@ -1,0 +1,42 @@
+"""Whether this machine has what `--device npu` needs, asked before any process of a server is started.
+
+No NPU has run this.
+"""
+
+import importlib
+import importlib.util
+from typing import Any
+
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.native import session
+from sglang_ascend_moe.serving import hooks
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.windows.pooled import provider
+
+
+def refuse_machine_without_npu(options: Options) -> None:
+    """Raise `Unsupported`, saying what is missing and what to do, if NPUs cannot be used from this process."""
+    if importlib.util.find_spec("torch_npu") is None:
+        raise Unsupported(
+            "--device npu: torch_npu is not installed. Install sglang-ascend-moe[npu] on a machine with Ascend NPUs, or"
+            " use --device cpu"
+        )
+    try:
+        torch_npu: Any = importlib.import_module("torch_npu")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Unsupported(
+            f"--device npu: torch_npu cannot be loaded ({error}). Source CANN's set_env.sh before the server is"
+            " started, and install CANN and the torch_npu that fits this torch if they are not there: docs/ascend.md"
+        ) from error
+    if not torch_npu.npu.is_available():
+        raise Unsupported(
+            "--device npu: torch_npu sees no NPU. Check npu-smi info, ASCEND_RT_VISIBLE_DEVICES, and that the container"
+            " has /dev/davinci*"
+        )
+    if not hooks.on_npu():
+        raise Unsupported(
+            "--device npu: SGLang has chosen another platform on this machine; leave SGLANG_PLATFORM and"
+            " SGLANG_USE_CPU_ENGINE unset"
+        )
+    session.own_library("npu")
+    provider(options.windows)

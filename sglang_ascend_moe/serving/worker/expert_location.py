@@ -1,0 +1,152 @@
+"""Redundant experts: where SGLang puts them is agreed by all ranks, and its recorder gets the counts of our dispatch.
+
+SGLang's router names logical experts and maps them to physical ones, of which the exchange moves rows to; its EPLB
+moves experts between the ranks at run time. `agree_before_update`, `gatherer` and `all_places` are hooks of the table
+in `plugin`.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.exchange.control.placement import PlacementAgreement
+from sglang_ascend_moe.exchange.control.secret import Secret
+from sglang_ascend_moe.serving.options import options_of
+
+logger = logging.getLogger(__name__)
+
+
+class _Located(NamedTuple):
+    """Layers whose placement the ranks agree on: layer -> number of physical experts, and by what they agree."""
+
+    physical_experts: dict[int, int]
+    agreement: PlacementAgreement
+    epochs: Callable[[], list[int]]
+
+
+_located: _Located | None = None
+
+
+def agree_at_start(
+    layers: Iterable[Any],
+    ranks: Sequence[int],
+    timeout_s: float,
+    exchanges: Sequence[Any],
+    secret: Secret | None = None,
+) -> None:
+    """All ranks compare where SGLang has put the experts of their MoE `layers` (SGLang's `FusedMoE`).
+
+    ranks: global ranks of the exchange, of which a group is made. exchanges: those that are open, for their epochs.
+    secret: seals what the ranks tell each other.
+
+    Raises on every rank like `PlacementAgreement.agree`, and `Unsupported` for redundant experts of a model for which
+    SGLang keeps no placement.
+    """
+    global _located
+    from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
+    from sglang.srt.runtime_context import get_exec
+
+    metadata = get_global_expert_location_metadata()
+    if metadata is None:
+        if get_exec().moe.ep_num_redundant_experts > 0:
+            raise Unsupported(
+                "--ep-num-redundant-experts: SGLang keeps no placement of experts for this model, so that nothing would"
+                " be routed to them; leave it out"
+            )
+        return
+    physical_experts = {layer.layer_id: layer.num_experts for layer in layers if layer.uses_expert_location}
+    group = torch.distributed.new_group(list(ranks), backend="gloo")
+    _located = _Located(
+        physical_experts,
+        PlacementAgreement(group, timeout_s, secret),
+        lambda: [exchange.epoch for exchange in exchanges],
+    )
+    _agree(_located, metadata, physical_experts)
+
+
+def agree_before_update(
+    _updater: Any,
+    _routed_experts_weights_of_layer: Mapping[int, list[Tensor]],
+    new_expert_location_metadata: Any,
+    update_layer_ids: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> None:
+    """Before `ExpertLocationUpdater.update` moves experts between ranks: all ranks want the same move.
+
+    SGLang calls it after a forward pass, when no exchange is under way. Raises on every rank before a weight has moved.
+    """
+    if _located is None:
+        return
+    moved = _agree(_located, new_expert_location_metadata, update_layer_ids)
+    logger.info("All ranks agreed to move experts: %d places of layers %s change", moved, list(update_layer_ids))
+
+
+def _agree(located: _Located, metadata: Any, layers: Iterable[int]) -> int:
+    placement = metadata.physical_to_logical_map_cpu
+    chosen = {layer: placement[layer].tolist() for layer in layers if layer in located.physical_experts}
+    moved = located.agreement.agree(chosen, metadata.num_logical_experts, located.epochs())
+    for layer, experts in chosen.items():
+        if len(experts) != located.physical_experts[layer]:
+            raise Unsupported(
+                f"SGLang places {len(experts)} experts in layer {layer}, which was built for"
+                f" {located.physical_experts[layer]}; change --init-expert-location or --ep-num-redundant-experts"
+            )
+    return moved
+
+
+def gatherer(original: Callable[..., Any], expert_location_metadata: Any, rank: int) -> Any:
+    """Around the maker of the recorder's gatherers: one that takes the rows that arrived at each local expert.
+
+    The modes that write down single tokens (`per_token`) keep SGLang's own, which takes what the router chose.
+    """
+    from sglang.srt.eplb.expert_distribution import _DeepepLowLatencySinglePassGatherer
+    from sglang.srt.runtime_context import get_exec
+
+    if not _asked_for() or get_exec().moe.expert_distribution_recorder_mode == "per_token":
+        return original(expert_location_metadata, rank)
+    return _DeepepLowLatencySinglePassGatherer(expert_location_metadata, rank)
+
+
+def all_places(
+    original: Callable[..., list[int]],
+    metadata: Any,
+    layer_id: int,
+    logical_expert_id: int,
+    require_global_experts: bool = False,
+) -> list[int]:
+    """Around `ExpertLocationMetadata.logical_to_all_physical`, by which weights are loaded: every place of an expert.
+
+    SGLang has left only the nearest one of those that a rank holds itself; the weights of another would stay undefined.
+    """
+    placement = metadata.physical_to_logical_map_cpu
+    if not _asked_for() or require_global_experts or layer_id >= len(placement):
+        return original(metadata, layer_id, logical_expert_id, require_global_experts)
+    return (placement[layer_id] == logical_expert_id).nonzero().flatten().tolist()
+
+
+def record_dispatch(layer: Any, counts: Tensor) -> None:
+    """Tell SGLang's recorder, if it records, what arrived for an MoE layer in one round.
+
+    counts: int64 [experts of this rank].
+    """
+    from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
+
+    recorder = get_global_expert_distribution_recorder()
+    if not recorder.recording:
+        return
+    # The model says which layer it is in, but not while a graph replays it.
+    known = recorder._current_layer_idx.value is not None
+    with nullcontext() if known else recorder.with_current_layer(layer.layer_id):
+        recorder.on_deepep_dispatch_low_latency(counts)
+
+
+def _asked_for() -> bool:
+    from sglang.srt.runtime_context import get_server_args
+
+    return options_of(get_server_args()) is not None

@@ -1,0 +1,375 @@
+"""The MoE layer: SGLang's rows go through an exchange, the local experts run on its window.
+
+One exchange per shape of layer and per process, shared by all layers of that shape: layers run one after the other.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang_ascend_moe import launches
+from sglang_ascend_moe.errors import CaptureRefused, SessionPoisoned, Unsupported
+from sglang_ascend_moe.exchange.control.secret import Secret, read_secret
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.schedules.collective import CollectiveExchange
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.serving import hooks
+from sglang_ascend_moe.serving.host.limits import Demand, read_limits, refuse_what_does_not_fit
+from sglang_ascend_moe.serving.npu import experts
+from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
+from sglang_ascend_moe.serving.worker import expert_location
+from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, check_window, tokens_per_rank
+from sglang_ascend_moe.windows.layout import WindowMemory
+
+logger = logging.getLogger(__name__)
+
+ROW_DTYPES = {False: (torch.bfloat16, torch.float16, torch.float32), True: (torch.bfloat16, torch.float16)}
+"""In which experts are computed, on the host (False) and on an NPU (True)."""
+
+
+class LayerShape(NamedTuple):
+    """What decides whether two layers can share an exchange. `hidden` in elements of `dtype`."""
+
+    num_experts: int
+    hidden: int
+    topk: int
+    dtype: torch.dtype
+
+
+class Serving(NamedTuple):
+    """What this process serves with, once its exchanges are open.
+
+    rank, ranks: of the exchanges. max_tokens: most that a rank brings to one of them. metrics: with `--enable-metrics`.
+    secret: seals what ranks tell each other besides.
+    """
+
+    options: Options
+    exchanges: dict[LayerShape, Exchange | CollectiveExchange]
+    activations: dict[str, Callable[[Tensor], Tensor]]
+    rank: int
+    ranks: int
+    max_tokens: int
+    metrics: bool
+    secret: Secret | None = None
+    on_npu: bool = False
+
+
+ROWS_TOGETHER = 512
+"""Most rows with which the intermediate results of all experts are kept at once, for an activation in one step."""
+
+_serving: Serving | None = None
+
+
+def serving() -> Serving | None:
+    """What this process serves with; None before its exchanges are open, and always without `--ascend-moe`."""
+    return _serving
+
+
+def shared_secret() -> Secret | None:
+    """The secret of this process's ranks; None without `--ascend-moe-secret-file`."""
+    return _serving.secret if _serving is not None else None
+
+
+def check_before_model(model_runner: Any, *_: Any, **__: Any) -> None:
+    """Before `ModelRunner.load_model`: every hook must be active in this worker too."""
+    if options_of(model_runner.server_args) is not None:
+        hooks.require_all()
+
+
+def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
+    """After `ModelRunner.alloc_memory_pool`, when the scheduler's limits are known: all ranks open their exchanges.
+
+    Raises `Unsupported` for an MoE layer that the exchange cannot serve and for windows that do not fit the machine,
+    `WindowTooSmall` and `InvalidInput` for flags that the limits of the scheduler exceed.
+    """
+    global _serving
+    options = options_of(model_runner.server_args)
+    if options is None or _serving is not None:
+        return
+    from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
+    from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+    from sglang.srt.runtime_context import get_parallel
+
+    layers = moe_layers(model_runner.model)
+    if not layers:
+        raise Unsupported("the model has no MoE layer that --ascend-moe knows: serve it without --ascend-moe")
+    refuse_unknown_blocks(model_runner.model, FusedMoE)
+    on_npu = hooks.on_npu()
+    for layer in layers:
+        _refuse_layer(layer)
+        if on_npu:
+            experts.prepare(layer, options)
+    limits = batch_limits(model_runner.max_running_requests, model_runner.model_config.context_len)
+    ranks = get_parallel().moe_ep_group.ranks
+    max_tokens = tokens_per_rank(options, limits)
+    settings = _settings_by_shape(layers, options, max_tokens)
+    if options.schedule != "collective":
+        windows = _windows(settings, options, limits, len(ranks))
+        # Windows of an NPU take its memory, which is asked for when they are opened.
+        if not on_npu:
+            refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
+    device = torch.device("npu", model_runner.gpu_id) if on_npu else None
+    exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in settings.items()}
+    secret = read_secret(options.secret_file)
+    expert_location.agree_at_start(layers, ranks, options.timeout_s, list(exchanges.values()), secret)
+    metrics = bool(model_runner.server_args.enable_metrics)
+    for exchange in exchanges.values():
+        exchange.observation.measures_imbalance = metrics
+    _serving = Serving(
+        options=options,
+        exchanges=exchanges,
+        activations={"silu": SiluAndMul().forward_native, "gelu": GeluAndMul().forward_native},
+        rank=get_parallel().moe_ep_rank,
+        ranks=len(ranks),
+        max_tokens=max_tokens,
+        metrics=metrics,
+        on_npu=on_npu,
+        secret=secret,
+    )
+
+
+def moe_layers(model: torch.nn.Module) -> list[Any]:
+    """The MoE layers of a model of SGLang."""
+    from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+
+    return [module for module in model.modules() if isinstance(module, FusedMoE)]
+
+
+def window_bytes(model: torch.nn.Module, options: Options, limits: SchedulerLimits) -> int:
+    """Bytes of all windows of one rank, before they are opened; 0 for the baseline, which has none.
+
+    Raises like `open_exchanges` for what the limits of the scheduler exceed.
+    """
+    from sglang.srt.runtime_context import get_parallel
+
+    if options.schedule == "collective":
+        return 0
+    settings = _settings_by_shape(moe_layers(model), options, tokens_per_rank(options, limits))
+    return sum(window.total for window in _windows(settings, options, limits, len(get_parallel().moe_ep_group.ranks)))
+
+
+def _settings_by_shape(layers: list[Any], options: Options, max_tokens: int) -> dict[LayerShape, dict[str, Any]]:
+    return {shape: _settings(shape, options, max_tokens) for shape in dict.fromkeys(map(shape_of, layers))}
+
+
+def _settings(shape: LayerShape, options: Options, max_tokens: int) -> dict[str, Any]:
+    """The arguments of an exchange for layers of `shape`; `window_bytes` and `post_mortem` come besides."""
+    # SGLang's routers choose distinct experts for a token.
+    settings = {
+        **shape._asdict(),
+        "distinct_topk": True,
+        "max_tokens": max_tokens,
+        "timeout_s": options.timeout_s,
+    }
+    if options.schedule != "collective":
+        settings["verify"] = options.verify
+        settings["quant"] = None if options.quant == "none" else options.quant
+    return settings
+
+
+def _windows(
+    settings: dict[LayerShape, dict[str, Any]], options: Options, limits: SchedulerLimits, ranks: int
+) -> tuple[WindowMemory, ...]:
+    return tuple(_window(options, limits, ranks, chosen) for chosen in settings.values())
+
+
+def _window(options: Options, limits: SchedulerLimits, ranks: int, settings: dict[str, Any]) -> WindowMemory:
+    """The bytes of one rank's window. Raises `WindowTooSmall` if it cannot hold what must fit into one round."""
+
+    def memory(**changed: Any) -> WindowMemory:
+        return Exchange.memory(ranks=ranks, **{**settings, **changed})
+
+    check_window(options, limits, lambda tokens: memory(max_tokens=tokens).total)
+    return memory(window_bytes=options.window_bytes)
+
+
+def _open(
+    options: Options, ranks: list[int], settings: dict[str, Any], device: torch.device | None
+) -> Exchange | CollectiveExchange:
+    # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
+    # For an exchange it serves bring-up only, when ranks may be as far apart as loading weights lets them be.
+    collective = options.schedule == "collective"
+    timeout = timedelta(seconds=options.timeout_s) if collective else None
+    group = torch.distributed.new_group(ranks, backend="gloo", timeout=timeout)
+    if collective:
+        return CollectiveExchange.create(group, **settings)
+    exchange = Exchange.create(
+        group,
+        window_bytes=options.window_bytes,
+        post_mortem=options.post_mortem,
+        secret_file=options.secret_file,
+        device=device,
+        windows=options.windows,
+        **settings,
+    )
+    logger.info(
+        "Exchange is open: %d ranks, schedule %s, at most %d tokens per rank, %d experts, top %d, rows of %d %s."
+        " Window of %d bytes on each rank: %s",
+        len(ranks),
+        options.schedule,
+        settings["max_tokens"],
+        settings["num_experts"],
+        settings["topk"],
+        settings["hidden"],
+        settings["dtype"],
+        exchange.window.total,
+        ", ".join(f"{name} {size}" for name, size in exchange.window.by_region().items()),
+    )
+    return exchange
+
+
+def batch_limits(running_requests: int, context: int) -> SchedulerLimits:
+    """Most requests and tokens that SGLang's scheduler puts into one batch of one attention group.
+
+    context: length of the longest request.
+    """
+    from sglang.srt.runtime_context import get_disagg, get_parallel, get_schedule
+
+    schedule = get_schedule()
+    chunked = schedule.chunked_prefill_size
+    if chunked is not None and chunked > 0:
+        prefill, flag = chunked, "--chunked-prefill-size"
+    else:
+        # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
+        prefill, flag = max(schedule.max_prefill_tokens, context), "--max-prefill-tokens"
+    role = get_disagg().disaggregation_mode
+    return SchedulerLimits(running_requests, prefill, flag, get_parallel().attn_tp_size, role)
+
+
+def shape_of(layer: Any) -> LayerShape:
+    """The shape of an MoE layer of SGLang."""
+    return LayerShape(layer.num_experts, layer.hidden_size, layer.top_k, experts.row_dtype(layer))
+
+
+def _refuse_layer(layer: Any) -> None:
+    config = layer.moe_runner_config
+    dtype = experts.row_dtype(layer)
+    found = {
+        f"rows in {dtype}": dtype not in ROW_DTYPES[hooks.on_npu()],
+        f"the activation {config.activation!r}": config.activation not in ("silu", "gelu") or not config.is_gated,
+        "a clamped or scaled activation": config.gemm1_alpha is not None or config.swiglu_limit is not None,
+        "biases": hasattr(layer, "w13_weight_bias") or hasattr(layer, "w2_weight_bias"),
+        "router weights on the input": config.apply_router_weight_on_input,
+        "outputs that are not combined": config.no_combine,
+        "fused shared experts (use --disable-shared-experts-fusion)": layer.num_fused_shared_experts > 0,
+    }
+    for what, present in found.items():
+        if present:
+            raise Unsupported(f"MoE layer {layer.layer_id} has {what}, which --ascend-moe does not support")
+
+
+def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:
+    """Around SGLang's `forward_fuseep`: the MoE layer.
+
+    hidden_states: [T, H] rows of this rank, T may be 0. topk_output: ids [T, K] (-1: not routed) and float32 weights.
+    Returns [T, H], complete: summed over the experts of all ranks.
+    """
+    if _serving is None:
+        if _asked_for():
+            raise SessionPoisoned("an MoE layer ran before its exchange was opened")
+        return original(layer, hidden_states, topk_output)
+    exchange = _serving.exchanges[shape_of(layer)]
+    if launches.capturing():
+        return _forward_in_graph(exchange, layer, hidden_states.contiguous(), topk_output)
+    return exchange.run(
+        hidden_states.contiguous(),
+        topk_output.topk_ids,
+        topk_output.topk_weights,
+        lambda rows: compute_experts(layer, rows),
+        phase=_phase(_serving.options),
+    )
+
+
+def _forward_in_graph(
+    exchange: Exchange | CollectiveExchange, layer: Any, hidden_states: Tensor, topk_output: Any
+) -> Tensor:
+    """The layer as one launch: dispatch, experts on as many rows as there are at each replay, combine."""
+    schedule = _serving.options.schedule
+    if isinstance(exchange, CollectiveExchange) or _phase(_serving.options) != "decode":
+        raise CaptureRefused(
+            f"--ascend-moe-schedule {schedule}: only the decode schedule runs in graphs; use auto, or"
+            " --disable-cuda-graph"
+        )
+
+    def bind(x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> launches.Launch:
+        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(layer, rows), out)
+
+    out = torch.empty_like(hidden_states)
+    launches.launch(bind, [hidden_states, topk_output.topk_ids, topk_output.topk_weights], [out])
+    return out
+
+
+def _asked_for() -> bool:
+    from sglang.srt.runtime_context import get_server_args
+
+    return options_of(get_server_args()) is not None
+
+
+def _phase(options: Options) -> str:
+    """decode or prefill, the same on every rank: SGLang's ranks agree on it, whatever each one's own batch is."""
+    if options.schedule in ("decode", "prefill"):
+        return options.schedule
+    from sglang.srt.layers.dp_attention import get_is_extend_in_batch
+
+    return "prefill" if get_is_extend_in_batch() else "decode"
+
+
+def compute_experts(layer: Any, rows: ExpertRows) -> None:
+    """Run the local experts of `layer` on the rows of the window; writes `rows.out`.
+
+    The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
+    same rows: gate and up in one product in the dtype of the rows, activation and product rounded to it each.
+    """
+    if _serving.on_npu:
+        experts.compute(layer, rows)
+        return
+    expert_location.record_dispatch(layer, rows.counts)
+    activation = _serving.activations[layer.moe_runner_config.activation]
+    sizes = rows.counts.tolist()
+    total = sum(sizes)
+    if total <= ROWS_TOGETHER:
+        x = _expert_rows(rows, 0, total)
+        used = [expert for expert, size in enumerate(sizes) if size]
+        sizes = [sizes[expert] for expert in used]
+        gate_up = x.new_empty(total, layer.w13_weight.shape[1])
+        _multiply(x, layer.w13_weight, used, sizes, gate_up)
+        _multiply(activation(gate_up), layer.w2_weight, used, sizes, rows.out[:total])
+        return
+    start = 0
+    for expert, count in enumerate(sizes):
+        end = start + count
+        if count:
+            gate_up = F.linear(_expert_rows(rows, start, end), layer.w13_weight[expert])
+            torch.mm(activation(gate_up), layer.w2_weight[expert].t(), out=rows.out[start:end])
+        start = end
+
+
+def _multiply(x: Tensor, weights: Tensor, experts: list[int], sizes: list[int], out: Tensor) -> None:
+    """Rows of `experts`, `sizes` of `x` [total, from], by their weights [experts, to, from] into `out` [total, to]."""
+    transposed = weights.transpose(1, 2).unbind()
+    for expert, part, into in zip(experts, x.split(sizes), out.split(sizes), strict=True):
+        torch.mm(part, transposed[expert], out=into)
+
+
+def _expert_rows(rows: ExpertRows, start: int, end: int) -> Tensor:
+    """Rows `start` to `end` of the window in the dtype of the model; a view unless they travelled as int8."""
+    if rows.scales is None:
+        return rows.rows[start:end]
+    return (rows.rows[start:end].float() * rows.scales[start:end, None]).to(rows.out.dtype)
+
+
+def report_ready(info: dict[str, Any], _scheduler: Any) -> None:
+    """After `Scheduler.get_init_info`: the launcher is told that this worker's exchange is open."""
+    info[READY_KEY] = _serving is not None
+
+
+def report_all_ready(info: dict[str, Any], controller: Any) -> None:
+    """After `DataParallelController.get_init_info`: what all schedulers behind the controller said."""
+    infos = controller._scheduler_init_infos
+    info[READY_KEY] = bool(infos) and all(item.get(READY_KEY) for item in infos)

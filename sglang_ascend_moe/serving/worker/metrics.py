@@ -1,0 +1,122 @@
+"""The exchange's numbers on SGLang's Prometheus endpoint, with `--enable-metrics`.
+
+Each scheduler process adds what has happened since the last time to its counters, which prometheus_client keeps in
+files that SGLang's `/metrics` puts together: after a batch, at most once a second, and when the scheduler goes idle.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from sglang_ascend_moe.exchange import observation
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.observation import PHASES, Observation
+from sglang_ascend_moe.serving.worker import layer
+
+INTERVAL_NS = 10**9
+NANOSECONDS = 1e-9
+
+
+class Metric(NamedTuple):
+    """A counter with the label `phase`, from a field of `PhaseCounts`; `unit` is what one of it is worth."""
+
+    name: str
+    field: str
+    meaning: str
+    unit: float = 1
+
+
+PHASE_METRICS = (
+    Metric("ascend_moe_layer_calls", "calls", "MoE layers that were run"),
+    Metric("ascend_moe_rounds", "rounds", "exchanges of rows; in prefill a call may take several"),
+    Metric("ascend_moe_tokens", "tokens", "tokens that this rank brought"),
+    Metric("ascend_moe_rows", "rows", "rows that this rank received for its experts"),
+    Metric("ascend_moe_largest_rows", "largest_rows", "rows of the rank that received most, summed over rounds"),
+    Metric("ascend_moe_dispatch_seconds", "dispatch_ns", "time in dispatch, waits and plans included", NANOSECONDS),
+    Metric("ascend_moe_combine_seconds", "combine_ns", "time in combine, waits included", NANOSECONDS),
+)
+WAIT_METRIC = Metric("ascend_moe_wait_seconds", "", "time for which `peer` held this rank up")
+REPLAY_METRIC = Metric("ascend_moe_graph_replays", "", "decode graphs replayed")
+
+
+class Exporter:
+    """The counters of one process. Made after SGLang has told prometheus_client where its files are."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        from prometheus_client import Counter
+
+        def counter(metric: Metric, *labels: str) -> Counter:
+            return Counter(metric.name, metric.meaning, ["moe_ep_rank", *labels])
+
+        self._phases = {
+            (metric, kind): phases.labels(rank, phase)
+            for metric in PHASE_METRICS
+            for phases in [counter(metric, "phase")]
+            for kind, phase in PHASES.items()
+        }
+        waits = counter(WAIT_METRIC, "peer")
+        self._waits = [waits.labels(rank, peer) for peer in range(ranks)]
+        self._replays = counter(REPLAY_METRIC).labels(rank)
+        self._exported: dict[Any, float] = {}
+        self._exported_ns = 0
+        self._exported_rounds = 0
+
+    def due(self, observations: Iterable[Observation], *, idle: bool) -> bool:
+        """Whether there is something new; while batches follow each other, at most once a second."""
+        if not idle and time.monotonic_ns() - self._exported_ns < INTERVAL_NS:
+            return False
+        return _rounds(observations) != self._exported_rounds
+
+    def export(self, exchanges: Iterable[Any]) -> None:
+        """Bring the counters up to what the exchanges have counted."""
+        exchanges = list(exchanges)
+        observations = [exchange.observation for exchange in exchanges]
+        for (metric, kind), child in self._phases.items():
+            total = sum(getattr(counted.phases[kind], metric.field) for counted in observations)
+            self._add(child, total * metric.unit)
+        over_windows = [exchange.waited_s for exchange in exchanges if isinstance(exchange, Exchange)]
+        for child, seconds in zip(self._waits, zip(*over_windows, strict=True), strict=False):
+            self._add(child, sum(seconds))
+        self._add(self._replays, observation.graphs.replays)
+        self._exported_ns = time.monotonic_ns()
+        self._exported_rounds = _rounds(observations)
+
+    def _add(self, child: Any, total: float) -> None:
+        child.inc(total - self._exported.get(child, 0))
+        self._exported[child] = total
+
+
+def _rounds(observations: Iterable[Observation]) -> int:
+    return sum(counts.rounds for counted in observations for counts in counted.phases.values())
+
+
+_exporter: Exporter | None = None
+
+
+def keep_values_in_files(*_: Any, **__: Any) -> None:
+    """After `set_prometheus_multiproc_dir`: prometheus_client decides when it is imported, which may be too early."""
+    from prometheus_client import values
+
+    values.ValueClass = values.get_value_class()
+
+
+def export_after_batch(_result: None, _scheduler: Any, *_: Any, **__: Any) -> None:
+    """After `Scheduler.process_batch_result`."""
+    _export(idle=False)
+
+
+def export_when_idle(_scheduler: Any) -> None:
+    """Before `Scheduler.on_idle`, which an idle scheduler calls again and again, and which may sleep."""
+    _export(idle=True)
+
+
+def _export(*, idle: bool) -> None:
+    global _exporter
+    serving = layer.serving()
+    if serving is None or not serving.metrics:
+        return
+    if _exporter is None:
+        _exporter = Exporter(serving.rank, serving.ranks)
+    exchanges = serving.exchanges.values()
+    if _exporter.due((exchange.observation for exchange in exchanges), idle=idle):
+        _exporter.export(exchanges)

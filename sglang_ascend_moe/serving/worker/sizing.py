@@ -1,0 +1,75 @@
+"""How many tokens a rank can bring to an MoE layer, and whether a window holds them: pure arithmetic."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
+from sglang_ascend_moe.serving.options import FLAGS, Options
+
+# The values of `--disaggregation-mode`; null: an instance that does both.
+Role = Literal["null", "prefill", "decode"]
+
+
+class SchedulerLimits(NamedTuple):
+    """The scheduler's limits for one attention group, whose `attention_ranks` ranks share every batch evenly.
+
+    running_requests: most requests in a decode batch. prefill_tokens: most tokens in a prefill batch; `prefill_flag`
+    is the flag that sets it. role: prefill instances never decode, decode instances never prefill.
+    """
+
+    running_requests: int
+    prefill_tokens: int
+    prefill_flag: str
+    attention_ranks: int
+    role: Role = "null"
+
+    @property
+    def decode_tokens_per_rank(self) -> int:
+        return 0 if self.role == "prefill" else -(-self.running_requests // self.attention_ranks)
+
+    @property
+    def prefill_tokens_per_rank(self) -> int:
+        return 0 if self.role == "decode" else -(-self.prefill_tokens // self.attention_ranks)
+
+
+def tokens_per_rank(options: Options, limits: SchedulerLimits) -> int:
+    """The `max_tokens` of the exchange.
+
+    Raises `InvalidInput` if `--ascend-moe-max-tokens` is below what the scheduler may put into one batch.
+    """
+    needed = max(limits.decode_tokens_per_rank, limits.prefill_tokens_per_rank)
+    if options.max_tokens is None:
+        return needed
+    if options.max_tokens < needed:
+        decode = limits.decode_tokens_per_rank >= limits.prefill_tokens_per_rank
+        flag = "--max-running-requests" if decode else limits.prefill_flag
+        batch = limits.running_requests if decode else limits.prefill_tokens
+        raise InvalidInput(
+            f"{FLAGS['max_tokens'].flag} {options.max_tokens}: the largest {'decode' if decode else 'prefill'} batch of"
+            f" {batch} tokens brings {needed} to each of {limits.attention_ranks} ranks. Raise it to {needed} or lower"
+            f" {flag} to {options.max_tokens * limits.attention_ranks}"
+        )
+    return options.max_tokens
+
+
+def check_window(options: Options, limits: SchedulerLimits, bytes_for: Callable[[int], int]) -> None:
+    """Raise `WindowTooSmall` if `--ascend-moe-window-bytes` cannot hold the largest batch that must fit in one round.
+
+    bytes_for: bytes of a window that holds one round of the given number of tokens from every rank.
+    Prefill batches go in rounds, so they have to fit only where `--ascend-moe-schedule decode` carries them too.
+    """
+    if options.window_bytes is None or options.schedule == "collective":
+        return
+    everything = options.schedule == "decode"
+    # Rounds of a prefill instance have to hold something, too.
+    tokens = max(1, limits.decode_tokens_per_rank)
+    if everything:
+        tokens = max(tokens, limits.prefill_tokens_per_rank)
+    needed = bytes_for(tokens)
+    if needed > options.window_bytes:
+        flags = f"--max-running-requests and {limits.prefill_flag}" if everything else "--max-running-requests"
+        raise WindowTooSmall(
+            f"{FLAGS['window_bytes'].flag} {options.window_bytes}: the largest {'' if everything else 'decode '}batch"
+            f" brings {tokens} tokens per rank and needs {needed} bytes. Raise it to {needed} or lower {flags}"
+            f" (now {limits.running_requests}" + (f" and {limits.prefill_tokens})" if everything else ")")
+        )
