@@ -20,7 +20,7 @@ from sglang_ascend_moe.launch.servers.preflight import check_flags
 from sglang_ascend_moe.launch.servers.serve_request import request_of
 from sglang_ascend_moe.launch.servers.server_process import Progress, ServerFailed, ServerProcess
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
-from sglang_ascend_moe.serving.host import activate
+from sglang_ascend_moe.serving.host_platform import activate
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 

@@ -38,7 +38,7 @@ __all__ = [
     "WindowTooSmall",
 ]
 
-_IMPORTED_WHEN_ASKED_FOR = {"Exchange": "exchange", "ExpertRows": "schedules.rows"}
+_IMPORTED_WHEN_ASKED_FOR = {"Exchange": "exchange.exchange", "ExpertRows": "exchange.schedules.rows"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.row_kernels import Shape
-from sglang_ascend_moe.serving.host.limits import MachineLimits
+from sglang_ascend_moe.serving.machine_limits import MachineLimits
 
 SPARE_BYTES = 1 << 30
 """Left to everyone else on the machine, and for what does not grow with the rows."""

@@ -21,7 +21,7 @@ from sglang_ascend_moe.launch.bench.variants.packed import CollectiveNative, Mpi
 from sglang_ascend_moe.launch.bench.variants.relay import Relay
 from sglang_ascend_moe.launch.bench.variants.relay_free import RelayFree
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks, Scratch, Variant
-from sglang_ascend_moe.serving.host.limits import read_limits
+from sglang_ascend_moe.serving.machine_limits import read_limits
 
 
 class Opened(NamedTuple):

@@ -20,10 +20,10 @@ from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Ready, Ser
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, cannot_listen, free_port, log_tail, stage
-from sglang_ascend_moe.serving.host.limits import read_limits
 from sglang_ascend_moe.serving.host.memory_share import MemoryLeft, memory_left, share_of_ranks
 from sglang_ascend_moe.serving.host.reservations import outstanding
 from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import FLAGS
 from sglang_ascend_moe.serving.worker.pairing import ask_instance
 

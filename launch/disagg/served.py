@@ -1,6 +1,6 @@
 """Whether the servers of a deployment would be served on Ascend: what `serve` refuses is not rendered.
 
-The refusals are those of the launcher and of the workers (`sglang_ascend_moe.serving.launcher.refusals`, `sizing`), of the very flags
+The refusals are those of the launcher (`serving.launcher.refusals`) and of the workers (`sizing`), of the very flags
 that are rendered; here they are said with the deployment's keys in place of flags.
 """
 

@@ -23,7 +23,7 @@ from sglang_ascend_moe.launch.servers.memory_check import check_memory
 from sglang_ascend_moe.launch.servers.preflight import Address, check_address
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest
 from sglang_ascend_moe.launch.servers.server_process import ServerFailed
-from sglang_ascend_moe.serving.host import obstacle
+from sglang_ascend_moe.serving.host_platform import obstacle
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, WRONG_USAGE
 

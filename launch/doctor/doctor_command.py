@@ -20,7 +20,7 @@ from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK
 
 if TYPE_CHECKING:
     from sglang_ascend_moe.launch.doctor.examination import Report
-    from sglang_ascend_moe.serving.host.limits import MachineLimits
+    from sglang_ascend_moe.serving.machine_limits import MachineLimits
 
 COLUMN = 20
 HEADINGS = {

@@ -15,10 +15,16 @@ from sglang_ascend_moe import Exchange
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.hooks import State
-from sglang_ascend_moe.serving.host import ascend_device_nodes, obstacle
-from sglang_ascend_moe.serving.host.limits import MachineLimits, cores, descriptors_needed, memfd_obstacle, read_limits
+from sglang_ascend_moe.serving.host_platform import ascend_device_nodes, obstacle
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK
-from sglang_ascend_moe.serving.npu.machine import refuse_machine_without_npu
+from sglang_ascend_moe.serving.machine_limits import (
+    MachineLimits,
+    cores,
+    descriptors_needed,
+    memfd_obstacle,
+    read_limits,
+)
+from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
 from sglang_ascend_moe.serving.options import Options
 
 DISTRIBUTIONS = ("sglang-ascend-moe", "sglang", "torch", "torch_npu", "msgspec")

@@ -20,7 +20,7 @@ from sglang_ascend_moe.launch.plan.peer_memory import (
     sgl_kernel_npu_documented_bytes,
 )
 from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
-from sglang_ascend_moe.serving.host import ascend_device_nodes
+from sglang_ascend_moe.serving.host_platform import ascend_device_nodes
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.refusals import Division, refuse_model
 from sglang_ascend_moe.serving.options import parse_bytes

@@ -10,7 +10,6 @@ import msgspec
 
 from sglang_ascend_moe.launch.servers.preflight import may_be_on_hub
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest
-from sglang_ascend_moe.serving.host.limits import read_limits
 from sglang_ascend_moe.serving.host.memory_share import (
     HOST_RUNNING_REQUESTS,
     memory_left,
@@ -20,6 +19,7 @@ from sglang_ascend_moe.serving.host.memory_share import (
 from sglang_ascend_moe.serving.host.reservations import outstanding
 from sglang_ascend_moe.serving.host.server_estimate import ServerSizes, estimate_server, model_sizes
 from sglang_ascend_moe.serving.launcher import refusals
+from sglang_ascend_moe.serving.machine_limits import read_limits
 
 # SGLang's other names of dtypes; auto is that of the config.
 _DTYPES = {"auto": None, "half": "float16", "float": "float32"}

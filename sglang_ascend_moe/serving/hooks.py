@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.serving.host import HOST_PLATFORM
+from sglang_ascend_moe.serving.host_platform import HOST_PLATFORM
 from sglang_ascend_moe.serving.signatures import misfit, signature_of
 
 

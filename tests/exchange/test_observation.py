@@ -13,7 +13,7 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.observation import PhaseCounts, rows_by_rank
 from sglang_ascend_moe.native.codes import Kind
-from sglang_ascend_moe.serving.host.limits import descriptors_needed
+from sglang_ascend_moe.serving.machine_limits import descriptors_needed
 
 from .pool import Rank
 from .reference import scale_by_expert

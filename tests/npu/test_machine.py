@@ -13,7 +13,7 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.native import session
 from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
-from sglang_ascend_moe.serving.npu import machine
+from sglang_ascend_moe.serving.npu import machine_checks
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.windows import aclshmem, memfabric
 
@@ -48,12 +48,12 @@ def machine(patch: pytest.MonkeyPatch, folder: Path, lacks: str | None) -> None:
 def test_what_is_missing_is_named_with_what_to_do(lacks, monkeypatch, tmp_path):
     machine(monkeypatch, tmp_path, lacks)
     with pytest.raises(Unsupported, match=LACKS[lacks]):
-        machine.refuse_machine_without_npu(Options())
+        machine_checks.refuse_machine_without_npu(Options())
 
 
 def test_a_machine_that_has_everything_is_let_through(monkeypatch, tmp_path):
     machine(monkeypatch, tmp_path, None)
-    machine.refuse_machine_without_npu(Options())
+    machine_checks.refuse_machine_without_npu(Options())
     assert isinstance(sys.modules["torch_npu"], ModuleType | SimpleNamespace)
 
 

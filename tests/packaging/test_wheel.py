@@ -16,7 +16,7 @@ LIBRARY = f"{PACKAGE}/_host_kernels.so"
 ENTRY_POINTS = {
     ("console_scripts", "ascend-moe", "sglang_ascend_moe.launch.main:main"),
     ("sglang.srt.plugins", "ascend_moe", "sglang_ascend_moe.serving.plugin:register"),
-    ("sglang.srt.platforms", "ascend_moe_host", "sglang_ascend_moe.serving.host:activate"),
+    ("sglang.srt.platforms", "ascend_moe_host", "sglang_ascend_moe.serving.host_platform:activate"),
 }
 
 

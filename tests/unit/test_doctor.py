@@ -16,8 +16,8 @@ from sglang_ascend_moe.launch.doctor import doctor_command, examination
 from sglang_ascend_moe.launch.doctor.examination import ABSENT, WORKS, HookReport, MachineReport, Report, problems_of
 from sglang_ascend_moe.launch.doctor.live_server import text_of_states
 from sglang_ascend_moe.serving.hooks import State
-from sglang_ascend_moe.serving.host.limits import MachineLimits
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK
+from sglang_ascend_moe.serving.machine_limits import MachineLimits
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, ExchangeState, PhaseState, RankState
 from tests.http_server import serving

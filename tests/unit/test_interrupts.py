@@ -16,7 +16,7 @@ ENDINGS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids
 BEGIN = """
 import os, signal, subprocess, sys, tempfile, threading
 from pathlib import Path
-from sglang_ascend_moe import interrupts
+from sglang_ascend_moe.serving.launcher import interrupts
 
 def wait():
     # In one piece: others write there too.

@@ -10,7 +10,7 @@ import pytest
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.serving.host.limits import MIB, Demand, MachineLimits, read_limits, refuse_what_does_not_fit
+from sglang_ascend_moe.serving.machine_limits import MIB, Demand, MachineLimits, read_limits, refuse_what_does_not_fit
 
 UNLIMITED = MachineLimits(
     memory_available=None, container_limit=None, container_available=None, file_bytes=None, address_space=None,

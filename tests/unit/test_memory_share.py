@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.serving.host.limits import read_limits
 from sglang_ascend_moe.serving.host.memory_share import (
     FLAGS,
     GIB,
@@ -26,6 +25,7 @@ from sglang_ascend_moe.serving.host.memory_share import (
     refuse_too_few_tokens,
 )
 from sglang_ascend_moe.serving.host.reservations import Outstanding
+from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import FLAGS as OPTIONS
 
 SCHEDULING = Scheduling(running=8, context=2048, vocabulary=1000)

@@ -89,6 +89,7 @@ def test_replicas_count_every_model(tmp_path: Path):
 
 
 def test_the_estimate_imports_neither_torch_nor_sglang():
-    code = "import sys, sglang_ascend_moe.serving.host.server_estimate; print(sorted({'torch', 'sglang'} & set(sys.modules)))"
+    module = "sglang_ascend_moe.serving.host.server_estimate"
+    code = f"import sys, {module}; print(sorted({{'torch', 'sglang'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr

@@ -15,8 +15,6 @@ from typing import Any
 import msgspec
 import torch
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind, host_hook, host_launcher_hook
-from sglang_ascend_moe.serving.host.limits import read_limits
 from sglang_ascend_moe.serving.host.memory_share import (
     GIB,
     HOST_RUNNING_REQUESTS,
@@ -42,6 +40,7 @@ from sglang_ascend_moe.serving.host.server_estimate import (
 from sglang_ascend_moe.serving.host.untouched_memory import UntouchedZeros
 from sglang_ascend_moe.serving.launcher import command_line
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
+from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import options_of
 from sglang_ascend_moe.serving.worker.layer import batch_limits, window_bytes
 
@@ -279,52 +278,3 @@ def _division(configurator: Any, result: Any) -> str:
         tokens=tokens,
         why=why,
     )
-
-
-_KEYS_VALUES = "sglang.srt.mem_cache.kv_cache_configurator"
-_CONFIGURATOR = f"{_KEYS_VALUES}.KVCacheConfigurator"
-HOOKS: tuple[Hook, ...] = (
-    host_launcher_hook(
-        "sglang.srt.server_args.ServerArgs.resolve_once",
-        Kind.BEFORE,
-        limit_running_requests,
-        "by default SGLang makes room for thousands of requests at a time, as for an accelerator",
-    ),
-    host_launcher_hook(
-        "sglang.srt.entrypoints.engine.Engine._launch_scheduler_processes",
-        Kind.BEFORE,
-        reserve_for_server,
-        "a model that does not fit would be noticed when the kernel kills a process, of this server or of another",
-    ),
-    host_launcher_hook(
-        "sglang.srt.entrypoints.engine._wait_for_scheduler_ready",
-        Kind.AFTER,
-        release_start,
-        "what a starting server has reserved is more than its ranks need in the end",
-    ),
-    host_hook(
-        f"{_CONFIGURATOR}._profile_available_bytes",
-        Kind.AROUND,
-        rank_budget,
-        "each rank would take its share of the whole machine",
-    ),
-    host_hook(
-        f"{_KEYS_VALUES}.get_available_gpu_memory",
-        Kind.AROUND,
-        available_for_keys_values,
-        "what the machine has left is not what one rank may take of it",
-    ),
-    host_hook(
-        f"{_CONFIGURATOR}._apply_token_constraints",
-        Kind.AROUND,
-        tokens_that_can_be_used,
-        "keys and values for more tokens than the scheduler can use would take memory from others",
-    ),
-    host_hook(
-        f"{_CONFIGURATOR}.configure",
-        Kind.AROUND,
-        allocate_untouched,
-        "SGLang writes zeros into all keys and values at start-up",
-    ),
-)
-"""Rows of the table in plugin.py."""

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.serving.host.limits import MachineLimits
 from sglang_ascend_moe.serving.host.reservations import Outstanding
+from sglang_ascend_moe.serving.machine_limits import MachineLimits
 
 MIB = 2**20
 GIB = 2**30

@@ -4,7 +4,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
-from sglang_ascend_moe.serving.host import HOST_ATTENTION
+from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
 
 
 class HostPlatform(CpuDeviceMixin, SRTPlatform):

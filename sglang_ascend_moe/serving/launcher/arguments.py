@@ -14,11 +14,11 @@ import msgspec
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.serving import hooks, options
-from sglang_ascend_moe.serving.host import HOST_ATTENTION
+from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
 from sglang_ascend_moe.serving.launcher import command_line, refusals
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_conflicts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
-from sglang_ascend_moe.serving.npu.machine import refuse_machine_without_npu
+from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
 
 # What SGLang's EPLB takes for more layers than any model has.
 ALL_LAYERS = 1_000_000

@@ -18,7 +18,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sglang_ascend_moe.errors import PeerFault
-from sglang_ascend_moe.serving.hooks import Hook, Kind, Process, Where, launcher_hook
 from sglang_ascend_moe.serving.launcher import command_line, interrupts
 from sglang_ascend_moe.serving.launcher.engine_processes import EngineProcesses, Finding, Report, Started, say, title_of
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
@@ -272,77 +271,3 @@ def root_cause(reports: Sequence[Report], findings: Sequence[Finding]) -> str:
     blaming_nobody = [words for report, words in zip(reports, said, strict=True) if not report.blames_peer]
     gone = [finding.fault for finding in silent]
     return [*killed, *blaming_nobody, *gone, *said, "a process of it failed; the log says which one"][0]
-
-
-_SRT = "sglang.srt"
-HOOKS: tuple[Hook, ...] = (
-    *(
-        launcher_hook(
-            f"{_SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
-            kind,
-            function,
-            "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
-        )
-        for kind, function in ((Kind.BEFORE, make_room_for_reports), (Kind.AFTER, keep_schedulers))
-    ),
-    launcher_hook(
-        f"{_SRT}.entrypoints.engine.Engine._launch_detokenizer_subprocesses",
-        Kind.AFTER,
-        keep_detokenizers,
-        "a detokenizer that dies has to be named",
-    ),
-    Hook(
-        f"{_SRT}.managers.scheduler.configure_scheduler_process",
-        Kind.AFTER,
-        say_title,
-        "a rank that dies while it starts has to be named, also one that is the child of a controller",
-    ),
-    Hook(
-        "sglang.utils.get_exception_traceback",
-        Kind.BEFORE,
-        report_exception,
-        "SGLang only logs what ended a scheduler, a detokenizer, or the controller of data-parallel attention",
-    ),
-    launcher_hook(
-        f"{_SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
-        Kind.AROUND,
-        check_ranks,
-        "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
-    ),
-    launcher_hook(
-        f"{_SRT}.entrypoints.engine._wait_for_scheduler_ready",
-        Kind.AROUND,
-        end_if_a_rank_dies,
-        "a rank that is killed while the server starts ends it with a traceback that does not name the process",
-    ),
-    launcher_hook(
-        f"{_SRT}.utils.common.kill_process_tree",
-        Kind.AROUND,
-        end_by_name,
-        "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
-    ),
-    *(
-        Hook(
-            f"{_SRT}.entrypoints.engine.Engine.{method}",
-            Kind.AROUND,
-            start_without_interrupts,
-            "Ctrl-C in a terminal reaches every process, and each would show a traceback",
-            Where.NPU,
-            Process.LAUNCHER,
-        )
-        for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
-    ),
-    launcher_hook(
-        f"{_SRT}.entrypoints.http_server._setup_and_run_http_server",
-        Kind.AROUND,
-        stop_without_traceback,
-        "SGLang's HTTP server heeds Ctrl-C and answers what it has been asked, but then ends with a traceback",
-    ),
-    launcher_hook(
-        f"{_SRT}.entrypoints.http_server._wait_and_warmup",
-        Kind.AROUND,
-        warm_up_in_background,
-        "a server that is stopped before it is warm waits two minutes for its own warm-up, which it does not answer",
-    ),
-)
-"""Rows of the table in plugin.py."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind, launcher_hook
 from sglang_ascend_moe.serving.options import options_of
 
 MOST_ANSWERS = 4096
@@ -123,52 +122,3 @@ def _refuse_unknown_tokens(name: str, tokens: Any, vocabulary: int) -> None:
             raise ValueError(
                 f"{name}: {token!r} at position {position} is no token of the model, which has {vocabulary}"
             )
-
-
-_MANAGERS = "sglang.srt.managers"
-_SERVING = "sglang.srt.entrypoints.openai"
-HOOKS: tuple[Hook, ...] = (
-    launcher_hook(
-        f"{_MANAGERS}.io_struct.GenerateReqInput.normalize_batch_and_arguments",
-        Kind.AROUND,
-        read_request,
-        "lists where one value belongs are answered with 500, and a large n takes all memory",
-    ),
-    launcher_hook(
-        f"{_MANAGERS}.tokenizer_manager.TokenizerManager._validate_one_request",
-        Kind.BEFORE,
-        refuse_unusable_request,
-        "an empty prompt, a token id that the model does not know and some parameters would end a rank",
-    ),
-    launcher_hook(
-        f"{_MANAGERS}.tokenizer_manager.TokenizerManager._create_tokenized_object",
-        Kind.AROUND,
-        make_parameters,
-        "fields that are not as they should be are answered with 500",
-    ),
-    *(
-        launcher_hook(
-            f"{_SERVING}.{method}",
-            Kind.AROUND,
-            read_chat,
-            "template values that the chat template cannot take are answered with 500",
-        )
-        for method in (
-            "serving_chat.OpenAIServingChat._convert_to_internal_request",
-            "serving_tokenize.OpenAIServingTokenize._tokenize_chat_request",
-        )
-    ),
-    launcher_hook(
-        f"{_SERVING}.serving_tokenize.OpenAIServingDetokenize._convert_to_internal_request",
-        Kind.BEFORE,
-        refuse_unknown_tokens,
-        "tokens that the model does not know are answered with 500",
-    ),
-    launcher_hook(
-        "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
-        Kind.BEFORE,
-        answer_unreadable_texts,
-        "an unknown parser, or a text that it cannot read, is answered with 500",
-    ),
-)
-"""Rows of the table in plugin.py."""

@@ -13,7 +13,6 @@ import torch
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving.options import FLAGS, Options, options_of
-from sglang_ascend_moe.serving.worker import expert_location
 
 COUNTS = 1
 """`group_list_type`: rows of each expert, not their running sum."""
@@ -73,7 +72,6 @@ def compute(layer: Any, rows: ExpertRows) -> None:
     """
     from sglang.srt.layers.moe.moe_runner.ascend import AscendQuantInfo, AscendRunnerInput
 
-    expert_location.record_dispatch(layer, rows.counts)
     count = rows.ticket.at_most
     if not count:
         return

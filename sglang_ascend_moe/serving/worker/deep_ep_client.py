@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang_ascend_moe.deep_ep import Buffer, Config
+from sglang_ascend_moe.deep_ep import Buffer
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.serving.hooks import Hook, Kind, Where
 
 
 def make_buffer(
@@ -76,51 +75,3 @@ def _expert(layer: Any, expert: int, rows: Tensor) -> Tensor:
     activation = {"silu": F.silu, "gelu": F.gelu}[layer.moe_runner_config.activation]
     gate, up = F.linear(rows, layer.w13_weight[expert]).chunk(2, dim=-1)
     return F.linear(activation(gate) * up, layer.w2_weight[expert])
-
-
-_MOE = "sglang.srt.layers.moe"
-HOOKS: tuple[Hook, ...] = (
-    Hook(
-        f"{_MOE}.token_dispatcher.deepep.Buffer",
-        Kind.ADD,
-        Buffer,
-        "SGLang's DeepEP dispatcher has to find a Buffer where no deep_ep is installed",
-        Where.HOST,
-    ),
-    Hook(
-        f"{_MOE}.token_dispatcher.deepep.Config",
-        Kind.ADD,
-        Config,
-        "SGLang's DeepEP dispatcher has to find a Config where no deep_ep is installed",
-        Where.HOST,
-    ),
-    Hook(
-        f"{_MOE}.token_dispatcher.deepep.use_deepep",
-        Kind.SET,
-        True,
-        "SGLang has looked for deep_ep before, and refuses its dispatcher without",
-        Where.HOST,
-    ),
-    Hook(
-        f"{_MOE}.token_dispatcher.deepep.DeepEPBuffer.get_deepep_buffer",
-        Kind.REPLACE,
-        make_buffer,
-        "SGLang counts the multiprocessors of a CUDA device before it makes the Buffer",
-        Where.HOST,
-    ),
-    Hook(
-        f"{_MOE}.token_dispatcher.deepep._DeepEPDispatcherImplNormal.combine_a",
-        Kind.REPLACE,
-        begin_combine,
-        "SGLang combines in normal mode only behind DeepGEMM, AITER or an NPU",
-        Where.HOST,
-    ),
-    Hook(
-        f"{_MOE}.ep_moe.layer.DeepEPMoE.run_moe_core",
-        Kind.AROUND,
-        run_experts,
-        "SGLang computes experts behind DeepEP with CUDA kernels only",
-        Where.HOST,
-    ),
-)
-"""Rows of the table in plugin.py."""

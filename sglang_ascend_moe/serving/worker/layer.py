@@ -19,7 +19,7 @@ from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.collective import CollectiveExchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving import hooks
-from sglang_ascend_moe.serving.host.limits import Demand, read_limits, refuse_what_does_not_fit
+from sglang_ascend_moe.serving.machine_limits import Demand, read_limits, refuse_what_does_not_fit
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
 from sglang_ascend_moe.serving.worker import expert_location
@@ -326,10 +326,10 @@ def compute_experts(layer: Any, rows: ExpertRows) -> None:
     The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
     same rows: gate and up in one product in the dtype of the rows, activation and product rounded to it each.
     """
+    expert_location.record_dispatch(layer, rows.counts)
     if _serving.on_npu:
         experts.compute(layer, rows)
         return
-    expert_location.record_dispatch(layer, rows.counts)
     activation = _serving.activations[layer.moe_runner_config.activation]
     sizes = rows.counts.tolist()
     total = sum(sizes)

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind
-
 # A change of state may report another one.
 _one_at_a_time = threading.RLock()
 
@@ -20,14 +18,3 @@ def update_status(original: Callable[..., None], manager: Any, *arguments: Any, 
     """Around `CommonKVManager.update_status`."""
     with _one_at_a_time:
         original(manager, *arguments, **keywords)
-
-
-HOOKS: tuple[Hook, ...] = (
-    Hook(
-        "sglang.srt.disaggregation.common.conn.CommonKVManager.update_status",
-        Kind.AROUND,
-        update_status,
-        "two threads read and write the state of a request's transfer, and one may overwrite what the other wrote",
-    ),
-)
-"""Rows of the table in plugin.py."""

@@ -1,0 +1,207 @@
+"""What SGLang lacks, or does for accelerators only, on a machine without one. One row a hook, with its reason."""
+
+from sglang_ascend_moe.serving.hooks import Hook, Kind, host_hook, host_launcher_hook
+from sglang_ascend_moe.serving.host import fixes, memory, models, process_start, recorder, unnamed_memory
+
+SRT = "sglang.srt"
+
+HOOKS: tuple[Hook, ...] = (
+    *(
+        host_launcher_hook(
+            f"{SRT}.entrypoints.engine.Engine.{method}",
+            Kind.AROUND,
+            process_start.launch_by_forking,
+            "each process that is spawned imports SGLang once more, and a host has few cores for that",
+        )
+        for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
+    ),
+    host_hook(
+        f"{SRT}.managers.data_parallel_controller.DataParallelController.__init__",
+        Kind.BEFORE,
+        process_start.spawn_processes,
+        "the controller starts schedulers from threads, where forking is unsafe",
+    ),
+    host_hook(
+        f"{SRT}.distributed.bootstrap._resolve_dist_init_method",
+        Kind.AROUND,
+        fixes.meet_on_loopback,
+        "torch's store listens on every interface of the machine, and gloo on that of its name",
+    ),
+    host_hook(
+        f"{SRT}.utils.numa_utils.init_threads_binding",
+        Kind.AROUND,
+        fixes.cores_of_rank,
+        "without SGLANG_CPU_OMP_THREADS_BIND SGLang refuses more ranks than NUMA nodes",
+    ),
+    host_hook(
+        f"{SRT}.distributed.bootstrap._init_cpu_threads_env",
+        Kind.REPLACE,
+        fixes.limit_threads,
+        "SGLang binds threads with a kernel that its PyPI build lacks, and ranks must not oversubscribe the cores",
+    ),
+    host_hook(
+        f"{SRT}.utils.common.is_shm_available",
+        Kind.REPLACE,
+        fixes.no_shared_memory_all_reduce,
+        "on aarch64 SGLang assumes a shared-memory all-reduce kernel that its PyPI build lacks",
+    ),
+    host_hook(
+        f"{SRT}.model_executor.model_runner.adjust_config_with_unaligned_cpu_tp",
+        Kind.AROUND,
+        fixes.divide_heads_among_attention_ranks,
+        "on a CPU SGLang adds heads for all ranks, also where each has all of them, and cannot load the weights then",
+    ),
+    host_hook(
+        f"{SRT}.model_executor.forward_batch_info._is_cpu",
+        Kind.SET,
+        True,
+        "batches that are padded across ranks would be copied through pinned memory, which needs an accelerator",
+    ),
+    host_hook(
+        f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value",
+        Kind.ADD,
+        fixes.padded_sequence_length,
+        "padded decode rows need a sequence length, and the torch_native backend names none",
+    ),
+    *(
+        host_hook(
+            f"{SRT}.distributed.parallel_state.reg_{function.__name__}",
+            Kind.REPLACE,
+            function,
+            "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
+        )
+        for function in (fixes.reduce_scatter_tensor, fixes.all_gather_into_tensor)
+    ),
+    host_hook(
+        f"{SRT}.layers.dp_attention.memcpy_func",
+        Kind.REPLACE,
+        fixes.copy_rows,
+        "for an out-of-tree platform SGLang copies the rows of data-parallel attention with a Triton kernel",
+    ),
+    host_hook(
+        "sglang.kernels.ops.elementwise.elementwise.fused_gate_sigmoid_mul_add",
+        Kind.REPLACE,
+        models.add_gated_shared_expert,
+        "Qwen2-MoE adds its gated shared expert with a Triton kernel",
+    ),
+    host_hook(
+        f"{SRT}.layers.rotary_embedding.factory.get_rope_cpu",
+        Kind.AROUND,
+        models.rope_without_scaling,
+        "on the CPU SGLang builds the rotary embedding of latent attention in its scaled form only",
+    ),
+    host_hook(
+        f"{SRT}.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
+        Kind.AROUND,
+        models.latent_attention_handler,
+        "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
+    ),
+    *(
+        host_hook(
+            f"{SRT}.models.minimax_m2.{name}",
+            Kind.REPLACE,
+            function,
+            "MiniMax-M2 normalises queries and keys with a Triton kernel",
+        )
+        for name, function in (
+            ("rms_sumsq_serial", models.query_key_squares),
+            ("rms_apply_serial", models.normalise_queries_keys),
+        )
+    ),
+    host_hook(
+        f"{SRT}.disaggregation.mooncake.conn.MooncakeKVSender.supports_host_tensor_indices",
+        Kind.SET,
+        False,
+        "a prefill instance would copy the places of keys and values through pinned memory and record a CUDA event",
+    ),
+    host_hook(
+        f"{SRT}.eplb.expert_distribution._ExpertDistributionRecorderReal._on_hook",
+        Kind.AROUND,
+        recorder.only_while_recording,
+        "while it does not record, the recorder asks CUDA whether a graph is being captured",
+    ),
+    host_hook(
+        f"{SRT}.distributed.device_communicators.shm_broadcast.shared_memory",
+        Kind.SET,
+        unnamed_memory,
+        "25 MB in /dev/shm would stay behind every server, because SGLang ends its processes with SIGKILL",
+    ),
+    host_launcher_hook(
+        f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
+        Kind.BEFORE,
+        unnamed_memory.make_load_reports,
+        "the file of the load reports in /dev/shm would stay behind every server",
+    ),
+    host_hook(
+        f"{SRT}.managers.load_snapshot.shm_path_for",
+        Kind.AROUND,
+        unnamed_memory.load_report_path,
+        "SGLang's processes find the load reports by a path, which is that of a descriptor here",
+    ),
+    host_hook(
+        f"{SRT}.managers.scheduler.configure_scheduler_process",
+        Kind.BEFORE,
+        unnamed_memory.share_no_progress_bars,
+        "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
+    ),
+    host_hook(
+        f"{SRT}.managers.data_parallel_controller.DataParallelController.event_loop",
+        Kind.BEFORE,
+        fixes.receive_without_spinning,
+        "the controller of data-parallel attention would burn a core while no request comes",
+    ),
+    host_hook(
+        f"{SRT}.managers.scheduler_components.idle_sleeper.IdleSleeper.maybe_sleep",
+        Kind.AROUND,
+        fixes.sleep_between_rendezvous,
+        "with data-parallel attention an idle rank would keep the others waiting for up to a second",
+    ),
+    host_launcher_hook(
+        f"{SRT}.managers.tokenizer_manager.TokenizerManager.dump_requests_before_crash",
+        Kind.AROUND,
+        fixes.dump_without_core_dumps,
+        "after a crash SGLang waits over a minute for core dumps of GPUs that do not exist",
+    ),
+    host_launcher_hook(
+        f"{SRT}.server_args.ServerArgs.resolve_once",
+        Kind.BEFORE,
+        memory.limit_running_requests,
+        "by default SGLang makes room for thousands of requests at a time, as for an accelerator",
+    ),
+    host_launcher_hook(
+        f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
+        Kind.BEFORE,
+        memory.reserve_for_server,
+        "a model that does not fit would be noticed when the kernel kills a process, of this server or of another",
+    ),
+    host_launcher_hook(
+        f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
+        Kind.AFTER,
+        memory.release_start,
+        "what a starting server has reserved is more than its ranks need in the end",
+    ),
+    host_hook(
+        f"{SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
+        Kind.AROUND,
+        memory.rank_budget,
+        "each rank would take its share of the whole machine",
+    ),
+    host_hook(
+        f"{SRT}.mem_cache.kv_cache_configurator.get_available_gpu_memory",
+        Kind.AROUND,
+        memory.available_for_keys_values,
+        "what the machine has left is not what one rank may take of it",
+    ),
+    host_hook(
+        f"{SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator._apply_token_constraints",
+        Kind.AROUND,
+        memory.tokens_that_can_be_used,
+        "keys and values for more tokens than the scheduler can use would take memory from others",
+    ),
+    host_hook(
+        f"{SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator.configure",
+        Kind.AROUND,
+        memory.allocate_untouched,
+        "SGLang writes zeros into all keys and values at start-up",
+    ),
+)
