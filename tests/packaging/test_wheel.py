@@ -101,7 +101,8 @@ def test_entry_points_of_the_wheel_are_functions(installed: Path):
 def test_exchange_of_the_wheel_loads_the_kernels_of_the_wheel(installed: Path):
     code = (
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
-        "from sglang_ascend_moe import Exchange, native\n"
-        "print(native._library()._name)"
+        "from sglang_ascend_moe import Exchange\n"
+        "from sglang_ascend_moe.native import session\n"
+        "print(session._library()._name)"
     )
     assert Path(run_python("-c", code, cwd=installed.parent).strip()) == installed / LIBRARY
