@@ -66,6 +66,13 @@ def test_every_flag_is_of_the_same_kind_and_numbers_are_read_as_such(sglangs, ou
     assert different == []
 
 
+def test_choices_are_those_of_sglang_where_no_plugin_may_add_some(sglangs, ours):
+    theirs = {action.dest: action.choices for action in sglangs._actions}
+    known = {action.dest: list(action.choices) for action in ours._actions if action.choices is not None}
+    assert known == {name: list(theirs[name]) for name in known}
+    assert len(known) > 40
+
+
 def test_defaults_are_those_of_sglang_where_they_are_known(sglangs, ours):
     """Not of a few that are computed, or lists."""
     theirs = {action.dest: action.default for action in sglangs._actions}

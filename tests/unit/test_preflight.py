@@ -51,6 +51,9 @@ def said_of(words: list[str]) -> str:
         ("", ""),
         ("--tp 2 --ascend-moe-timeout=5", ""),
         ("--tp-sizee 2", "unrecognized arguments: --tp-sizee 2; did you mean --tp-size?"),
+        ("--tp-size 0", "--tp-size 0: must be at least 1"),
+        ("--dtype bf16", "--dtype: invalid choice: 'bf16' (choose from 'auto', 'half', 'float16', 'bfloat16', "),
+        ("--attention-backend known_to_a_plugin", ""),
         ("--tp-size two", "--tp-size: invalid int value: 'two'"),
         ("--ascend-moe-quant int4", "--ascend-moe-quant 'int4': choose one of none, int8"),
         (

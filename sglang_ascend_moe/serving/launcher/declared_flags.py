@@ -24,7 +24,8 @@ class DeclaredFlag(NamedTuple):
     """A flag of SGLang's server and its other spellings, as argparse is told of it.
 
     kind: `switch`, `switch with a no` (`--no-...` too), `other switch` (an action of SGLang's own), `value`, or `other
-    value`. type: the name of the function that reads a value. default: None where it is no literal.
+    value`. type: the name of the function that reads a value. default: None where it is no literal. choices: None where
+    there are none, or plugins may add some.
     """
 
     name: str
@@ -33,6 +34,7 @@ class DeclaredFlag(NamedTuple):
     type: str = "str"
     nargs: str | None = None
     default: Any = None
+    choices: tuple[Any, ...] | None = None
 
 
 def package_folder() -> Path:
@@ -77,7 +79,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
             case "other value":
                 keywords |= {"action": _OtherValue, "nargs": flag.nargs}
             case _:
-                keywords |= {"type": _TYPES.get(flag.type, str), "nargs": flag.nargs}
+                keywords |= {"type": _TYPES.get(flag.type, str), "nargs": flag.nargs, "choices": flag.choices}
         parser.add_argument(*flag.flags, **keywords)
 
 
@@ -138,16 +140,21 @@ def _declared(name: str, annotation: list[ast.expr], given: dict[str, ast.expr],
             return DeclaredFlag(name, flags, "switch with a no", default=default)
         return DeclaredFlag(name, flags, "other value", nargs=_nargs_among(given.get("action_kwargs")), default=default)
     inner = _without_optional(annotation[0])
+    listed = _literal(given.get("choices"))
+    choices = tuple(listed) if listed else None
     own_type = ast.unparse(given["type_parser"]) if "type_parser" in given else None
     match inner:
         case ast.Name(id="bool"):
             return DeclaredFlag(name, flags, "switch", default=default)
         case ast.Subscript(value=ast.Name(id="List" | "list"), slice=element) if own_type is None:
-            return DeclaredFlag(name, flags, "value", ast.unparse(element), nargs or "+", default)
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=[ast.Constant(value=first), *_])):
-            return DeclaredFlag(name, flags, "value", own_type or type(first).__name__, None, default)
+            return DeclaredFlag(name, flags, "value", ast.unparse(element), nargs or "+", default, choices)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=[first, *others])):
+            if "choices" not in given:
+                choices = tuple(map(_literal, (first, *others)))
+            kind = own_type or type(_literal(first)).__name__
+            return DeclaredFlag(name, flags, "value", kind, None, default, choices)
         case _:
-            return DeclaredFlag(name, flags, "value", own_type or ast.unparse(inner), nargs, default)
+            return DeclaredFlag(name, flags, "value", own_type or ast.unparse(inner), nargs, default, choices)
 
 
 def _nargs_among(keywords: ast.expr | None) -> str | None:

@@ -23,6 +23,10 @@ EXPERT_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num
 families use for something else."""
 
 
+# Settings that count ranks.
+_SIZES = ("tp_size", "ep_size", "dp_size", "attn_dp_size")
+
+
 class Model(NamedTuple):
     """What its configuration says of a model: None where it does not say it, or there is none.
 
@@ -51,6 +55,9 @@ def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]
 
     settings: by the names that SGLang's server arguments have. environment: of the server's processes.
     """
+    for name in _SIZES:
+        if getattr(settings, name) < 1:
+            raise InvalidInput(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be at least 1")
     refuse_options(options, device_of(settings))
     # Before SGLang finds a problem of its own with the same flag.
     refuse_settings(settings, environment)
