@@ -117,7 +117,7 @@ class RunnerCore:
 
 
 def replay_the_layer_of_npus(rank: Rank) -> list[float]:
-    from sglang_ascend_moe.serving.npu import experts
+    from sglang_ascend_moe.serving.npu.experts import compute
 
     with ascend_setting(rank) as setting:
         weights = torch.arange(1.0, 1 + EXPERTS).view(2, EXPERTS // 2, 1)[rank.rank]
@@ -128,7 +128,7 @@ def replay_the_layer_of_npus(rank: Rank) -> list[float]:
         def experts(rows: ExpertRows) -> None:
             # As a ticket says it of a launch that is captured, whose counts the host does not know.
             rows.ticket.at_most = len(rows.rows)
-            experts.compute(moe, rows)
+            compute(moe, rows)
 
         for model in setting.models.values():
             model.experts = experts
