@@ -55,7 +55,7 @@ def test_rounds_of_a_prefill_are_planned_over_the_device(pools, device_library, 
 def test_handles_and_epochs(pools, device_library):
     pools.run(2, on_device, device_library, 2, combine_again_and_again, "windows")
     pools.run(2, on_device, device_library, 2, hold_two_handles, "windows", (1, 0))
-    pools.run(2, on_device, device_library, 2, cross_epochs, "windows", 2**32 - 3)
+    pools.run(2, on_device, device_library, 2, cross_epochs, 2**32 - 3)
 
 
 @pytest.mark.parametrize("name", ["hidden", "id-past-the-end"])

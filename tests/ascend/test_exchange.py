@@ -76,7 +76,7 @@ def test_distinct_topk_fits_its_smaller_window(pools, library, routing):
 
 @pytest.mark.parametrize("first_epoch", [2**16 - 3, 2**32 - 3], ids=["2**16", "2**32"])
 def test_epochs_cross_powers_of_two(pools, library, first_epoch):
-    pools.run_on(2, library, 2, cross_epochs, "windows", first_epoch)
+    pools.run_on(2, library, 2, cross_epochs, first_epoch)
 
 
 def test_a_handle_is_combined_again_and_again(pools, library):

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exchange.device_opening import open_device_steps
+from sglang_ascend_moe.exchange import opening
+from sglang_ascend_moe.exchange.device_backend import DeviceBackend
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.native import device_session, session
 from sglang_ascend_moe.serving.options import Options
@@ -57,18 +58,15 @@ def compute(rank: Rank, shared: SharedFile, windows: str, schedule: str, w8a8: b
     created |= layer.shape_of(moe)._asdict()
     with pytest.MonkeyPatch.context() as patch:
         # Windows of a device for tensors of the CPU.
-        patch.setattr("sglang_ascend_moe.exchange.exchange.open_steps", open_on_device(windows))
+        patch.setattr(opening, "backend_of", on_device_of(windows))
         with Exchange.create(rank.group, **created) as exchange:
             found = outputs(exchange, moe, options, rank, on_npu=True)
     assert shared.calls[-1] in ("smem_shm_uninit", "finalize")
     return found
 
 
-def open_on_device(windows: str):
-    def open_steps(group, parameters, *, secret=None, **_):
-        return open_device_steps(group, parameters, torch.device("cpu"), windows=windows, secret=secret)
-
-    return open_steps
+def on_device_of(windows: str):
+    return lambda _options: DeviceBackend(torch.device("cpu"), windows)
 
 
 def compute_on_host(rank: Rank, schedule: str) -> list[torch.Tensor]:
@@ -105,7 +103,7 @@ def meet_a_peer_out_of_reach(rank: Rank, shared: SharedFile) -> list[str]:
     shared.unreachable = {1} if rank.rank == 0 else set()
     moe = npu_layer(rank.size, rank.rank)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sglang_ascend_moe.exchange.exchange.open_steps", open_on_device("memfabric"))
+        patch.setattr(opening, "backend_of", on_device_of("memfabric"))
         with pytest.raises(Unsupported) as refused:
             Exchange.create(rank.group, max_tokens=TOKENS, **layer.shape_of(moe)._asdict())
     return [str(refused.value), *shared.calls]

@@ -84,7 +84,7 @@ def serve(patch: Any, moe: Any, exchange: Exchange, options: Options, *, on_npu:
         experts.prepare(moe, options)
     serving = layer.Serving(
         options, {layer.shape_of(moe): exchange}, {"silu": SiluAndMul().forward_native}, rank=0, ranks=1,
-        max_tokens=TOKENS, metrics=False, on_npu=on_npu,
+        metrics=False, on_npu=on_npu,
     )  # fmt: skip
     patch.setattr(layer, "_serving", serving)
 

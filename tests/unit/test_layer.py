@@ -60,9 +60,7 @@ def serve(group, monkeypatch: pytest.MonkeyPatch):
         )
         opened.append(exchange)
         activations = {"silu": SiluAndMul().forward_native, "gelu": GeluAndMul().forward_native}
-        serving = layer.Serving(
-            options, {shape: exchange}, activations, rank=0, ranks=1, max_tokens=TOKENS, metrics=False
-        )
+        serving = layer.Serving(options, {shape: exchange}, activations, rank=0, ranks=1, metrics=False)
         monkeypatch.setattr(layer, "_serving", serving)
 
     yield open_exchange

@@ -7,17 +7,30 @@ which makes it the yardstick for the other schedules: same surface, same order o
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported
+from sglang_ascend_moe.errors import (
+    CaptureRefused,
+    InvalidInput,
+    PeerLost,
+    ProtocolMismatch,
+    SessionPoisoned,
+    Unsupported,
+)
+from sglang_ascend_moe.exchange.control.blocks import Hello
+from sglang_ascend_moe.exchange.control.rendezvous import agree
+from sglang_ascend_moe.exchange.control.secret import read_secret
+from sglang_ascend_moe.exchange.expert_exchange import Phase
 from sglang_ascend_moe.exchange.observation import Observation
+from sglang_ascend_moe.exchange.rank_options import RankOptions
 from sglang_ascend_moe.exchange.schedules.inputs import (
     RoutedTokens,
     problem_with_expert_out,
@@ -27,29 +40,21 @@ from sglang_ascend_moe.exchange.schedules.inputs import (
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.native.codes import InputError, Kind
 from sglang_ascend_moe.native.faults import input_problem
-from sglang_ascend_moe.windows.layout import ExchangeParameters, check_parameters
+from sglang_ascend_moe.windows.layout import (
+    LAYOUT_VERSION,
+    ExchangeParameters,
+    Regions,
+    WindowMemory,
+    check_parameters,
+    exchange_parameters,
+)
 
-Phase = Literal["decode", "prefill"]
-
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(ExchangeParameters)}
 _KINDS = ("an invalid phase", "dispatch(phase='decode')", "dispatch(phase='prefill')", "combine", "failure")
 _INVALID, _DECODE, _PREFILL, _COMBINE, _FAILURE = range(len(_KINDS))
 _HEADER_WORDS = 3
 """Of a record: kind, epoch of the dispatch meant, 1 if this rank has something to object. Counts follow."""
 _OBJECTION_BYTES = 512
-
-
-class _Settings(msgspec.Struct, frozen=True):
-    """What all ranks have to agree on."""
-
-    num_experts: int
-    hidden: int
-    max_tokens: int
-    topk: int
-    dtype: int
-    distinct_topk: int
-    slots: int
-    first_epoch: int
 
 
 class _Ticket(NamedTuple):
@@ -79,67 +84,64 @@ class CollectiveExchange:
     the number of dispatches begun so far. There are no gradients.
     """
 
-    def __init__(self, group: dist.ProcessGroup, settings: _Settings, dtype: torch.dtype) -> None:
+    def __init__(self, group: dist.ProcessGroup, parameters: ExchangeParameters) -> None:
+        """Use `open`."""
         self._group = group
-        self._settings = settings
-        self._dtype = dtype
-        self._rank = dist.get_rank(group)
-        self._ranks = dist.get_world_size(group)
-        self.epoch = settings.first_epoch
-        self._poison: str | None = None
+        self.rank = dist.get_rank(group)
+        self.parameters = parameters
+        self.epoch = 0
         self.observation = Observation()
+        self.counts_matrix = torch.zeros(parameters.ranks, parameters.num_experts, dtype=torch.int32)
+        self._dtype = getattr(torch, parameters.dtype)
+        self._poison: str | None = None
 
     @classmethod
-    def create(
+    def open(
         cls,
         group: dist.ProcessGroup,
-        *,
-        num_experts: int,
-        hidden: int,
-        max_tokens: int,
-        topk: int,
-        dtype: torch.dtype = torch.bfloat16,
-        quant: str | None = None,
-        distinct_topk: bool = False,
-        window_bytes: int | None = None,
-        timeout_s: float = 30.0,
-        slots: int = 1,
-        layout: str = "compact",
-        first_epoch: int = 0,
+        parameters: ExchangeParameters,
+        options: RankOptions = RankOptions(),  # noqa: B008
     ) -> CollectiveExchange:
-        """Open an exchange on every rank of `group`, a group that can move CPU tensors.
+        """Opens an exchange on every rank of `group`, a group that can move CPU tensors and whose timeout bounds every
+        wait. Of `options` only `secret_file` means anything here.
 
-        `num_experts` is divisible by the group's size, `hidden` a multiple of 16; `max_tokens` bounds the tokens one
-        rank brings to one call. `timeout_s` is accepted for the common surface: the group's own timeout applies.
-
-        Raises `Unsupported` for quantisation, padded layout and `window_bytes` (there is no window),
-        `ProtocolMismatch` on every rank if ranks pass different values, `InvalidInput` for values out of range.
+        Raises on every rank: `InvalidInput` for parameters out of range, `Unsupported` for quantisation, padded layout,
+        `verify` and `window_bytes` (there is no window), `ProtocolMismatch` if ranks differ.
         """
-        if quant is not None:
-            raise Unsupported(f"quant={quant!r}: the collective schedule moves unquantised rows; pass quant=None")
-        if layout != "compact":
-            raise Unsupported(f"layout={layout!r}: the collective schedule offers layout='compact' only")
-        if window_bytes is not None:
-            raise Unsupported(
-                f"window_bytes={window_bytes}: the collective schedule has no window; pass window_bytes=None"
-            )
-        if dtype not in _DTYPES:
-            raise InvalidInput(f"dtype={dtype} is not one of {', '.join(map(str, _DTYPES))}; pass one of them as dtype")
-        if not timeout_s > 0:
-            raise InvalidInput(f"timeout_s={timeout_s} is not positive; pass the seconds to wait for a peer")
-        settings = _Settings(
-            num_experts=num_experts,
-            hidden=hidden,
-            max_tokens=max_tokens,
-            topk=topk,
-            dtype=_DTYPES.index(dtype),
-            distinct_topk=int(distinct_topk),
-            slots=slots,
-            first_epoch=first_epoch,
-        )
-        exchange = cls(group, settings, dtype)
-        exchange._agree()
-        return exchange
+        hello = Hello(
+            session=os.urandom(16), rank=dist.get_rank(group), layout_version=LAYOUT_VERSION, parameters=parameters,
+            process=os.getpid(), address=b"", cores=[], workers=1,
+        )  # fmt: skip
+        agree(group, hello, read_secret(options.secret_file))
+        check_parameters(parameters)
+        for name in ("quant", "window_bytes", "layout", "verify"):
+            value, default = getattr(parameters, name), _DEFAULTS[name]
+            if value != default:
+                raise Unsupported(
+                    f"{name}={value!r}: the collective schedule has no window and moves rows as they are; pass"
+                    f" {name}={default!r}"
+                )
+        return cls(group, parameters)
+
+    @classmethod
+    def create(cls, group: dist.ProcessGroup, **fields: Any) -> CollectiveExchange:
+        """`open` with the fields of `ExchangeParameters`, but ranks, as keywords."""
+        return cls.open(group, exchange_parameters(ranks=dist.get_world_size(group), **fields))
+
+    @property
+    def window(self) -> WindowMemory:
+        """There is none."""
+        return WindowMemory(regions=Regions(*[0] * len(Regions.__struct_fields__)), total=0, capacity_rows=0)
+
+    @property
+    def epochs(self) -> list[int]:
+        """None: without windows a rank does not know how far the others are."""
+        return []
+
+    @property
+    def waited_s(self) -> list[float]:
+        """None: a collective does not say which rank it waited for."""
+        return []
 
     def dispatch(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, *, phase: Phase = "decode") -> ExpertRows:
         """Send every routed row of `x` to the rank of its expert.
@@ -152,7 +154,7 @@ class CollectiveExchange:
         """
         begun_ns = time.perf_counter_ns()
         self._check_usable()
-        hidden, topk = self._settings.hidden, self._settings.topk
+        hidden, topk = self.parameters.hidden, self.parameters.topk
         given = routed_tokens(x, topk_ids, topk_weights, hidden=hidden, topk=topk, dtype=self._dtype)
         objection = given if isinstance(given, str) else self._objection_to_values(given)
         if problem := problem_with_phase(phase):
@@ -168,14 +170,14 @@ class CollectiveExchange:
         routed = ids >= 0
         places = routed.flatten().nonzero().squeeze(1)
         places = places[torch.argsort(ids.flatten()[places], stable=True)]
-        experts = self._settings.num_experts // self._ranks
-        sent = matrix[self._rank].view(self._ranks, experts).sum(1).tolist()
-        arriving = matrix[:, self._rank * experts : (self._rank + 1) * experts]
+        experts = self.parameters.num_experts // self.parameters.ranks
+        sent = matrix[self.rank].view(self.parameters.ranks, experts).sum(1).tolist()
+        arriving = matrix[:, self.rank * experts : (self.rank + 1) * experts]
         received = arriving.sum(1).tolist()
         arrived = self._all_to_all(tokens.x[places // topk], sent, received)
 
         # Rows arrive in (source, local expert) blocks; experts want them in (local expert, source) blocks.
-        block = torch.arange(experts) * self._ranks + torch.arange(self._ranks).unsqueeze(1)
+        block = torch.arange(experts) * self.parameters.ranks + torch.arange(self.parameters.ranks).unsqueeze(1)
         order = torch.argsort(block.flatten().repeat_interleave(arriving.flatten()), stable=True)
         position = torch.zeros(ids.numel(), dtype=torch.int64)
         position[places] = torch.arange(len(places))
@@ -191,13 +193,15 @@ class CollectiveExchange:
             order=order,
         )
         rows = arrived[order]
+        self.counts_matrix = matrix.int()
         self.observation.dispatched(
             ticket.kind, begun_ns, tokens=len(tokens.x), rows=len(rows), matrix=matrix, first_round=True
         )
         return ExpertRows(rows=rows, scales=None, counts=arriving.sum(0), out=torch.empty_like(rows), ticket=ticket)
 
-    def combine(self, expert_out: Tensor, rows: ExpertRows) -> Tensor:
-        """Bring the experts' results back: [tokens, hidden] in x's dtype, sums in float32 and in k order.
+    def combine(self, expert_out: Tensor, rows: ExpertRows, *, out: Tensor | None = None) -> Tensor:
+        """Bring the experts' results back: [tokens, hidden] in x's dtype, sums in float32 and in k order; written into
+        `out` if that is given.
 
         `expert_out` is `rows.out` or any [at least counts.sum(), hidden] tensor of the exchange's dtype. May be called
         again with the same handle, by every rank, until `slots` more dispatches were made.
@@ -211,18 +215,18 @@ class CollectiveExchange:
         self._announce(_COMBINE, self.epoch if objection else rows.ticket.epoch, objection)
         ticket: _Ticket = rows.ticket
 
-        back = torch.empty((len(ticket.order), self._settings.hidden), dtype=self._dtype)
+        back = torch.empty((len(ticket.order), self.parameters.hidden), dtype=self._dtype)
         back[ticket.order] = expert_out.detach()[: len(ticket.order)]
         returned = self._all_to_all(back, ticket.received, ticket.sent)
         del back  # as large as the rows
 
-        total = torch.zeros((len(ticket.weights), self._settings.hidden), dtype=torch.float32)
+        total = torch.zeros((len(ticket.weights), self.parameters.hidden), dtype=torch.float32)
         # Without a row there is nothing that a position could point at.
-        for k in range(self._settings.topk if len(returned) else 0):
+        for k in range(self.parameters.topk if len(returned) else 0):
             addend = ticket.weights[:, k : k + 1] * returned[ticket.position[:, k]].float()
             total = torch.where(ticket.routed[:, k : k + 1], total + addend, total)
         self.observation.combined(ticket.kind, begun_ns)
-        return total.to(self._dtype)
+        return total.to(self._dtype) if out is None else out.copy_(total)
 
     def run(
         self,
@@ -232,6 +236,7 @@ class CollectiveExchange:
         experts: Callable[[ExpertRows], None],
         *,
         phase: Phase = "decode",
+        out: Tensor | None = None,
     ) -> Tensor:
         """Dispatch, `experts`, combine. `experts` writes `rows.out` and is called once, also with zero rows.
 
@@ -244,7 +249,14 @@ class CollectiveExchange:
         except Exception as error:
             self._announce_failure(rows, f"its experts raised {type(error).__name__}: {error}")
             raise
-        return self.combine(rows.out, rows)
+        return self.combine(rows.out, rows, out=out)
+
+    def prepare(self, *_: object) -> Callable[[], None]:
+        """Raises `CaptureRefused`: what a collective allocates and waits for cannot be replayed."""
+        raise CaptureRefused("the collective schedule does not run in graphs; use another, or no graphs")
+
+    def check_replays(self) -> None:
+        """Nothing: there are none."""
 
     def close(self) -> None:
         """Give up the exchange. The group stays the caller's."""
@@ -260,39 +272,13 @@ class CollectiveExchange:
         if self._poison is not None:
             raise SessionPoisoned(f"the exchange cannot be used: {self._poison}; create a new one on a new group")
 
-    def _agree(self) -> None:
-        """Compare the settings of all ranks, then check them: a value that only one rank got wrong is a mismatch."""
-        names = _Settings.__struct_fields__
-        mine = torch.tensor([getattr(self._settings, name) for name in names], dtype=torch.int64)
-        settings = self._gather(mine)
-        for name, values in zip(names, settings.t().tolist(), strict=True):
-            for rank, value in enumerate(values):
-                if value != values[0]:
-                    shown = [str(_DTYPES[v]) if name == "dtype" else str(v) for v in (values[0], value)]
-                    raise ProtocolMismatch(
-                        f"{name} is {shown[0]} on rank 0 and {shown[1]} on rank {rank}; pass the same {name} everywhere"
-                    )
-        options = self._settings
-        check_parameters(
-            ExchangeParameters(
-                ranks=self._ranks,
-                num_experts=options.num_experts,
-                hidden=options.hidden,
-                max_tokens=options.max_tokens,
-                topk=options.topk,
-                distinct_topk=bool(options.distinct_topk),
-                slots=options.slots,
-                first_epoch=options.first_epoch,
-            )
-        )
-
     def _count(self, topk_ids: Tensor) -> Tensor:
         """[num_experts] int64, rows this rank sends to each expert."""
-        return torch.bincount(topk_ids[topk_ids >= 0].to(torch.int64), minlength=self._settings.num_experts)
+        return torch.bincount(topk_ids[topk_ids >= 0].to(torch.int64), minlength=self.parameters.num_experts)
 
     def _objection_to_values(self, given: RoutedTokens) -> str | None:
         """What is wrong with the number of tokens or an expert's id, or None."""
-        options = self._settings
+        options = self.parameters
         bounds = {"num_experts": options.num_experts, "max_tokens": options.max_tokens}
         if len(given.x) > options.max_tokens:
             return input_problem(InputError.TOKENS, len(given.x), **bounds)
@@ -312,13 +298,13 @@ class CollectiveExchange:
         if not isinstance(ticket, _Ticket) or ticket.exchange is not self:
             return f"rows of {type(ticket).__name__} were not dispatched by this exchange; combine what it dispatched"
         if problem := problem_with_expert_out(
-            expert_out, rows=len(ticket.order), hidden=self._settings.hidden, dtype=self._dtype
+            expert_out, rows=len(ticket.order), hidden=self.parameters.hidden, dtype=self._dtype
         ):
             return problem
-        if self.epoch - ticket.epoch >= self._settings.slots:
+        if self.epoch - ticket.epoch >= self.parameters.slots:
             return (
                 f"the handle of epoch {ticket.epoch} is stale at epoch {self.epoch}: its slot was dispatched again; "
-                f"combine earlier or raise slots={self._settings.slots}"
+                f"combine earlier or raise slots={self.parameters.slots}"
             )
         return None
 
@@ -326,7 +312,7 @@ class CollectiveExchange:
         """Tell the peers, who are about to combine, that this rank will not."""
         epoch = rows.ticket.epoch
         self._record(_FAILURE, epoch, reason, None)
-        self._poison = f"rank {self._rank} failed at epoch {epoch}: {reason}"
+        self._poison = f"rank {self.rank} failed at epoch {epoch}: {reason}"
 
     def _announce(self, kind: int, epoch: int, objection: str | None, counts: Tensor | None = None) -> Tensor:
         """Take part in the next step of all ranks; return their counts [ranks, experts].
@@ -335,14 +321,14 @@ class CollectiveExchange:
         """
         records, objections = self._record(kind, epoch, objection, counts)
         kinds, epochs, objecting = records[:, :_HEADER_WORDS].t().tolist()
-        for rank in range(self._ranks):
+        for rank in range(self.parameters.ranks):
             if kinds[rank] == _FAILURE:
                 self._poison = f"rank {rank} failed at epoch {epochs[rank]}: {objections[rank]}"
                 raise PeerLost(self._poison)
-        for rank in range(self._ranks):
+        for rank in range(self.parameters.ranks):
             if objecting[rank]:
                 raise InvalidInput(f"rank {rank}: {objections[rank]}")
-        for rank in range(1, self._ranks):
+        for rank in range(1, self.parameters.ranks):
             if (kinds[rank], epochs[rank]) != (kinds[0], epochs[0]):
                 raise ProtocolMismatch(
                     f"rank 0 calls {_KINDS[kinds[0]]} of epoch {epochs[0]}, rank {rank} calls {_KINDS[kinds[rank]]} of "
@@ -354,7 +340,7 @@ class CollectiveExchange:
         self, kind: int, epoch: int, objection: str | None, counts: Tensor | None
     ) -> tuple[Tensor, dict[int, str]]:
         """Exchange one record, and the objections if there are any: ([ranks, words], objection of each rank)."""
-        record = torch.zeros(_HEADER_WORDS + self._settings.num_experts, dtype=torch.int64)
+        record = torch.zeros(_HEADER_WORDS + self.parameters.num_experts, dtype=torch.int64)
         record[0], record[1], record[2] = kind, epoch, int(objection is not None)
         if counts is not None:
             record[_HEADER_WORDS:] = counts
@@ -368,13 +354,13 @@ class CollectiveExchange:
 
     def _gather(self, mine: Tensor) -> Tensor:
         """[n] of every rank -> [ranks, n]."""
-        gathered = torch.empty((self._ranks, *mine.shape), dtype=mine.dtype)
+        gathered = torch.empty((self.parameters.ranks, *mine.shape), dtype=mine.dtype)
         self._collective(dist.all_gather, list(gathered.unbind(0)), mine)
         return gathered
 
     def _all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Move rows [sum(sent), hidden], sorted by destination; return [sum(received), hidden], sorted by source."""
-        arrived = torch.empty((sum(received), self._settings.hidden), dtype=self._dtype)
+        arrived = torch.empty((sum(received), self.parameters.hidden), dtype=self._dtype)
         # As bytes, because a backend need not know the dtype of what it moves.
         target, source = arrived.view(torch.uint8), rows.contiguous().view(torch.uint8)
         self._collective(dist.all_to_all_single, target, source, received, sent)
@@ -385,5 +371,5 @@ class CollectiveExchange:
             operation(*arguments, group=self._group)
         except RuntimeError as error:
             # torch.distributed reports a dead or silent peer as RuntimeError and does not say which one.
-            self._poison = f"a collective of epoch {self.epoch} failed on rank {self._rank}: {error}"
+            self._poison = f"a collective of epoch {self.epoch} failed on rank {self.rank}: {error}"
             raise PeerLost(self._poison) from error
