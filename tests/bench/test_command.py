@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from sglang_ascend_moe.launch import main as command
-from sglang_ascend_moe.launch.bench import launcher
+from sglang_ascend_moe.launch.bench import rank_processes
 from sglang_ascend_moe.launch.bench.bench_command import _parser, settings_of
 from sglang_ascend_moe.launch.bench.cases import PRESETS, VARIANTS, problem_with
 from sglang_ascend_moe.launch.bench.records import write_records
@@ -104,7 +104,7 @@ def test_without_mpirun_mpi_is_said_to_be_absent(
 def test_a_wrong_row_ends_the_run_with_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(launcher, "RANK_MODULE", "tests.bench.corrupt_rank")
+    monkeypatch.setattr(rank_processes, "RANK_MODULE", "tests.bench.corrupt_rank")
     monkeypatch.chdir(ROOT)
     path = tmp_path / "run.json"
     assert bench(*TINY, "--against", "relay-free,memcpy", "--json", str(path)) == CHECK_FAILED
@@ -116,7 +116,7 @@ def test_a_wrong_row_ends_the_run_with_exit_code_1(
 
 
 def test_cases_for_which_no_time_is_left_are_said_to_be_absent():
-    outcome = launcher.run_ranks([case(ranks=1)], ["relay-free"], 3, case_seconds=1, total_seconds=0)
+    outcome = rank_processes.run_ranks([case(ranks=1)], ["relay-free"], 3, case_seconds=1, total_seconds=0)
     assert outcome.exit_code == OK
     assert {record.absent for record in outcome.records} == {"the 0 s of the run were over"}
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch.distributed as dist
 
-from sglang_ascend_moe.launch.bench import launcher
+from sglang_ascend_moe.launch.bench import rank_processes
 from sglang_ascend_moe.launch.bench.case_memory import SPARE_BYTES, needed, received_rows, without_room
 from sglang_ascend_moe.launch.bench.cases import PRESETS, VARIANTS, Case
 from sglang_ascend_moe.launch.bench.drawn_routing import make_batch, traffic
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_left_out_from_the_hungriest_on_with_what_it_needs(
 
 def test_a_case_for_which_there_is_no_memory_is_recorded_and_the_others_are_measured():
     huge = case(ranks=1, tokens=1 << 16, hidden=1 << 24)
-    outcome = launcher.run_ranks([huge, case(ranks=1)], ["relay-free", "memcpy"], 3, 10, 60)
+    outcome = rank_processes.run_ranks([huge, case(ranks=1)], ["relay-free", "memcpy"], 3, 10, 60)
     assert outcome.exit_code == OK
     reasons = {record.variant: record.absent for record in outcome.records if record.case == huge}
     assert list(reasons) == ["relay-free", "memcpy"]

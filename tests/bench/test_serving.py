@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.launch.bench.serving import VARIANTS
+from sglang_ascend_moe.launch.bench.serving_command import VARIANTS
 from sglang_ascend_moe.launch.bench.serving_plot import draw_serving, serving_headline
 from sglang_ascend_moe.launch.bench.serving_records import (
     MEASURES,

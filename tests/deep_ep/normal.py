@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sglang_ascend_moe.deep_ep import Buffer
-from sglang_ascend_moe.deep_ep.config import normal_parameters
+from sglang_ascend_moe.deep_ep.buffer_config import normal_parameters
 from sglang_ascend_moe.deep_ep.fp8 import quantise
 from sglang_ascend_moe.windows.layout import plan_window
 from tests.exchange.pool import Rank

@@ -3,7 +3,7 @@
 import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError, PeerTimeout
-from sglang_ascend_moe.exchange.control.placement import PlacementAgreement
+from sglang_ascend_moe.exchange.control.expert_placement import PlacementAgreement
 
 from .pool import Rank
 

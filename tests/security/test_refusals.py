@@ -13,7 +13,7 @@ from sglang_ascend_moe.exchange.control.blocks import (
     decode,
     encode,
 )
-from sglang_ascend_moe.exchange.control.placement import refuse_unservable
+from sglang_ascend_moe.exchange.control.expert_placement import refuse_unservable
 from sglang_ascend_moe.exchange.control.rendezvous import refuse_different_options
 from sglang_ascend_moe.exchange.schedules.prefill import plan_rounds
 from sglang_ascend_moe.windows.layout import MAX_RANKS, ExchangeParameters, plan_window

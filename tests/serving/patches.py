@@ -113,7 +113,7 @@ def capture_with_the_npu_backend() -> None:
     import torch
     from sglang.srt.hardware_backend.npu.graph_runner.npu_cudagraph_backend import NPUCudaGraphBackend
 
-    from sglang_ascend_moe.serving.host.platform import HostPlatform
+    from sglang_ascend_moe.serving.host.sglang_platform import HostPlatform
     from tests.graph_capture import npu_stand_in
 
     npu_stand_in.install()

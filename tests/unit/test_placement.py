@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.blocks import ExpertPlacement, decode, encode
-from sglang_ascend_moe.exchange.control.placement import refuse_differences, refuse_unservable
+from sglang_ascend_moe.exchange.control.expert_placement import refuse_differences, refuse_unservable
 
 SESSION = bytes(16)
 

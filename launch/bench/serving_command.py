@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
-from sglang_ascend_moe.launch.bench.outputs import can_plot, plot_path, problem_with_file
+from sglang_ascend_moe.launch.bench.output_files import can_plot, plot_path, problem_with_file
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, text_table, write_serving_records
 from sglang_ascend_moe.launch.servers.memory_check import check_memory
