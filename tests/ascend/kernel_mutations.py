@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.exchange.pool import RanksFailed
 
 from .conftest import AscendPools, Objects
-from .model import KERNEL_SOURCES, KERNELS, compile_source, link
+from .host_model import KERNEL_SOURCES, KERNELS, compile_source, link
 
 
 class Mutation(NamedTuple):

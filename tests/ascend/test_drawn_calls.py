@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.exchange.scenario import Scenario
+from tests.exchange.schedules.test_rounds import run_in_rounds
 from tests.exchange.test_bit_exact import exchange_in_every_schedule
 from tests.exchange.test_int8 import exchange_quantised
 from tests.exchange.test_properties import scenarios
-from tests.exchange.test_rounds import run_in_rounds
 
 from .conftest import AscendPools
 

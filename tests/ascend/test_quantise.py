@@ -10,7 +10,7 @@ import pytest
 from tests.exchange.scenario import Scenario
 from tests.exchange.test_int8 import exchange_quantised, place_zero_rows
 
-from .model import on_mixed
+from .host_model import on_mixed
 
 CASES = {
     "normal": Scenario(hidden=96, topk=3, routing="sparse", weights="softmax"),

@@ -14,7 +14,7 @@ from tests.exchange.pool import Rank
 from tests.exchange.reference import RankInput, RankRows, scale_by_place
 from tests.exchange.scenario import Scenario
 
-from .mutations import mutated
+from .deliberate_mistakes import mutated
 
 SCENARIO = Scenario(tokens=(6, 0, 11, 3), experts_per_rank=3, hidden=512, topk=3, routing="distinct")
 FP8 = {

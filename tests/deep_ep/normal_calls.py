@@ -15,8 +15,8 @@ from tests.exchange.pool import Rank
 from tests.exchange.reference import RankInput
 from tests.exchange.scenario import Scenario
 
-from .low_latency import cast_back
-from .mutations import mutated
+from .deliberate_mistakes import mutated
+from .low_latency_calls import cast_back
 
 SCENARIO = Scenario(tokens=(6, 0, 11, 3), experts_per_rank=3, hidden=512, topk=3, routing="sparse")
 MANY_TOKENS = 64

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.native.session import use_library
-
-from .pool import Rank
-from .scenario import Scenario
-from .surface import open_exchange
+from tests.exchange.pool import Rank
+from tests.exchange.scenario import Scenario
+from tests.exchange.surface import open_exchange
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COUNTER = Path(__file__).with_name("count_accesses.cpp")

@@ -11,11 +11,10 @@ import pytest
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.native.session import select_kernels
-
-from .pool import Rank
-from .scenario import Scenario
-from .test_bit_exact import exchange_in_every_schedule
-from .test_int8 import exchange_quantised
+from tests.exchange.pool import Rank
+from tests.exchange.scenario import Scenario
+from tests.exchange.test_bit_exact import exchange_in_every_schedule
+from tests.exchange.test_int8 import exchange_quantised
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BITS = Path(__file__).with_name("row_kernel_bits.cpp")

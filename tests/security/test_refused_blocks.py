@@ -17,7 +17,7 @@ from sglang_ascend_moe.exchange.control.placement import refuse_unservable
 from sglang_ascend_moe.exchange.control.rendezvous import refuse_different_options
 from sglang_ascend_moe.exchange.schedules.prefill import plan_rounds
 from sglang_ascend_moe.windows.layout import MAX_RANKS, ExchangeParameters, plan_window
-from tests.security.blocks import NESTED, SESSION, with_field
+from tests.security.drawn_blocks import NESTED, SESSION, with_field
 
 PARAMETERS = ExchangeParameters(ranks=2, num_experts=8, hidden=64, max_tokens=16, topk=2)
 HELLO = Hello(

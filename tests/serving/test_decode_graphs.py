@@ -10,7 +10,7 @@ import pytest
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import PARALLEL, ours
-from tests.serving.families import FAMILIES, PROMPTS
+from tests.serving.family_prompts import FAMILIES, PROMPTS
 from tests.serving.prompts import NEW_TOKENS
 
 DATA_PARALLEL = PARALLEL["dp2-attention-ep2"]

@@ -1,4 +1,4 @@
-"""What our Python code for NPUs calls of other packages; `test_contracts` holds it against their sources."""
+"""What our Python code for NPUs calls of other packages; `test_npu_contracts` holds it against their sources."""
 
 from typing import NamedTuple
 

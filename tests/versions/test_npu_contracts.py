@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from sglang_ascend_moe.windows import memfabric
-from tests.npu import npu_symbols
-from tests.npu.wheels import MEMFABRIC, TORCH_NPU, Wheel, definition, headers, wheel
 from tests.packaging.source_tree import ROOT
+from tests.versions import npu_symbols
+from tests.versions.npu_wheels import MEMFABRIC, TORCH_NPU, Wheel, definition, headers, wheel
 
 SYMBOLS = [tuple(symbol) for symbol in npu_symbols.SYMBOLS]
 RELEASES = {"torch_npu": list(TORCH_NPU.values()), "memfabric-hybrid": [MEMFABRIC], "sglang": [""]}

@@ -1,7 +1,7 @@
 """Stand-ins for what gives windows in pooled memory, in place of NPUs: a file that all ranks map.
 
 They have the functions that the package calls, with the C types of memfabric and the parameters of ACLSHMEM;
-`test_contracts` holds both against the real ones.
+`test_npu_contracts` holds both against the real ones.
 """
 
 # ruff: noqa: ARG002 - parameters are those of the real functions

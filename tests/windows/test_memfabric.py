@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.npu.wheels import MEMFABRIC, wheel
+from tests.versions.npu_wheels import MEMFABRIC, wheel
 
 PROGRAM = """
 from sglang_ascend_moe.windows import memfabric

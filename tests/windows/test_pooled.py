@@ -10,7 +10,7 @@ import torch
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.windows import aclshmem, memfabric, pooled
 from sglang_ascend_moe.windows.device import DeviceWindow, Place, lack_of_memory, refuse_bases
-from tests.npu.pools import FREE, GAP, in_place_of_devices
+from tests.windows.pooled_stand_ins import FREE, GAP, in_place_of_devices
 
 MIB = 1 << 20
 

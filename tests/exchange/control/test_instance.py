@@ -98,11 +98,6 @@ def test_everything_else_is_no_block(said: object, why: str):
         instance_of(said, "the instance at http://h:1")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-
-
 def test_copies_of_a_checkpoint_have_one_digest(checkpoint: Path, tmp_path: Path):
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())

@@ -4,8 +4,7 @@ import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError, PeerTimeout
 from sglang_ascend_moe.exchange.control.placement import PlacementAgreement
-
-from .pool import Rank
+from tests.exchange.pool import Rank
 
 FIRST = {0: [0, 1, 2, 3, 0, 1], 2: [3, 2, 1, 0, 3, 3]}
 SECOND = {0: [0, 1, 2, 3, 2, 3], 2: [3, 2, 1, 0, 3, 3]}

@@ -12,10 +12,9 @@ from sglang_ascend_moe.exchange.control.post_mortem import FILE_SUFFIX, read_acc
 from sglang_ascend_moe.launch.doctor.doctor_command import main as doctor
 from sglang_ascend_moe.launch.doctor.post_mortem_accounts import account_of
 from sglang_ascend_moe.native.codes import Step
-
-from .faults import SCENARIO, call, harm_at
-from .pool import Ended, Rank
-from .surface import open_exchange
+from tests.exchange.harmed_ranks import SCENARIO, call, harm_at
+from tests.exchange.pool import Ended, Rank
+from tests.exchange.surface import open_exchange
 
 CULPRIT = 1
 

@@ -9,11 +9,10 @@ import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.exchange.control import rendezvous
-
-from .faults import SCENARIO, call
-from .pool import Rank
-from .process_state import descriptors, mappings
-from .surface import open_exchange
+from tests.exchange.harmed_ranks import SCENARIO, call
+from tests.exchange.pool import Rank
+from tests.exchange.process_state import descriptors, mappings
+from tests.exchange.surface import open_exchange
 
 SECRETS = {"one": b"1" * 32, "another": b"2" * 32}
 

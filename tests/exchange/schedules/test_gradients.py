@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
-
-from . import reference
-from .bits import require_same_values
-from .pool import Rank
-from .scenario import Scenario
-from .surface import PHASES, open_exchange
+from tests.exchange import reference
+from tests.exchange.bits import require_same_values
+from tests.exchange.pool import Rank
+from tests.exchange.scenario import Scenario
+from tests.exchange.surface import PHASES, open_exchange
 
 SCENARIO = Scenario(tokens=(6, 0, 4), dtype="fp32")
 

@@ -9,13 +9,12 @@ from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.native.codes import Step
-
-from . import reference
-from .bits import require_same_bits, require_same_values
-from .pool import Rank
-from .reference import RankRows, scale_by_place
-from .scenario import Scenario
-from .surface import PHASES, open_exchange
+from tests.exchange import reference
+from tests.exchange.bits import require_same_bits, require_same_values
+from tests.exchange.pool import Rank
+from tests.exchange.reference import RankRows, scale_by_place
+from tests.exchange.scenario import Scenario
+from tests.exchange.surface import PHASES, open_exchange
 
 SCENARIO = Scenario(tokens=(6, 0, 11, 3), topk=2, routing="distinct")
 PADDED = {"layout": "padded", "distinct_topk": True}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from . import reference
-from .bits import require_same_bits, require_same_values
-from .pool import Rank
-from .reference import scale_by_expert
-from .rounds import window_bytes_for
-from .scenario import Scenario
-from .surface import compute, open_exchange
+from tests.exchange import reference
+from tests.exchange.bits import require_same_bits, require_same_values
+from tests.exchange.pool import Rank
+from tests.exchange.reference import scale_by_expert
+from tests.exchange.rounds import window_bytes_for
+from tests.exchange.scenario import Scenario
+from tests.exchange.surface import compute, open_exchange
 
 # Rows of at least a quarter page, because the regions of a window are rounded up to pages.
 SCENARIOS = {

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import pytest
 
-from . import reference
-from .bits import require_same_values
-from .pool import Rank
-from .reference import RankInput, scale_by_expert, scale_by_place
-from .rounds import window_bytes_for
-from .scenario import Scenario
-from .surface import compute, open_exchange, require_rows
+from tests.exchange import reference
+from tests.exchange.bits import require_same_values
+from tests.exchange.pool import Rank
+from tests.exchange.reference import RankInput, scale_by_expert, scale_by_place
+from tests.exchange.rounds import window_bytes_for
+from tests.exchange.scenario import Scenario
+from tests.exchange.surface import compute, open_exchange, require_rows
 
 # Rows of a quarter page: the regions of a window are rounded up to pages, and small ones would never be full.
 SHORT = Scenario(tokens=(3, 2, 0, 1), experts_per_rank=2, hidden=512, topk=2, max_tokens=12)

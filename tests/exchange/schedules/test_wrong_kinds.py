@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
-
-from .pool import Rank
-from .reference import RankInput, scale_by_expert
-from .surface import IMPLEMENTATIONS, PHASES, compute, open_exchange
-from .test_refusals import CALLS, SCENARIO, SPOILED, call, require_works
+from tests.exchange.pool import Rank
+from tests.exchange.reference import RankInput, scale_by_expert
+from tests.exchange.surface import IMPLEMENTATIONS, PHASES, compute, open_exchange
+from tests.exchange.test_joint_refusals import CALLS, SCENARIO, SPOILED, call, require_works
 
 PHASE_LIKE = {"list": ["decode"], "array": np.zeros(2), "None": None, "number": 3, "tensor": torch.zeros(2)}
 

@@ -20,7 +20,7 @@ from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving.options import Options, attach
 from sglang_ascend_moe.serving.worker import layer
 from tests.exchange.pool import Rank
-from tests.graph_capture.ascend_ranks import EXPERTS, HIDDEN, MOST, Setting, ascend_setting, on_ascend
+from tests.graph_capture.runners.ascend_ranks import EXPERTS, HIDDEN, MOST, Setting, ascend_setting, on_ascend
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def leave_the_window_cold(setting: Setting, _rank: Rank) -> None:
 def line_of(change: Callable[..., None]) -> str:
     lines, first = inspect.getsourcelines(change)
     (found,) = [number for number, text in enumerate(lines) if text.rstrip().endswith("# here")]
-    return f"test_ascend.py:{first + found} "
+    return f"test_npu_runner.py:{first + found} "
 
 
 REFUSALS: dict[str, tuple[Callable[..., None], list[str]]] = {

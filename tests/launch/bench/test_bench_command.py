@@ -104,7 +104,7 @@ def test_without_mpirun_mpi_is_said_to_be_absent(
 def test_a_wrong_row_ends_the_run_with_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(launcher, "RANK_MODULE", "tests.bench.corrupt_rank")
+    monkeypatch.setattr(launcher, "RANK_MODULE", "tests.launch.bench.corrupt_rank")
     monkeypatch.chdir(ROOT)
     path = tmp_path / "run.json"
     assert bench(*TINY, "--against", "relay-free,memcpy", "--json", str(path)) == CHECK_FAILED

@@ -14,7 +14,7 @@ from sglang_ascend_moe.launch import main as command
 from sglang_ascend_moe.launch.bench import launcher
 from sglang_ascend_moe.launch.bench.records import read_records
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
-from tests.bench.dying_rank import LOST_TOKENS, SIGNAL
+from tests.launch.bench.dying_rank import LOST_TOKENS, SIGNAL
 from tests.packaging.source_tree import ROOT
 
 INTERRUPTED = 130
@@ -23,7 +23,7 @@ RUN = """
 import sys
 from sglang_ascend_moe.launch import main
 from sglang_ascend_moe.launch.bench import launcher
-launcher.RANK_MODULE = "tests.bench.dying_rank"
+launcher.RANK_MODULE = "tests.launch.bench.dying_rank"
 sys.exit(main.main(sys.argv[1:]))
 """
 
@@ -65,7 +65,7 @@ def test_cases_that_were_finished_are_kept(tmp_path: Path, number: int, against:
 def test_a_run_without_a_finished_case_leaves_the_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(launcher, "RANK_MODULE", "tests.bench.dying_rank")
+    monkeypatch.setattr(launcher, "RANK_MODULE", "tests.launch.bench.dying_rank")
     monkeypatch.setenv(SIGNAL, str(int(signal.SIGKILL)))
     monkeypatch.chdir(ROOT)
     path = tmp_path / "run.json"

@@ -18,7 +18,7 @@ from tests.exchange.pool import Rank
 
 from .shapes import case
 
-# MPI needs mpirun: test_command.py runs it.
+# MPI needs mpirun: test_bench_command.py runs it.
 IN_PROCESS = [name for name in VARIANTS if name not in ("mpi", "quantise-memcpy")]
 
 

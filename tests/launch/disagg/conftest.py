@@ -1,4 +1,4 @@
-"""One checkpoint, the answers of one server, and one deployment per session."""
+"""The answers of one server, and one deployment per session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,9 @@ import pytest
 from sglang_ascend_moe.launch.comparison import Answer
 from sglang_ascend_moe.launch.disagg import questions
 from sglang_ascend_moe.launch.disagg.questions import Recorded
-from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes, write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
 from sglang_ascend_moe.launch.tiny_model.tokenizer import build_tokenizer
-from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, OPTIONS, Deployed, description
+from tests.launch.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, OPTIONS, Deployed, description
 from tests.serving.configurations import ours
 from tests.serving.engines import ForkServer
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
@@ -30,11 +30,6 @@ class Expected(NamedTuple):
     cold: list[Answer]
     cached: list[Answer]
     recorded: Recorded
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")

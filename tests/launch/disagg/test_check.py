@@ -11,7 +11,7 @@ from sglang_ascend_moe.launch.disagg import disagg_command
 from sglang_ascend_moe.launch.disagg.generate_client import as_computed
 from sglang_ascend_moe.launch.disagg.questions import prompts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
-from tests.disagg.fake_server import FakeServer
+from tests.launch.disagg.fake_server import FakeServer
 
 CHECKS = 7
 

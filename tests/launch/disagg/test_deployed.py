@@ -20,8 +20,8 @@ from sglang_ascend_moe.launch.doctor import doctor_command
 from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK
 from sglang_ascend_moe.serving.worker.live_state import RankState
-from tests.disagg.conftest import CHECK_LONGEST, CHECK_TOKENS, Expected
-from tests.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
+from tests.launch.disagg.conftest import CHECK_LONGEST, CHECK_TOKENS, Expected
+from tests.launch.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
 from tests.serving.clients import malformed_requests, post
 from tests.serving.prompts import NEW_TOKENS
 

@@ -13,8 +13,8 @@ from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, free_port, log_tail
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
-from tests.disagg.conftest import Expected
-from tests.disagg.deployed import END_SECONDS, READY_SECONDS, Deployed, description
+from tests.launch.disagg.conftest import Expected
+from tests.launch.disagg.deployed import END_SECONDS, READY_SECONDS, Deployed, description
 from tests.serving.clients import body_of
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 

@@ -18,8 +18,8 @@ import pytest
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, RequestFailed
 from sglang_ascend_moe.launch.servers.server_process import free_port
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, INTERRUPTED, OK
-from tests.disagg.conftest import Expected
-from tests.disagg.deployed import READY_SECONDS, Deployed, description
+from tests.launch.disagg.conftest import Expected
+from tests.launch.disagg.deployed import READY_SECONDS, Deployed, description
 from tests.serving.prompts import NEW_TOKENS
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]

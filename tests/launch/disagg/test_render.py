@@ -28,7 +28,7 @@ from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
-from tests.disagg.kubernetes_schema import COMPOSE, MANIFEST
+from tests.launch.disagg.kubernetes_schema import COMPOSE, MANIFEST
 from tests.packaging.source_tree import ROOT
 
 EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.toml"))

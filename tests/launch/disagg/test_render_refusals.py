@@ -22,9 +22,9 @@ from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.given_flags import FLAGS_OF_PLUGINS, known_flags
 from sglang_ascend_moe.serving.launcher.refusals import A2A_BACKEND
-from tests.disagg.test_render import CONFIGS, DEPLOYMENTS, command_lines, rendered, value
+from tests.launch.disagg.test_render import CONFIGS, DEPLOYMENTS, command_lines, rendered, value
 from tests.packaging.source_tree import ROOT
-from tests.unit.test_conflicts import SETTINGS
+from tests.serving.launcher.test_conflicts import SETTINGS
 
 EXAMPLE = ROOT / "launch" / "examples" / "a3_1p1d.toml"
 SEVERAL_NODES = "nodes = 2\ntp_size = 32"
@@ -231,8 +231,8 @@ def test_a_folder_that_cannot_be_made_is_wrong_usage(config: Path, capsys: pytes
 def in_sglang(commands: list[list[str]]) -> dict[str, list]:
     """What SGLang with the package says of command lines; see `resolving`."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.disagg.resolving"], input=json.dumps(commands), capture_output=True, text=True,
-        cwd=ROOT, env={**os.environ, "SGLANG_PLUGINS": "ascend_moe,ascend_moe_host"}, timeout=280,
+        [sys.executable, "-m", "tests.launch.disagg.resolving"], input=json.dumps(commands), capture_output=True,
+        text=True, cwd=ROOT, env={**os.environ, "SGLANG_PLUGINS": "ascend_moe,ascend_moe_host"}, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sglang_ascend_moe.launch.servers.server_process import group_members
-from tests.disagg.deployed import Deployed, description
+from tests.launch.disagg.deployed import Deployed, description
 from tests.serving.clients import ask
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 from tests.soak.steady import require_steady

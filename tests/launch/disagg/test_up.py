@@ -156,7 +156,7 @@ def two_members(tmp_path: Path):
     told = io.StringIO()
     deployment = RunningDeployment(Deployment(model_path="m"), tmp_path, Teller(as_json=True, to=told))
     for name in ("prefill-0", running.ROUTER):
-        process = ServerProcess([], tmp_path / f"{name}.log", module="tests.disagg.idle_server")
+        process = ServerProcess([], tmp_path / f"{name}.log", module="tests.launch.disagg.idle_server")
         deployment._begin(Member(name, None, process))
     try:
         yield deployment, told
@@ -184,7 +184,7 @@ def test_a_member_that_ends_is_named_and_takes_the_others_with_it(two_members, k
 def test_a_server_that_ends_because_its_port_is_taken_says_so(two_members, tmp_path: Path):
     deployment, _ = two_members
     deployment._wait_until_ready(60)
-    server = ServerProcess([], tmp_path / "server.log", module="tests.disagg.idle_server")
+    server = ServerProcess([], tmp_path / "server.log", module="tests.launch.disagg.idle_server")
     deployment._begin(Member("decode-0", "decode", server))
     with server.log.open("a") as log:
         log.write("[Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use\n")

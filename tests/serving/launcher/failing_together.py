@@ -1,4 +1,6 @@
-"""`python -m tests.serving.failing_together FOLDER KIND COUNT ...`: launchers whose ranks fail, COUNT of each kind.
+"""Launchers whose ranks fail, as many of each kind as the command line says.
+
+`python -m tests.serving.launcher.failing_together FOLDER KIND COUNT ...`
 
 SGLang is imported once, with its plugins. Each launcher is forked from here and forks four processes in place of ranks:
 they notice when another one dies, report and send SIGQUIT as SGLang's schedulers do, and the launcher handles that as

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.packaging.source_tree import ROOT
-from tests.serving.failing_together import CULPRIT, KINDS, SHUT_DOWN, Ended
+from tests.serving.launcher.failing_together import CULPRIT, KINDS, SHUT_DOWN, Ended
 
 COUNTS = {kind: 50 if kind == "all raise" else 8 for kind in KINDS}
 SAID = {
@@ -24,7 +24,8 @@ pytestmark = pytest.mark.timeout(600)
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Ended]]:
     """How launchers ended, by kind."""
     words = [word for kind, count in COUNTS.items() for word in (kind, str(count))]
-    command = [sys.executable, "-m", "tests.serving.failing_together", str(tmp_path_factory.mktemp("logs")), *words]
+    module = "tests.serving.launcher.failing_together"
+    command = [sys.executable, "-m", module, str(tmp_path_factory.mktemp("logs")), *words]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     found = [msgspec.json.decode(line, type=Ended) for line in finished.stdout.splitlines() if line.startswith("{")]

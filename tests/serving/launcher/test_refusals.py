@@ -14,7 +14,7 @@ from sglang_ascend_moe.serving import options
 from sglang_ascend_moe.serving.launcher import given_flags, refusals
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.options import Options
-from tests.unit.test_conflicts import FINE, SETTINGS
+from tests.serving.launcher.test_conflicts import FINE, SETTINGS
 
 REFUSED = {
     "--moe-a2a-backend deepep": "--moe-a2a-backend deepep: --ascend-moe is such a backend itself",

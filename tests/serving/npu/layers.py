@@ -11,7 +11,7 @@ from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
-from tests.npu import operators
+from tests.serving.npu import operator_stand_ins
 
 EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
 SHAPES = {"w13_weight": (EXPERTS, 2 * EXPERT_HIDDEN, HIDDEN), "w2_weight": (EXPERTS, HIDDEN, EXPERT_HIDDEN)}
@@ -38,7 +38,7 @@ def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloa
     from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
     from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
 
-    operators.install()
+    operator_stand_ins.install()
     # A cast to the layout of a device's matrix units.
     moe_methods.npu_format_cast = lambda tensor: tensor
     kernel = moe_methods.NPUW8A8Int8MoEMethod if w8a8 else moe_methods.NPUUnquantMoEMethod

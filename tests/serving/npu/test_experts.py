@@ -15,8 +15,8 @@ from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
-from tests.npu import operators
-from tests.npu.layers import HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
+from tests.serving.npu import operator_stand_ins
+from tests.serving.npu.layers import HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_the_host_reads_no_value_and_copies_the_result_once(w8a8, known):
     experts.prepare(moe, Options(quant="int8" if w8a8 else "none"))
     # On a device it is one kernel, which reads the counts itself.
     kernel = moe.runner.runner_core.activation._kernel
-    assert kernel is operators.swiglu_quant
+    assert kernel is operator_stand_ins.swiglu_quant
     watch = Watch()
 
     def one_kernel(*arguments, **keywords):

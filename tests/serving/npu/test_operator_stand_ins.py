@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.npu.operators import SCHEMAS
-from tests.npu.wheels import TORCH_NPU, wheel
+from tests.serving.npu.operator_stand_ins import SCHEMAS
+from tests.versions.npu_wheels import TORCH_NPU, wheel
 
 
 @pytest.mark.parametrize("version", TORCH_NPU)

@@ -12,7 +12,7 @@ import pytest
 from sglang_ascend_moe.errors import ProtocolMismatch
 from sglang_ascend_moe.exchange.control.instance import Instance
 from sglang_ascend_moe.serving.worker import pairing
-from tests.disagg.test_instance import DECODE, PREFILL
+from tests.exchange.control.test_instance import DECODE, PREFILL
 from tests.http_server import serving
 
 

@@ -18,7 +18,7 @@ from sglang_ascend_moe.exchange.control.instance import answer_challenge
 from sglang_ascend_moe.exchange.control.secret import CHALLENGE_BYTES, Secret, read_secret
 from sglang_ascend_moe.serving.options import Options, attach
 from sglang_ascend_moe.serving.worker import pairing
-from tests.disagg.test_instance import DECODE, PREFILL
+from tests.exchange.control.test_instance import DECODE, PREFILL
 from tests.http_server import serving
 
 SEALED = msgspec.structs.replace(PREFILL, sealed=True)
