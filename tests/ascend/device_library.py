@@ -18,7 +18,7 @@ from sglang_ascend_moe.native import session
 from sglang_ascend_moe.native.abi import pointer, u32
 from sglang_ascend_moe.native.device_session import DeviceSession
 from tests.ascend.conftest import Objects
-from tests.ascend.model import KERNELS, ModelViolated, build_objects, link
+from tests.ascend.host_model import KERNELS, ModelViolated, build_objects, link
 from tests.exchange.pool import Program, Rank
 
 STAND_IN = Path(__file__).parent / "cann_stand_in"

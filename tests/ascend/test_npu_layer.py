@@ -1,6 +1,7 @@
 """An MoE layer from its rows to its sums as `--device npu` runs it: windows in pooled memory, the library for Ascend
-devices, SGLang's Ascend runner. Everything below them is a stand-in: memfabric and torch_npu (`tests.npu.pools`), the
-runner's operators (`tests.npu.operators`), CANN's runtime and the kernels' host model. No NPU has run this.
+devices, SGLang's Ascend runner. Everything below them is a stand-in: memfabric and torch_npu
+(`tests.windows.pooled_stand_ins`), the runner's operators (`tests.serving.npu.operator_stand_ins`), CANN's runtime and
+the kernels' host model. No NPU has run this.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from sglang_ascend_moe.native import device_session, session
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
 from tests.exchange.pool import Rank
-from tests.npu.layers import TOKENS, host_layer, never, npu_layer, serve, tokens_of
-from tests.npu.pools import SharedFile, in_place_of_devices
+from tests.serving.npu.layers import TOKENS, host_layer, never, npu_layer, serve, tokens_of
+from tests.windows.pooled_stand_ins import SharedFile, in_place_of_devices
 
 from .device_library import Cann, OneStream
 
