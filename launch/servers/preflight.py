@@ -24,6 +24,8 @@ from sglang_ascend_moe.launch.plan.moe_config import read_moe_shape
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
 from sglang_ascend_moe.serving.launcher import given_flags, refusals
 from sglang_ascend_moe.serving.launcher.given_flags import Given
+from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
+from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
 
 HUB = "https://huggingface.co"
 HUB_SECONDS = 1.5
@@ -62,6 +64,7 @@ def check_flags(words: Sequence[str]) -> Given:
     if given.options is not None:
         read_secret(given.options.secret_file)
         refusals.refuse_flags(given.settings, given.options, os.environ)
+        refuse_written_values(given.settings)
     return given
 
 
@@ -79,7 +82,9 @@ def check_model(request: ServeRequest, flag: str, *, offline: str = "") -> None:
     if request.quantization == "unquant":
         shape = shape._replace(quantisation=None)
     division = refusals.Division(request.tp_size, request.ep_num_redundant_experts, shown_as="--tp-size")
-    refusals.refuse_model(shape.model(request.model_path), division, on_npu=refusals.device_of(request) == "npu")
+    model = shape.model(request.model_path)
+    refusals.refuse_model(model, division, on_npu=refusals.device_of(request) == "npu")
+    refuse_initial_location(request.init_expert_location, model.located(division), read_tensors=False)
 
 
 def find_config(model: str, flag: str, revision: str | None = None, *, offline: str = "") -> Path | None:

@@ -18,6 +18,8 @@ from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
 from sglang_ascend_moe.serving.launcher import command_line, refusals
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_conflicts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
+from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
+from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
 from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
 
 # What SGLang's EPLB takes for more layers than any model has.
@@ -74,7 +76,9 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
         with command_line.refusals_end(server_args):
             # Each process reads it for itself; here so that a file that cannot be used is refused before one starts.
             read_secret(asked.secret_file)
-            refusals.refuse_flags(resolving_view(server_args), asked, os.environ)
+            settings = resolving_view(server_args)
+            refusals.refuse_flags(settings, asked, os.environ)
+            refuse_written_values(settings)
         with command_line.refusals_end(server_args, CANNOT):
             hooks.require_all()
             refuse_machine(server_args)
@@ -155,9 +159,11 @@ def refuse_model(server_args: Any) -> None:
         quantisation=config.quantization,
         experts=refusals.expert_count(lambda name: getattr(text_config, name, None)),
         hidden=getattr(text_config, "hidden_size", None),
+        layers=getattr(text_config, "num_hidden_layers", None),
     )
     division = refusals.Division(settings.ep_size, settings.ep_num_redundant_experts)
     refusals.refuse_model(model, division, on_npu=hooks.on_npu())
+    refuse_initial_location(settings.init_expert_location, model.located(division), read_tensors=True)
 
 
 def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:
