@@ -11,12 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import interrupts
 
 LOG_TAIL_LINES = 40
@@ -179,9 +178,9 @@ class ServerProcess:
     def answers(self) -> bool:
         """Whether the server says that it is ready."""
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=20) as response:
-                return response.status == 200
-        except (urllib.error.URLError, OSError):
+            with answered("GET", f"{self.url}/health", timeout=20) as answer:
+                return answer.status_code == 200
+        except OSError:
             return False
 
 
