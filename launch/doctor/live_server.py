@@ -26,10 +26,10 @@ def ask(url: str, api_key: str | None = None) -> list[RankState]:
                     f"--url {server}: the server answers {answer.status_code} {answer.reason} to /server_info"
                 )
             said = json.loads(answer.content)
-    except OSError as error:
-        raise PeerLost(f"--url {server}: no server answers there ({error})") from error
     except ValueError as error:
         raise InvalidInput(f"--url {server}: not an address of SGLang's server ({error})") from error
+    except OSError as error:
+        raise PeerLost(f"--url {server}: no server answers there ({error})") from error
     return states_in(said, server)
 
 

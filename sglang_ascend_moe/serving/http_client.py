@@ -23,8 +23,8 @@ def answered(
     """The answer of a server, whatever its status, to a request with `body` as JSON. Its content comes while it is
     read; who leaves the block before its end hangs up.
 
-    timeout: seconds to connect, and between two pieces of the answer. Raises ValueError for what is no address, and
-    what the system says, an OSError, where no answer comes or one breaks off.
+    timeout: seconds to connect, and between two pieces of the answer. Raises ValueError for what is no address, which
+    may be an OSError too, and an OSError, the system's own where it has one, if no answer comes or one breaks off.
     """
     # Takes a fifth of a second, which help and refusals do not need.
     import requests
@@ -46,15 +46,11 @@ def answered(
                 method, url, json=body, headers=headers, auth=authorise, timeout=timeout, stream=True
             ) as answer:
                 yield answer
-        except requests.HTTPError:
-            raise
         except requests.RequestException as error:
-            if isinstance(error, ValueError):
-                raise ValueError(str(error)) from error
             cause = _first_cause(error)
             if isinstance(cause, OSError):
                 raise cause from None
-            raise ConnectionError(repr(cause)) from error
+            raise
 
 
 def _is_loopback(url: str) -> bool:
