@@ -102,7 +102,7 @@ def run_processes(commands: list[list[str]]) -> int:
                 cleanup.callback(os.close, descriptor)
                 running[descriptor] = process
         while running and (ended := wait(list(running), timeout=_GRACE_S if exit_code else None)):
-            for descriptor in ended:
+            for descriptor in [known for known in running if known in ended]:
                 ended_with = running.pop(descriptor).wait()
                 exit_code = exit_code or ended_with
     return exit_code

@@ -48,8 +48,10 @@ class Shape(ctypes.Structure):
 class Segments(ctypes.Structure):
     """`BenchSegments`: see there."""
 
-    _fields_ = [("segments", _pointer), ("timeout_ns", _u64)] + [
-        (name, _u64) for name in ("barrier", "arrive", "done", "counts", "relay", "back", "capacity", "epoch")
+    _fields_ = [
+        ("segments", _pointer),
+        ("timeout_ns", _u64),
+        *((name, _u64) for name in ("barrier", "arrive", "done", "counts", "relay", "back", "capacity", "epoch")),
     ]
 
 

@@ -13,6 +13,7 @@ from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.launch.bench.output_files import can_plot, plot_path, problem_with_file
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, text_table, write_serving_records
+from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.servers.memory_check import check_memory
 from sglang_ascend_moe.launch.servers.preflight import check_flags, check_model, may_be_on_hub
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
@@ -45,7 +46,7 @@ class Plan(NamedTuple):
     model: str | None
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Adds `bench serving` to the parser of `bench`."""
     sizes = f"{PRESET.layers} layers, hidden {PRESET.hidden}, {PRESET.experts} experts, top-{PRESET.topk}"
     parser = commands.add_parser(

@@ -99,8 +99,9 @@ def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> Memo
     Raises `InvalidInput` and `WindowTooSmall` as a server does when it opens its exchanges.
     """
     role = deployment.roles[name]
-    unknown = [part for part in ("hidden", "experts", "topk") if getattr(shape, part) is None]
-    if unknown:
+    hidden, experts, topk = shape.hidden, shape.experts, shape.topk
+    if hidden is None or experts is None or topk is None:
+        unknown = [part for part in ("hidden", "experts", "topk") if getattr(shape, part) is None]
         raise InvalidInput(f"--model-config: it does not say {', '.join(unknown)} of {shape.name}")
     given = given_flags.read(server_flags(deployment, name, "ascend", Place(deployment.ascend.bootstrap_port)))
     options = given.options or Options()
@@ -111,10 +112,10 @@ def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> Memo
     limits = SchedulerLimits(requests, chunk, "--chunked-prefill-size", role.tp_size, name)
     parameters = ExchangeParameters(
         ranks=role.tp_size,
-        num_experts=shape.experts + given.settings.ep_num_redundant_experts,
-        hidden=shape.hidden,
+        num_experts=experts + given.settings.ep_num_redundant_experts,
+        hidden=hidden,
         max_tokens=tokens_per_rank(options, limits),
-        topk=shape.topk,
+        topk=topk,
         dtype=shape.dtype if shape.dtype in ELEMENT_BYTES else "bfloat16",
         quant=None if options.quant == "none" else options.quant,
         distinct_topk=True,
@@ -133,7 +134,7 @@ def arguments(deployment: Deployment, name: RoleName, address: Address, plan: Me
     ascend = deployment.ascend
     role = deployment.roles[name]
     place = Place(ascend.bootstrap_port, address.node_rank, f"{address.leader}:{ascend.dist_port}")
-    listening = {"host": EVERYWHERE if role.nodes > 1 else address.host, "port": ascend.port}
+    listening: dict[str, str | int] = {"host": EVERYWHERE if role.nodes > 1 else address.host, "port": ascend.port}
     flags = server_flags(deployment, name, "ascend", place)
     planned = {FLAGS["max_tokens"].flag: plan.parameters.max_tokens, FLAGS["window_bytes"].flag: plan.memory.total}
     windows = {flag.removeprefix("--"): value for flag, value in planned.items() if flag not in flags}

@@ -1,5 +1,6 @@
 """The command line of each role's server, on the host backend and on Ascend."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from sglang_ascend_moe.launch.disagg.deployment import DECIDED, Deployment, Role, RoleName
@@ -60,7 +61,7 @@ def _eager(role: Role) -> bool:
     return bool(role.options.get("disable-cuda-graph")) or role.options.get(_SCHEDULE) in ("prefill", "collective")
 
 
-def written(flags: dict[str, bool | int | float | str]) -> list[str]:
+def written(flags: Mapping[str, bool | int | float | str]) -> list[str]:
     """Flags as words of a command line; false leaves a flag out."""
     words = []
     for name, value in flags.items():

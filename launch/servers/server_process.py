@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import psutil
+
+from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import interrupts
 
 LOG_TAIL_LINES = 40
@@ -80,6 +81,7 @@ class ServerProcess:
         self._arguments = [*arguments, "--host", host, "--port", str(self.port)]
         self._module = module
         self._begun = time.monotonic()
+        self._process: psutil.Process
         # Known once the context is left.
         self.ended_by_itself: bool | None = None
 
@@ -97,7 +99,7 @@ class ServerProcess:
         # A short name: those of the server's sockets begin with it, and may have 107 characters.
         self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self._process = psutil.Popen(
                 [sys.executable, "-m", self._module, *self._arguments],
                 env={**os.environ, **ENVIRONMENT, "TMPDIR": str(self.temporary)},
                 stdin=subprocess.DEVNULL,
@@ -124,7 +126,9 @@ class ServerProcess:
     @property
     def exit_code(self) -> int | None:
         """Of the server's own process, negative for a signal; None while it runs."""
-        return self._process.poll()
+        with contextlib.suppress(psutil.TimeoutExpired):
+            return self._process.wait(0)
+        return None
 
     def wait_until_ready(self, timeout: float, show: Callable[[Progress], None]) -> float:
         """Wait until the server answers; call `show` twice a second meanwhile. Returns the seconds it took.
@@ -148,7 +152,7 @@ class ServerProcess:
         """Wait for the server's own process and return its exit code. Raises ServerFailed after `timeout` seconds."""
         try:
             return self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        except psutil.TimeoutExpired:
             raise ServerFailed(f"the server still runs after {timeout:.0f} s\n{log_tail(self.log)}") from None
 
     def stop(self) -> bool:
@@ -156,9 +160,9 @@ class ServerProcess:
 
         Returns whether everything ended by itself.
         """
-        if self._process.poll() is None:
+        if self.exit_code is None:
             self.interrupt()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(psutil.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
         by_itself = not group_members(self.pid)
         if not by_itself:
@@ -169,7 +173,8 @@ class ServerProcess:
 
     def interrupt(self) -> None:
         """Ask the server to end, without waiting."""
-        self._process.send_signal(signal.SIGINT)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         """End the server and everything it started at once."""
@@ -179,9 +184,9 @@ class ServerProcess:
     def answers(self) -> bool:
         """Whether the server says that it is ready."""
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=20) as response:
-                return response.status == 200
-        except (urllib.error.URLError, OSError):
+            with answered("GET", f"{self.url}/health", timeout=20) as answer:
+                return answer.status_code == 200
+        except OSError:
             return False
 
 
@@ -217,15 +222,10 @@ def free_port() -> int:
 def group_members(group: int) -> list[int]:
     """Pids of the living processes of process group `group`; zombies do not count."""
     members = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            state, _parent, its_group, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(its_group) == group and state != "Z":
-            members.append(int(entry.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process.pid)
     return members
 
 

@@ -23,7 +23,6 @@ OTHERS = {
     ("sglang_ascend_moe/__init__.py", "AttributeError"),
     ("launch/bench/rank.py", "RuntimeError"),
     ("launch/bench/records.py", "ValueError"),
-    ("launch/servers/forked_server.py", "TimeoutExpired"),
     ("launch/disagg/served.py", ""),
     ("launch/tiny_model/tokenizer.py", "ValueError"),
     ("sglang_ascend_moe/serving/host/unnamed_memory.py", "FileNotFoundError"),

@@ -115,9 +115,9 @@ def memory_left(limits: MachineLimits, others: Sequence[Outstanding], asked: int
     """What is left on this machine: the lesser of what the machine and what the container has."""
     free, place = limits.memory_available, "this machine"
     container = limits.container_available
-    if container is not None and (free is None or container < free):
+    if container is not None and container < free:
         free, place = container, "the container (control group)"
-    return MemoryLeft(0 if free is None else free, place, tuple(others), asked)
+    return MemoryLeft(free, place, tuple(others), asked)
 
 
 def share_of_ranks(left: MemoryLeft, ranks: int, of: int) -> int:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from sglang_ascend_moe.serving.launcher import interrupts
 
 _LISTED_SECONDS = 1.0
@@ -50,7 +52,7 @@ def _can_fork() -> bool:
     os.waitpid(child, 0)
     # A thread that has ended is listed a little longer.
     until = time.monotonic() + _LISTED_SECONDS
-    while len(os.listdir("/proc/self/task")) > 1:
+    while psutil.Process().num_threads() > 1:
         if threading.active_count() > 1 or time.monotonic() > until:
             return False
         time.sleep(0.01)

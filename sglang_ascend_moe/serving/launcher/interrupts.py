@@ -179,6 +179,7 @@ def _end_descendants() -> None:
 
 
 def _living_descendants() -> list[int]:
+    # Not by psutil, which takes a while to import: before every command, or where an interrupt comes during that.
     children: dict[int, list[int]] = {}
     ended = set()
     for entry in Path("/proc").iterdir():

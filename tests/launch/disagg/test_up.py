@@ -7,6 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sglang_ascend_moe.launch.disagg import disagg_command, running, up
@@ -208,7 +209,7 @@ def test_events_are_lines_of_json_or_of_text():
 def test_a_forked_server_has_a_log_as_soon_as_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its stage is read from the log at once, when the child has not run yet."""
     monkeypatch.setattr(os, "fork", lambda: CHILD_THAT_HAS_NOT_RUN)
-    monkeypatch.setattr(forked_server, "ForkedProcess", lambda pid: pid)
+    monkeypatch.setattr(psutil, "Process", lambda pid: pid)
     server = forked_server.ForkedServer([], tmp_path / "server.log")
     server.start()
     assert server._process == CHILD_THAT_HAS_NOT_RUN
