@@ -85,8 +85,8 @@ class Recording(TorchDispatchMode):
         if operator in _LIFTS:
             # Made from Python values. The step may write into it, so a replay makes it again from a copy.
             result = result.clone()
-            made = OperatorCall(torch.ops.aten.clone.default, (result.clone(),), {}, (self._born(result, set()),))
-            self.calls.append(made)
+            again = OperatorCall(torch.ops.aten.clone.default, (result.clone(),), {}, (self._born(result, set()),))
+            self.calls.append(again)
             return result
         given = _tensors((args, keywords))
         taken = {item.untyped_storage()._cdata for item in given}

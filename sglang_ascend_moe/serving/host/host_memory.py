@@ -164,7 +164,7 @@ def _graph_batch(server_args: Any, settings: Any) -> int | None:
     if settings.disable_cuda_graph or settings.disaggregation_mode == "prefill":
         return 0
     decode = settings.cuda_graph_config.decode
-    given = getattr(server_args, "_cuda_graph_config_locked", set())
+    given: set[tuple[Phase, str]] = getattr(server_args, "_cuda_graph_config_locked", set())
     if (Phase.DECODE, "bs") in given:
         return max(decode.bs)
     return decode.max_bs if (Phase.DECODE, "max_bs") in given else None
@@ -213,7 +213,7 @@ def _least_left(server_args: Any) -> MemoryLeft:
         asked -= touched(memory.launcher) - memory.before
     left = memory_left(read_limits(), outstanding(except_group=memory.group), asked)
     group = get_parallel().world_group.cpu_group
-    everyone = [None] * torch.distributed.get_world_size(group)
+    everyone = [left] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(everyone, left, group=group)
     return min(everyone, key=lambda item: item.usable)
 
@@ -254,14 +254,14 @@ def allocate_untouched(original: Callable[..., Any], configurator: Any, **keywor
         untouched = zeros.allocated + _serving.size - touched(os.getpid())
     _serving = Reservation(memory.group, touched(os.getpid()) + untouched)
     if get_parallel().launch_world_rank == 0 and not configurator.is_draft_worker:
-        logger.info("%s", _division(configurator, result))
+        logger.info("%s", _division(_plan, configurator, result))
     return result
 
 
-def _division(configurator: Any, result: Any) -> str:
+def _division(plan: _RankPlan, configurator: Any, result: Any) -> str:
     from sglang.srt.runtime_context import get_schedule
 
-    scheduling, tokens = _plan.scheduling, result.max_total_num_tokens
+    scheduling, tokens = plan.scheduling, result.max_total_num_tokens
     if tokens >= scheduling.most_tokens:
         why = f"as many as {scheduling.running} requests of {scheduling.context} tokens can use"
     elif tokens == get_schedule().max_total_tokens:
@@ -270,10 +270,10 @@ def _division(configurator: Any, result: Any) -> str:
         why = f"all that is left; {scheduling.running} requests of {scheduling.context} tokens could use more"
     model = configurator.model
     return division_in_words(
-        _plan.left,
-        _plan.ranks,
+        plan.left,
+        plan.ranks,
         weights=sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers())),
-        needs=_plan.needs,
+        needs=plan.needs,
         keys_values=round(result.token_to_kv_pool.mem_usage * GIB),
         tokens=tokens,
         why=why,

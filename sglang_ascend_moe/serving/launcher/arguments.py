@@ -19,6 +19,7 @@ from sglang_ascend_moe.serving.launcher import command_line, refusals
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_conflicts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
+from sglang_ascend_moe.serving.options import Options
 
 # What SGLang's EPLB takes for more layers than any model has.
 ALL_LAYERS = 1_000_000
@@ -77,8 +78,8 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
             refusals.refuse_flags(resolving_view(server_args), asked, os.environ)
         with command_line.refusals_end(server_args, CANNOT):
             hooks.require_all()
-            refuse_machine(server_args)
-        _choose_backend(server_args)
+            refuse_machine(server_args, asked)
+        _choose_backend(server_args, asked)
     with command_line.refusals_end(server_args):
         original(server_args)
         # Once more after SGLang has made up its mind.
@@ -96,9 +97,9 @@ def check_server_args(original: Callable[[Any], None], server_args: Any) -> None
         original(server_args)
 
 
-def refuse_machine(server_args: Any) -> None:
+def refuse_machine(server_args: Any, asked: Options) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot run on this machine with the device that is asked for."""
-    device, asked = refusals.device_of(server_args), options.options_of(server_args)
+    device = refusals.device_of(server_args)
     refusals.refuse_options(asked, device)
     if device == "npu":
         refuse_machine_without_npu(asked)
@@ -109,7 +110,7 @@ def refuse_machine(server_args: Any) -> None:
         )
 
 
-def _choose_backend(server_args: Any) -> None:
+def _choose_backend(server_args: Any, asked: Options) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution
 
     declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=refusals.A2A_BACKEND)
@@ -117,17 +118,17 @@ def _choose_backend(server_args: Any) -> None:
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
     if hooks.on_host() and given == (None, None, None):
         declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
-    let_idle_ranks_sleep(server_args)
+    let_idle_ranks_sleep(server_args, asked)
     # All layers in one go, as a number: without one SGLang waits for a CUDA device to time the rebalance.
     if server_args.enable_eplb and server_args.eplb_rebalance_layers_per_chunk is None:
         declare_resolution(server_args, "sglang-ascend-moe", eplb_rebalance_layers_per_chunk=ALL_LAYERS)
 
 
-def let_idle_ranks_sleep(server_args: Any) -> None:
+def let_idle_ranks_sleep(server_args: Any, asked: Options) -> None:
     """On a host ranks that have nothing to do would each burn a core, and keep it from those that have."""
     from sglang.srt.arg_groups.overrides import declare_resolution
 
-    if hooks.on_host() and not options.options_of(server_args).stay_awake:
+    if hooks.on_host() and not asked.stay_awake:
         declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
 
 
