@@ -122,6 +122,7 @@ def text_of(report: Report, *, hooks: bool = False) -> str:
     for hook in report.hooks:
         detail = f" ({hook.detail})" if hook.detail else ""
         lines += [f"  {hook.state}{detail}: {hook.kind} {hook.target}", f"      {hook.reason}"]
+        lines += [f"      mends a fault of SGLang, {hook.mends}"] if hook.mends else []
     return "\n".join(lines)
 
 

@@ -42,7 +42,10 @@ SCHEDULER_DESCRIPTORS = 160
 
 
 class HookReport(msgspec.Struct, frozen=True):
-    """One hook: see `hooks.Hook`; `state` is applied, not applicable or failed; `detail` says why it is not applied."""
+    """One hook: see `hooks.Hook`; `state` is applied, not applicable or failed; `detail` says why it is not applied.
+
+    mends: for a hook that mends a fault of SGLang, until when it is needed; else empty.
+    """
 
     target: str
     kind: str
@@ -51,6 +54,7 @@ class HookReport(msgspec.Struct, frozen=True):
     state: str
     detail: str
     reason: str
+    mends: str
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -110,7 +114,7 @@ def examine(ranks: int | None) -> Report:
         found = [
             HookReport(
                 item.hook.target, item.hook.kind.value, item.hook.process.value, item.hook.where.value,
-                item.state.value, item.detail, item.hook.reason,
+                item.state.value, item.detail, item.hook.reason, item.hook.mends.until() if item.hook.mends else "",
             )
             for item in hooks.states()
         ]  # fmt: skip

@@ -44,8 +44,27 @@ class Process(enum.Enum):
     WORKER = "worker"
 
 
+class SglangFault(NamedTuple):
+    """A fault that SGLang has without this package too, named by the reason of the hook that mends it.
+
+    discussed: the issue or pull request of SGLang that is about it (`#31908`); empty if none is known.
+    mended_in: the first version of SGLang without it, of which on the hook may go; empty if none is known.
+    """
+
+    discussed: str = ""
+    mended_in: str = ""
+
+    def until(self) -> str:
+        """When the hook may go."""
+        when = f"SGLang {self.mended_in}" if self.mended_in else "SGLang mends it"
+        return f"until {when} ({self.discussed})" if self.discussed else f"until {when}"
+
+
 class Hook(NamedTuple):
-    """One row of the table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign."""
+    """One row of the table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign.
+
+    mends: of a hook that any user of SGLang could want; None of one that only this package needs.
+    """
 
     target: str
     kind: Kind
@@ -53,6 +72,7 @@ class Hook(NamedTuple):
     reason: str
     where: Where = Where.ALWAYS
     process: Process = Process.WORKER
+    mends: SglangFault | None = None
 
 
 class State(enum.Enum):
@@ -92,19 +112,19 @@ def install(table: Sequence[Hook]) -> None:
             setattr(owner, name, hook.value)
 
 
-def launcher_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+def launcher_hook(target: str, kind: Kind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed in the launcher only."""
-    return Hook(target, kind, value, reason, process=Process.LAUNCHER)
+    return Hook(target, kind, value, reason, process=Process.LAUNCHER, mends=mends)
 
 
-def host_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+def host_hook(target: str, kind: Kind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed on the host platform only."""
-    return Hook(target, kind, value, reason, Where.HOST)
+    return Hook(target, kind, value, reason, Where.HOST, mends=mends)
 
 
-def host_launcher_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+def host_launcher_hook(target: str, kind: Kind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed in the launcher of the host platform only."""
-    return Hook(target, kind, value, reason, Where.HOST, Process.LAUNCHER)
+    return Hook(target, kind, value, reason, Where.HOST, Process.LAUNCHER, mends)
 
 
 def applies(hook: Hook) -> bool:

@@ -27,9 +27,11 @@ LIMITS = MachineLimits(
     locked_memory=2**23, descriptors=65535, descriptors_most=65535, descriptors_open=7,
 )  # fmt: skip
 MACHINE = MachineReport("x86_64", ascend_devices=0, cores=8, ranks=2, memfd=WORKS, limits=LIMITS)
-APPLIED = HookReport("a.b", "after", "worker", "always", State.APPLIED.value, "", "it is needed")
-NOT_FOR_US = HookReport("a.c", "set", "worker", "host", State.NOT_APPLICABLE.value, "only for host", "it is so")
-FAILED = HookReport("a.d", "after", "worker", "always", State.FAILED.value, "no d", "the layer needs it")
+APPLIED = HookReport("a.b", "after", "worker", "always", State.APPLIED.value, "", "it is needed", "")
+NOT_FOR_US = HookReport(
+    "a.c", "set", "worker", "host", State.NOT_APPLICABLE.value, "only for host", "it is so", "until SGLang 0.6.0"
+)
+FAILED = HookReport("a.d", "after", "worker", "always", State.FAILED.value, "no d", "the layer needs it", "")
 HEALTHY = Report(
     versions={"sglang": "0.5.23"}, machine=MACHINE, backend="host", backend_reason="no accelerator", kernels=WORKS,
     plugin=WORKS, hooks=[APPLIED, NOT_FOR_US],
@@ -112,7 +114,9 @@ def test_hooks_are_counted_and_listed_when_they_are_asked_for():
     assert "a.b" not in doctor_command.text_of(HEALTHY)
     listed = doctor_command.text_of(HEALTHY, hooks=True)
     expected = ["  applied: after a.b", "  not applicable (only for host): set a.c", "it is needed", "it is so"]
+    expected += ["      mends a fault of SGLang, until SGLang 0.6.0"]
     assert [part for part in expected if part not in listed] == []
+    assert listed.count("mends a fault") == 1
 
 
 @pytest.mark.parametrize("flags", [[], ["--hooks"]], ids=["json", "json and hooks"])

@@ -12,11 +12,15 @@ import pytest
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving import hooks, plugin
-from sglang_ascend_moe.serving.hooks import Hook, Kind, State, Where
-from sglang_ascend_moe.serving.launcher import arguments
+from sglang_ascend_moe.serving.hooks import Hook, Kind, SglangFault, State, Where
+from sglang_ascend_moe.serving.host import expert_recording, fixes, host_models, unnamed_memory
+from sglang_ascend_moe.serving.launcher import arguments, request_checks
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.options import READY_KEY, Options, attach
+from sglang_ascend_moe.serving.worker import transfer_rooms
 
+# Modules that hold nothing but what SGLang could do itself.
+MENDING = (expert_recording, fixes, host_models, request_checks, transfer_rooms, unnamed_memory)
 REASON = "the test needs it"
 
 
@@ -59,6 +63,28 @@ def test_the_target_exists_in_the_installed_sglang(hook: Hook):
 def test_every_row_says_why_and_is_there_once():
     assert [hook.target for hook in plugin.TABLE if len(hook.reason.split()) < 5] == []
     assert len({(hook.target, hook.value, hook.where) for hook in plugin.TABLE}) == len(plugin.TABLE)
+
+
+def test_every_row_that_mends_sglang_is_marked():
+    def home(hook: Hook) -> str:
+        return getattr(hook.value, "__module__", getattr(hook.value, "__name__", ""))
+
+    mending = {module.__name__ for module in MENDING}
+    assert [hook.target for hook in plugin.TABLE if home(hook) in mending and hook.mends is None] == []
+    assert mending <= {home(hook) for hook in plugin.TABLE}
+
+
+@pytest.mark.parametrize(
+    ("fault", "until"),
+    [
+        (SglangFault(), "until SGLang mends it"),
+        (SglangFault(discussed="#1"), "until SGLang mends it (#1)"),
+        (SglangFault(discussed="#1", mended_in="0.6.0"), "until SGLang 0.6.0 (#1)"),
+    ],
+    ids=["unknown", "discussed", "mended"],
+)
+def test_a_mark_says_until_when_the_hook_is_needed(fault: SglangFault, until: str):
+    assert fault.until() == until
 
 
 @pytest.mark.parametrize(
@@ -136,12 +162,12 @@ def test_the_cpu_of_another_platform_is_refused(registry, monkeypatch: pytest.Mo
     monkeypatch.setattr(platforms, "_current_platform", SRTPlatform())
     assert registry._hooks == {}
     with pytest.raises(Unsupported, match="host platform of sglang-ascend-moe is not active"):
-        arguments.refuse_machine(arguments_of_a_server(Options()))
+        arguments.refuse_machine(arguments_of_a_server(), Options())
 
 
 def test_a_provider_of_pooled_memory_is_refused_for_windows_of_the_host():
     with pytest.raises(Unsupported, match="--ascend-moe-windows: windows of the host need no provider"):
-        arguments.refuse_machine(arguments_of_a_server(Options(windows="memfabric")))
+        arguments.refuse_machine(arguments_of_a_server(), Options(windows="memfabric"))
 
 
 BROKEN = "hook_target.question"

@@ -13,9 +13,23 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind
+from sglang_ascend_moe.serving import plugin
+from sglang_ascend_moe.serving.hooks import Hook, Kind, SglangFault
 from tests.packaging.source_tree import ROOT
-from tests.versions.appendix import ABSENT, CHECKED, SERVED, NoWheel, download, hook_problem, on_page, problems, table
+from tests.versions.appendix import (
+    ABSENT,
+    BEGIN_MENDED,
+    CHECKED,
+    SERVED,
+    NoWheel,
+    download,
+    hook_problem,
+    mended,
+    on_page,
+    outlived,
+    problems,
+    table,
+)
 from tests.versions.wheel_sources import WheelSources
 
 README = (ROOT / "README.md").read_text()
@@ -25,6 +39,30 @@ def test_the_appendix_of_the_page_is_what_the_wheels_lack():
     _, found, after = on_page()
     assert found == table({version: problems(version) for version in CHECKED})
     assert after == "", "the table is the end of the page"
+
+
+def test_the_page_lists_the_hooks_that_mend_sglang():
+    _, found, _ = on_page(BEGIN_MENDED)
+    assert found == mended(plugin.TABLE)
+
+
+def test_a_hook_goes_when_the_served_sglang_has_mended_the_fault():
+    assert outlived(plugin.TABLE, SERVED) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "goes"),
+    [
+        pytest.param(None, False, id="mends-nothing"),
+        pytest.param(SglangFault(), False, id="mended-in-no-version"),
+        pytest.param(SglangFault(mended_in="0.5.24"), False, id="mended-later"),
+        pytest.param(SglangFault(mended_in="0.5.23"), True, id="mended-in-the-served-version"),
+        pytest.param(SglangFault(mended_in="0.5.9"), True, id="mended-before"),
+    ],
+)
+def test_a_hook_for_a_fault_that_is_no_more_is_seen(fault: SglangFault | None, goes: bool):
+    hook = Hook("changed.f", Kind.BEFORE, lambda: None, "the test needs it", mends=fault)
+    assert outlived([hook], ["0.5.22", "0.5.23"]) == (["changed.f"] if goes else [])
 
 
 def test_a_version_is_served_if_it_lacks_nothing_and_the_package_asks_for_it():

@@ -1,6 +1,6 @@
 """What SGLang lacks, or does for accelerators only, on a machine without one. One row a hook, with its reason."""
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind, host_hook, host_launcher_hook
+from sglang_ascend_moe.serving.hooks import Hook, Kind, SglangFault, host_hook, host_launcher_hook
 from sglang_ascend_moe.serving.host import (
     expert_recording,
     fixes,
@@ -33,42 +33,49 @@ HOOKS: tuple[Hook, ...] = (
         Kind.AROUND,
         fixes.meet_on_loopback,
         "torch's store listens on every interface of the machine, and gloo on that of its name",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.utils.numa_utils.init_threads_binding",
         Kind.AROUND,
         fixes.cores_of_rank,
         "without SGLANG_CPU_OMP_THREADS_BIND SGLang refuses more ranks than NUMA nodes",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.distributed.bootstrap._init_cpu_threads_env",
         Kind.REPLACE,
         fixes.limit_threads,
         "SGLang binds threads with a kernel that its PyPI build lacks, and ranks must not oversubscribe the cores",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.utils.common.is_shm_available",
         Kind.REPLACE,
         fixes.no_shared_memory_all_reduce,
         "on aarch64 SGLang assumes a shared-memory all-reduce kernel that its PyPI build lacks",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.model_executor.model_runner.adjust_config_with_unaligned_cpu_tp",
         Kind.AROUND,
         fixes.divide_heads_among_attention_ranks,
         "on a CPU SGLang adds heads for all ranks, also where each has all of them, and cannot load the weights then",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.model_executor.forward_batch_info._is_cpu",
         Kind.SET,
         True,
         "batches that are padded across ranks would be copied through pinned memory, which needs an accelerator",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value",
         Kind.ADD,
         fixes.padded_sequence_length,
         "padded decode rows need a sequence length, and the torch_native backend names none",
+        mends=SglangFault(),
     ),
     *(
         host_hook(
@@ -76,6 +83,7 @@ HOOKS: tuple[Hook, ...] = (
             Kind.REPLACE,
             function,
             "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
+            mends=SglangFault(),
         )
         for function in (fixes.reduce_scatter_tensor, fixes.all_gather_into_tensor)
     ),
@@ -84,24 +92,28 @@ HOOKS: tuple[Hook, ...] = (
         Kind.REPLACE,
         fixes.copy_rows,
         "for an out-of-tree platform SGLang copies the rows of data-parallel attention with a Triton kernel",
+        mends=SglangFault(),
     ),
     host_hook(
         "sglang.kernels.ops.elementwise.elementwise.fused_gate_sigmoid_mul_add",
         Kind.REPLACE,
         host_models.add_gated_shared_expert,
         "Qwen2-MoE adds its gated shared expert with a Triton kernel",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.layers.rotary_embedding.factory.get_rope_cpu",
         Kind.AROUND,
         host_models.rope_without_scaling,
         "on the CPU SGLang builds the rotary embedding of latent attention in its scaled form only",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
         Kind.AROUND,
         host_models.latent_attention_handler,
         "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
+        mends=SglangFault(),
     ),
     *(
         host_hook(
@@ -109,6 +121,7 @@ HOOKS: tuple[Hook, ...] = (
             Kind.REPLACE,
             function,
             "MiniMax-M2 normalises queries and keys with a Triton kernel",
+            mends=SglangFault(),
         )
         for name, function in (
             ("rms_sumsq_serial", host_models.query_key_squares),
@@ -120,54 +133,63 @@ HOOKS: tuple[Hook, ...] = (
         Kind.SET,
         False,
         "a prefill instance would copy the places of keys and values through pinned memory and record a CUDA event",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.eplb.expert_distribution._ExpertDistributionRecorderReal._on_hook",
         Kind.AROUND,
         expert_recording.only_while_recording,
         "while it does not record, the recorder asks CUDA whether a graph is being captured",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.distributed.device_communicators.shm_broadcast.shared_memory",
         Kind.SET,
         unnamed_memory,
         "25 MB in /dev/shm would stay behind every server, because SGLang ends its processes with SIGKILL",
+        mends=SglangFault(),
     ),
     host_launcher_hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
         Kind.BEFORE,
         unnamed_memory.make_load_reports,
         "the file of the load reports in /dev/shm would stay behind every server",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.managers.load_snapshot.shm_path_for",
         Kind.AROUND,
         unnamed_memory.load_report_path,
         "SGLang's processes find the load reports by a path, which is that of a descriptor here",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.managers.scheduler.configure_scheduler_process",
         Kind.BEFORE,
         unnamed_memory.share_no_progress_bars,
         "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.managers.data_parallel_controller.DataParallelController.event_loop",
         Kind.BEFORE,
         fixes.receive_without_spinning,
         "the controller of data-parallel attention would burn a core while no request comes",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.managers.scheduler_components.idle_sleeper.IdleSleeper.maybe_sleep",
         Kind.AROUND,
         fixes.sleep_between_rendezvous,
         "with data-parallel attention an idle rank would keep the others waiting for up to a second",
+        mends=SglangFault(),
     ),
     host_launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager.dump_requests_before_crash",
         Kind.AROUND,
         fixes.dump_without_core_dumps,
         "after a crash SGLang waits over a minute for core dumps of GPUs that do not exist",
+        mends=SglangFault(),
     ),
     host_launcher_hook(
         f"{SRT}.server_args.ServerArgs.resolve_once",

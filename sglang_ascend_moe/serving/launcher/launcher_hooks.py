@@ -1,6 +1,6 @@
 """What is changed in the process that starts a server. One row a hook, with its reason."""
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind, Process, Where, launcher_hook
+from sglang_ascend_moe.serving.hooks import Hook, Kind, Process, SglangFault, Where, launcher_hook
 from sglang_ascend_moe.serving.launcher import arguments, ending, request_checks
 
 SRT = "sglang.srt"
@@ -35,6 +35,7 @@ HOOKS: tuple[Hook, ...] = (
         Kind.AROUND,
         arguments.check_server_args,
         "what SGLang refuses of a command line would be a traceback",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
@@ -48,6 +49,7 @@ HOOKS: tuple[Hook, ...] = (
             kind,
             function,
             "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
+            mends=SglangFault(),
         )
         for kind, function in ((Kind.BEFORE, ending.make_room_for_reports), (Kind.AFTER, ending.keep_schedulers))
     ),
@@ -56,36 +58,42 @@ HOOKS: tuple[Hook, ...] = (
         Kind.AFTER,
         ending.keep_detokenizers,
         "a detokenizer that dies has to be named",
+        mends=SglangFault(),
     ),
     Hook(
         f"{SRT}.managers.scheduler.configure_scheduler_process",
         Kind.AFTER,
         ending.say_title,
         "a rank that dies while it starts has to be named, also one that is the child of a controller",
+        mends=SglangFault(),
     ),
     Hook(
         "sglang.utils.get_exception_traceback",
         Kind.BEFORE,
         ending.report_exception,
         "SGLang only logs what ended a scheduler, a detokenizer, or the controller of data-parallel attention",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
         Kind.AROUND,
         ending.check_ranks,
         "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
+        mends=SglangFault(discussed="#34233"),
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
         Kind.AROUND,
         ending.end_if_a_rank_dies,
         "a rank that is killed while the server starts ends it with a traceback that does not name the process",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.utils.common.kill_process_tree",
         Kind.AROUND,
         ending.end_by_name,
         "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
+        mends=SglangFault(discussed="#29284"),
     ),
     *(
         Hook(
@@ -95,6 +103,7 @@ HOOKS: tuple[Hook, ...] = (
             "Ctrl-C in a terminal reaches every process, and each would show a traceback",
             Where.NPU,
             Process.LAUNCHER,
+            mends=SglangFault(),
         )
         for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
     ),
@@ -103,30 +112,35 @@ HOOKS: tuple[Hook, ...] = (
         Kind.AROUND,
         ending.stop_without_traceback,
         "SGLang's HTTP server heeds Ctrl-C and answers what it has been asked, but then ends with a traceback",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.entrypoints.http_server._wait_and_warmup",
         Kind.AROUND,
         ending.warm_up_in_background,
         "a server that is stopped before it is warm waits two minutes for its own warm-up, which it does not answer",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
         Kind.AROUND,
         request_checks.read_request,
         "lists where one value belongs are answered with 500, and a large n takes all memory",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager._validate_one_request",
         Kind.BEFORE,
         request_checks.refuse_unusable_request,
         "an empty prompt, a token id that the model does not know and some parameters would end a rank",
+        mends=SglangFault(discussed="#31908"),
     ),
     launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
         Kind.AROUND,
         request_checks.make_parameters,
         "fields that are not as they should be are answered with 500",
+        mends=SglangFault(),
     ),
     *(
         launcher_hook(
@@ -134,6 +148,7 @@ HOOKS: tuple[Hook, ...] = (
             Kind.AROUND,
             request_checks.read_chat,
             "template values that the chat template cannot take are answered with 500",
+            mends=SglangFault(),
         )
         for method in (
             "serving_chat.OpenAIServingChat._convert_to_internal_request",
@@ -145,11 +160,13 @@ HOOKS: tuple[Hook, ...] = (
         Kind.BEFORE,
         request_checks.refuse_unknown_tokens,
         "tokens that the model does not know are answered with 500",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
         Kind.BEFORE,
         request_checks.answer_unreadable_texts,
         "an unknown parser, or a text that it cannot read, is answered with 500",
+        mends=SglangFault(),
     ),
 )

@@ -1,7 +1,7 @@
 """What the ranks of a server do otherwise than in SGLang alone. One row a hook, with its reason."""
 
 from sglang_ascend_moe.deep_ep import Buffer, Config
-from sglang_ascend_moe.serving.hooks import Hook, Kind, Where, launcher_hook
+from sglang_ascend_moe.serving.hooks import Hook, Kind, SglangFault, Where, launcher_hook
 from sglang_ascend_moe.serving.worker import (
     deep_ep_client,
     expert_location,
@@ -62,6 +62,7 @@ HOOKS: tuple[Hook, ...] = (
         Kind.AROUND,
         expert_location.all_places,
         "SGLang loads the weights of only one of two places where a rank holds the same expert",
+        mends=SglangFault(),
     ),
     *(
         Hook(
@@ -113,6 +114,7 @@ HOOKS: tuple[Hook, ...] = (
         Kind.AROUND,
         transfer_rooms.update_status,
         "two threads read and write the state of a request's transfer, and one may overwrite what the other wrote",
+        mends=SglangFault(),
     ),
     Hook(
         f"{SRT}.layers.moe.token_dispatcher.deepep.Buffer",
