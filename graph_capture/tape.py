@@ -23,9 +23,9 @@ from sglang_ascend_moe.graph_capture import findings
 from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
 from sglang_ascend_moe.graph_capture.findings import frozen_rule, is_dense, may_freeze, refusal, shown_name
 from sglang_ascend_moe.graph_capture.operator_calls import (
-    Call,
     LaunchCall,
     OperatorCall,
+    RecordedCall,
     Reference,
     inputs,
     references,
@@ -50,7 +50,7 @@ class Recording(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[RecordedCall] = []
         self.bytes: list[int] = []
         self._known: dict[int, tuple[StorageWeakRef, int]] = {}
         self._calling = ""
@@ -213,7 +213,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _lifetimes(calls: Sequence[Call], sizes: Sequence[int], kept: set[int]) -> list[Lifetime]:
+def _lifetimes(calls: Sequence[RecordedCall], sizes: Sequence[int], kept: set[int]) -> list[Lifetime]:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for index, call in enumerate(calls):
@@ -249,7 +249,7 @@ class _Binding:
             tensor = tensor.conj()
         return torch._neg_view(tensor) if reference.negative else tensor
 
-    def bind(self, call: Call, used: set[int]) -> Replay | None:
+    def bind(self, call: RecordedCall, used: set[int]) -> Replay | None:
         """The replay of one call; None if nothing has to run for it."""
         if isinstance(call, LaunchCall):
             return call.bind(*self.resolve(call.tensors))

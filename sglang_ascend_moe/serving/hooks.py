@@ -15,7 +15,7 @@ from sglang_ascend_moe.serving.host_platform import HOST_PLATFORM
 from sglang_ascend_moe.serving.signatures import misfit, signature_of
 
 
-class Kind(enum.Enum):
+class HookKind(enum.Enum):
     """How a hook changes its target. All but `SET` and `ADD` are the kinds of SGLang's HookRegistry."""
 
     BEFORE = "before"
@@ -67,7 +67,7 @@ class Hook(NamedTuple):
     """
 
     target: str
-    kind: Kind
+    kind: HookKind
     value: Any
     reason: str
     where: Where = Where.ALWAYS
@@ -89,7 +89,7 @@ class HookState(NamedTuple):
     detail: str = ""
 
 
-_ASSIGNED = (Kind.SET, Kind.ADD)
+_ASSIGNED = (HookKind.SET, HookKind.ADD)
 _table: tuple[Hook, ...] = ()
 
 
@@ -112,17 +112,17 @@ def install(table: Sequence[Hook]) -> None:
             setattr(owner, name, hook.value)
 
 
-def launcher_hook(target: str, kind: Kind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
+def launcher_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed in the launcher only."""
     return Hook(target, kind, value, reason, process=Process.LAUNCHER, mends=mends)
 
 
-def host_hook(target: str, kind: Kind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
+def host_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed on the host platform only."""
     return Hook(target, kind, value, reason, Where.HOST, mends=mends)
 
 
-def host_launcher_hook(target: str, kind: Kind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
+def host_launcher_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed in the launcher of the host platform only."""
     return Hook(target, kind, value, reason, Where.HOST, Process.LAUNCHER, mends)
 
@@ -157,7 +157,7 @@ def obstacle(hook: Hook) -> str:
         owner, name = _owner_of(hook)
     except (ImportError, AttributeError) as error:
         return str(error)
-    if hook.kind is Kind.ADD:
+    if hook.kind is HookKind.ADD:
         there = getattr(owner, name, hook.value)
         return "" if there is hook.value else f"{owner.__name__} has an attribute {name!r} of its own"
     if not hasattr(owner, name):
@@ -171,7 +171,7 @@ def call_misfit(hook: Hook, target: inspect.Signature) -> str:
     """What the function of `hook` does not take as a target of this signature is called; empty if it takes all."""
     if hook.kind in _ASSIGNED:
         return ""
-    return misfit(inspect.signature(hook.value), target, first=hook.kind in (Kind.AFTER, Kind.AROUND))
+    return misfit(inspect.signature(hook.value), target, first=hook.kind in (HookKind.AFTER, HookKind.AROUND))
 
 
 def states() -> list[HookState]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from sglang_ascend_moe.serving import hooks, plugin
-from sglang_ascend_moe.serving.hooks import Hook, Kind, SglangFault
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault
 from tests.packaging.source_tree import ROOT, modules
 from tests.versions.wheel_sources import WheelSources, signature
 
@@ -54,12 +54,12 @@ def download(version: str, folder: Path = WHEELS) -> Path:
 def hook_problem(hook: Hook, sources: WheelSources) -> str:
     """Why a hook does not fit this SGLang, in the words of the table; empty if it fits."""
     definitions = sources.definitions(hook.target)
-    if hook.kind is Kind.ADD:
+    if hook.kind is HookKind.ADD:
         return "there already" if definitions else "" if sources.has(hook.target.rpartition(".")[0]) else ABSENT
     if not definitions:
         return ABSENT
     functions = [found for found in definitions if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)]
-    if hook.kind is not Kind.SET and len(functions) != len(definitions):
+    if hook.kind is not HookKind.SET and len(functions) != len(definitions):
         return "not a function"
     return next(filter(None, (hooks.call_misfit(hook, signature(found)) for found in functions)), "")
 
