@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from sglang_ascend_moe.exchange.opening import Opened, close_steps, open_steps
+from sglang_ascend_moe.exchange.opening import Opened, close_exchange, open_exchange
 from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 
@@ -24,11 +24,11 @@ class Windows:
         """The exchange of `parameters`. Opening another one makes all handles of the one before stale."""
         if self._opened is None or self._opened.steps.layout.parameters != parameters:
             self.close()
-            self._opened = open_steps(self._group, parameters)
+            self._opened = open_exchange(self._group, parameters)
         return self._opened.steps
 
     def close(self) -> None:
         """Leaves the exchange; safe to call again."""
         if self._opened is not None:
-            close_steps(self._opened.steps, self._opened.pidfds)
+            close_exchange(self._opened)
             self._opened = None

@@ -17,7 +17,7 @@ from sglang_ascend_moe.exchange.control.instance import instance_of, require_pai
 from sglang_ascend_moe.exchange.control.rendezvous import refuse_different_options, workers_of
 from sglang_ascend_moe.exchange.control.secret import CHALLENGE_BYTES, Secret
 from sglang_ascend_moe.exchange.schedules.prefill import plan_rounds
-from tests.security.blocks import BLOCKS, INSTANCE, KINDS, SESSION, mutated
+from tests.security.drawn_blocks import BLOCKS, INSTANCE, KINDS, SESSION, mutated
 
 INPUTS = {
     "ci": pytest.param(100_000, id="100000"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sglang_ascend_moe import ExpertRows
 from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.exchange.schedules.collective import CollectiveExchange
+from sglang_ascend_moe.exchange.collective_exchange import CollectiveExchange
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.delivery_check import exchange_problem, quantise
 from sglang_ascend_moe.launch.bench.drawn_routing import Batch
