@@ -123,7 +123,7 @@ class DryRuns:
 
 
 class _LaunchesAgain:
-    """Runs each launch once more, in view."""
+    """Runs what each launch does once more, as a part of the step, so that the guard sees its operators."""
 
     def record_launch(self, bind: launches.Bind, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> None:
         bind(*reads, *writes)()

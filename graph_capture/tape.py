@@ -1,8 +1,8 @@
 """A tape: the operators of one step, recorded once and run again at fixed addresses.
 
 It is to the host what a device graph is to an accelerator. A step that is recorded runs as always. Afterwards every
-tensor that it made gets a place in an arena, operators are rewritten to their `out` form, and operators that only
-look at a tensor in another way are left out, because the tensors they made lie at fixed addresses too.
+tensor that it made gets a place in an arena, operators are rewritten to their `out` form, and operators that return
+views are left out, because what they look at lies at fixed addresses.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Recording(TorchDispatchMode):
         if writes:
             for item in given:
                 self._memory(item)
-            # What is only looked at in another way from now on lies where it lay.
+            # An operator that gives a tensor other strides in place (`transpose_`) writes nothing; references to the
+            # tensor have the new strides. One from outside has no reference: there it is run again, as in the step.
             writes = torch.Tag.inplace_view not in operator.tags or not isinstance(arguments[0], Reference)
         if made or writes:
             self.calls.append(OperatorCall(operator, arguments, named, results if made else ()))
@@ -143,7 +144,7 @@ class Recording(TorchDispatchMode):
         )
 
     def _born(self, tensor: Any, taken: set[int]) -> Reference | None:
-        """A reference to a result; None if it is no tensor, or looks at one of the arguments in another way."""
+        """A reference to a result; None if it is no tensor, or a view of an argument, whose storages are `taken`."""
         if not isinstance(tensor, torch.Tensor):
             return None
         storage = self._storage(tensor)

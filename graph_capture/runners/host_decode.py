@@ -1,6 +1,6 @@
 """Decode graphs in SGLang on the host: which graphs there are, and what happens when a step cannot be captured.
 
-Every function here is a hook of the table in `plugin`.
+Functions whose description begins with Before, Around or In place of are hooks: see `runner_hooks`.
 """
 
 from __future__ import annotations

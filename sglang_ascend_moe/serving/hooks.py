@@ -1,7 +1,8 @@
-"""Hooks into SGLang: what a row of the table is, how rows are applied, and what became of each.
+"""Hooks into SGLang: what one is, how they are applied, and what became of each.
 
-SGLang only logs a plugin or a hook that fails, and then serves without it. Here every row can be asked for its state,
-and `require_all` raises.
+A hook is a function of this package that runs before, after, around or in place of a function of SGLang. The tables of
+the folders (`*_hooks.py`) list them; `plugin` puts the tables together. SGLang only logs a hook that fails, and then
+serves without it. Here every hook can be asked for its state, and `require_all` raises.
 """
 
 import enum
@@ -61,7 +62,7 @@ class SglangFault(NamedTuple):
 
 
 class Hook(NamedTuple):
-    """One row of the table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign.
+    """One row of a table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign.
 
     mends: of a hook that any user of SGLang could want; None of one that only this package needs.
     """
@@ -76,6 +77,8 @@ class Hook(NamedTuple):
 
 
 class State(enum.Enum):
+    """What became of a hook in this process."""
+
     APPLIED = "applied"
     NOT_APPLICABLE = "not applicable"
     FAILED = "failed"

@@ -1,4 +1,4 @@
-"""The memory of a host, divided among the ranks that serve on it. Functions without underscore are rows of the table.
+"""The memory of a host, divided among the ranks that serve on it: hooks of `host_hooks`.
 
 SGLang gives each rank its share of a whole device, which on a host is the whole machine, and writes zeros into all of
 it. Here the launcher refuses a model that cannot fit before anything of it is loaded; each rank takes its part of what
@@ -77,7 +77,9 @@ _starting: Reservation | None = None
 _serving: Reservation | None = None
 """In a rank."""
 _plan: _RankPlan | None = None
+"""In a rank, from when it knows its part."""
 _profiling = False
+"""While SGLang sizes keys and values: it asks for free memory then, and is told the part of this rank."""
 
 
 def limit_running_requests(server_args: Any) -> None:
@@ -249,7 +251,7 @@ def allocate_untouched(original: Callable[..., Any], configurator: Any, **keywor
         return result
     untouched = zeros.allocated + _plan.needs.windows + _plan.needs.graphs + _plan.needs.working
     if _serving is not None:
-        # A draft model's, besides.
+        # Keys and values of a draft model are allocated after those of the model: one reservation is for both.
         _serving.close()
         untouched = zeros.allocated + _serving.size - touched(os.getpid())
     _serving = Reservation(memory.group, touched(os.getpid()) + untouched)

@@ -1,6 +1,6 @@
 """Torch forms of what SGLang's models do with Triton kernels only, and a way around what they assume of accelerators.
 
-Each function is a row of the table. The rest of these models runs on the host unchanged.
+Hooks of `host_hooks`. The rest of these models runs on the host unchanged.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """What the launcher does: flags, keyword arguments of `sglang.Engine`, and refusals before anything is started.
 
-Every function here is a hook of the table in `plugin`.
+Functions whose description begins with After, Around or In place of are hooks: see `launcher_hooks`.
 """
 
 import argparse
