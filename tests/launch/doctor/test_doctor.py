@@ -13,7 +13,14 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.observation import GraphCounts
 from sglang_ascend_moe.launch.doctor import doctor_command, examination
-from sglang_ascend_moe.launch.doctor.examination import ABSENT, WORKS, HookReport, MachineReport, Report, problems_of
+from sglang_ascend_moe.launch.doctor.examination import (
+    ABSENT,
+    WORKS,
+    DoctorReport,
+    HookReport,
+    MachineReport,
+    problems_of,
+)
 from sglang_ascend_moe.launch.doctor.live_server import text_of_states
 from sglang_ascend_moe.serving.hooks import State
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK
@@ -32,13 +39,13 @@ NOT_FOR_US = HookReport(
     "a.c", "set", "worker", "host", State.NOT_APPLICABLE.value, "only for host", "it is so", "until SGLang 0.6.0"
 )
 FAILED = HookReport("a.d", "after", "worker", "always", State.FAILED.value, "no d", "the layer needs it", "")
-HEALTHY = Report(
+HEALTHY = DoctorReport(
     versions={"sglang": "0.5.23"}, machine=MACHINE, backend="host", backend_reason="no accelerator", kernels=WORKS,
     plugin=WORKS, hooks=[APPLIED, NOT_FOR_US],
 )  # fmt: skip
 
 
-def with_problems(**changed: Any) -> Report:
+def with_problems(**changed: Any) -> DoctorReport:
     report = msgspec.structs.replace(HEALTHY, **changed)
     return msgspec.structs.replace(report, problems=list(problems_of(report)))
 
@@ -124,7 +131,7 @@ def test_json_has_the_whole_report(flags: list[str], monkeypatch, capsys: pytest
     monkeypatch.setattr(examination, "examine", lambda _ranks: HEALTHY)
     monkeypatch.setattr(doctor_command.logging, "disable", lambda _level: None)
     assert doctor_command.main(["--json", *flags]) == OK
-    assert msgspec.json.decode(capsys.readouterr().out, type=Report) == HEALTHY
+    assert msgspec.json.decode(capsys.readouterr().out, type=DoctorReport) == HEALTHY
 
 
 @pytest.mark.parametrize(
