@@ -10,8 +10,8 @@ from torch import Tensor
 from sglang_ascend_moe.graph_capture.trees import leaves, mapped
 
 USED_AT_ONCE = frozenset({"next_token_logits"})
-"""Fields that are read before the next step begins. With overlap SGLang reads the others while it runs, of a CPU from
-where they are."""
+"""Fields that are read before the next step begins. SGLang's overlapped scheduler reads the others while that runs, on
+a CPU from these very tensors: they are copied, so that the next replay does not write over them."""
 
 
 def recorded(output: Any) -> dict[str, Any]:

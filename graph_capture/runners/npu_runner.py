@@ -1,7 +1,7 @@
 """Decode graphs in SGLang on Ascend: what is added to the in-tree NPU graph runner and its graph backend.
 
-SGLang's own `NPUGraphRunner` and `NPUCudaGraphBackend` capture and replay. Every function without an underscore, `warm`
-excepted, is a hook of the table in `plugin`. No NPU has run any of this.
+SGLang's own `NPUGraphRunner` and `NPUCudaGraphBackend` capture and replay. Functions whose description begins with
+Before or Around are hooks: see `runner_hooks`. No NPU has run any of this.
 """
 
 from __future__ import annotations

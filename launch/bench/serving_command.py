@@ -37,7 +37,7 @@ LIVE = "live"
 READY_SECONDS = 600.0
 
 
-class Plan(NamedTuple):
+class ServingPlan(NamedTuple):
     """A checked command line. `model`: folder of the model to serve, None for the preset's."""
 
     variants: list[str]
@@ -96,7 +96,7 @@ def run_serving(parsed: argparse.Namespace) -> int:
             return CANNOT
     try:
         if parsed.url is None:
-            records = measure(Plan(parsed.against, parsed.rounds, load, parsed.model_path))
+            records = measure(ServingPlan(parsed.against, parsed.rounds, load, parsed.model_path))
         else:
             records = [
                 drive(parsed.url, parsed.model_path, load, variant=LIVE, round_number=number)
@@ -148,7 +148,7 @@ def check(parsed: argparse.Namespace, load: Load) -> list[ServeRequest]:
     return requests
 
 
-def measure(plan: Plan) -> list[ServingRecord]:
+def measure(plan: ServingPlan) -> list[ServingRecord]:
     """Serve and ask every variant once in each round. Raises `ServerFailed`, `ClientFailed`."""
     from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 

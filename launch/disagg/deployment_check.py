@@ -9,7 +9,7 @@ from typing import Any
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Tolerance
-from sglang_ascend_moe.launch.disagg.deployment_examination import Examination, Finding
+from sglang_ascend_moe.launch.disagg.deployment_examination import CheckFinding, Examination
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, RequestFailed
 from sglang_ascend_moe.launch.disagg.questions import Recorded, prompts, read_recorded, write_recorded
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
@@ -75,7 +75,7 @@ def _run(parsed: argparse.Namespace) -> int:
     return verdict(report(finding) for finding in examination.findings())
 
 
-def report(finding: Finding) -> Finding:
+def report(finding: CheckFinding) -> CheckFinding:
     """Print one finding as soon as it is known."""
     print(f"{'ok  ' if not finding.faults else 'FAIL'}  {finding.name}: {finding.summary}", flush=True)
     for fault in finding.faults:

@@ -13,7 +13,7 @@ from sglang_ascend_moe.exchange.control.instance import require_pair
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
-from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
 from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, cannot_listen, free_port, log_tail, stage
 from sglang_ascend_moe.serving.host.memory_share import MemoryLeft, memory_left, share_of_ranks
@@ -140,7 +140,7 @@ class RunningDeployment:
     def _start_instance(self, role: RoleName, number: int, left: MemoryLeft) -> None:
         name = f"{role}-{number}"
         bootstrap_port = free_port()
-        flags = server_flags(self._deployment, role, "host", Place(bootstrap_port))
+        flags = server_flags(self._deployment, role, "host", NodePlace(bootstrap_port))
         settings = self._deployment.roles[role]
         if _HOST_MEMORY not in settings.options:
             share = share_of_ranks(left, settings.tp_size, self._deployment.ranks)

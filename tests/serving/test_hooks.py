@@ -12,11 +12,15 @@ import pytest
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving import hooks, plugin
-from sglang_ascend_moe.serving.hooks import Hook, Kind, State, Where
-from sglang_ascend_moe.serving.launcher import arguments
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, State, Where
+from sglang_ascend_moe.serving.host import expert_recording, fixes, host_models, unnamed_memory
+from sglang_ascend_moe.serving.launcher import arguments, request_checks
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.options import READY_KEY, Options, attach
+from sglang_ascend_moe.serving.worker import transfer_rooms
 
+# Modules that hold nothing but what SGLang could do itself.
+MENDING = (expert_recording, fixes, host_models, request_checks, transfer_rooms, unnamed_memory)
 REASON = "the test needs it"
 
 
@@ -61,18 +65,40 @@ def test_every_row_says_why_and_is_there_once():
     assert len({(hook.target, hook.value, hook.where) for hook in plugin.TABLE}) == len(plugin.TABLE)
 
 
+def test_every_row_that_mends_sglang_is_marked():
+    def home(hook: Hook) -> str:
+        return getattr(hook.value, "__module__", getattr(hook.value, "__name__", ""))
+
+    mending = {module.__name__ for module in MENDING}
+    assert [hook.target for hook in plugin.TABLE if home(hook) in mending and hook.mends is None] == []
+    assert mending <= {home(hook) for hook in plugin.TABLE}
+
+
+@pytest.mark.parametrize(
+    ("fault", "until"),
+    [
+        (SglangFault(), "until SGLang mends it"),
+        (SglangFault(discussed="#1"), "until SGLang mends it (#1)"),
+        (SglangFault(discussed="#1", mended_in="0.6.0"), "until SGLang 0.6.0 (#1)"),
+    ],
+    ids=["unknown", "discussed", "mended"],
+)
+def test_a_mark_says_until_when_the_hook_is_needed(fault: SglangFault, until: str):
+    assert fault.until() == until
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "result"),
     [
-        (Kind.BEFORE, lambda: None, 1),
-        (Kind.AFTER, lambda result: result + 10, 11),
-        (Kind.AROUND, lambda original: original() + 20, 21),
-        (Kind.REPLACE, lambda: 30, 30),
-        (Kind.SET, lambda: 40, 40),
+        (HookKind.BEFORE, lambda: None, 1),
+        (HookKind.AFTER, lambda result: result + 10, 11),
+        (HookKind.AROUND, lambda original: original() + 20, 21),
+        (HookKind.REPLACE, lambda: 30, 30),
+        (HookKind.SET, lambda: 40, 40),
     ],
-    ids=lambda value: value.value if isinstance(value, Kind) else None,
+    ids=lambda value: value.value if isinstance(value, HookKind) else None,
 )
-def test_a_hook_changes_its_target_and_is_seen_applied(registry, target, kind: Kind, value, result: int):
+def test_a_hook_changes_its_target_and_is_seen_applied(registry, target, kind: HookKind, value, result: int):
     (found,) = installed(registry, Hook("hook_target.answer", kind, value, REASON))
     assert (found.state, found.detail) == (State.APPLIED, "")
     assert target.answer() == result
@@ -80,8 +106,8 @@ def test_a_hook_changes_its_target_and_is_seen_applied(registry, target, kind: K
 
 
 def test_an_added_attribute_must_be_new(registry, target):
-    new = Hook("hook_target.Thing.weight", Kind.ADD, lambda _self: 7, REASON)
-    taken = Hook("hook_target.Thing.size", Kind.ADD, lambda _self: 7, REASON)
+    new = Hook("hook_target.Thing.weight", HookKind.ADD, lambda _self: 7, REASON)
+    taken = Hook("hook_target.Thing.size", HookKind.ADD, lambda _self: 7, REASON)
     first, second = installed(registry, new, taken)
     assert (first.state, second.state) == (State.APPLIED, State.FAILED)
     assert "'size' of its own" in second.detail
@@ -97,10 +123,10 @@ def test_an_added_attribute_must_be_new(registry, target):
     ],
     ids=["no function", "no class", "no module"],
 )
-@pytest.mark.parametrize("kind", [Kind.AROUND, Kind.SET], ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", [HookKind.AROUND, HookKind.SET], ids=lambda kind: kind.value)
 @pytest.mark.usefixtures("target")
-def test_a_target_that_does_not_exist_is_named_with_its_reason(registry, kind: Kind, path: str, detail: str):
-    good = Hook("hook_target.answer", Kind.AFTER, lambda result: result, REASON)
+def test_a_target_that_does_not_exist_is_named_with_its_reason(registry, kind: HookKind, path: str, detail: str):
+    good = Hook("hook_target.answer", HookKind.AFTER, lambda result: result, REASON)
     _, bad = installed(registry, good, Hook(path, kind, lambda original: original(), REASON))
     assert bad.state is State.FAILED
     assert detail in bad.detail
@@ -114,7 +140,7 @@ def test_a_target_that_does_not_exist_is_named_with_its_reason(registry, kind: K
 @pytest.mark.usefixtures("target")
 def test_a_hook_that_sglang_could_not_apply_counts_as_failed(registry):
     # SGLang refuses to wrap a class, and only logs it.
-    (found,) = installed(registry, Hook("hook_target.Thing", Kind.AROUND, lambda original: original(), REASON))
+    (found,) = installed(registry, Hook("hook_target.Thing", HookKind.AROUND, lambda original: original(), REASON))
     assert (found.state, found.detail) == (State.FAILED, "SGLang did not apply it")
 
 
@@ -123,7 +149,7 @@ def test_a_host_hook_is_left_out_on_another_platform(registry, target, monkeypat
     from sglang.srt.platforms.interface import SRTPlatform
 
     monkeypatch.setattr(platforms, "_current_platform", SRTPlatform())
-    (found,) = installed(registry, Hook("hook_target.flag", Kind.SET, True, REASON, Where.HOST))
+    (found,) = installed(registry, Hook("hook_target.flag", HookKind.SET, True, REASON, Where.HOST))
     assert found.state is State.NOT_APPLICABLE
     assert target.flag is False
     hooks.require_all()
@@ -136,12 +162,12 @@ def test_the_cpu_of_another_platform_is_refused(registry, monkeypatch: pytest.Mo
     monkeypatch.setattr(platforms, "_current_platform", SRTPlatform())
     assert registry._hooks == {}
     with pytest.raises(Unsupported, match="host platform of sglang-ascend-moe is not active"):
-        arguments.refuse_machine(arguments_of_a_server(Options()))
+        arguments.refuse_machine(arguments_of_a_server(), Options())
 
 
 def test_a_provider_of_pooled_memory_is_refused_for_windows_of_the_host():
     with pytest.raises(Unsupported, match="--ascend-moe-windows: windows of the host need no provider"):
-        arguments.refuse_machine(arguments_of_a_server(Options(windows="memfabric")))
+        arguments.refuse_machine(arguments_of_a_server(), Options(windows="memfabric"))
 
 
 BROKEN = "hook_target.question"
@@ -151,7 +177,7 @@ BROKEN = "hook_target.question"
 def broken(registry, target) -> None:
     """A hook that does not apply."""
     assert not hasattr(target, "question")
-    installed(registry, Hook(BROKEN, Kind.AFTER, lambda result: result, REASON))
+    installed(registry, Hook(BROKEN, HookKind.AFTER, lambda result: result, REASON))
 
 
 def arguments_of_a_server(options: Options | None = None, **settings: object) -> Any:

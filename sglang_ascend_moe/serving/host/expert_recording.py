@@ -1,4 +1,4 @@
-"""What SGLang's recording of experts needs on a machine without accelerator. The function is a row of the table."""
+"""What SGLang's recorder of expert distributions needs on a machine without accelerator: a hook of `host_hooks`."""
 
 from collections.abc import Callable
 from typing import Any

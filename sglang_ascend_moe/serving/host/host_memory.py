@@ -1,4 +1,4 @@
-"""The memory of a host, divided among the ranks that serve on it. Functions without underscore are rows of the table.
+"""The memory of a host, divided among the ranks that serve on it: hooks of `host_hooks`.
 
 SGLang gives each rank its share of a whole device, which on a host is the whole machine, and writes zeros into all of
 it. Here the launcher refuses a model that cannot fit before anything of it is loaded; each rank takes its part of what
@@ -77,7 +77,9 @@ _starting: Reservation | None = None
 _serving: Reservation | None = None
 """In a rank."""
 _plan: _RankPlan | None = None
+"""In a rank, from when it knows its part."""
 _profiling = False
+"""While SGLang sizes keys and values: it asks for free memory then, and is told the part of this rank."""
 
 
 def limit_running_requests(server_args: Any) -> None:
@@ -164,7 +166,7 @@ def _graph_batch(server_args: Any, settings: Any) -> int | None:
     if settings.disable_cuda_graph or settings.disaggregation_mode == "prefill":
         return 0
     decode = settings.cuda_graph_config.decode
-    given = getattr(server_args, "_cuda_graph_config_locked", set())
+    given: set[tuple[Phase, str]] = getattr(server_args, "_cuda_graph_config_locked", set())
     if (Phase.DECODE, "bs") in given:
         return max(decode.bs)
     return decode.max_bs if (Phase.DECODE, "max_bs") in given else None
@@ -213,7 +215,7 @@ def _least_left(server_args: Any) -> MemoryLeft:
         asked -= touched(memory.launcher) - memory.before
     left = memory_left(read_limits(), outstanding(except_group=memory.group), asked)
     group = get_parallel().world_group.cpu_group
-    everyone = [None] * torch.distributed.get_world_size(group)
+    everyone = [left] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(everyone, left, group=group)
     return min(everyone, key=lambda item: item.usable)
 
@@ -249,19 +251,19 @@ def allocate_untouched(original: Callable[..., Any], configurator: Any, **keywor
         return result
     untouched = zeros.allocated + _plan.needs.windows + _plan.needs.graphs + _plan.needs.working
     if _serving is not None:
-        # A draft model's, besides.
+        # Keys and values of a draft model are allocated after those of the model: one reservation is for both.
         _serving.close()
         untouched = zeros.allocated + _serving.size - touched(os.getpid())
     _serving = Reservation(memory.group, touched(os.getpid()) + untouched)
     if get_parallel().launch_world_rank == 0 and not configurator.is_draft_worker:
-        logger.info("%s", _division(configurator, result))
+        logger.info("%s", _division(_plan, configurator, result))
     return result
 
 
-def _division(configurator: Any, result: Any) -> str:
+def _division(plan: _RankPlan, configurator: Any, result: Any) -> str:
     from sglang.srt.runtime_context import get_schedule
 
-    scheduling, tokens = _plan.scheduling, result.max_total_num_tokens
+    scheduling, tokens = plan.scheduling, result.max_total_num_tokens
     if tokens >= scheduling.most_tokens:
         why = f"as many as {scheduling.running} requests of {scheduling.context} tokens can use"
     elif tokens == get_schedule().max_total_tokens:
@@ -270,10 +272,10 @@ def _division(configurator: Any, result: Any) -> str:
         why = f"all that is left; {scheduling.running} requests of {scheduling.context} tokens could use more"
     model = configurator.model
     return division_in_words(
-        _plan.left,
-        _plan.ranks,
+        plan.left,
+        plan.ranks,
         weights=sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers())),
-        needs=_plan.needs,
+        needs=plan.needs,
         keys_values=round(result.token_to_kv_pool.mem_usage * GIB),
         tokens=tokens,
         why=why,

@@ -1,6 +1,6 @@
 """Torch forms of what SGLang's models do with Triton kernels only, and a way around what they assume of accelerators.
 
-Each function is a row of the table. The rest of these models runs on the host unchanged.
+Hooks of `host_hooks`. The rest of these models runs on the host unchanged.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def rope_without_scaling(original: Callable[..., Any], *settings: Any) -> Any:
     return get_rope(*settings[:8]) if scaling is None else original(*settings)
 
 
-def latent_attention_handler(_original: Callable[..., Any], registry: type, backend_name: str) -> Any:
+def latent_attention_handler(_original: Callable[..., Any], registry: Any, backend_name: str) -> Any:
     """Around `AttentionBackendRegistry.get_handler`: backends without a handler attend over compressed keys throughout.
 
     The handler that SGLang falls back to expands keys for prefill, and then stores what the cache has no place for.

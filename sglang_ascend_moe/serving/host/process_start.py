@@ -1,7 +1,8 @@
 """How a server on a host starts its processes: forked from the launcher, which has imported SGLang already.
 
 SGLang spawns them, because a process that uses an accelerator cannot be forked. Every one then imports SGLang again,
-which takes 20 seconds of a core and over a gigabyte each. Each function without underscore is a row of the table.
+which takes 20 seconds of a core and over a gigabyte each. Functions without underscore are hooks of
+`host_hooks`.
 """
 
 import multiprocessing

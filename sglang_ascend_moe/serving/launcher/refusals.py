@@ -13,7 +13,7 @@ from sglang_ascend_moe.serving.launcher.initial_location import Experts
 from sglang_ascend_moe.serving.options import FLAGS, Options
 from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
 
-# The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
+# The `--moe-a2a-backend` for which SGLang's models give an MoE layer scattered rows and expect complete ones.
 A2A_BACKEND = "ascend_fuseep"
 
 NPU_QUANTISATIONS = ("modelslim", "compressed-tensors")
@@ -47,7 +47,10 @@ class Model(NamedTuple):
 
 
 class Division(NamedTuple):
-    """How many ranks share the experts of a layer, `redundant` ones included, and what sets the number."""
+    """How many ranks share the experts of a layer, `redundant` ones included.
+
+    shown_as, set_by, redundant_set_by: what messages call the number of ranks, and the flags that set both numbers.
+    """
 
     ranks: int
     redundant: int

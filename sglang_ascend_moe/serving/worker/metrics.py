@@ -98,7 +98,7 @@ def keep_values_in_files(*_: Any, **__: Any) -> None:
     """After `set_prometheus_multiproc_dir`: prometheus_client decides when it is imported, which may be too early."""
     from prometheus_client import values
 
-    values.ValueClass = values.get_value_class()
+    values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call] # has no annotations
 
 
 def export_after_batch(_result: None, _scheduler: Any, *_: Any, **__: Any) -> None:

@@ -2,7 +2,7 @@
 
 A decode instance learns of a prefill instance with the first request that the router sends to both. It then asks for
 the other's `Instance` block, compares, and stops if the two do not fit. `report_instance`, `describe_instance`,
-`add_instance_route` and `require_prefill_fits` are hooks of the table in `plugin`.
+`add_instance_route` and `require_prefill_fits` are hooks: see `worker_hooks`.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, Role, deployment_of, read_deployment
-from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags, written
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags, written
 
 SMALL = 'model_path = "m"\n'
-PLACE = Place(bootstrap_port=8998)
+PLACE = NodePlace(bootstrap_port=8998)
 
 
 def read(folder: Path, text: str) -> Deployment:

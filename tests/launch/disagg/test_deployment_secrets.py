@@ -10,7 +10,7 @@ import pytest
 
 from sglang_ascend_moe.launch.disagg.deployment import Deployment
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient
-from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, free_port, log_tail
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
 from tests.launch.disagg.conftest import Expected
@@ -43,7 +43,7 @@ def test_instances_that_share_a_secret_are_bit_identical_to_one_server(
 def test_a_decode_instance_with_another_secret_ends_by_name(checkpoint: Path, tmp_path: Path):
     """As on two hosts, where the same path leads to different files. The test stands in for the router."""
     deployment = msgspec.convert(description(checkpoint), Deployment)
-    bootstrap = Place(free_port())
+    bootstrap = NodePlace(free_port())
     prefill, decode = (
         ServerProcess(
             server_flags(

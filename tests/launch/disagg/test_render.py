@@ -22,7 +22,7 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, Router, read_
 from sglang_ascend_moe.launch.disagg.deployment_events import Teller
 from sglang_ascend_moe.launch.disagg.render import TARGETS
 from sglang_ascend_moe.launch.disagg.running import Member, RunningDeployment
-from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
 from sglang_ascend_moe.launch.plan.moe_config import MODELSLIM_FILE, read_moe_shape
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
@@ -338,7 +338,7 @@ def test_the_example_of_one_host_is_what_up_can_start(parsers, tmp_path: Path):
     assert not deployment.mixed_sizes
     members = []
     for name in deployment.roles:
-        process = ServerProcess(server_flags(deployment, name, "host", Place(8998)), tmp_path / name)
+        process = ServerProcess(server_flags(deployment, name, "host", NodePlace(8998)), tmp_path / name)
         members.append(Member(f"{name}-0", name, process, 8998))
         assert parsers["sglang.launch_server"].parse_known_args(process._arguments)[1] == []
     for kind in ("rust", "mini-lb"):

@@ -14,7 +14,7 @@ import pytest
 from sglang_ascend_moe.launch.disagg import disagg_command
 from sglang_ascend_moe.launch.disagg.deployment import DECIDED, read_deployment
 from sglang_ascend_moe.launch.disagg.render import TARGETS
-from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
 from sglang_ascend_moe.launch.plan.moe_config import MODELOPT_FILE, MODELSLIM_FILE
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.serving.launcher import conflicts
@@ -246,7 +246,7 @@ def commands_of_every_deployment(folder: Path) -> dict[str, list[list[str]]]:
     }
     (models["deepseek-v3"] / MODELSLIM_FILE).write_text("{}")
     one_host = read_deployment(ROOT / "launch" / "examples" / "one_host.toml")
-    found = {"one_host": [server_flags(one_host, role, "host", Place(8998)) for role in one_host.roles]}
+    found = {"one_host": [server_flags(one_host, role, "host", NodePlace(8998)) for role in one_host.roles]}
     for name, target in itertools.product(DEPLOYMENTS, TARGETS):
         below = folder / f"{name} {target}"
         below.mkdir()

@@ -13,7 +13,14 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.observation import GraphCounts
 from sglang_ascend_moe.launch.doctor import doctor_command, examination
-from sglang_ascend_moe.launch.doctor.examination import ABSENT, WORKS, HookReport, MachineReport, Report, problems_of
+from sglang_ascend_moe.launch.doctor.examination import (
+    ABSENT,
+    WORKS,
+    DoctorReport,
+    HookReport,
+    MachineReport,
+    problems_of,
+)
 from sglang_ascend_moe.launch.doctor.live_server import text_of_states
 from sglang_ascend_moe.serving.hooks import State
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK
@@ -27,16 +34,18 @@ LIMITS = MachineLimits(
     locked_memory=2**23, descriptors=65535, descriptors_most=65535, descriptors_open=7,
 )  # fmt: skip
 MACHINE = MachineReport("x86_64", ascend_devices=0, cores=8, ranks=2, memfd=WORKS, limits=LIMITS)
-APPLIED = HookReport("a.b", "after", "worker", "always", State.APPLIED.value, "", "it is needed")
-NOT_FOR_US = HookReport("a.c", "set", "worker", "host", State.NOT_APPLICABLE.value, "only for host", "it is so")
-FAILED = HookReport("a.d", "after", "worker", "always", State.FAILED.value, "no d", "the layer needs it")
-HEALTHY = Report(
+APPLIED = HookReport("a.b", "after", "worker", "always", State.APPLIED.value, "", "it is needed", "")
+NOT_FOR_US = HookReport(
+    "a.c", "set", "worker", "host", State.NOT_APPLICABLE.value, "only for host", "it is so", "until SGLang 0.6.0"
+)
+FAILED = HookReport("a.d", "after", "worker", "always", State.FAILED.value, "no d", "the layer needs it", "")
+HEALTHY = DoctorReport(
     versions={"sglang": "0.5.23"}, machine=MACHINE, backend="host", backend_reason="no accelerator", kernels=WORKS,
     plugin=WORKS, hooks=[APPLIED, NOT_FOR_US],
 )  # fmt: skip
 
 
-def with_problems(**changed: Any) -> Report:
+def with_problems(**changed: Any) -> DoctorReport:
     report = msgspec.structs.replace(HEALTHY, **changed)
     return msgspec.structs.replace(report, problems=list(problems_of(report)))
 
@@ -112,7 +121,9 @@ def test_hooks_are_counted_and_listed_when_they_are_asked_for():
     assert "a.b" not in doctor_command.text_of(HEALTHY)
     listed = doctor_command.text_of(HEALTHY, hooks=True)
     expected = ["  applied: after a.b", "  not applicable (only for host): set a.c", "it is needed", "it is so"]
+    expected += ["      mends a fault of SGLang, until SGLang 0.6.0"]
     assert [part for part in expected if part not in listed] == []
+    assert listed.count("mends a fault") == 1
 
 
 @pytest.mark.parametrize("flags", [[], ["--hooks"]], ids=["json", "json and hooks"])
@@ -120,7 +131,7 @@ def test_json_has_the_whole_report(flags: list[str], monkeypatch, capsys: pytest
     monkeypatch.setattr(examination, "examine", lambda _ranks: HEALTHY)
     monkeypatch.setattr(doctor_command.logging, "disable", lambda _level: None)
     assert doctor_command.main(["--json", *flags]) == OK
-    assert msgspec.json.decode(capsys.readouterr().out, type=Report) == HEALTHY
+    assert msgspec.json.decode(capsys.readouterr().out, type=DoctorReport) == HEALTHY
 
 
 @pytest.mark.parametrize(

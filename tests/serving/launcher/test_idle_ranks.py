@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.serving.launcher import arguments
+from sglang_ascend_moe.serving.options import options_of
 
 
 def sleeps(monkeypatch: pytest.MonkeyPatch, on_host: bool, **keywords: Any) -> bool:
@@ -12,7 +13,7 @@ def sleeps(monkeypatch: pytest.MonkeyPatch, on_host: bool, **keywords: Any) -> b
 
     monkeypatch.setattr(arguments.hooks, "on_host", lambda: on_host)
     server_args = arguments.engine_server_args(model_path="dummy", device="cpu", ascend_moe=True, **keywords)
-    arguments.let_idle_ranks_sleep(server_args)
+    arguments.let_idle_ranks_sleep(server_args, options_of(server_args))
     return resolving_view(server_args).sleep_on_idle
 
 

@@ -16,7 +16,7 @@ from sglang_ascend_moe.graph_capture.findings import Rule, is_dense, refusal, te
 _LONGEST_VALUE = 80
 
 
-class Call(NamedTuple):
+class WatchedCall(NamedTuple):
     """One call of an operator: where from, and its arguments as (name, what is compared)."""
 
     operator: str
@@ -48,12 +48,12 @@ class Constant(NamedTuple):
     digest: str
 
 
-class Recorder:
+class WatchedCalls:
     """Collects the calls of the runs of one step. Raises `CaptureRefused` at a tensor that cannot be followed."""
 
     def __init__(self) -> None:
         self.run = 0
-        self.calls: list[Call] = []
+        self.calls: list[WatchedCall] = []
         self._calling = ""
         # Kept, so that no address and no identity is used twice while runs are compared.
         self._outside: dict[int, Any] = {}
@@ -64,11 +64,13 @@ class Recorder:
         self.calls = []
         self._made = {}
 
-    def record(self, operator: str, file: str, line: int, arguments: dict[str, Any], *, constant: bool = False) -> Call:
+    def record(
+        self, operator: str, file: str, line: int, arguments: dict[str, Any], *, constant: bool = False
+    ) -> WatchedCall:
         """Adds a call; of a `constant` the values of its tensors are what is compared, and not where they lie."""
         self._calling = operator
         describe = _constant if constant else self._described
-        call = Call(operator, file, line, tuple((name, describe(value)) for name, value in arguments.items()))
+        call = WatchedCall(operator, file, line, tuple((name, describe(value)) for name, value in arguments.items()))
         self.calls.append(call)
         return call
 
@@ -115,7 +117,7 @@ def _constant(tensor: Tensor) -> Constant:
     return Constant(str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(content).hexdigest())
 
 
-def difference(before: Call | None, now: Call) -> Rule | None:
+def difference(before: WatchedCall | None, now: WatchedCall) -> Rule | None:
     """What a graph that was captured as `before` would get wrong about `now`; None if nothing."""
     if before is None:
         return Rule("ran, and did not in the run before", findings.SAME_PATH)
