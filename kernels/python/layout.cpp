@@ -110,9 +110,8 @@ auto getters() {
 
 bool add_layout_type(PyObject *module) {
     static auto attributes = getters();
-    static PyMethodDef methods[] = {without_arguments("__bytes__", as_bytes, "The struct."), {}};
+    static PyMethodDef methods[] = {method("__bytes__", as_bytes, METH_NOARGS), {}};
     static PyType_Slot slots[] = {
-        {Py_tp_doc, const_cast<char *>("Where everything lies in a window: ExchangeLayout of exchange.h.")},
         {Py_tp_new, slot(make)},
         {Py_tp_dealloc, slot(destroy<ExchangeLayout>)},
         {Py_tp_getset, attributes.data()},

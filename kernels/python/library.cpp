@@ -1,5 +1,7 @@
 #include "library.h"
 
+#include <cstddef>
+
 #include <dlfcn.h>
 
 #include "errors.h"
@@ -125,20 +127,13 @@ PyObject *initialise_window(PyObject *self, PyObject *arguments) {
 } // namespace
 
 bool add_library_type(PyObject *module) {
-    static PyMemberDef members[] = {{"path", T_OBJECT_EX, offsetof(Object<Library>, value.path), READONLY, nullptr},
+    static PyMemberDef members[] = {member("path", T_OBJECT_EX, offsetof(Object<Library>, value.path)), {}};
+    static PyMethodDef methods[] = {method("select_kernels", select_kernels, METH_O),
+                                    method("refuse_layout", refuse_layout, METH_O),
+                                    method("initialise_window", initialise_window, METH_VARARGS),
+                                    method("open_session", open_session, METH_VARARGS | METH_KEYWORDS),
                                     {}};
-    static PyMethodDef methods[] = {
-        with_one_argument("select_kernels", select_kernels,
-                          "select_kernels(name): the row kernels that this process uses from now on, those called "
-                          "`name` or, for None, the widest; None if the processor has not that one."),
-        with_one_argument("refuse_layout", refuse_layout,
-                          "refuse_layout(layout): why these kernels cannot serve such windows, or None."),
-        entry("initialise_window", initialise_window, METH_VARARGS,
-              "initialise_window(layout, address, first_epoch): prepares the own window."),
-        with_parsing("open_session", open_session, open_session_help),
-        {}};
     static PyType_Slot slots[] = {
-        {Py_tp_doc, const_cast<char *>("Library(path): kernels with the C ABI of exchange.h.")},
         {Py_tp_new, slot(make)},
         {Py_tp_dealloc, slot(destroy<Library>)},
         {Py_tp_members, members},

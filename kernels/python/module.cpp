@@ -1,4 +1,5 @@
-// The way from Python into the kernels, those of this library and those of any other with the same C ABI.
+// The way from Python into the kernels, those of this library and those of any other with the same C ABI. What the
+// types have, and how it is called: sglang_ascend_moe/_host_kernels.pyi.
 #include "objects.h"
 
 #include "call.h"

@@ -36,7 +36,7 @@ class Reference {
 };
 
 template <class Value> struct Object {
-    PyObject_HEAD;
+    PyObject head;
     Value value;
 };
 
@@ -66,30 +66,14 @@ inline bool append(const Reference &list, const Reference &entry) {
 // A slot of a type, for PyType_Slot.
 template <class Function> void *slot(Function *function) { return reinterpret_cast<void *>(function); }
 
-// Entries of a method table, by how Python hands over arguments.
-using NoArguments = PyObject *(*)(PyObject *self, PyObject *);
-using OneArgument = PyObject *(*)(PyObject *self, PyObject *argument);
-using Positional = PyObject *(*)(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
-using PositionalAndNamed = PyObject *(*)(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
-using Parsed = PyObject *(*)(PyObject *self, PyObject *arguments, PyObject *named);
+// An entry of a method table; `flags` say how Python hands over arguments, and so what `function` has to be.
+template <class Function> PyMethodDef method(const char *name, Function *function, int flags) {
+    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), flags, nullptr};
+}
 
-template <class Function> PyMethodDef entry(const char *name, Function function, int flags, const char *help) {
-    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), flags, help};
-}
-inline PyMethodDef without_arguments(const char *name, NoArguments function, const char *help) {
-    return entry(name, function, METH_NOARGS, help);
-}
-inline PyMethodDef with_one_argument(const char *name, OneArgument function, const char *help) {
-    return entry(name, function, METH_O, help);
-}
-inline PyMethodDef with_arguments(const char *name, Positional function, const char *help) {
-    return entry(name, function, METH_FASTCALL, help);
-}
-inline PyMethodDef with_names(const char *name, PositionalAndNamed function, const char *help) {
-    return entry(name, function, METH_FASTCALL | METH_KEYWORDS, help);
-}
-inline PyMethodDef with_parsing(const char *name, Parsed function, const char *help) {
-    return entry(name, function, METH_VARARGS | METH_KEYWORDS, help);
+// An attribute that is read at `offset` of the object, by its type of structmember.h.
+inline PyMemberDef member(const char *name, int type, size_t offset) {
+    return {name, type, static_cast<Py_ssize_t>(offset), READONLY, nullptr};
 }
 
 inline bool expects(Py_ssize_t count, Py_ssize_t given) {

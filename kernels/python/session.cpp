@@ -236,10 +236,6 @@ int clear(PyObject *self) { return set_on_step(self, nullptr, nullptr); }
 
 } // namespace
 
-const char *const open_session_help =
-    "open_session(layout, rank, windows, peer_pidfds, timeout_ns, workers, epoch, takes_host_tensors): the exchange "
-    "of a rank. windows: addresses, and peer_pidfds: descriptors or -1, by rank.";
-
 PyObject *open_session(PyObject *library, PyObject *arguments, PyObject *named) {
     static const char *const names[] = {
         "layout", "rank", "windows", "peer_pidfds", "timeout_ns", "workers", "epoch", "takes_host_tensors", nullptr};
@@ -286,32 +282,28 @@ bool add_session_type(PyObject *module) {
                                                     {nullptr, nullptr}};
     static PyStructSequence_Desc fault_description = {"sglang_ascend_moe._host_kernels.Found",
                                                       "ExchangeFault of exchange.h.", fault_fields, 6};
-    static PyGetSetDef attributes[] = {
-        {"address", address, nullptr, "Of the ExchangeSession.", nullptr},
-        {"rank", rank, nullptr, nullptr, nullptr},
-        {"step", step, nullptr, "The last step begun.", nullptr},
-        {"epoch", epoch, nullptr, "The last epoch begun.", nullptr},
-        {"waited_ns", waited_ns, nullptr, "By rank: how long it has held this one up.", nullptr},
-        {"missing", missing, nullptr, "Ranks that a failed wait was still waiting for.", nullptr},
-        {"fault", fault, nullptr, "What the last call found wrong.", nullptr},
-        {"refusal", refusal, nullptr, "The text that came with the fault.", nullptr},
-        {"inherited", inherited, nullptr, "Whether it is another process's.", nullptr},
-        {"on_step", on_step, set_on_step, "Called with each step as it begins. What it raises ends the call.", nullptr},
-        {}};
-    static PyMethodDef methods[] = {
-        with_arguments("new_call", new_call,
-                       "new_call(positions, weights, counts, matrix): a call over these tensors."),
-        entry("refuse", refuse, METH_VARARGS, "refuse(kind, problem): its result."),
-        entry("plan", plan, METH_VARARGS, "plan(block, tokens, error, detail): its result, and the blocks by rank."),
-        entry("count_chunks", count_chunks, METH_VARARGS, "count_chunks(ids, chunk_tokens): rows, error, detail."),
-        entry("leave", leave, METH_VARARGS, "leave(result, step, epoch): tells every rank."),
-        without_arguments("disown", disown, "disown(): from now on nothing touches windows, every call is refused."),
-        entry("open_device", open_device, METH_VARARGS, "open_device(cores, launches): its result."),
-        without_arguments("check_device", check_device, "check_device(): its result."),
-        without_arguments("close_device", close_device, "close_device(): gives memory of the device back."),
-        {}};
+    static PyGetSetDef attributes[] = {{"address", address, nullptr, nullptr, nullptr},
+                                       {"rank", rank, nullptr, nullptr, nullptr},
+                                       {"step", step, nullptr, nullptr, nullptr},
+                                       {"epoch", epoch, nullptr, nullptr, nullptr},
+                                       {"waited_ns", waited_ns, nullptr, nullptr, nullptr},
+                                       {"missing", missing, nullptr, nullptr, nullptr},
+                                       {"fault", fault, nullptr, nullptr, nullptr},
+                                       {"refusal", refusal, nullptr, nullptr, nullptr},
+                                       {"inherited", inherited, nullptr, nullptr, nullptr},
+                                       {"on_step", on_step, set_on_step, nullptr, nullptr},
+                                       {}};
+    static PyMethodDef methods[] = {method("new_call", new_call, METH_FASTCALL),
+                                    method("refuse", refuse, METH_VARARGS),
+                                    method("plan", plan, METH_VARARGS),
+                                    method("count_chunks", count_chunks, METH_VARARGS),
+                                    method("leave", leave, METH_VARARGS),
+                                    method("disown", disown, METH_NOARGS),
+                                    method("open_device", open_device, METH_VARARGS),
+                                    method("check_device", check_device, METH_NOARGS),
+                                    method("close_device", close_device, METH_NOARGS),
+                                    {}};
     static PyType_Slot slots[] = {
-        {Py_tp_doc, const_cast<char *>("One rank's open exchange: ExchangeSession of exchange.h.")},
         {Py_tp_dealloc, slot(destroy<Session>)},
         {Py_tp_traverse, slot(traverse)},
         {Py_tp_clear, slot(clear)},

@@ -34,7 +34,6 @@ template <class Function, class... Arguments> int run(Session &session, Function
 
 // open_session(...) of a Library.
 PyObject *open_session(PyObject *library, PyObject *arguments, PyObject *named);
-extern const char *const open_session_help;
 
 bool add_session_type(PyObject *module);
 
