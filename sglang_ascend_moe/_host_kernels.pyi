@@ -96,13 +96,13 @@ class Call:
 
     @property
     def positions(self) -> Tensor:
-        """int64 [tokens, topk], destination rank << 32 | row, or -1. As the last dispatch left them, like all of these."""
+        """int64 [tokens, topk] of the last dispatch: destination rank << 32 | row, or -1."""
     @property
     def weights(self) -> Tensor:
-        """float32 [tokens, topk], if it kept them."""
+        """float32 [tokens, topk] of the last dispatch, if it kept them."""
     @property
     def counts(self) -> Tensor:
-        """int64 [local experts]."""
+        """int64 [local experts] of the last dispatch."""
     @property
     def epoch(self) -> int:
         """0: the dispatch was only captured."""
