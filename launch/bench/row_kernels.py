@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sglang_ascend_moe.launch.bench.cases import Case
-from sglang_ascend_moe.native.session import own_library
+from sglang_ascend_moe.native.library import own_library
 
 LINE_BYTES = 64
 SCALE_BYTES = 16

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from sglang_ascend_moe.exchange import host_backend
-from sglang_ascend_moe.native import session
-from sglang_ascend_moe.native.abi import pointer, u32
 from sglang_ascend_moe.native.device_session import DeviceSession
+from sglang_ascend_moe.native.library import use_library
 from tests.ascend.conftest import Objects
 from tests.ascend.host_model import KERNELS, ModelViolated, build_objects, link
 from tests.exchange.pool import Program, Rank
@@ -29,6 +28,8 @@ SOURCES = [
 ]
 SHARED = ("core", "device", "instructions", "routing", "segments")
 """What is part of the model's library as well."""
+
+pointer, u32 = ctypes.c_void_p, ctypes.c_uint32
 
 
 class Launch(ctypes.Structure):
@@ -137,13 +138,13 @@ def on_device_library(path: str, cores: int) -> Iterator[OneStream]:
         device = torch.device("cpu")
         return DeviceSession(layout, rank, addresses, pidfds, device, streams, first_epoch=first_epoch)
 
-    session.use_library(path)
+    use_library(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(host_backend, "NativeSession", open_session)
         try:
             yield streams
         finally:
-            session.use_library(None)
+            use_library(None)
             if text := cann.violation():
                 raise ModelViolated(text)
 

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from sglang_ascend_moe.native.abi import native_layout
-from sglang_ascend_moe.native.session import use_library
+from sglang_ascend_moe.native.library import native_layout, use_library
 from sglang_ascend_moe.windows.layout import WindowLayout
 from tests.exchange.pool import Program, Rank
 
@@ -95,7 +94,7 @@ class Model:
     def buffers(self, layout: WindowLayout) -> tuple[int, int]:
         """Bytes of the unified buffer that dispatch and combine are said to need."""
         needed = (ctypes.c_uint64 * 2)()
-        self._library.ascend_model_buffers(ctypes.byref(native_layout(layout)), needed)
+        self._library.ascend_model_buffers(bytes(native_layout(layout)), needed)
         return needed[0], needed[1]
 
     def violation(self) -> str:

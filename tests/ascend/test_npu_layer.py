@@ -15,7 +15,8 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange import opening
 from sglang_ascend_moe.exchange.device_backend import DeviceBackend
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.native import device_session, session
+from sglang_ascend_moe.native import device_session
+from sglang_ascend_moe.native.library import use_library
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
 from tests.exchange.pool import Rank
@@ -39,7 +40,7 @@ def outputs(exchange: Exchange, moe: object, options: Options, rank: Rank, *, on
 def on_device(rank: Rank, path: str, folder: Path, program, *arguments: object) -> object:
     # SGLang is imported before anything stands in for torch_npu, which transformers looks for.
     npu_layer()
-    session.use_library(path)
+    use_library(path)
     cann = Cann(path)
     cann.library.cann_stand_in_use_cores(2)
     with in_place_of_devices(folder) as shared, pytest.MonkeyPatch.context() as patch:
@@ -48,7 +49,7 @@ def on_device(rank: Rank, path: str, folder: Path, program, *arguments: object) 
         try:
             return program(rank, shared, *arguments)
         finally:
-            session.use_library(None)
+            use_library(None)
             assert cann.violation() == ""
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import PeerLost
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
-from sglang_ascend_moe.native.session import own_library
+from sglang_ascend_moe.native.library import own_library
 
 from . import reference
 from .bits import require_same_bits, require_same_values

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.native.session import use_library
+from sglang_ascend_moe.native.library import use_library
 from tests.exchange.pool import Rank
 from tests.exchange.scenario import Scenario
 from tests.exchange.surface import open_exchange

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.native.session import select_kernels
+from sglang_ascend_moe.native.library import select_kernels
 from tests.exchange.pool import Rank
 from tests.exchange.scenario import Scenario
 from tests.exchange.test_bit_exact import exchange_in_every_schedule

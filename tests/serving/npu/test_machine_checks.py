@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.native import session
+from sglang_ascend_moe.native import library
 from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.npu import machine_checks
@@ -39,7 +39,7 @@ def machine(patch: pytest.MonkeyPatch, folder: Path, lacks: str | None) -> None:
         patch.syspath_prepend(str(folder))
     patch.setattr(hooks, "on_npu", lambda: lacks != "platform")
     if lacks != "kernels":
-        patch.setattr(session, "own_library", lambda _device: "libraries")
+        patch.setattr(library, "own_library", lambda _device: "libraries")
     patch.setattr(memfabric, "is_installed", lambda: lacks != "pool")
     patch.setattr(aclshmem, "is_installed", lambda: False)
 
