@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
 from typing import Literal, Protocol, Self
 
 import torch
@@ -21,9 +22,15 @@ class ExpertExchange(Protocol):
     The calls are described at `Exchange`.
     """
 
-    rank: int
-    parameters: ExchangeParameters
-    observation: Observation
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def parameters(self) -> ExchangeParameters: ...
+
+    @property
+    def observation(self) -> Observation:
+        """What this exchange has done so far, counted."""
 
     @property
     def window(self) -> WindowMemory:
@@ -79,4 +86,6 @@ class ExpertExchange(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...

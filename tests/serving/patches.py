@@ -22,10 +22,10 @@ def corrupt_one_row() -> None:
 
     compute_experts = layer.compute_experts
 
-    def corrupted(moe_layer, rows):
+    def corrupted(serving, moe_layer, rows):
         if moe_layer.layer_id == 0 and get_parallel().moe_ep_rank == 0 and rows.counts.sum() > 0:
             rows.rows[0].neg_()
-        compute_experts(moe_layer, rows)
+        compute_experts(serving, moe_layer, rows)
 
     layer.compute_experts = corrupted
 

@@ -18,7 +18,7 @@ from sglang_ascend_moe.errors import CaptureRefused, SessionPoisoned, Unsupporte
 from sglang_ascend_moe.exchange.collective_exchange import CollectiveExchange
 from sglang_ascend_moe.exchange.control.secret import Secret, read_secret
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
+from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange, Phase
 from sglang_ascend_moe.exchange.rank_options import RankOptions
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving import hooks
@@ -274,33 +274,33 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
     hidden_states: [T, H] rows of this rank, T may be 0. topk_output: ids [T, K] (-1: not routed) and float32 weights.
     Returns [T, H], complete: summed over the experts of all ranks.
     """
-    if _serving is None:
+    serving = _serving
+    if serving is None:
         if _asked_for():
             raise SessionPoisoned("an MoE layer ran before its exchange was opened")
         return original(layer, hidden_states, topk_output)
-    exchange = _serving.exchanges[shape_of(layer)]
     if launches.capturing():
-        return _forward_in_graph(exchange, layer, hidden_states.contiguous(), topk_output)
-    return exchange.run(
+        return _forward_in_graph(serving, layer, hidden_states.contiguous(), topk_output)
+    return serving.exchanges[shape_of(layer)].run(
         hidden_states.contiguous(),
         topk_output.topk_ids,
         topk_output.topk_weights,
-        lambda rows: compute_experts(layer, rows),
-        phase=_phase(_serving.options),
+        lambda rows: compute_experts(serving, layer, rows),
+        phase=_phase(serving.options),
     )
 
 
-def _forward_in_graph(exchange: ExpertExchange, layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:
+def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:
     """The layer as one launch: dispatch, experts on as many rows as there are at each replay, combine."""
-    schedule = _serving.options.schedule
-    if schedule == "collective" or _phase(_serving.options) != "decode":
+    schedule, exchange = serving.options.schedule, serving.exchanges[shape_of(layer)]
+    if schedule == "collective" or _phase(serving.options) != "decode":
         raise CaptureRefused(
             f"--ascend-moe-schedule {schedule}: only the decode schedule runs in graphs; use auto, or"
             " --disable-cuda-graph"
         )
 
     def bind(x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> launches.Launch:
-        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(layer, rows), out)
+        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out)
 
     out = torch.empty_like(hidden_states)
     launches.launch(bind, [hidden_states, topk_output.topk_ids, topk_output.topk_weights], [out])
@@ -313,26 +313,26 @@ def _asked_for() -> bool:
     return options_of(get_server_args()) is not None
 
 
-def _phase(options: Options) -> str:
+def _phase(options: Options) -> Phase:
     """decode or prefill, the same on every rank: SGLang's ranks agree on it, whatever each one's own batch is."""
-    if options.schedule in ("decode", "prefill"):
+    if options.schedule == "decode" or options.schedule == "prefill":
         return options.schedule
     from sglang.srt.layers.dp_attention import get_is_extend_in_batch
 
     return "prefill" if get_is_extend_in_batch() else "decode"
 
 
-def compute_experts(layer: Any, rows: ExpertRows) -> None:
+def compute_experts(serving: Serving, layer: Any, rows: ExpertRows) -> None:
     """Run the local experts of `layer` on the rows of the window; writes `rows.out`.
 
     The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
     same rows: gate and up in one product in the dtype of the rows, activation and product rounded to it each.
     """
     expert_location.record_dispatch(layer, rows.counts)
-    if _serving.on_npu:
+    if serving.on_npu:
         experts.compute(layer, rows)
         return
-    activation = _serving.activations[layer.moe_runner_config.activation]
+    activation = serving.activations[layer.moe_runner_config.activation]
     sizes = rows.counts.tolist()
     total = sum(sizes)
     if total <= ROWS_TOGETHER:

@@ -187,7 +187,7 @@ def test_products_take_rows_out_of_the_window_and_put_results_into_it(serve, mon
     with layer._serving.exchanges[layer.shape_of(moe)] as exchange:
         rows = exchange.dispatch(x, topk.topk_ids, topk.topk_weights)
         with Touches(rows=rows.rows, results=rows.out) as touches:
-            layer.compute_experts(moe, rows)
+            layer.compute_experts(layer._serving, moe, rows)
         exchange.combine(rows.out, rows)
     # Two products and an activation made of two operators: nothing copies, gathers or sorts.
     first = {"aten.new_empty.default", "aten.mm.out"} if together else {"aten.mm.default"}
