@@ -91,7 +91,7 @@ def _check_places(layers: Any, experts: Experts) -> None:
         for place, expert in enumerate(places):
             if type(expert) is not int or not 0 <= expert < experts.experts:
                 raise InvalidInput(
-                    f"place {place} of layer {number} has expert {expert!r}; experts are 0 .. {experts.experts - 1}"
+                    f"place {place} of layer {number} has expert {expert!r}; must be 0 .. {experts.experts - 1}"
                 )
         if missing := sorted(set(range(experts.experts)) - set(places)):
             raise InvalidInput(f"layer {number} has no place for expert {missing[0]}; every expert needs one")
@@ -110,7 +110,7 @@ def _check_counts(counts: Any, experts: Experts) -> None:
                 )
             for expert, count in enumerate(row):
                 if type(count) not in (int, float) or not math.isfinite(count) or count < 0:
-                    raise InvalidInput(f"expert {expert} of layer {number} has count {count!r}; counts are 0 or more")
+                    raise InvalidInput(f"expert {expert} of layer {number} has count {count!r}; it must be 0 or more")
 
 
 def _require_layers(name: str, layers: Any, expected: int | None) -> None:
