@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 
 from sglang_ascend_moe.launch.bench import graphs_serving
-from sglang_ascend_moe.launch.bench.launcher import run_processes
-from sglang_ascend_moe.launch.bench.outputs import problem_with_file
+from sglang_ascend_moe.launch.bench.output_files import problem_with_file
+from sglang_ascend_moe.launch.bench.rank_processes import run_processes
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
 from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.servers.server_process import ServerFailed

@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.launch.bench.cases import Case, Run
 from sglang_ascend_moe.launch.bench.drawn_routing import make_batch, traffic
-from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT
 from sglang_ascend_moe.launch.bench.measure import Measured, SharedClock, Stopwatch, measure
+from sglang_ascend_moe.launch.bench.rank_processes import WRONG_RESULT
 from sglang_ascend_moe.launch.bench.records import OPS, Record, judged, write_records
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
 from sglang_ascend_moe.launch.bench.statistics import spread

@@ -15,7 +15,7 @@ from sglang_ascend_moe.launch.bench.case_memory import bytes_available, received
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.drawn_routing import Batch
 from sglang_ascend_moe.launch.bench.shared_memory import RelayMemory
-from sglang_ascend_moe.launch.bench.variants.collective import Collective
+from sglang_ascend_moe.launch.bench.variants.gloo_collective import Collective
 from sglang_ascend_moe.launch.bench.variants.memcpy import Memcpy, QuantiseMemcpy
 from sglang_ascend_moe.launch.bench.variants.packed import CollectiveNative, Mpi
 from sglang_ascend_moe.launch.bench.variants.relay import Relay

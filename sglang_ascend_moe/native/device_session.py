@@ -66,12 +66,14 @@ class DeviceSession(NativeSession):
         device: torch.device,
         streams: Streams | None = None,
         cores: int = 0,
+        *,
+        first_epoch: int = 0,
     ) -> None:
         """`window_addresses` [ranks] as the device sees them; `cores`: vector cores to run on, 0 for all.
 
         Raises `PeerLost` of this rank, with the words of CANN, if it refuses memory.
         """
-        super().__init__(layout, rank, window_addresses, peer_pidfds, device=device)
+        super().__init__(layout, rank, window_addresses, peer_pidfds, device=device, first_epoch=first_epoch)
         _declare(self._library)
         self._streams = torch_streams() if streams is None else streams
         self._address = ctypes.addressof(self._session)

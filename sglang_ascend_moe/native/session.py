@@ -100,8 +100,10 @@ def select_kernels(name: str | None) -> str:
     return str(library.exchange_selected_kernels().decode())
 
 
-def initialise_window(layout: WindowLayout, address: int, device: str = "cpu") -> None:
+def initialise_window(layout: WindowLayout, address: int, device: str = "cpu", *, first_epoch: int = 0) -> None:
     """Prepares this rank's own window before any peer uses it; zeroed already, where it is memory of the host.
+
+    `first_epoch` exchanges are behind it.
 
     Raises `Unsupported` if the kernels cannot serve windows of this layout.
     """
@@ -111,7 +113,7 @@ def initialise_window(layout: WindowLayout, address: int, device: str = "cpu") -
         refuse.restype = ctypes.c_char_p
         if (refusal := refuse(ctypes.byref(described))) is not None:
             raise Unsupported(refusal.decode())
-    library.exchange_initialise(ctypes.byref(described), address, layout.parameters.first_epoch)
+    library.exchange_initialise(ctypes.byref(described), address, first_epoch)
 
 
 class NativeSession:
@@ -127,9 +129,12 @@ class NativeSession:
         peer_pidfds: Sequence[int],
         workers: int = 1,
         device: torch.device | None = None,
+        *,
+        first_epoch: int = 0,
     ) -> None:
         """`window_addresses` [ranks] as mapped here; `peer_pidfds` [ranks], -1 for a rank that is not watched;
-        `workers`: threads that move large payloads; `device`: where windows and tensors lie, None for the host.
+        `workers`: threads that move large payloads; `device`: where windows and tensors lie, None for the host;
+        `first_epoch`: exchanges that the windows have behind them.
         """
         ranks = layout.parameters.ranks
         self._library: Any = _library("cpu" if device is None else device.type)
@@ -157,7 +162,7 @@ class NativeSession:
             timeout_ns=int(layout.parameters.timeout_s * 1e9),
             workers=workers,
             rank=rank,
-            epoch=layout.parameters.first_epoch,
+            epoch=first_epoch,
         )
         self._reference = ctypes.byref(self._session)
         self._functions = {

@@ -16,7 +16,7 @@ from sglang_ascend_moe.native.session import own_library
 
 from . import reference
 from .bits import require_same_bits, require_same_values
-from .faults import require_poisoned
+from .harmed_ranks import require_poisoned
 from .pool import Rank
 from .reference import scale_by_expert
 from .rounds import window_bytes_for

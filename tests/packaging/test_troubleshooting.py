@@ -12,8 +12,8 @@ import pytest
 
 from sglang_ascend_moe.native.codes import Step
 from sglang_ascend_moe.serving.launcher import exit_codes
-from tests.packaging.messages import FOREIGN, GAP, has_words, messages, own_exceptions, raised
 from tests.packaging.source_tree import ROOT
+from tests.packaging.user_messages import FOREIGN, GAP, has_words, messages, own_exceptions, raised
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 

@@ -17,11 +17,8 @@ from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.native.calls import DispatchCall
 from sglang_ascend_moe.native.codes import Kind, Part
 from sglang_ascend_moe.native.session import Dispatched, NativeSession
-from sglang_ascend_moe.windows.device import DeviceWindow
 from sglang_ascend_moe.windows.layout import LINE_BYTES, WindowLayout
-from sglang_ascend_moe.windows.memfd import MappedWindow
-
-Window = MappedWindow | DeviceWindow
+from sglang_ascend_moe.windows.window import Window
 
 MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""

@@ -1,7 +1,14 @@
 """What SGLang lacks, or does for accelerators only, on a machine without one. One row a hook, with its reason."""
 
 from sglang_ascend_moe.serving.hooks import Hook, Kind, host_hook, host_launcher_hook
-from sglang_ascend_moe.serving.host import fixes, memory, models, process_start, recorder, unnamed_memory
+from sglang_ascend_moe.serving.host import (
+    expert_recording,
+    fixes,
+    host_memory,
+    host_models,
+    process_start,
+    unnamed_memory,
+)
 
 SRT = "sglang.srt"
 
@@ -81,19 +88,19 @@ HOOKS: tuple[Hook, ...] = (
     host_hook(
         "sglang.kernels.ops.elementwise.elementwise.fused_gate_sigmoid_mul_add",
         Kind.REPLACE,
-        models.add_gated_shared_expert,
+        host_models.add_gated_shared_expert,
         "Qwen2-MoE adds its gated shared expert with a Triton kernel",
     ),
     host_hook(
         f"{SRT}.layers.rotary_embedding.factory.get_rope_cpu",
         Kind.AROUND,
-        models.rope_without_scaling,
+        host_models.rope_without_scaling,
         "on the CPU SGLang builds the rotary embedding of latent attention in its scaled form only",
     ),
     host_hook(
         f"{SRT}.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry.get_handler",
         Kind.AROUND,
-        models.latent_attention_handler,
+        host_models.latent_attention_handler,
         "SGLang names no way to run latent attention with torch_native, and takes one whose prefill fails",
     ),
     *(
@@ -104,8 +111,8 @@ HOOKS: tuple[Hook, ...] = (
             "MiniMax-M2 normalises queries and keys with a Triton kernel",
         )
         for name, function in (
-            ("rms_sumsq_serial", models.query_key_squares),
-            ("rms_apply_serial", models.normalise_queries_keys),
+            ("rms_sumsq_serial", host_models.query_key_squares),
+            ("rms_apply_serial", host_models.normalise_queries_keys),
         )
     ),
     host_hook(
@@ -117,7 +124,7 @@ HOOKS: tuple[Hook, ...] = (
     host_hook(
         f"{SRT}.eplb.expert_distribution._ExpertDistributionRecorderReal._on_hook",
         Kind.AROUND,
-        recorder.only_while_recording,
+        expert_recording.only_while_recording,
         "while it does not record, the recorder asks CUDA whether a graph is being captured",
     ),
     host_hook(
@@ -165,43 +172,43 @@ HOOKS: tuple[Hook, ...] = (
     host_launcher_hook(
         f"{SRT}.server_args.ServerArgs.resolve_once",
         Kind.BEFORE,
-        memory.limit_running_requests,
+        host_memory.limit_running_requests,
         "by default SGLang makes room for thousands of requests at a time, as for an accelerator",
     ),
     host_launcher_hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
         Kind.BEFORE,
-        memory.reserve_for_server,
+        host_memory.reserve_for_server,
         "a model that does not fit would be noticed when the kernel kills a process, of this server or of another",
     ),
     host_launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
         Kind.AFTER,
-        memory.release_start,
+        host_memory.release_start,
         "what a starting server has reserved is more than its ranks need in the end",
     ),
     host_hook(
         f"{SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
         Kind.AROUND,
-        memory.rank_budget,
+        host_memory.rank_budget,
         "each rank would take its share of the whole machine",
     ),
     host_hook(
         f"{SRT}.mem_cache.kv_cache_configurator.get_available_gpu_memory",
         Kind.AROUND,
-        memory.available_for_keys_values,
+        host_memory.available_for_keys_values,
         "what the machine has left is not what one rank may take of it",
     ),
     host_hook(
         f"{SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator._apply_token_constraints",
         Kind.AROUND,
-        memory.tokens_that_can_be_used,
+        host_memory.tokens_that_can_be_used,
         "keys and values for more tokens than the scheduler can use would take memory from others",
     ),
     host_hook(
         f"{SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator.configure",
         Kind.AROUND,
-        memory.allocate_untouched,
+        host_memory.allocate_untouched,
         "SGLang writes zeros into all keys and values at start-up",
     ),
 )

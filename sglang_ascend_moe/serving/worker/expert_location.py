@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exchange.control.placement import PlacementAgreement
+from sglang_ascend_moe.exchange.control.expert_placement import PlacementAgreement
 from sglang_ascend_moe.exchange.control.secret import Secret
 from sglang_ascend_moe.serving.options import options_of
 
