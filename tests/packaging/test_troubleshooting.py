@@ -112,7 +112,7 @@ def test_every_step_is_explained():
 
 
 def test_every_exception_is_of_the_package():
-    known = own_exceptions() | FOREIGN | ENDS | {"kind"}
+    known = own_exceptions() | FOREIGN | ENDS
     assert {(place.file, place.exception) for place in raised() if place.exception not in known} == OTHERS
 
 
