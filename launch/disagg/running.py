@@ -19,12 +19,13 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
 from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
 from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang
-from sglang_ascend_moe.launch.servers.server_process import ServerProcess, cannot_listen, free_port, log_tail, stage
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, free_port, log_tail
 from sglang_ascend_moe.serving.host.memory_share import MemoryLeft, memory_left, share_of_ranks
 from sglang_ascend_moe.serving.host.reservations import outstanding
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import FLAGS
+from sglang_ascend_moe.serving.stages import Stage
 from sglang_ascend_moe.serving.worker.pairing import ask_instance
 
 POLL_SECONDS = 0.5
@@ -175,7 +176,7 @@ class RunningDeployment:
 
     def _wait_until_ready(self, timeout: float) -> None:
         waiting = {member.name: member for member in self._members if not member.process.answers()}
-        stages: dict[str, str] = {}
+        stages: dict[str, Stage] = {}
         while waiting:
             self._raise_if_one_ended()
             for name, member in list(waiting.items()):
@@ -185,9 +186,9 @@ class RunningDeployment:
                     del waiting[name]
                 elif process.seconds > timeout:
                     raise MemberFailed(f"was not ready after {timeout:.0f} s", member)
-                elif member.role is not None and (now := stage(process.log)) != stages.get(name):
+                elif member.role is not None and (now := process.stage) != stages.get(name):
                     stages[name] = now
-                    self._tell(Waiting(name=name, seconds=process.seconds, stage=now))
+                    self._tell(Waiting(name=name, seconds=process.seconds, stage=now.value))
             time.sleep(POLL_SECONDS)
 
     def _wait_for_token(self, timeout: float) -> None:
@@ -219,7 +220,7 @@ class RunningDeployment:
     def _raise_if_one_ended(self) -> None:
         ended = [(member, code) for member in self._members if (code := member.process.exit_code) is not None]
         for member, code in ended:
-            if cannot_listen(member.process.log):
+            if member.process.found_port_taken:
                 raise MemberFailed(f"another program has taken its port {member.process.port}; start again", member)
             raise MemberFailed(f"the server {cause(code)}", member)
 

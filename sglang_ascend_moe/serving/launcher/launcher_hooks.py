@@ -2,6 +2,7 @@
 
 from sglang_ascend_moe.serving.hooks import Hook, Kind, Process, Where, launcher_hook
 from sglang_ascend_moe.serving.launcher import arguments, ending, request_checks
+from sglang_ascend_moe.serving.stages import Stage, telling
 
 SRT = "sglang.srt"
 
@@ -50,6 +51,18 @@ HOOKS: tuple[Hook, ...] = (
             "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
         )
         for kind, function in ((Kind.BEFORE, ending.make_room_for_reports), (Kind.AFTER, ending.keep_schedulers))
+    ),
+    *(
+        launcher_hook(
+            f"{SRT}.entrypoints.{function}",
+            Kind.BEFORE,
+            telling(stage),
+            "a command that starts a server shows how far it is, which only the log says",
+        )
+        for function, stage in (
+            ("engine.Engine._launch_scheduler_processes", Stage.STARTING_RANKS),
+            ("http_server._wait_and_warmup", Stage.WARMING_UP),
+        )
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine.Engine._launch_detokenizer_subprocesses",
