@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.errors import PeerFault
+from sglang_ascend_moe.errors import PeerFault, PeerLost, PeerTimeout
 from sglang_ascend_moe.exchange.control.waiting import wait_for_ranks
 
 from .pool import Rank
@@ -21,7 +21,7 @@ LONG_S = 60.0
 
 
 def gather_without_a_rank(rank: Rank, ends: bool, group_s: float, own_s: float | None) -> str | None:
-    """The kind of error that the others meet when one rank ends, or stays away."""
+    """The code of the error that the others meet when one rank ends, or stays away."""
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=group_s))
     own = torch.zeros(1)
     gathered = [torch.empty_like(own) for _ in range(rank.size)]
@@ -35,7 +35,7 @@ def gather_without_a_rank(rank: Rank, ends: bool, group_s: float, own_s: float |
         wait_for_ranks(lambda: dist.all_gather(gathered, own, group=group, async_op=True), group, "came", own_s)
     except PeerFault as error:
         rank.note("raised")
-        return type(error).__name__
+        return error.code
     raise AssertionError("a gather without one of its ranks was complete")
 
 
@@ -46,7 +46,7 @@ def test_a_rank_that_ends_is_lost(fresh_pool, own_s: float | None):
     pool.await_notes("grouped", range(3))
     pool.release(ABSENT)
     results = pool.collect(dead=[ABSENT])
-    assert [results[0], results[2]] == ["PeerLost", "PeerLost"]
+    assert [results[0], results[2]] == [PeerLost.code, PeerLost.code]
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_a_rank_that_stays_away_is_a_timeout(fresh_pool, group_s: float, own_s: 
     pool.await_notes("grouped", range(2))
     pool.await_notes("raised", [0])
     pool.release(ABSENT)
-    assert pool.collect() == ["PeerTimeout", None]
+    assert pool.collect() == [PeerTimeout.code, None]
