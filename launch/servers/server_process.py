@@ -74,6 +74,7 @@ class ServerProcess:
         self._arguments = [*arguments, "--host", host, "--port", str(self.port)]
         self._module = module
         self._begun = time.monotonic()
+        self._stage = Stage.IMPORTING
         # Known once the context is left.
         self.ended_by_itself: bool | None = None
 
@@ -118,7 +119,10 @@ class ServerProcess:
     @property
     def stage(self) -> Stage:
         """What the server is busy with, as it says itself."""
-        return stages.furthest(self._stages)
+        # A server that ends may remove its folder itself.
+        with contextlib.suppress(FileNotFoundError):
+            self._stage = stages.furthest(self._stages)
+        return self._stage
 
     @property
     def found_port_taken(self) -> bool:

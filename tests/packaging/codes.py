@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import enum
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from sglang_ascend_moe import errors
@@ -39,18 +39,21 @@ FAILURES = "## Failures of a deployment\n\n`code` of the event `failed` of `asce
 def page() -> str:
     sections = (
         (EXCEPTIONS, table(("code", "exception", "meaning", "exchange"), map(row_of, exceptions()))),
-        (EXIT_CODES, table(("code", "meaning"), ((str(code), text) for code, text in exits()))),
-        *(
-            (introduction, table(("code", "meaning"), ((f"`{name}`", text) for name, text in meanings(codes))))
-            for introduction, codes in ((RESULTS, Result), (STEPS, Step), (FAILURES, Failure))
-        ),
+        (EXIT_CODES, listed(exits())),
+        (RESULTS, listed(meanings(Result))),
+        (STEPS, listed(meanings(Step))),
+        (FAILURES, listed(meanings(Failure))),
     )
-    return "\n".join([INTRODUCTION, *(f"{introduction}\n{rows}" for introduction, rows in sections)])
+    return "\n".join([INTRODUCTION, *(f"{introduction}\n{codes}" for introduction, codes in sections)])
 
 
-def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def listed(codes: Iterable[tuple[object, str]]) -> str:
+    return "".join(f"- `{code}`: {text[0].lower()}{text[1:]}\n" for code, text in codes)
 
 
 def exceptions() -> list[type[AscendMoeError]]:

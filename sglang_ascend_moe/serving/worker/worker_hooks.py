@@ -36,7 +36,7 @@ HOOKS: tuple[Hook, ...] = (
             (f"{SRT}.managers.scheduler.configure_scheduler_process", Kind.AFTER, Stage.CONNECTING),
             (f"{SRT}.model_executor.model_runner.ModelRunner.load_model", Kind.BEFORE, Stage.LOADING),
             (f"{SRT}.model_executor.model_runner.ModelRunner.load_model", Kind.AFTER, Stage.ALLOCATING),
-            (f"{SRT}.managers.scheduler.Scheduler.get_init_info", Kind.AFTER, Stage.PREPARING),
+            (f"{SRT}.model_executor.model_runner.ModelRunner.alloc_memory_pool", Kind.AFTER, Stage.PREPARING),
         )
     ),
     Hook(
