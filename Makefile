@@ -11,6 +11,8 @@ STAMPS := $(VENV)/stamps
 UV_VERSION := 0.13.9
 PYTHON ?=
 CXX ?= g++
+# Where mypy finds the folders that install inside the package: see pyproject.toml.
+MAPPED := $(VENV)/mapped/sglang_ascend_moe
 NATIVE := sglang_ascend_moe/_host_kernels.so
 KERNELS := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 CPP_SOURCES := $(KERNELS) $(wildcard kernels/*/*/*.cpp kernels/*/*/*.h tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h)
@@ -62,6 +64,8 @@ $(STAMPS)/lock: requirements.lock $(STAMPS)/uv-$(UV_VERSION)
 
 $(STAMPS)/project: pyproject.toml setup.py $(wildcard launch/__init__.py graph_capture/__init__.py) $(STAMPS)/lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@mkdir -p $(MAPPED)
+	@ln -sfn $(CURDIR)/launch $(CURDIR)/graph_capture $(MAPPED)
 	@touch $@
 
 $(NATIVE): $(KERNELS) kernels/flags.txt setup.py $(STAMPS)/project

@@ -16,7 +16,7 @@ KERNEL_FOLDERS = ("include", "host", "python", "ascend", "ascend/launch", "ascen
 
 
 class BuildSharedLibrary(build_ext):
-    """The library is loaded with ctypes and imported as well; of Python it uses the stable ABI only."""
+    """The library is loaded by its path and imported as well; of Python it uses the stable ABI only."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
@@ -74,7 +74,7 @@ setup(
             depends=sorted(map(str, Path("kernels").rglob("*.h"))),
             include_dirs=["kernels/include", "kernels/host"],
             extra_compile_args=COMPILE_FLAGS,
-            extra_link_args=["-pthread"],
+            extra_link_args=["-pthread", "-ldl"],
             language="c++",
         )
     ],

@@ -17,7 +17,7 @@ from sglang_ascend_moe import launches
 MOST_SHOWN = 8
 """Findings in one message; the others are counted."""
 _TORCH = str(Path(torch.__file__).parent)
-_OWN = ("findings.py", "guard.py", "recording.py", "tape.py", "trees.py")
+_OWN = ("findings.py", "guard.py", "watched_calls.py", "tape.py", "trees.py")
 _WATCHING = (launches.__file__, *(str(Path(__file__).with_name(name)) for name in _OWN))
 _MASKED_WRITES = {"aten::index_put_", "aten::index_put", "aten::_index_put_impl_"}
 _WITH_MASKS = {"aten::index", *_MASKED_WRITES}

@@ -30,7 +30,7 @@ from sglang_ascend_moe.graph_capture.findings import (
     user_line,
 )
 from sglang_ascend_moe.graph_capture.operators import by_name
-from sglang_ascend_moe.graph_capture.recording import Call, Recorder, difference
+from sglang_ascend_moe.graph_capture.watched_calls import WatchedCall, WatchedCalls, difference
 from sglang_ascend_moe.windows import allocations
 
 _LIFTS = ("aten.lift_fresh", "aten.lift")
@@ -123,7 +123,7 @@ class DryRuns:
 
 
 class _LaunchesAgain:
-    """Runs each launch once more, in view."""
+    """Runs what each launch does once more, as a part of the step, so that the guard sees its operators."""
 
     def record_launch(self, bind: launches.Bind, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> None:
         bind(*reads, *writes)()
@@ -135,9 +135,9 @@ class _Watch:
     def __init__(self) -> None:
         self.findings: dict[tuple[str, int, str], Finding] = {}
         self.calling: Calling | None = None
-        self._recorder = Recorder()
+        self._recorder = WatchedCalls()
         # The calls of the first run, to compare with.
-        self._before: list[Call] | None = None
+        self._before: list[WatchedCall] | None = None
 
     def begin_run(self) -> None:
         self._recorder.begin_run()
@@ -172,12 +172,12 @@ class _Watch:
         self._recorder.made(result)
 
     def on_read(self, name: str) -> None:
-        self._add(findings.HOST_READ, Call(name, *user_line(), ()))
+        self._add(findings.HOST_READ, WatchedCall(name, *user_line(), ()))
 
     def on_allocation(self, total_bytes: int) -> None:
-        self._add(findings.NEW_WINDOW, Call(f"a window of {total_bytes} bytes", *user_line(_PACKAGE), ()))
+        self._add(findings.NEW_WINDOW, WatchedCall(f"a window of {total_bytes} bytes", *user_line(_PACKAGE), ()))
 
-    def _add(self, rule: Rule, call: Call) -> None:
+    def _add(self, rule: Rule, call: WatchedCall) -> None:
         finding = Finding(call.operator, call.file, call.line, rule.problem, rule.remedy)
         # `Tensor.item` is seen by both modes.
         self.findings.setdefault((call.file, call.line, rule.problem), finding)

@@ -48,10 +48,10 @@ class LaunchCall(NamedTuple):
     tensors: tuple[Any, ...]
 
 
-Call = OperatorCall | LaunchCall
+RecordedCall = OperatorCall | LaunchCall
 
 
-def inputs(call: Call) -> Any:
+def inputs(call: RecordedCall) -> Any:
     """What a call takes, as a tree of references, tensors and Python values."""
     return call.tensors if isinstance(call, LaunchCall) else (call.arguments, call.keywords)
 
@@ -60,7 +60,7 @@ def references(tree: Any) -> Iterator[Reference]:
     return (leaf for leaf in leaves(tree) if isinstance(leaf, Reference))
 
 
-def without_repeats(calls: Sequence[Call], kept: set[int]) -> list[Call]:
+def without_repeats(calls: Sequence[RecordedCall], kept: set[int]) -> list[RecordedCall]:
     """`calls` without those that would compute again what an earlier one has computed; others use its results.
 
     Only what nobody changes afterwards, and was not made of what somebody changes, is used twice. kept: memory that
@@ -69,7 +69,7 @@ def without_repeats(calls: Sequence[Call], kept: set[int]) -> list[Call]:
     changed = _Changed(kept, calls)
     first: dict[Any, OperatorCall] = {}
     instead: dict[int, int] = {}
-    needed: list[Call] = []
+    needed: list[RecordedCall] = []
     for recorded in calls:
         call = _with_memory(recorded, instead)
         if isinstance(call, OperatorCall) and _repeatable(call, changed):
@@ -89,7 +89,7 @@ def without_repeats(calls: Sequence[Call], kept: set[int]) -> list[Call]:
 class _Changed:
     """Memory that somebody writes into after it was made: of the step by number, from outside by address."""
 
-    def __init__(self, kept: set[int], calls: Sequence[Call]) -> None:
+    def __init__(self, kept: set[int], calls: Sequence[RecordedCall]) -> None:
         written = [item for call in calls for item in _may_change(call)]
         self._made = kept | {item.memory for item in written if isinstance(item, Reference)}
         self._begins: list[int] = []
@@ -117,7 +117,7 @@ def _bytes_of(tensor: Tensor) -> tuple[int, int]:
     return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
 
-def _may_change(call: Call) -> Iterator[Reference | Tensor]:
+def _may_change(call: RecordedCall) -> Iterator[Reference | Tensor]:
     """What a call writes into and did not make; of a launch all that it works on."""
     if isinstance(call, OperatorCall):
         given = by_name(call.operator, call.arguments, call.keywords)
@@ -150,7 +150,7 @@ def _comparable(tree: Any) -> tuple[Any, ...]:
     return type(tree), repr(tree)
 
 
-def _with_memory(call: Call, instead: Mapping[int, int]) -> Call:
+def _with_memory(call: RecordedCall, instead: Mapping[int, int]) -> RecordedCall:
     """The call with other memory in place of that which nobody fills any more."""
     if not instead:
         return call

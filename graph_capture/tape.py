@@ -1,8 +1,8 @@
 """A tape: the operators of one step, recorded once and run again at fixed addresses.
 
 It is to the host what a device graph is to an accelerator. A step that is recorded runs as always. Afterwards every
-tensor that it made gets a place in an arena, operators are rewritten to their `out` form, and operators that only
-look at a tensor in another way are left out, because the tensors they made lie at fixed addresses too.
+tensor that it made gets a place in an arena, operators are rewritten to their `out` form, and operators that return
+views are left out, because what they look at lies at fixed addresses.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sglang_ascend_moe.graph_capture import findings
 from sglang_ascend_moe.graph_capture.arena import Arena, Lifetime, place
 from sglang_ascend_moe.graph_capture.findings import frozen_rule, is_dense, may_freeze, refusal, shown_name
 from sglang_ascend_moe.graph_capture.operator_calls import (
-    Call,
     LaunchCall,
     OperatorCall,
+    RecordedCall,
     Reference,
     inputs,
     references,
@@ -50,7 +50,7 @@ class Recording(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[RecordedCall] = []
         self.bytes: list[int] = []
         self._known: dict[int, tuple[StorageWeakRef, int]] = {}
         self._calling = ""
@@ -85,8 +85,8 @@ class Recording(TorchDispatchMode):
         if operator in _LIFTS:
             # Made from Python values. The step may write into it, so a replay makes it again from a copy.
             result = result.clone()
-            made = OperatorCall(torch.ops.aten.clone.default, (result.clone(),), {}, (self._born(result, set()),))
-            self.calls.append(made)
+            again = OperatorCall(torch.ops.aten.clone.default, (result.clone(),), {}, (self._born(result, set()),))
+            self.calls.append(again)
             return result
         given = _tensors((args, keywords))
         taken = {item.untyped_storage()._cdata for item in given}
@@ -96,7 +96,8 @@ class Recording(TorchDispatchMode):
         if writes:
             for item in given:
                 self._memory(item)
-            # What is only looked at in another way from now on lies where it lay.
+            # An operator that gives a tensor other strides in place (`transpose_`) writes nothing; references to the
+            # tensor have the new strides. One from outside has no reference: there it is run again, as in the step.
             writes = torch.Tag.inplace_view not in operator.tags or not isinstance(arguments[0], Reference)
         if made or writes:
             self.calls.append(OperatorCall(operator, arguments, named, results if made else ()))
@@ -143,7 +144,7 @@ class Recording(TorchDispatchMode):
         )
 
     def _born(self, tensor: Any, taken: set[int]) -> Reference | None:
-        """A reference to a result; None if it is no tensor, or looks at one of the arguments in another way."""
+        """A reference to a result; None if it is no tensor, or a view of an argument, whose storages are `taken`."""
         if not isinstance(tensor, torch.Tensor):
             return None
         storage = self._storage(tensor)
@@ -213,7 +214,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _lifetimes(calls: Sequence[Call], sizes: Sequence[int], kept: set[int]) -> list[Lifetime]:
+def _lifetimes(calls: Sequence[RecordedCall], sizes: Sequence[int], kept: set[int]) -> list[Lifetime]:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for index, call in enumerate(calls):
@@ -249,7 +250,7 @@ class _Binding:
             tensor = tensor.conj()
         return torch._neg_view(tensor) if reference.negative else tensor
 
-    def bind(self, call: Call, used: set[int]) -> Replay | None:
+    def bind(self, call: RecordedCall, used: set[int]) -> Replay | None:
         """The replay of one call; None if nothing has to run for it."""
         if isinstance(call, LaunchCall):
             return call.bind(*self.resolve(call.tensors))

@@ -13,7 +13,8 @@ from typing import Any
 
 
 def leaves(tree: Any) -> list[Any]:
-    """Everything in `tree` that is no tuple, list or dictionary; those of other kinds are leaves, but for tuples."""
+    """Everything in `tree` that is no tuple, list or dictionary. Instances of subclasses are leaves too, but for named
+    tuples and other kinds of tuples."""
     found: list[Any] = []
     _collect((tree,), found)
     return found

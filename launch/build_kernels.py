@@ -153,7 +153,7 @@ def commands(cann: Cann, architecture: str, build: Path) -> list[list[str]]:
     return [configure, [str(_cmake()), "--build", str(build), "--verbose", "--parallel", "2"]]
 
 
-class Failed(NamedTuple):
+class FailedBuild(NamedTuple):
     """A command that failed, and everything that it printed."""
 
     command: list[str]
@@ -161,7 +161,7 @@ class Failed(NamedTuple):
     output: str
 
 
-def build_libraries(cann: Cann, architecture: str, build: Path, *, verbose: bool) -> Failed | None:
+def build_libraries(cann: Cann, architecture: str, build: Path, *, verbose: bool) -> FailedBuild | None:
     """Builds into `build`. Returns what failed; None if nothing did."""
     environment = {**os.environ, "ASCEND_HOME_PATH": str(cann.home)}
     for command in commands(cann, architecture, build):
@@ -173,7 +173,7 @@ def build_libraries(cann: Cann, architecture: str, build: Path, *, verbose: bool
         if verbose:
             print(done.stdout, flush=True)
         if done.returncode != 0:
-            return Failed(command, done.returncode, done.stdout)
+            return FailedBuild(command, done.returncode, done.stdout)
     return None
 
 

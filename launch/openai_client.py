@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_ascend_moe.launch.comparison import Answer, Candidate
+from sglang_ascend_moe.serving.http_client import answered
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,11 +49,9 @@ class OpenAIClient:
     def _ask(self, route: str, **body: Any) -> dict[str, Any]:
         """Post a greedy request and return its only choice."""
         body |= {"model": self._model, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
-        request = urllib.request.Request(
-            self._url + route, json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as response:
-            return json.load(response)["choices"][0]
+        with answered("POST", self._url + route, body=body, timeout=REQUEST_SECONDS) as answer:
+            answer.raise_for_status()
+            return answer.json()["choices"][0]
 
     def _answer(self, tokens: list[int], positions: list[list[tuple[str, float]]]) -> Answer:
         candidates = [

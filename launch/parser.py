@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from sglang_ascend_moe.serving.launcher.exit_codes import WRONG_USAGE
@@ -20,12 +21,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **keywords)
         self._more = more
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        parsed, unknown = self.parse_known_args(args, namespace)
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self._subcommand(args or ()).error(
+            judge = self._subcommand(words)
+            judge.error(
                 f"unrecognized arguments: {' '.join(unknown)}"
-                + did_you_mean(unknown[0], self._subcommand(args or ())._option_string_actions)
+                + did_you_mean(unknown[0], judge._option_string_actions)
                 + self._more
             )
         return parsed

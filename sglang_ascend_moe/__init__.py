@@ -1,6 +1,6 @@
 """Relay-buffer-free expert-parallel communication for SGLang on Ascend NPUs, and on machines without accelerator.
 
-`Exchange` and `ExpertRows` bring torch, so they are imported when they are first asked for.
+`Exchange` and what belongs to it bring torch, so they are imported when they are first asked for.
 """
 
 from importlib import import_module
@@ -21,24 +21,33 @@ from sglang_ascend_moe.errors import (
 
 if TYPE_CHECKING:
     from sglang_ascend_moe.exchange.exchange import Exchange
+    from sglang_ascend_moe.exchange.rank_options import RankOptions
     from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+    from sglang_ascend_moe.windows.layout import ExchangeParameters
 
 __all__ = [
     "AscendMoeError",
     "CaptureRefused",
     "Corruption",
     "Exchange",
+    "ExchangeParameters",
     "ExpertRows",
     "InvalidInput",
     "PeerLost",
     "PeerTimeout",
     "ProtocolMismatch",
+    "RankOptions",
     "SessionPoisoned",
     "Unsupported",
     "WindowTooSmall",
 ]
 
-_IMPORTED_WHEN_ASKED_FOR = {"Exchange": "exchange.exchange", "ExpertRows": "exchange.schedules.rows"}
+_IMPORTED_WHEN_ASKED_FOR = {
+    "Exchange": "exchange.exchange",
+    "ExchangeParameters": "windows.layout",
+    "ExpertRows": "exchange.schedules.rows",
+    "RankOptions": "exchange.rank_options",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,13 @@
 """Settings of the whole suite."""
 
 import os
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.soak.growth import REPORTED
 
 # An example may wait for other processes: how long it takes says nothing about whether it is right.
@@ -15,8 +17,8 @@ settings.register_profile(
 settings.load_profile("suite")
 
 TOGETHER = {
-    "disagg": "servers",
-    "serving/test_servers.py": "servers",
+    "launch/disagg": "servers",
+    "launch/test_demo.py": "servers",
     "serving/test_one_server.py": "servers",
     "readme/test_servers.py": "servers",
     "examples/test_with_servers.py": "servers",
@@ -42,9 +44,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0].removeprefix("tests/")
-            return TOGETHER.get(path) or TOGETHER.get(path.partition("/")[0], path)
+            return TOGETHER.get(path) or TOGETHER.get(str(PurePosixPath(path).parent), path)
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny Qwen3-MoE checkpoint."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

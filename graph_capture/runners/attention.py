@@ -47,6 +47,11 @@ class _Gathered(NamedTuple):
     slots: Tensor
     mask: Tensor
 
+    def all_of(self, cache: Tensor, dtype: torch.dtype) -> Tensor:
+        """The batch's keys or values [batch, heads, length, head size] from a cache [slots, heads, head size]."""
+        found = cache.index_select(0, self.slots)
+        return found.to(dtype).view(self.mask.shape[0], -1, *cache.shape[1:]).transpose(1, 2)
+
 
 class HostAttention(TorchNativeAttnBackend):
     """SGLang's attention backend `ascend_moe_host`."""
@@ -102,25 +107,20 @@ class HostAttention(TorchNativeAttnBackend):
         save_kv_cache: bool = True,
     ) -> Tensor:
         windowed = layer.sliding_window_size is not None and layer.sliding_window_size > -1
-        if self._gathered is None or windowed or layer.is_cross_attention or forward_batch.encoder_lens is not None:
+        gathered = self._gathered
+        if gathered is None or windowed or layer.is_cross_attention or forward_batch.encoder_lens is not None:
             return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         pool = self.token_to_kv_pool
         if save_kv_cache and k is not None and v is not None:
             pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc), k, v)
-        batch, heads = self._gathered.mask.shape[0], layer.tp_k_head_num
+        batch, heads = gathered.mask.shape[0], layer.tp_k_head_num
         # The query heads that share a key head are its rows, so that keys need not be repeated.
         query = q.reshape(batch, heads, layer.tp_q_head_num // heads, layer.qk_head_dim)
         attended = torch.nn.functional.scaled_dot_product_attention(
             query,
-            self._keys(pool.get_key_buffer(layer.layer_id), query.dtype),
-            self._keys(pool.get_value_buffer(layer.layer_id), query.dtype),
-            attn_mask=self._gathered.mask,
+            gathered.all_of(pool.get_key_buffer(layer.layer_id), query.dtype),
+            gathered.all_of(pool.get_value_buffer(layer.layer_id), query.dtype),
+            attn_mask=gathered.mask,
             scale=layer.scaling,
         )
         return attended.reshape(batch, layer.tp_q_head_num * layer.v_head_dim)
-
-    def _keys(self, cache: Tensor, dtype: torch.dtype) -> Tensor:
-        """[batch, heads, length, head size] of a cache [slots, heads, head size]."""
-        batch = self._gathered.mask.shape[0]
-        found = cache.index_select(0, self._gathered.slots)
-        return found.to(dtype).view(batch, -1, *cache.shape[1:]).transpose(1, 2)

@@ -1,6 +1,6 @@
 """Decode graphs in SGLang on the host: which graphs there are, and what happens when a step cannot be captured.
 
-Every function here is a hook of the table in `plugin`.
+Functions whose description begins with Before, Around or In place of are hooks: see `runner_hooks`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def buckets_of(model_runner: Any) -> Buckets:
     )
     table = model_runner.req_to_token_pool
     decode = get_exec().graph.cuda_graph_config.decode
-    given = getattr(model_runner.server_args, "_cuda_graph_config_locked", set())
+    given: set[tuple[Phase, str]] = getattr(model_runner.server_args, "_cuda_graph_config_locked", set())
     most = min(table.size, decode.max_bs) if (Phase.DECODE, "max_bs") in given else table.size
     limits = Limits(
         requests=most,

@@ -17,8 +17,8 @@ from sglang.srt.runtime_context import get_exec, get_parallel
 from sglang_ascend_moe.exchange.observation import graphs
 from sglang_ascend_moe.graph_capture.agreement import check_together, refusal_together
 from sglang_ascend_moe.graph_capture.arena import Arena
-from sglang_ascend_moe.graph_capture.outputs import recorded, replayed
 from sglang_ascend_moe.graph_capture.runners.attention import KeyLengths
+from sglang_ascend_moe.graph_capture.step_outputs import recorded, replayed
 from sglang_ascend_moe.graph_capture.tape import Tape, record
 from sglang_ascend_moe.serving.worker import layer
 

@@ -1,7 +1,7 @@
 """Decode graphs in SGLang on Ascend: what is added to the in-tree NPU graph runner and its graph backend.
 
-SGLang's own `NPUGraphRunner` and `NPUCudaGraphBackend` capture and replay. Every function without an underscore, `warm`
-excepted, is a hook of the table in `plugin`. No NPU has run any of this.
+SGLang's own `NPUGraphRunner` and `NPUCudaGraphBackend` capture and replay. Functions whose description begins with
+Before or Around are hooks: see `runner_hooks`. No NPU has run any of this.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused
-from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.exchange.observation import graphs
 from sglang_ascend_moe.graph_capture.agreement import check_together, require_same
 from sglang_ascend_moe.graph_capture.runners.eager import refused_steps, switched_off
@@ -69,7 +69,7 @@ def capture_bucket(
     if not exchanges:
         return original(backend, shape_key, forward_fn, capture_inputs, post_warmup_hook)
     for exchange in exchanges:
-        if exchange.epoch == exchange.parameters.first_epoch:
+        if not exchange.epoch:
             raise CaptureRefused(
                 "a window has not been used before the first capture, which would then be the first to map it; report"
                 " this with the server's arguments"
@@ -98,7 +98,7 @@ def replay(original: Callable[..., Any], runner: Any, forward_batch: Any, pp_pro
     return result
 
 
-def warm(exchange: Exchange, device: torch.device) -> None:
+def warm(exchange: ExpertExchange, device: torch.device) -> None:
     """One decode exchange, by all ranks: each writes a row into every window and reads it back, as far as it may.
 
     What comes back is dropped, and so the experts need not compute.
@@ -116,12 +116,12 @@ def warm(exchange: Exchange, device: torch.device) -> None:
     )
 
 
-def _exchanges() -> list[Exchange]:
+def _exchanges() -> list[ExpertExchange]:
     """The open exchanges of this process; none without `--ascend-moe`."""
     serving = layer.serving()
     if serving is None:
         return []
-    return [exchange for exchange in serving.exchanges.values() if isinstance(exchange, Exchange)]
+    return list(serving.exchanges.values())
 
 
 def _shown(shape_key: Any) -> str:

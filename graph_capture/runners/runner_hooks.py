@@ -1,33 +1,33 @@
 """What is changed in the runners of SGLang that capture and replay decode steps. One row a hook, with its reason."""
 
 from sglang_ascend_moe.graph_capture.runners import host_decode, npu_runner
-from sglang_ascend_moe.serving.hooks import Hook, Kind, Where, host_hook
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, Where, host_hook
 
 SRT = "sglang.srt"
 
 HOOKS: tuple[Hook, ...] = (
     host_hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_cuda_graphs",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         host_decode.set_buckets,
         "SGLang chooses the batch sizes of graphs for torch.compile on a CPU, and does not know the lengths",
     ),
     host_hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
-        Kind.AROUND,
+        HookKind.AROUND,
         host_decode.capture_decode,
         "on a CPU SGLang captures decode steps with torch.compile only",
     ),
     host_hook(
         f"{SRT}.model_executor.forward_batch_info.ForwardMode.is_cpu_graph",
-        Kind.REPLACE,
+        HookKind.REPLACE,
         host_decode.replays_when_idle,
         "on a CPU SGLang keeps a rank without requests out of the graphs that the other ranks replay",
     ),
     *(
         host_hook(
             f"{SRT}.distributed.parallel_state.GroupCoordinator.{function.__name__}",
-            Kind.AROUND,
+            HookKind.AROUND,
             function,
             "a graph on the host has to repeat the collectives of SGLang's own layers",
         )
@@ -35,28 +35,28 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
-        Kind.AROUND,
+        HookKind.AROUND,
         npu_runner.capture_decode,
         "a step that no graph can hold has to be served eagerly, or refused if graphs are required",
         Where.NPU,
     ),
     Hook(
         f"{SRT}.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner._capture",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         npu_runner.prepare_capture,
         "before the first capture every window has to be in use, and all ranks must have the same batch sizes",
         Where.NPU,
     ),
     Hook(
         f"{SRT}.hardware_backend.npu.graph_runner.npu_cudagraph_backend.NPUCudaGraphBackend.capture_one",
-        Kind.AROUND,
+        HookKind.AROUND,
         npu_runner.capture_bucket,
         "every step has to pass the guard on all ranks, and its MoE layers to take the form that a graph can hold",
         Where.NPU,
     ),
     Hook(
         f"{SRT}.hardware_backend.npu.graph_runner.npu_graph_runner.NPUGraphRunner.execute",
-        Kind.AROUND,
+        HookKind.AROUND,
         npu_runner.replay,
         "what a replayed exchange found wrong is raised before tokens are sampled; replays are counted for the server's"
         " state",

@@ -86,7 +86,7 @@ int Session::resume_exchange(uint64_t epoch) {
 
 int Session::begin_step(uint32_t step) {
     session_.step = step;
-    if (session_.on_step != nullptr && session_.on_step(step) != 0)
+    if (session_.on_step != nullptr && session_.on_step(session_.watcher, step) != 0)
         return fail(EXCHANGE_PEER_FAILED, rank());
     return EXCHANGE_OK;
 }

@@ -1,13 +1,13 @@
 // The C ABI between the Python package and the native kernels, host and Ascend alike.
 //
-// Offsets are computed once, by sglang_ascend_moe/windows/layout.py, and handed over in ExchangeLayout; the ctypes
-// mirror of these structs is sglang_ascend_moe/native/abi.py. The protocol is described in docs/architecture.md.
+// Offsets are computed once, by sglang_ascend_moe/windows/layout.py, and handed over in ExchangeLayout. kernels/python
+// makes Python types of these structs. The protocol is described in docs/architecture.md.
 #ifndef ASCEND_MOE_EXCHANGE_H
 #define ASCEND_MOE_EXCHANGE_H
 
 #include <stdint.h>
 
-#define EXCHANGE_ABI_VERSION 3u
+#define EXCHANGE_ABI_VERSION 4u
 
 #define EXCHANGE_LINE_BYTES 64u // no two writers share a line
 #define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
@@ -119,12 +119,13 @@ typedef struct ExchangeInterpreter {
 // One rank's view of an open exchange. Not thread-safe: one call at a time.
 typedef struct ExchangeSession {
     const ExchangeLayout *layout;
-    void *const *windows;              // [ranks] base addresses as mapped in this process
-    const int32_t *peer_pidfds;        // [ranks] readable once the peer's process has ended; -1: not watched
-    uint8_t *missing;                  // [ranks] out: 1 for each rank that a failed wait was still waiting for
-    uint8_t *ended;                    // [ranks] scratch of the waits
-    uint64_t *waited_ns;               // [ranks] added to: time for which this rank was held up by each
-    int32_t (*on_step)(uint32_t step); // called as each step begins, may be null; not 0: this rank gives up
+    void *const *windows;       // [ranks] base addresses as mapped in this process
+    const int32_t *peer_pidfds; // [ranks] readable once the peer's process has ended; -1: not watched
+    uint8_t *missing;           // [ranks] out: 1 for each rank that a failed wait was still waiting for
+    uint8_t *ended;             // [ranks] scratch of the waits
+    uint64_t *waited_ns;        // [ranks] added to: time for which this rank was held up by each
+    int32_t (*on_step)(void *watcher, uint32_t step); // called as each step begins, may be null; not 0: give up
+    void *watcher;
     ExchangeInterpreter interpreter;
     uint64_t timeout_ns; // of each wait
     uint32_t workers;    // threads that place and reduce large payloads; 1: only the calling one

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import AscendMoeError
-from sglang_ascend_moe.launch.bench import graphs, serving
+from sglang_ascend_moe.launch.bench import graphs, serving_command
 from sglang_ascend_moe.launch.bench.cases import (
     DEFAULT_VARIANTS,
     DTYPES,
@@ -23,8 +23,8 @@ from sglang_ascend_moe.launch.bench.cases import (
     Preset,
     problem_with,
 )
-from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT, Outcome, run_ranks
-from sglang_ascend_moe.launch.bench.outputs import can_plot, plot_path, problem_with_file
+from sglang_ascend_moe.launch.bench.output_files import can_plot, plot_path, problem_with_file
+from sglang_ascend_moe.launch.bench.rank_processes import WRONG_RESULT, Outcome, run_ranks
 from sglang_ascend_moe.launch.bench.records import Record, cases_of, read_records
 from sglang_ascend_moe.launch.bench.tables import markdown_ratios, markdown_times, text_report
 from sglang_ascend_moe.launch.parser import Parser
@@ -200,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     exchange.add_argument("--plot", type=plot_path, metavar="PATH", help="draw the records; .svg, .png or .pdf")
 
     graphs.add_command(commands)
-    serving.add_command(commands)
+    serving_command.add_command(commands)
     report = commands.add_parser("report", help="show the records of an earlier run")
     report.set_defaults(run=run_report)
     report.add_argument("records", type=Path, help="what --json wrote")

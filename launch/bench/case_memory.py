@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.row_kernels import Shape
 from sglang_ascend_moe.serving.machine_limits import MachineLimits
@@ -90,11 +89,10 @@ def without_room(case: Case, received: Sequence[int], names: Sequence[str], avai
 
 
 def bytes_available(limits: MachineLimits) -> int:
-    """What the machine and the container both have left. Raises `Unsupported` if neither says."""
-    known = [value for value in (limits.memory_available, limits.container_available) if value is not None]
-    if not known:
-        raise Unsupported("/proc/meminfo does not say how much memory is available")
-    return min(known)
+    """What the machine and the container both have left."""
+    if limits.container_available is None:
+        return limits.memory_available
+    return min(limits.memory_available, limits.container_available)
 
 
 def _row_bytes(case: Case) -> tuple[int, int]:

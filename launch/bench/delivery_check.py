@@ -64,7 +64,7 @@ class _Block(NamedTuple):
 
     expert: int
     begin: int
-    count: int
+    rows: int
 
 
 def _blocks(case: Case, rank: int) -> list[_Block]:
@@ -101,7 +101,7 @@ def _places(case: Case, blocks: list[_Block]) -> Tensor:
     ids = torch.stack([make_ids(case, source) for source in range(case.ranks)])
     places = torch.full_like(ids, -1)
     for block in blocks:
-        places[ids == block.expert] = torch.arange(block.begin, block.begin + block.count)
+        places[ids == block.expert] = torch.arange(block.begin, block.begin + block.rows)
     return places
 
 

@@ -12,9 +12,10 @@ from typing import Literal
 import msgspec
 
 from sglang_ascend_moe.launch.bench import graphs_serving
-from sglang_ascend_moe.launch.bench.launcher import run_processes
-from sglang_ascend_moe.launch.bench.outputs import problem_with_file
+from sglang_ascend_moe.launch.bench.output_files import problem_with_file
+from sglang_ascend_moe.launch.bench.rank_processes import run_processes
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
+from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.servers.server_process import ServerFailed
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from sglang_ascend_moe.serving.launcher import interrupts
@@ -66,7 +67,7 @@ class GraphsRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     operators: int | None = None
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Adds `bench graphs` to the parser of `bench`."""
     sizes = f"{PRESET.layers} layers, hidden {PRESET.hidden}, {PRESET.experts} experts, top-{PRESET.topk}"
     parser = commands.add_parser(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import random
 import time
-import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess
+from sglang_ascend_moe.serving.http_client import PIECE_BYTES, answered
+
+if TYPE_CHECKING:
+    from requests import Response
 
 CONCURRENCIES = (1, 4)
 OUTPUT_TOKENS = 48
@@ -59,8 +64,8 @@ def _tpot_ms(url: str, prompts: list[list[int]], concurrency: int) -> float:
 def _streamed_ms(url: str, prompt: list[int]) -> float:
     first = last = time.perf_counter()
     tokens = at_first = 0
-    with _ask(url, prompt, stream=True) as lines:
-        for line in lines:
+    with _ask(url, prompt, stream=True) as answer:
+        for line in answer.iter_lines(PIECE_BYTES):
             if not line.startswith(b"data: {"):
                 continue
             last = time.perf_counter()
@@ -73,12 +78,14 @@ def _streamed_ms(url: str, prompt: list[int]) -> float:
 
 
 def _answer(url: str, prompt: list[int]) -> Any:
-    with _ask(url, prompt, return_logprob=True) as reply:
-        return json.load(reply)["meta_info"]["output_token_logprobs"]
+    with _ask(url, prompt, return_logprob=True) as answer:
+        return answer.json()["meta_info"]["output_token_logprobs"]
 
 
-def _ask(url: str, prompt: list[int], **settings: Any) -> Any:
+@contextmanager
+def _ask(url: str, prompt: list[int], **settings: Any) -> Iterator[Response]:
     sampling = {"max_new_tokens": OUTPUT_TOKENS, "temperature": 0, "ignore_eos": True}
     body = {"input_ids": prompt, "sampling_params": sampling, **settings}
-    request = urllib.request.Request(f"{url}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    return urllib.request.urlopen(request, timeout=ANSWER_SECONDS)
+    with answered("POST", f"{url}/generate", body=body, timeout=ANSWER_SECONDS) as answer:
+        answer.raise_for_status()
+        yield answer

@@ -118,7 +118,7 @@ def choose_stores(variant: Variant, stopwatch: Stopwatch, ranks: Ranks, clock: S
             variant.use(op, store)
         stopwatch.run(variant)
         begin = clock.elapsed()
-        trials = []
+        trials: list[tuple[Timed, Timed]] = []
         while not trials or (len(trials) < STORE_TRIALS and clock.elapsed() - begin < STORE_TRIAL_SECONDS):
             trials.append(stopwatch.run(variant))
         operations = _gather(torch.tensor(trials), ranks).permute(2, 3, 0, 1).tolist()
@@ -126,7 +126,8 @@ def choose_stores(variant: Variant, stopwatch: Stopwatch, ranks: Ranks, clock: S
     chosen: dict[Op, str] = {op: store for op in OPS for store in variant.stores[:1]}
     if medians:
         for index, op in enumerate(OPS):
-            chosen[op] = min(medians, key=lambda store, index=index: medians[store][index])
+            by_store = {store: times[index] for store, times in medians.items()}
+            chosen[op] = min(by_store, key=by_store.__getitem__)
             variant.use(op, chosen[op])
     return chosen
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.records import OPS, Op, Record, cases_of, find, variants_of
@@ -76,6 +76,7 @@ def _figure(records: list[Record]) -> Figure:
     )  # fmt: skip
     drawn = drawn_over_tokens(records)
     thousands = max(record.median_us or 0 for record in records if record.variant in drawn) > LONG_US
+    scale = 1000 if thousands else 1
     for row, op in enumerate(OPS):
         first: Axes | None = None
         for column, panel in enumerate(panels):
@@ -90,8 +91,7 @@ def _figure(records: list[Record]) -> Figure:
             if column == columns - 1:
                 _label_ends(axes, ends)
         if first is not None:
-            scale = 1000 if thousands else 1
-            first.yaxis.set_major_formatter(lambda value, _, scale=scale: f"{value / scale:,.6g}")
+            first.yaxis.set_major_formatter(lambda value, _: f"{value / scale:,.6g}")
             first.set_ylabel(f"{op}, {'ms' if thousands else 'µs'}", fontsize=11, fontweight="bold", labelpad=6)
     name_width = 1.5
     bars = figure.add_gridspec(
@@ -148,19 +148,19 @@ def _times(axes: Axes, records: list[Record], op: Op, panel: Panel) -> dict[str,
     ends: dict[str, float] = {}
     cases = sorted((case for case in cases_of(records) if (case.hidden, case.dtype) == panel), key=lambda c: c.tokens)
     for variant in reversed(variants_of(records)):
-        points = [(case, record) for case in cases if (record := _measured(records, case, op, variant)) is not None]
+        points = [(case, times) for case in cases if (times := _measured(records, case, op, variant)) is not None]
         if not points:
             continue
         tokens = [case.tokens for case, _ in points]
-        medians = [record.median_us for _, record in points]
-        style = {"color": COLOURS[variant], "zorder": 3 if variant == OURS else 2}
+        medians = [times.median for _, times in points]
         axes.fill_between(
-            tokens, [record.p10_us for _, record in points], [record.p90_us for _, record in points],
+            tokens, [times.p10 for _, times in points], [times.p90 for _, times in points],
             color=COLOURS[variant], alpha=0.14, linewidth=0,
         )  # fmt: skip
         axes.plot(
             tokens, medians, linewidth=2.6 if variant == OURS else 1.5, marker="o",
-            markersize=5 if variant == OURS else 3.2, linestyle=(0, (4, 2)) if variant == BOUND else "-", **style,
+            markersize=5 if variant == OURS else 3.2, linestyle=(0, (4, 2)) if variant == BOUND else "-",
+            color=COLOURS[variant], zorder=3 if variant == OURS else 2,
         )  # fmt: skip
         ends[variant] = medians[-1]
     axes.set_yscale("log")
@@ -226,6 +226,16 @@ def _bars(axes: Axes, records: list[Record], op: Op) -> None:
     axes.set_title(f"{op}: time over relay-free, all cases", loc="left", fontsize=10, fontweight="bold", pad=6)
 
 
-def _measured(records: list[Record], case: Case, op: Op, variant: str) -> Record | None:
+class _Times(NamedTuple):
+    """In microseconds."""
+
+    p10: float
+    median: float
+    p90: float
+
+
+def _measured(records: list[Record], case: Case, op: Op, variant: str) -> _Times | None:
     record = find(records, case, op, variant)
-    return None if record is None or record.median_us is None else record
+    if record is None or record.p10_us is None or record.median_us is None or record.p90_us is None:
+        return None
+    return _Times(record.p10_us, record.median_us, record.p90_us)

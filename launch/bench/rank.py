@@ -14,13 +14,13 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.launch.bench.cases import Case, Run
 from sglang_ascend_moe.launch.bench.drawn_routing import make_batch, traffic
-from sglang_ascend_moe.launch.bench.launcher import WRONG_RESULT
 from sglang_ascend_moe.launch.bench.measure import Measured, SharedClock, Stopwatch, measure
+from sglang_ascend_moe.launch.bench.rank_processes import WRONG_RESULT
 from sglang_ascend_moe.launch.bench.records import OPS, Record, judged, write_records
 from sglang_ascend_moe.launch.bench.shared_memory import Barrier
 from sglang_ascend_moe.launch.bench.statistics import spread
 from sglang_ascend_moe.launch.bench.tables import absences
-from sglang_ascend_moe.launch.bench.variant_opening import Opened, left_out, open_variants
+from sglang_ascend_moe.launch.bench.variant_opening import OpenedVariants, left_out, open_variants
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
 
@@ -112,7 +112,7 @@ class Payload(NamedTuple):
         return self.rows * (self.hidden + 4 if self.int8 and op == "dispatch" else self.hidden * 2)
 
 
-def records_of(run: Run, case: Case, opened: Opened, measured: Measured, payload: Payload) -> list[Record]:
+def records_of(run: Run, case: Case, opened: OpenedVariants, measured: Measured, payload: Payload) -> list[Record]:
     """One record per variant and operation, those that are absent included."""
     found = []
     for name in run.variants:

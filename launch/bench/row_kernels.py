@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sglang_ascend_moe.launch.bench.cases import Case
-from sglang_ascend_moe.native.session import own_library
+from sglang_ascend_moe.native.library import own_library
 
 LINE_BYTES = 64
 SCALE_BYTES = 16
@@ -48,8 +48,10 @@ class Shape(ctypes.Structure):
 class Segments(ctypes.Structure):
     """`BenchSegments`: see there."""
 
-    _fields_ = [("segments", _pointer), ("timeout_ns", _u64)] + [
-        (name, _u64) for name in ("barrier", "arrive", "done", "counts", "relay", "back", "capacity", "epoch")
+    _fields_ = [
+        ("segments", _pointer),
+        ("timeout_ns", _u64),
+        *((name, _u64) for name in ("barrier", "arrive", "done", "counts", "relay", "back", "capacity", "epoch")),
     ]
 
 

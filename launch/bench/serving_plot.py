@@ -67,10 +67,10 @@ def _bars(axes: Axes, records: list[ServingRecord], measure: Measure) -> None:
     names = variants_of(records)
     middles = [summary(records, name, measure).median for name in names]
     axes.barh(names, middles, color=[SERVING_COLOURS[name] for name in names], height=0.6, alpha=0.85)
-    for name, middle in zip(names, middles, strict=True):
+    for place, (name, middle) in enumerate(zip(names, middles, strict=True)):
         rounds = [measure.of(record) for record in records if record.variant == name]
         axes.scatter(rounds, [name] * len(rounds), s=9, color=INK, zorder=3)
-        axes.text(0.98 * max(middles) * 1.3, name, f"{middle:,.1f}", ha="right", va="center", fontsize=9.5)
+        axes.text(0.98 * max(middles) * 1.3, place, f"{middle:,.1f}", ha="right", va="center", fontsize=9.5)
     axes.set_xlim(0, max(middles) * 1.3)
     better = "lower" if measure.less_is_better else "higher"
     axes.set_title(f"{measure.title} ({better} is better)", loc="left", fontsize=9, pad=6)

@@ -15,7 +15,7 @@ from sglang_ascend_moe.launch.bench.case_memory import bytes_available, received
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.drawn_routing import Batch
 from sglang_ascend_moe.launch.bench.shared_memory import RelayMemory
-from sglang_ascend_moe.launch.bench.variants.collective import Collective
+from sglang_ascend_moe.launch.bench.variants.gloo_collective import Collective
 from sglang_ascend_moe.launch.bench.variants.memcpy import Memcpy, QuantiseMemcpy
 from sglang_ascend_moe.launch.bench.variants.packed import CollectiveNative, Mpi
 from sglang_ascend_moe.launch.bench.variants.relay import Relay
@@ -24,7 +24,7 @@ from sglang_ascend_moe.launch.bench.variants.variant import Ranks, Scratch, Vari
 from sglang_ascend_moe.serving.machine_limits import read_limits
 
 
-class Opened(NamedTuple):
+class OpenedVariants(NamedTuple):
     """`absent` [variant]: why it is not measured in this case."""
 
     variants: dict[str, Variant]
@@ -33,7 +33,7 @@ class Opened(NamedTuple):
 
 def open_variants(
     names: list[str], absent: dict[str, str], case: Case, ranks: Ranks, batch: Batch, traffic: Tensor
-) -> Opened:
+) -> OpenedVariants:
     """On every rank with the same arguments but `batch`. `absent`: those that are left out, and why."""
     local = case.experts // case.ranks
     rows = received_rows(case, traffic)[ranks.rank]
@@ -59,7 +59,7 @@ def open_variants(
             variants[name] = makers[name]()
         except Unsupported as error:
             missing[name] = str(error)
-    return Opened(variants, missing)
+    return OpenedVariants(variants, missing)
 
 
 def left_out(names: list[str], absent: dict[str, str], case: Case, ranks: Ranks, traffic: Tensor) -> dict[str, str]:

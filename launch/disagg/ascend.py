@@ -12,7 +12,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
-from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags, written
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags, written
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan, Request, plan_memory
 from sglang_ascend_moe.launch.plan.sizes import exactly
@@ -28,7 +28,7 @@ HCCL_BUFFER_MB = 200
 MB = 10**6
 
 
-class Address(NamedTuple):
+class MachineAddress(NamedTuple):
     """How others reach a machine: its host name or address, or what the platform puts there."""
 
     host: str
@@ -64,7 +64,7 @@ def nodes(deployment: Deployment, shape: MoeShape) -> list[Node]:
                         role=name,
                         instance=instance,
                         rank=rank,
-                        arguments=arguments(deployment, name, Address(own, leader, str(rank)), plan),
+                        arguments=arguments(deployment, name, MachineAddress(own, leader, str(rank)), plan),
                         environment=environment(deployment, name, plan, store) | {"SGLANG_HOST_IP": own},
                         plan=plan,
                     )
@@ -99,10 +99,11 @@ def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> Memo
     Raises `InvalidInput` and `WindowTooSmall` as a server does when it opens its exchanges.
     """
     role = deployment.roles[name]
-    unknown = [part for part in ("hidden", "experts", "topk") if getattr(shape, part) is None]
-    if unknown:
+    hidden, experts, topk = shape.hidden, shape.experts, shape.topk
+    if hidden is None or experts is None or topk is None:
+        unknown = [part for part in ("hidden", "experts", "topk") if getattr(shape, part) is None]
         raise InvalidInput(f"--model-config: it does not say {', '.join(unknown)} of {shape.name}")
-    given = given_flags.read(server_flags(deployment, name, "ascend", Place(deployment.ascend.bootstrap_port)))
+    given = given_flags.read(server_flags(deployment, name, "ascend", NodePlace(deployment.ascend.bootstrap_port)))
     options = given.options or Options()
     # SGLang gives each attention group its part of requests and chunks, rounded down; ranks of a group share its batch.
     requests, chunk = (
@@ -111,10 +112,10 @@ def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> Memo
     limits = SchedulerLimits(requests, chunk, "--chunked-prefill-size", role.tp_size, name)
     parameters = ExchangeParameters(
         ranks=role.tp_size,
-        num_experts=shape.experts + given.settings.ep_num_redundant_experts,
-        hidden=shape.hidden,
+        num_experts=experts + given.settings.ep_num_redundant_experts,
+        hidden=hidden,
         max_tokens=tokens_per_rank(options, limits),
-        topk=shape.topk,
+        topk=topk,
         dtype=shape.dtype if shape.dtype in ELEMENT_BYTES else "bfloat16",
         quant=None if options.quant == "none" else options.quant,
         distinct_topk=True,
@@ -128,12 +129,12 @@ def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> Memo
     return plan_memory(Request(shape.name, name, parameters, limits.decode_tokens_per_rank or 1))
 
 
-def arguments(deployment: Deployment, name: RoleName, address: Address, plan: MemoryPlan) -> list[str]:
+def arguments(deployment: Deployment, name: RoleName, address: MachineAddress, plan: MemoryPlan) -> list[str]:
     """The command of one machine."""
     ascend = deployment.ascend
     role = deployment.roles[name]
-    place = Place(ascend.bootstrap_port, address.node_rank, f"{address.leader}:{ascend.dist_port}")
-    listening = {"host": EVERYWHERE if role.nodes > 1 else address.host, "port": ascend.port}
+    place = NodePlace(ascend.bootstrap_port, address.node_rank, f"{address.leader}:{ascend.dist_port}")
+    listening: dict[str, str | int] = {"host": EVERYWHERE if role.nodes > 1 else address.host, "port": ascend.port}
     flags = server_flags(deployment, name, "ascend", place)
     planned = {FLAGS["max_tokens"].flag: plan.parameters.max_tokens, FLAGS["window_bytes"].flag: plan.memory.total}
     windows = {flag.removeprefix("--"): value for flag, value in planned.items() if flag not in flags}

@@ -14,7 +14,7 @@ ABORTS = 4
 ABORTED_TOKENS = 256
 
 
-class Finding(NamedTuple):
+class CheckFinding(NamedTuple):
     """What a check found: a summary in numbers, and what is wrong (nothing if `faults` is empty)."""
 
     name: str
@@ -40,7 +40,7 @@ class Examination:
         self._concurrent = concurrent
         self._new_tokens = len(expected[0].tokens)
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[CheckFinding]:
         """Runs the checks one after the other."""
         numbers = list(range(len(self._prompts)))
         yield self._compared("one after the other", self._one_by_one(numbers, stream=False))
@@ -67,7 +67,7 @@ class Examination:
         with ThreadPoolExecutor(self._concurrent) as pool:
             return dict(zip(numbers, pool.map(ask, numbers), strict=True))
 
-    def _compared(self, name: str, replies: dict[int, Reply | str], *, streamed: bool = False) -> Finding:
+    def _compared(self, name: str, replies: dict[int, Reply | str], *, streamed: bool = False) -> CheckFinding:
         faults, good, close, equal, moved = [], [], 0, 0, 0.0
         for number, reply in replies.items():
             if isinstance(reply, str):
@@ -90,9 +90,9 @@ class Examination:
                 f", prompts of {min(lengths)} to {max(lengths)} tokens, {equal} tokens equal, {close} close calls,"
                 f" logprobs moved by at most {moved:.3g}, {cached} prompt tokens from caches"
             )
-        return Finding(name, summary, faults)
+        return CheckFinding(name, summary, faults)
 
-    def _aborts(self) -> Finding:
+    def _aborts(self) -> CheckFinding:
         """Clients that leave after the first piece of a long answer."""
         faults = []
         for number in range(ABORTS):
@@ -103,4 +103,4 @@ class Examination:
                 faults.append(f"request {number}: {error}")
             finally:
                 pieces.close()
-        return Finding("aborted", f"{ABORTS} clients left after the first token", faults)
+        return CheckFinding("aborted", f"{ABORTS} clients left after the first token", faults)

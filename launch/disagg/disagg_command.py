@@ -2,7 +2,7 @@
 
 import argparse
 
-from sglang_ascend_moe.launch.disagg import check, render, up
+from sglang_ascend_moe.launch.disagg import deployment_check, render, up
 from sglang_ascend_moe.launch.parser import Parser
 
 
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     up.add_parser(commands)
-    check.add_parser(commands)
+    deployment_check.add_parser(commands)
     render.add_parser(commands)
     parsed = parser.parse_args(arguments, argparse.Namespace(command_line=["disagg", *arguments]))
     return int(parsed.run(parsed))

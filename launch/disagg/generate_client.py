@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
-import urllib.error
-import urllib.request
 from collections.abc import Generator
-from http.client import HTTPException
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.launch.comparison import Answer, Candidate
+from sglang_ascend_moe.serving.http_client import PIECE_BYTES, answered
 
 CANDIDATES = 5
 Prompt = str | list[int]
@@ -35,9 +33,7 @@ class GenerateClient:
     def __init__(self, url: str, *, timeout: float = 120.0, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._timeout = timeout
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._api_key = api_key
 
     def ask(self, prompt: Prompt, new_tokens: int, *, stream: bool = False) -> Reply:
         """Continue `prompt` by `new_tokens` tokens. Raises `RequestFailed`."""
@@ -66,14 +62,17 @@ class GenerateClient:
             "top_logprobs_num": CANDIDATES,
             "stream": stream,
         }
-        request = urllib.request.Request(f"{self.url}/generate", json.dumps(body).encode(), self._headers)
+        asked = answered("POST", f"{self.url}/generate", body=body, timeout=self._timeout, api_key=self._api_key)
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as response:
+            with asked as answer:
+                if not answer.ok:
+                    said = answer.content[:300].decode(errors="replace")
+                    raise RequestFailed(f"{self.url}: answered {answer.status_code} {answer.reason}: {said}")
                 if not stream:
-                    yield _piece(response.read())
+                    yield _piece(answer.content)
                     return
                 ended = False
-                for line in response:
+                for line in answer.iter_lines(PIECE_BYTES):
                     data = line.removeprefix(b"data:").strip()
                     if data == b"[DONE]":
                         ended = True
@@ -81,9 +80,7 @@ class GenerateClient:
                         yield _piece(data)
                 if not ended:
                     raise RequestFailed(f"{self.url}: the answer broke off")
-        except urllib.error.HTTPError as error:
-            raise RequestFailed(f"{self.url}: answered {error.code} {error.reason}: {_beginning(error)}") from error
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise RequestFailed(f"{self.url}: the request failed: {error!r}") from error
 
 
@@ -98,7 +95,3 @@ def _piece(data: bytes) -> dict[str, Any]:
     if not isinstance(piece, dict) or "meta_info" not in piece:
         raise RequestFailed(f"not a piece of an answer: {data[:300].decode(errors='replace')}")
     return piece
-
-
-def _beginning(error: urllib.error.HTTPError) -> str:
-    return error.read(300).decode(errors="replace")

@@ -8,7 +8,7 @@ import yaml
 
 from sglang_ascend_moe.launch.disagg.ascend import (
     NOT_RUN,
-    Address,
+    MachineAddress,
     arguments,
     environment,
     router_arguments,
@@ -20,7 +20,7 @@ from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan
 
 # Set by LeaderWorkerSet in every pod; Kubernetes puts them into command lines.
-OF_POD = Address(host="0.0.0.0", leader="$(LWS_LEADER_ADDRESS)", node_rank="$(LWS_WORKER_INDEX)")
+OF_POD = MachineAddress(host="0.0.0.0", leader="$(LWS_LEADER_ADDRESS)", node_rank="$(LWS_WORKER_INDEX)")
 NPU_RESOURCE = "huawei.com/Ascend910"
 START_SECONDS = 3600
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -26,11 +22,12 @@ from sglang_ascend_moe.launch.disagg.deployment_events import (
     Teller,
     Waiting,
 )
-from sglang_ascend_moe.launch.disagg.server_flags import Place, server_flags
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
 from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, free_port, log_tail
 from sglang_ascend_moe.serving.host.memory_share import MemoryLeft, memory_left, share_of_ranks
 from sglang_ascend_moe.serving.host.reservations import outstanding
+from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import FLAGS
@@ -155,7 +152,7 @@ class RunningDeployment:
     def _start_instance(self, role: RoleName, number: int, left: MemoryLeft) -> None:
         name = f"{role}-{number}"
         bootstrap_port = free_port()
-        flags = server_flags(self._deployment, role, "host", Place(bootstrap_port))
+        flags = server_flags(self._deployment, role, "host", NodePlace(bootstrap_port))
         settings = self._deployment.roles[role]
         if _HOST_MEMORY not in settings.options:
             share = share_of_ranks(left, settings.tp_size, self._deployment.ranks)
@@ -207,30 +204,13 @@ class RunningDeployment:
     def _wait_for_token(self, timeout: float) -> None:
         """The router answers before it knows its servers; ready is who has passed a prompt through all of them."""
         router = self._members[-1]
-        for problem in self._probes(router.process.url):
-            if not problem:
-                return
+        while problem := _problem_of(router.process.url):
             self._raise_if_one_ended()
             if router.process.seconds > timeout:
                 raise MemberFailed(
                     f"no token came through it within {timeout:.0f} s: {problem}", router, Failure.NO_TOKEN
                 )
             time.sleep(POLL_SECONDS)
-
-    def _probes(self, url: str) -> Iterator[str]:
-        """Asks for one token again and again; yields what went wrong, empty when the token came."""
-        body = {"text": "a", "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
-        while True:
-            request = urllib.request.Request(
-                f"{url}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )
-            try:
-                with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
-                    yield ""
-            except urllib.error.HTTPError as error:
-                yield f"{error.code} {error.reason}"
-            except OSError as error:
-                yield str(error)
 
     def _raise_if_one_ended(self) -> None:
         ended = [(member, code) for member in self._members if (code := member.process.exit_code) is not None]
@@ -240,6 +220,16 @@ class RunningDeployment:
                     f"another program has taken its port {member.process.port}; start again", member, Failure.PORT_TAKEN
                 )
             raise MemberFailed(f"the server {cause(code)}", member, Failure.SERVER_ENDED)
+
+
+def _problem_of(url: str) -> str:
+    """What goes wrong when a router is asked for one token; empty if that comes."""
+    body = {"text": "a", "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+    try:
+        with answered("POST", f"{url}/generate", body=body, timeout=PROBE_SECONDS) as answer:
+            return "" if answer.ok else f"{answer.status_code} {answer.reason}"
+    except OSError as error:
+        return str(error)
 
 
 def cause(code: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.launch.disagg.ascend import window_plan
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
-from sglang_ascend_moe.launch.disagg.server_flags import Place, key_of, server_flags
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, key_of, server_flags
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.servers.preflight import check_flags, check_model
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
@@ -51,7 +51,7 @@ def require_served_here(deployment: Deployment, source: str, model_flag: str) ->
         for option in role.options:
             _require_option(f"{source}: {name}.options.{option}", f"--{option}")
         try:
-            request = request_of(check_flags(server_flags(deployment, name, "host", Place(0))))
+            request = request_of(check_flags(server_flags(deployment, name, "host", NodePlace(0))))
             check_model(request, model_flag, offline="`up` downloads nothing")
         except AscendMoeError as refusal:
             said = _with_keys(deployment, name, str(refusal), kept=NONE_KEPT if source else FLAGS_OF_UP)
@@ -71,7 +71,7 @@ def _require_option(key: str, flag: str) -> None:
 
 
 def _require_role(deployment: Deployment, name: RoleName, shape: MoeShape) -> None:
-    words = server_flags(deployment, name, "ascend", Place(deployment.ascend.bootstrap_port))
+    words = server_flags(deployment, name, "ascend", NodePlace(deployment.ascend.bootstrap_port))
     settings, options = given_flags.read(words)
     # Of the variables that are refused none is rendered.
     refusals.refuse_flags(settings, options or Options(), environment={})

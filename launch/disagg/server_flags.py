@@ -1,5 +1,6 @@
 """The command line of each role's server, on the host backend and on Ascend."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from sglang_ascend_moe.launch.disagg.deployment import DECIDED, Deployment, Role, RoleName
@@ -9,7 +10,7 @@ from sglang_ascend_moe.serving.options import ASK_FLAG, FLAGS
 Target = Literal["host", "ascend"]
 
 
-class Place(NamedTuple):
+class NodePlace(NamedTuple):
     """Of one server: the port at which decode servers ask for it, if it prefills; `node_rank` and `dist_address`
     (host:port of its node 0) where it spans several nodes."""
 
@@ -18,7 +19,7 @@ class Place(NamedTuple):
     dist_address: str = ""
 
 
-def server_flags(deployment: Deployment, name: RoleName, target: Target, place: Place) -> list[str]:
+def server_flags(deployment: Deployment, name: RoleName, target: Target, place: NodePlace) -> list[str]:
     """Flags of `python -m sglang.launch_server` for one node of an instance of role `name`, without its own address."""
     role = deployment.roles[name]
     flags = {
@@ -60,7 +61,7 @@ def _eager(role: Role) -> bool:
     return bool(role.options.get("disable-cuda-graph")) or role.options.get(_SCHEDULE) in ("prefill", "collective")
 
 
-def written(flags: dict[str, bool | int | float | str]) -> list[str]:
+def written(flags: Mapping[str, bool | int | float | str]) -> list[str]:
     """Flags as words of a command line; false leaves a flag out."""
     words = []
     for name, value in flags.items():
@@ -78,7 +79,7 @@ def _sizes(role: Role) -> dict[str, bool | int]:
     return sizes | {"max-running-requests": role.max_running_requests}
 
 
-def _role_flags(name: RoleName, role: Role, target: Target, place: Place) -> dict[str, bool | int]:
+def _role_flags(name: RoleName, role: Role, target: Target, place: NodePlace) -> dict[str, bool | int]:
     if name == "prefill":
         return {
             "disaggregation-bootstrap-port": place.bootstrap_port,

@@ -19,7 +19,7 @@ from sglang_ascend_moe.launch.plan.sizes import exactly
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK
 
 if TYPE_CHECKING:
-    from sglang_ascend_moe.launch.doctor.examination import Report
+    from sglang_ascend_moe.launch.doctor.examination import DoctorReport
     from sglang_ascend_moe.serving.machine_limits import MachineLimits
 
 COLUMN = 20
@@ -32,7 +32,7 @@ HEADINGS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Print a report and return its exit code: see `Report.exit_code`; 1 for a server or folder that says nothing."""
+    """Print a report and return its exit code: see `DoctorReport`; 1 for a server or folder that says nothing."""
     parsed = _parser().parse_args(arguments)
     if parsed.post_mortem is not None:
         return _post_mortem(parsed.post_mortem)
@@ -106,7 +106,7 @@ def _json(content: object) -> str:
     return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
 
 
-def text_of(report: Report, *, hooks: bool = False) -> str:
+def text_of(report: DoctorReport, *, hooks: bool = False) -> str:
     """The report for people: the verdict, what to do, what was found, and with `hooks` every hook into SGLang."""
     lines = [verdict(report), ""]
     for severity, heading in HEADINGS.items():
@@ -122,10 +122,11 @@ def text_of(report: Report, *, hooks: bool = False) -> str:
     for hook in report.hooks:
         detail = f" ({hook.detail})" if hook.detail else ""
         lines += [f"  {hook.state}{detail}: {hook.kind} {hook.target}", f"      {hook.reason}"]
+        lines += [f"      mends a fault of SGLang, {hook.mends}"] if hook.mends else []
     return "\n".join(lines)
 
 
-def verdict(report: Report) -> str:
+def verdict(report: DoctorReport) -> str:
     """One line: whether `--ascend-moe` works here, or what is worst."""
     severities = [problem.severity for problem in report.problems]
     if "cannot" not in severities and "fails" not in severities:
@@ -137,7 +138,7 @@ def verdict(report: Report) -> str:
     return f"--ascend-moe does not work here: {worst.message}{more}"
 
 
-def _found(report: Report) -> list[str]:
+def _found(report: DoctorReport) -> list[str]:
     machine, limits = report.machine, report.machine.limits
     return [
         *(_line(name, value) for name, value in report.versions.items()),
@@ -156,7 +157,7 @@ def _found(report: Report) -> list[str]:
     ]
 
 
-def _hook_counts(report: Report) -> str:
+def _hook_counts(report: DoctorReport) -> str:
     counts = Counter(hook.state for hook in report.hooks)
     return ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
 

@@ -42,7 +42,10 @@ SCHEDULER_DESCRIPTORS = 160
 
 
 class HookReport(msgspec.Struct, frozen=True):
-    """One hook: see `hooks.Hook`; `state` is applied, not applicable or failed; `detail` says why it is not applied."""
+    """One hook: see `hooks.Hook`; `state` is applied, not applicable or failed; `detail` says why it is not applied.
+
+    mends: for a hook that mends a fault of SGLang, until when it is needed; else empty.
+    """
 
     target: str
     kind: str
@@ -51,6 +54,7 @@ class HookReport(msgspec.Struct, frozen=True):
     state: str
     detail: str
     reason: str
+    mends: str
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -73,7 +77,7 @@ class MachineReport(msgspec.Struct, frozen=True):
     limits: MachineLimits
 
 
-class Report(msgspec.Struct, frozen=True):
+class DoctorReport(msgspec.Struct, frozen=True):
     """What was found. `backend` is host, npu or none; `kernels` and `plugin` are `works`, or say what is wrong.
 
     problems: the worst first.
@@ -94,7 +98,7 @@ class Report(msgspec.Struct, frozen=True):
         return CANNOT if "cannot" in severities else CHECK_FAILED if "fails" in severities else OK
 
 
-def examine(ranks: int | None) -> Report:
+def examine(ranks: int | None) -> DoctorReport:
     """Load SGLang's plugins in this process and look at everything.
 
     ranks: that are wanted on this machine; None: as many as it has NPUs, or else cores.
@@ -102,7 +106,7 @@ def examine(ranks: int | None) -> Report:
     versions = read_versions()
     devices = len(ascend_device_nodes())
     found: list[HookReport] = []
-    plugin, backend = "SGLang is not installed", Backend("none", "SGLang is not installed")
+    plugin, backend = "SGLang is not installed", ChosenBackend("none", "SGLang is not installed")
     if versions["sglang"] != ABSENT:
         from sglang.srt.plugins import load_plugins
 
@@ -110,13 +114,13 @@ def examine(ranks: int | None) -> Report:
         found = [
             HookReport(
                 item.hook.target, item.hook.kind.value, item.hook.process.value, item.hook.where.value,
-                item.state.value, item.detail, item.hook.reason,
+                item.state.value, item.detail, item.hook.reason, item.hook.mends.until() if item.hook.mends else "",
             )
             for item in hooks.states()
         ]  # fmt: skip
         plugin = WORKS if found else "SGLang did not load it"
         backend = backend_of_process()
-    report = Report(
+    report = DoctorReport(
         versions=versions,
         machine=MachineReport(
             architecture=platform.machine(),
@@ -135,24 +139,24 @@ def examine(ranks: int | None) -> Report:
     return msgspec.structs.replace(report, problems=list(problems_of(report)))
 
 
-class Backend(NamedTuple):
+class ChosenBackend(NamedTuple):
     """What would be served with: host, npu or none, and why."""
 
     name: str
     reason: str
 
 
-def backend_of_process() -> Backend:
+def backend_of_process() -> ChosenBackend:
     """What SGLang would serve with from a process like this one, which has loaded its plugins."""
     if hooks.on_host():
-        return Backend("host", "no accelerator")
+        return ChosenBackend("host", "no accelerator")
     if not hooks.on_npu():
-        return Backend("none", obstacle() or "the host platform was not loaded")
+        return ChosenBackend("none", obstacle() or "the host platform was not loaded")
     try:
         refuse_machine_without_npu(Options())
     except AscendMoeError as missing:
-        return Backend("none", str(missing))
-    return Backend("npu", "Ascend NPUs, with which nothing of this has run yet")
+        return ChosenBackend("none", str(missing))
+    return ChosenBackend("npu", "Ascend NPUs, with which nothing of this has run yet")
 
 
 def read_versions(root: Path = Path("/")) -> dict[str, str]:
@@ -207,14 +211,14 @@ def _kernels() -> str:
     return WORKS if torch.equal(returned, 2 * token) else f"a row came back wrong: {returned.tolist()}"
 
 
-def problems_of(report: Report) -> Iterator[Problem]:
+def problems_of(report: DoctorReport) -> Iterator[Problem]:
     """Everything in the report that keeps a server from running or from running well, worst first."""
     yield from _what_cannot_be(report)
     yield from _what_fails(report)
     yield from _what_limits(report.machine)
 
 
-def _what_cannot_be(report: Report) -> Iterator[Problem]:
+def _what_cannot_be(report: DoctorReport) -> Iterator[Problem]:
     if report.versions["sglang"] == ABSENT:
         yield Problem("cannot", "sglang", "SGLang is not installed", "pip install -r requirements.lock")
     elif report.backend == "none":
@@ -236,7 +240,7 @@ def _what_cannot_be(report: Report) -> Iterator[Problem]:
         )
 
 
-def _what_fails(report: Report) -> Iterator[Problem]:
+def _what_fails(report: DoctorReport) -> Iterator[Problem]:
     if report.versions["sglang"] != ABSENT and report.plugin != WORKS:
         yield Problem(
             "fails",

@@ -1,12 +1,11 @@
 """`ascend-moe doctor --url`: what the ranks of a running server say of their exchanges."""
 
 import json
-import urllib.error
-import urllib.request
 
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, Unsupported
+from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, ExchangeState, RankState
 
 TIMEOUT_S = 30.0
@@ -20,17 +19,17 @@ def ask(url: str, api_key: str | None = None) -> list[RankState]:
     without `--ascend-moe`, `ProtocolMismatch` if it runs another version of this package.
     """
     server = url.rstrip("/")
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        request = urllib.request.Request(f"{server}/server_info", headers=headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            said = json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        raise Unsupported(f"--url {server}: the server answers {error.code} {error.reason} to /server_info") from error
-    except (OSError, TimeoutError) as error:
-        raise PeerLost(f"--url {server}: no server answers there ({error})") from error
+        with answered("GET", f"{server}/server_info", timeout=TIMEOUT_S, api_key=api_key) as answer:
+            if not answer.ok:
+                raise Unsupported(
+                    f"--url {server}: the server answers {answer.status_code} {answer.reason} to /server_info"
+                )
+            said = json.loads(answer.content)
     except ValueError as error:
         raise InvalidInput(f"--url {server}: not an address of SGLang's server ({error})") from error
+    except OSError as error:
+        raise PeerLost(f"--url {server}: no server answers there ({error})") from error
     return states_in(said, server)
 
 

@@ -29,7 +29,8 @@ MODELOPT_ALGORITHMS = ("FP8", "FP4", "MIXED_PRECISION")
 
 
 class MoeShape(NamedTuple):
-    """Of one MoE layer; `experts` of all ranks together, without shared ones. None: the config does not say.
+    """Of one MoE layer; `experts` of all ranks together, without shared ones; `layers` of the model, with and without
+    experts. None: the config does not say.
 
     quantisation: the name of the format of the weights, None for those that are not quantised.
     """
@@ -40,10 +41,11 @@ class MoeShape(NamedTuple):
     topk: int | None
     dtype: str | None
     quantisation: str | None = None
+    layers: int | None = None
 
     def model(self, path: object) -> Model:
         """What is asked of a model that is to be served; `path` is what to call it."""
-        return Model(str(path), self.quantisation, self.experts, self.hidden)
+        return Model(str(path), self.quantisation, self.experts, self.hidden, self.layers)
 
 
 def read_moe_shape(path: Path, asked_by: str = "--model") -> MoeShape:
@@ -65,6 +67,7 @@ def read_moe_shape(path: Path, asked_by: str = "--model") -> MoeShape:
         topk=_find(parts, TOPK_NAMES, int),
         dtype=dtype.removeprefix("torch.") if dtype else None,
         quantisation=_quantisation(config, file.parent, asked),
+        layers=_find(parts, ("num_hidden_layers",), int),
     )
 
 

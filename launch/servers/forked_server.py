@@ -4,17 +4,15 @@ Importing takes most of the start of a server on a host, 20 seconds of a core an
 process with a single thread, and one that has not loaded SGLang's plugins: each server does that for itself.
 """
 
-import contextlib
 import importlib
 import os
-import select
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import traceback
 import warnings
+
+import psutil
 
 from sglang_ascend_moe.launch.servers.server_process import ServerFailed, ServerProcess, end_with_parent
 from sglang_ascend_moe.launch.servers.sglang_server import serve
@@ -30,7 +28,7 @@ NUMPY_THREADS = "OPENBLAS_NUM_THREADS"
 
 def threads() -> int:
     """Threads of this process."""
-    return len(os.listdir("/proc/self/task"))
+    return psutil.Process().num_threads()
 
 
 def start_again_without_threads(arguments: list[str]) -> None:
@@ -63,7 +61,7 @@ class ForkedServer(ServerProcess):
         pid = os.fork()
         if pid == 0:
             self._serve_and_exit()
-        self._process = ForkedProcess(pid)
+        self._process = psutil.Process(pid)
 
     def _serve_and_exit(self) -> None:
         status = CHECK_FAILED
@@ -98,31 +96,3 @@ class ForkedServer(ServerProcess):
             os.dup2(source, target)
         os.close(nothing)
         os.close(log)
-
-
-class ForkedProcess:
-    """The part of `subprocess.Popen` that a server needs, for a child that was forked."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._returncode: int | None = None
-        self._descriptor = os.pidfd_open(pid)
-
-    def poll(self) -> int | None:
-        """How the process ended, as `subprocess.Popen.returncode`; None while it runs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.wait(0)
-        return None
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end. Raises `subprocess.TimeoutExpired`."""
-        if self._returncode is None:
-            if not select.select([self._descriptor], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("a forked server", timeout or 0.0)
-            self._returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            os.close(self._descriptor)
-        return self._returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            signal.pidfd_send_signal(self._descriptor, number)

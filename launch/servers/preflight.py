@@ -11,10 +11,7 @@ import os
 import re
 import socket
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +19,11 @@ from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.launch.plan.moe_config import read_moe_shape
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
+from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import given_flags, refusals
 from sglang_ascend_moe.serving.launcher.given_flags import Given
+from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
+from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
 
 HUB = "https://huggingface.co"
 HUB_SECONDS = 1.5
@@ -62,6 +62,7 @@ def check_flags(words: Sequence[str]) -> Given:
     if given.options is not None:
         read_secret(given.options.secret_file)
         refusals.refuse_flags(given.settings, given.options, os.environ)
+        refuse_written_values(given.settings)
     return given
 
 
@@ -79,7 +80,9 @@ def check_model(request: ServeRequest, flag: str, *, offline: str = "") -> None:
     if request.quantization == "unquant":
         shape = shape._replace(quantisation=None)
     division = refusals.Division(request.tp_size, request.ep_num_redundant_experts, shown_as="--tp-size")
-    refusals.refuse_model(shape.model(request.model_path), division, on_npu=refusals.device_of(request) == "npu")
+    model = shape.model(request.model_path)
+    refusals.refuse_model(model, division, on_npu=refusals.device_of(request) == "npu")
+    refuse_initial_location(request.init_expert_location, model.located(division), read_tensors=False)
 
 
 def find_config(model: str, flag: str, revision: str | None = None, *, offline: str = "") -> Path | None:
@@ -170,21 +173,19 @@ def _may_hold_experts(config: Path) -> bool:
 def _ask_hub(model: str, revision: str) -> str:
     """Why the hub cannot give the model; empty if it can, or does not say in time."""
     endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-    request = urllib.request.Request(f"{endpoint}/{model}/resolve/{revision}/config.json", method="HEAD")
+    url = f"{endpoint}/{model}/resolve/{revision}/config.json"
     found: list[str] = []
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
-        except urllib.error.HTTPError as error:
-            # It says 401 of what may be there for others.
-            if error.code == 404:
-                found.append(f"{endpoint} has none either")
-        except urllib.error.URLError as error:
-            reason = error.reason
-            if isinstance(reason, socket.gaierror) or getattr(reason, "errno", None) in _UNREACHABLE:
-                found.append(f"{endpoint} cannot be reached ({getattr(reason, 'strerror', reason)})")
-        except (OSError, HTTPException, ValueError):
+            with answered("HEAD", url, timeout=HUB_SECONDS) as answer:
+                # It says 401 of what may be there for others.
+                if answer.status_code == 404:
+                    found.append(f"{endpoint} has none either")
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno in _UNREACHABLE:
+                found.append(f"{endpoint} cannot be reached ({error.strerror})")
+        except ValueError:
             return
 
     # Resolving a name knows no timeout.

@@ -29,6 +29,7 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     enable_dp_attention: bool
     pp_size: int
     ep_num_redundant_experts: int
+    init_expert_location: str
     nnodes: int
     context_length: int | None
     max_running_requests: int | None

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import psutil
+
 from sglang_ascend_moe.serving import stages
+from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.stages import Stage
 
@@ -75,6 +76,7 @@ class ServerProcess:
         self._module = module
         self._begun = time.monotonic()
         self._stage = Stage.IMPORTING
+        self._process: psutil.Process
         # Known once the context is left.
         self.ended_by_itself: bool | None = None
 
@@ -91,7 +93,7 @@ class ServerProcess:
         """Start the server, which has to be stopped."""
         self.make_temporary()
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self._process = psutil.Popen(
                 [sys.executable, "-m", self._module, *self._arguments],
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
@@ -146,7 +148,9 @@ class ServerProcess:
     @property
     def exit_code(self) -> int | None:
         """Of the server's own process, negative for a signal; None while it runs."""
-        return self._process.poll()
+        with contextlib.suppress(psutil.TimeoutExpired):
+            return self._process.wait(0)
+        return None
 
     def wait_until_ready(self, timeout: float, show: Callable[[Progress], None]) -> float:
         """Wait until the server answers; call `show` twice a second meanwhile. Returns the seconds it took.
@@ -170,7 +174,7 @@ class ServerProcess:
         """Wait for the server's own process and return its exit code. Raises ServerFailed after `timeout` seconds."""
         try:
             return self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        except psutil.TimeoutExpired:
             raise ServerFailed(f"the server still runs after {timeout:.0f} s\n{log_tail(self.log)}") from None
 
     def stop(self) -> bool:
@@ -178,9 +182,9 @@ class ServerProcess:
 
         Returns whether everything ended by itself.
         """
-        if self._process.poll() is None:
+        if self.exit_code is None:
             self.interrupt()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(psutil.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
         by_itself = not group_members(self.pid)
         if not by_itself:
@@ -191,7 +195,8 @@ class ServerProcess:
 
     def interrupt(self) -> None:
         """Ask the server to end, without waiting."""
-        self._process.send_signal(signal.SIGINT)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         """End the server and everything it started at once."""
@@ -201,9 +206,9 @@ class ServerProcess:
     def answers(self) -> bool:
         """Whether the server says that it is ready."""
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=20) as response:
-                return response.status == 200
-        except (urllib.error.URLError, OSError):
+            with answered("GET", f"{self.url}/health", timeout=20) as answer:
+                return answer.status_code == 200
+        except OSError:
             return False
 
 
@@ -239,15 +244,10 @@ def free_port() -> int:
 def group_members(group: int) -> list[int]:
     """Pids of the living processes of process group `group`; zombies do not count."""
     members = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            state, _parent, its_group, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(its_group) == group and state != "Z":
-            members.append(int(entry.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process.pid)
     return members
 
 

@@ -6,7 +6,7 @@ What each call does, what has no effect here and what is refused is in docs/deep
 import torch
 
 from sglang_ascend_moe.deep_ep.buffer import Buffer
-from sglang_ascend_moe.deep_ep.config import Config
+from sglang_ascend_moe.deep_ep.buffer_config import Config
 from sglang_ascend_moe.deep_ep.events import EventHandle, EventOverlap
 
 topk_idx_t = torch.int64

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sglang_ascend_moe.deep_ep.config import Config, low_latency_parameters
+from sglang_ascend_moe.deep_ep.buffer_config import Config, low_latency_parameters
 from sglang_ascend_moe.deep_ep.events import EventHandle, EventOverlap
 from sglang_ascend_moe.deep_ep.fp8 import Fp8Format
 from sglang_ascend_moe.deep_ep.group import RankGroup
@@ -21,7 +21,7 @@ from sglang_ascend_moe.deep_ep.handles import NormalHandle
 from sglang_ascend_moe.deep_ep.low_latency import LowLatency, LowLatencyHandle
 from sglang_ascend_moe.deep_ep.normal import Normal
 from sglang_ascend_moe.deep_ep.normal_inputs import DispatchInput, split_rows
-from sglang_ascend_moe.deep_ep.routing import dispatch_layout
+from sglang_ascend_moe.deep_ep.rank_routing import dispatch_layout
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, SessionPoisoned, Unsupported
 from sglang_ascend_moe.native.faults import refuse_forked
 from sglang_ascend_moe.windows.layout import plan_window

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sglang_ascend_moe.deep_ep.config import LOW_LATENCY_SLOTS, low_latency_parameters
+from sglang_ascend_moe.deep_ep.buffer_config import LOW_LATENCY_SLOTS, low_latency_parameters
+from sglang_ascend_moe.deep_ep.buffer_windows import Windows
 from sglang_ascend_moe.deep_ep.fp8 import Fp8Format
 from sglang_ascend_moe.deep_ep.group import RankGroup
-from sglang_ascend_moe.deep_ep.windows import Windows
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, WindowTooSmall
 from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens, problem_with_result, routed_tokens
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows

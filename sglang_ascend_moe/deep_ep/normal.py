@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sglang_ascend_moe.deep_ep.config import normal_parameters_within
+from sglang_ascend_moe.deep_ep.buffer_config import normal_parameters_within
+from sglang_ascend_moe.deep_ep.buffer_windows import Windows
 from sglang_ascend_moe.deep_ep.group import RankGroup
 from sglang_ascend_moe.deep_ep.handles import NormalHandle, Routes
 from sglang_ascend_moe.deep_ep.normal_inputs import DispatchInput, agree
-from sglang_ascend_moe.deep_ep.routing import localise
-from sglang_ascend_moe.deep_ep.windows import Windows
+from sglang_ascend_moe.deep_ep.rank_routing import localise
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sglang_ascend_moe.deep_ep.fp8 import BLOCK, SCALES_PER_WORD
 from sglang_ascend_moe.deep_ep.group import RankGroup
-from sglang_ascend_moe.deep_ep.routing import dispatch_layout
+from sglang_ascend_moe.deep_ep.rank_routing import dispatch_layout
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, ProtocolMismatch
 
 _SETTINGS = ("hidden", "bytes per element of x", "scales per token", "num_experts", "topk")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
-from sglang_ascend_moe.exchange.control.secret import read_secret
-from sglang_ascend_moe.exchange.device_opening import open_device_steps
+from sglang_ascend_moe.exchange.expert_exchange import Phase
 from sglang_ascend_moe.exchange.observation import Observation
-from sglang_ascend_moe.exchange.opening import Opened, close_steps, open_steps
+from sglang_ascend_moe.exchange.opening import Opened, close_exchange, open_exchange
+from sglang_ascend_moe.exchange.rank_options import RankOptions
 from sglang_ascend_moe.exchange.schedules.decode import prepare_decode, run_decode
 from sglang_ascend_moe.exchange.schedules.inputs import (
     RoutedTokens,
@@ -33,10 +31,13 @@ from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps, Ticket
 from sglang_ascend_moe.native.codes import Kind, Step
 from sglang_ascend_moe.native.session import StepHook
-from sglang_ascend_moe.windows.layout import ExchangeParameters, WindowMemory, plan_window, window_memory
-
-Phase = Literal["decode", "prefill"]
-"""Which schedule a call takes; the same on every rank."""
+from sglang_ascend_moe.windows.layout import (
+    ExchangeParameters,
+    WindowMemory,
+    exchange_parameters,
+    plan_window,
+    window_memory,
+)
 
 _KINDS = {"decode": Kind.DECODE, "prefill": Kind.PREFILL}
 
@@ -44,115 +45,54 @@ _KINDS = {"decode": Kind.DECODE, "prefill": Kind.PREFILL}
 class Exchange:
     """Moves token rows to the experts of other ranks and their results back, without relay buffers.
 
-    Made by `Exchange.create`. Every rank takes part in every call, in the same order, ranks without tokens included.
-    Not thread-safe. A context manager; leaving it after an exception tells the other ranks. There are no gradients:
-    no result has a history, whatever the inputs have.
+    Made by `Exchange.open` or `create`. Every rank takes part in every call, in the same order, ranks without tokens
+    included. Not thread-safe. A context manager; leaving it after an exception tells the other ranks. There are no
+    gradients: no result has a history, whatever the inputs have.
     """
 
     def __init__(self, opened: Opened) -> None:
-        """Use `create`."""
+        """Use `open` or `create`."""
         self.rank = opened.rank
         self.layout = opened.steps.layout
+        self.parameters = self.layout.parameters
         self._identity = (opened.session_id, opened.rank)
-        self._open_steps: ExchangeSteps | None = opened.steps
-        self._pidfds = opened.pidfds
+        self._opened: Opened | None = opened
         # A padded window cannot be halved.
         self._overlap = opened.overlap and not self.layout.expert_rows
 
     @classmethod
-    def create(
+    def open(
         cls,
         group: dist.ProcessGroup | None,
-        *,
-        num_experts: int,
-        hidden: int,
-        max_tokens: int,
-        topk: int,
-        dtype: torch.dtype = torch.bfloat16,
-        quant: str | None = None,
-        distinct_topk: bool = False,
-        window_bytes: int | None = None,
-        timeout_s: float = 30.0,
-        slots: int = 1,
-        layout: str = "compact",
-        verify: bool = False,
-        post_mortem: str | os.PathLike[str] | None = None,
-        secret_file: str | os.PathLike[str] | None = None,
-        workers: int | None = None,
-        device: torch.device | None = None,
-        windows: str | None = None,
-        first_epoch: int = 0,
+        parameters: ExchangeParameters,
+        options: RankOptions = RankOptions(),  # noqa: B008 - a tuple
     ) -> Exchange:
-        """Opens an exchange among the ranks of `group`; every rank calls it with the same arguments.
+        """Opens an exchange among the ranks of `group`; every rank calls it with the same parameters.
 
         group: moves CPU tensors (gloo), used for bring-up only; None is the default group.
-        num_experts: of all ranks together, divisible by their number; rank r holds the r-th part of them.
-        hidden: elements per row, a multiple of 16.
-        max_tokens: most tokens that one rank brings to one call.
-        topk: ids per token.
-        dtype: bfloat16, float16 or float32.
-        quant: "int8" places rows as int8 with one scale per row (`ExpertRows.scales`); results stay in dtype.
-        distinct_topk: promises that no token names an expert twice, which makes windows smaller.
-        window_bytes: bytes of each rank's window; None takes what one round of max_tokens needs.
-        timeout_s: bound of every single wait for other ranks.
-        slots: dispatches that can be open at the same time.
-        layout: "compact" lays experts' rows one after the other; "padded" gives every expert room for ranks *
-            max_tokens rows, so that expert e's begin at row e * ranks * max_tokens (needs distinct_topk=True).
-        verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
-        post_mortem: folder into which this rank writes an account if the exchange fails; `ascend-moe doctor
-            --post-mortem` reads those of all ranks together.
-        secret_file: file of at least 32 bytes, readable by its owner only, by which ranks know each other's control
-            blocks; the same bytes on every rank.
-        workers: threads with which this rank moves large payloads, 1 to 256; where every rank has 2 or more, rounds of
-            a prefill are also placed while experts run on the round before. None takes this rank's share of the cores.
-        device: the NPU, with its index, on which windows and all tensors lie; None for the host. Never run on one.
-        windows: on an NPU, who gives pooled memory: "memfabric", "aclshmem", or None for the one that is installed.
-        first_epoch: exchanges to pretend to have behind; for tests.
 
-        Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the argument,
-        `ProtocolMismatch` if ranks differ, `PeerLost` or `PeerTimeout` if a rank does not come.
+        Raises on every rank: `InvalidInput`, `Unsupported` or `WindowTooSmall` naming the parameter, `ProtocolMismatch`
+        if ranks differ, `PeerLost` or `PeerTimeout` if a rank does not come.
         """
-        parameters = _parameters(
-            ranks=dist.get_world_size(group), num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk,
-            dtype=dtype, quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s,
-            slots=slots, layout=layout, verify=verify, first_epoch=first_epoch,
-        )  # fmt: skip
-        secret = read_secret(secret_file)
-        if device is None or device.type == "cpu":
-            return cls(open_steps(group, parameters, workers=workers, post_mortem=post_mortem, secret=secret))
-        return cls(
-            open_device_steps(group, parameters, device, windows=windows, post_mortem=post_mortem, secret=secret)
-        )
+        return cls(open_exchange(group, parameters, options))
+
+    @classmethod
+    def create(cls, group: dist.ProcessGroup | None, **fields: Any) -> Exchange:
+        """`open` with the fields of `ExchangeParameters` (but ranks, which the group says) and of `RankOptions` as
+        keywords: `Exchange.create(group, num_experts=8, hidden=64, max_tokens=16, topk=2, dtype=torch.bfloat16)`.
+
+        Raises as `open`, `InvalidInput` also for a keyword that is no field of theirs.
+        """
+        options = RankOptions(**{name: fields.pop(name) for name in RankOptions._fields if name in fields})
+        return cls.open(group, exchange_parameters(ranks=dist.get_world_size(group), **fields), options)
 
     @staticmethod
-    def memory(
-        *,
-        ranks: int,
-        num_experts: int,
-        hidden: int,
-        max_tokens: int,
-        topk: int,
-        dtype: torch.dtype = torch.bfloat16,
-        quant: str | None = None,
-        distinct_topk: bool = False,
-        window_bytes: int | None = None,
-        timeout_s: float = 30.0,
-        slots: int = 1,
-        layout: str = "compact",
-        verify: bool = False,
-        first_epoch: int = 0,
-    ) -> WindowMemory:
-        """The bytes of one rank's window, by region, before anything is allocated; arguments as `create`."""
-        parameters = _parameters(
-            ranks=ranks, num_experts=num_experts, hidden=hidden, max_tokens=max_tokens, topk=topk, dtype=dtype,
-            quant=quant, distinct_topk=distinct_topk, window_bytes=window_bytes, timeout_s=timeout_s, slots=slots,
-            layout=layout, verify=verify, first_epoch=first_epoch,
-        )  # fmt: skip
-        return window_memory(plan_window(parameters))
+    def memory(*, ranks: int, **fields: Any) -> WindowMemory:
+        """The bytes of one rank's window, by region, before anything is allocated; keywords as for `create`.
 
-    @property
-    def parameters(self) -> ExchangeParameters:
-        return self.layout.parameters
+        Raises `InvalidInput`, `Unsupported` or `WindowTooSmall` as `open`.
+        """
+        return window_memory(plan_window(exchange_parameters(ranks=ranks, **fields)))
 
     @property
     def window(self) -> WindowMemory:
@@ -161,7 +101,7 @@ class Exchange:
 
     @property
     def epoch(self) -> int:
-        """Exchanges begun so far, `first_epoch` included."""
+        """Exchanges begun so far by this rank."""
         return self.epochs[self.rank]
 
     @property
@@ -203,7 +143,7 @@ class Exchange:
         `SessionPoisoned`.
         """
         kind = self._kind(phase)
-        steps = self._open_steps or self._steps
+        steps = self._steps
         return steps.dispatch_fitting(x, topk_ids, topk_weights, kind) or steps.dispatch(
             self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True
         )
@@ -316,9 +256,9 @@ class Exchange:
 
     def close(self) -> None:
         """Leaves the exchange; peers that still wait for this rank get `PeerLost`. Safe to call again."""
-        if self._open_steps is not None:
-            close_steps(self._open_steps, self._pidfds)
-            self._open_steps = None
+        if self._opened is not None:
+            close_exchange(self._opened)
+            self._opened = None
 
     def __enter__(self) -> Exchange:
         return self
@@ -326,16 +266,16 @@ class Exchange:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if value is not None and self._open_steps is not None:
-            session = self._open_steps.session
+        if value is not None and self._opened is not None:
+            session = self._steps.session
             session.give_up(value, session.step, session.epoch)
         self.close()
 
     @property
     def _steps(self) -> ExchangeSteps:
-        if self._open_steps is None:
+        if self._opened is None:
             raise SessionPoisoned("this exchange is closed; create a new Exchange")
-        return self._open_steps
+        return self._opened.steps
 
     def _kind(self, phase: str) -> Kind:
         launches.refuse_capture("an exchange allocates what it returns: in a graph use Exchange.prepare in a launch")
@@ -364,13 +304,6 @@ class Exchange:
         return problem_with_result(
             out, tokens=tokens, hidden=self.parameters.hidden, dtype=steps.dtype, device=steps.device
         )
-
-
-def _parameters(*, dtype: torch.dtype, **parameters: object) -> ExchangeParameters:
-    try:
-        return msgspec.convert({"dtype": str(dtype).removeprefix("torch."), **parameters}, ExchangeParameters)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"arguments of an exchange: {error}") from error
 
 
 def _run_or_leave(steps: ExchangeSteps, run: Callable[..., None], *arguments: Any, **keywords: Any) -> None:

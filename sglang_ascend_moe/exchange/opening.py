@@ -1,4 +1,4 @@
-"""How ranks open an exchange: they agree on its parameters, and map each other's windows."""
+"""How ranks open an exchange: they agree on its parameters, make windows and reach each other's."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.errors import InvalidInput
-from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle
-from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener, watch_processes
+from sglang_ascend_moe.exchange.backend import Backend, Meeting
+from sglang_ascend_moe.exchange.control.blocks import Hello
+from sglang_ascend_moe.exchange.control.handover import watch_processes
 from sglang_ascend_moe.exchange.control.post_mortem import Recorder
 from sglang_ascend_moe.exchange.control.rendezvous import agree, workers_of
-from sglang_ascend_moe.exchange.control.secret import Secret
+from sglang_ascend_moe.exchange.control.secret import read_secret
+from sglang_ascend_moe.exchange.device_backend import DeviceBackend
+from sglang_ascend_moe.exchange.host_backend import HostBackend
+from sglang_ascend_moe.exchange.rank_options import RankOptions
 from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.native.codes import Result
-from sglang_ascend_moe.native.session import NativeSession, initialise_window
+from sglang_ascend_moe.native.session import NativeSession
 from sglang_ascend_moe.windows.layout import LAYOUT_VERSION, ExchangeParameters, plan_window
-from sglang_ascend_moe.windows.memfd import MappedWindow, create_window
 
 
 class Opened(NamedTuple):
@@ -29,75 +31,72 @@ class Opened(NamedTuple):
     session_id: bytes
     rank: int
     steps: ExchangeSteps
-    pidfds: ExitStack
-    """Closes the process descriptors that `steps` watches."""
+    resources: ExitStack
+    """What is given back when the exchange is closed."""
     overlap: bool
-    """Whether every rank has more than one worker."""
+    """Whether rounds are placed while experts run on the round before: every rank has more than one worker."""
 
 
-def open_steps(
+def backend_of(options: RankOptions) -> Backend:
+    """Where the windows of a rank with these options lie. Raises `InvalidInput`."""
+    if options.device is None or options.device.type == "cpu":
+        return HostBackend(options.workers)
+    return DeviceBackend(options.device, options.windows)
+
+
+def open_exchange(
     group: dist.ProcessGroup | None,
     parameters: ExchangeParameters,
+    options: RankOptions = RankOptions(),  # noqa: B008 - a tuple
     *,
-    workers: int | None = None,
-    post_mortem: str | os.PathLike[str] | None = None,
-    secret: Secret | None = None,
+    first_epoch: int = 0,
 ) -> Opened:
-    """Opens an exchange among the ranks of `group`; arguments and errors as those of `Exchange.create`."""
-    rank, ranks = dist.get_rank(group), parameters.ranks
-    if workers is not None and not 1 <= workers <= 256:
-        raise InvalidInput(f"workers={workers} is outside 1 .. 256")
+    """Opens an exchange among the ranks of `group`; arguments and errors as those of `Exchange.open`.
+
+    `first_epoch`, the same on every rank: exchanges to pretend to have behind, 0 to 2**47 - 1.
+    """
+    group = group or dist.group.WORLD
+    rank = dist.get_rank(group)
+    secret = read_secret(options.secret_file)
+    backend = backend_of(options)
     # Tensors that are made here are written to in any mode of autograd.
     with torch.inference_mode(False), ExitStack() as bring_up, ExitStack() as kept:
-        listener = bring_up.enter_context(open_listener())
+        bring_up.callback(backend.close)
         hello = Hello(
             session=os.urandom(16), rank=rank, layout_version=LAYOUT_VERSION, parameters=parameters,
-            process=os.getpid(), address=listener.getsockname(), cores=sorted(os.sched_getaffinity(0)),
-            workers=workers or 0,
+            process=os.getpid(), address=backend.address, cores=sorted(os.sched_getaffinity(0)),
+            workers=backend.workers,
         )  # fmt: skip
-        hellos = agree(group or dist.group.WORLD, hello, secret)
+        hellos = agree(group, hello, secret)
         # After the comparison, so that arguments that cannot be laid out are refused on every rank alike.
         layout = plan_window(parameters)
-        all_workers = workers_of(hellos)
-
-        descriptor = create_window(layout)
-        bring_up.callback(os.close, descriptor)
-        own_window = MappedWindow(descriptor, layout)
-        initialise_window(layout, own_window.address)
-        handle = WindowHandle(
-            session=hellos[0].session, rank=rank, total_bytes=layout.total_bytes, layout_digest=layout.digest()
-        )
         pidfds = watch_processes(hellos, rank)
-        close_later(kept, pidfds)
-        descriptors = exchange_windows(hellos, Offer(handle, descriptor), listener, pidfds)
-        close_later(bring_up, descriptors)
-        windows = [own_window if peer == rank else MappedWindow(descriptors[peer], layout) for peer in range(ranks)]
-        session = NativeSession(layout, rank, [window.address for window in windows], pidfds, all_workers[rank])
-        if post_mortem is not None:
-            record_faults(session, Recorder(Path(post_mortem), hellos[0].session, rank, ranks))
+        for pidfd in pidfds:
+            if pidfd >= 0:
+                kept.callback(os.close, pidfd)
+        meeting = Meeting(group, rank, hellos, layout, pidfds, secret, first_epoch, kept)
+        windows = backend.make_windows(meeting)
+        session = backend.open_session(meeting, windows)
+        if options.post_mortem is not None:
+            recorder = Recorder(Path(options.post_mortem), hellos[0].session, rank, parameters.ranks)
+            _record_faults(session, recorder)
         steps = ExchangeSteps(session, rank, windows, layout, getattr(torch, parameters.dtype))
-        return Opened(hellos[0].session, rank, steps, kept.pop_all(), overlap=min(all_workers) > 1)
+        overlap = backend.overlaps_rounds and min(workers_of(hellos)) > 1
+        return Opened(hellos[0].session, rank, steps, kept.pop_all(), overlap)
 
 
-def close_steps(steps: ExchangeSteps, pidfds: ExitStack) -> None:
-    """Leaves the exchange of an `Opened`: peers that still wait for this rank get `PeerLost`."""
-    session = steps.session
+def close_exchange(opened: Opened) -> None:
+    """Leaves the exchange: peers that still wait for this rank get `PeerLost`."""
+    session = opened.steps.session
     if session.inherited:
-        pidfds.pop_all()  # they are the parent's, as the windows are
+        opened.resources.pop_all()  # they are the parent's, as the windows are
         return
     session.leave(Result.PEER_CLOSED, session.step, session.epoch)
-    pidfds.close()
+    opened.resources.close()
 
 
-def record_faults(session: NativeSession, recorder: Recorder) -> None:
+def _record_faults(session: NativeSession, recorder: Recorder) -> None:
     """Let `recorder` write an account of every fault that poisons the session."""
     session.watch_faults(
         lambda fault, error: recorder.write(fault, error, session.waited_s, session.matrix.tolist()),
     )
-
-
-def close_later(stack: ExitStack, descriptors: list[int]) -> None:
-    """Close the descriptors, but those of -1, with `stack`."""
-    for descriptor in descriptors:
-        if descriptor >= 0:
-            stack.callback(os.close, descriptor)

@@ -6,23 +6,23 @@ put on the stream; what replays of them found is looked at by `check_replays`, b
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from sglang_ascend_moe.errors import ProtocolMismatch, Unsupported
-from sglang_ascend_moe.native import abi, session
-from sglang_ascend_moe.native.abi import pointer, u32
-from sglang_ascend_moe.native.calls import DispatchCall
+from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.native.codes import InputError, Kind, Result, Step
+from sglang_ascend_moe.native.faults import refuse_forked
+from sglang_ascend_moe.native.library import own_library
 from sglang_ascend_moe.native.session import ChunkCounts, NativeSession
 from sglang_ascend_moe.windows.layout import WindowLayout
 
-DEVICE_ABI_VERSION = 1
+if TYPE_CHECKING:
+    from sglang_ascend_moe._host_kernels import Call
+
 LAUNCHES = 8192
 """Launches that may be captured: two for each layer of each graph. Each takes about 1 KiB of HBM and of host memory."""
 _DISPATCH, _COMBINE = 0, 1
@@ -41,7 +41,7 @@ class Streams(Protocol):
 @cache
 def torch_streams() -> Streams:
     """Those of `torch_npu`. Raises `Unsupported` if what `ascend-moe build-kernels` makes cannot be loaded."""
-    path = Path(session.own_library("npu")).with_name("_ascend_torch.so")
+    path = Path(own_library("npu")).with_name("_ascend_torch.so")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -66,18 +66,19 @@ class DeviceSession(NativeSession):
         device: torch.device,
         streams: Streams | None = None,
         cores: int = 0,
+        *,
+        first_epoch: int = 0,
     ) -> None:
         """`window_addresses` [ranks] as the device sees them; `cores`: vector cores to run on, 0 for all.
 
         Raises `PeerLost` of this rank, with the words of CANN, if it refuses memory.
         """
-        super().__init__(layout, rank, window_addresses, peer_pidfds, device=device)
-        _declare(self._library)
+        super().__init__(layout, rank, window_addresses, peer_pidfds, device=device, first_epoch=first_epoch)
         self._streams = torch_streams() if streams is None else streams
-        self._address = ctypes.addressof(self._session)
-        self._check(self._library.exchange_device_open(self._reference, cores, LAUNCHES))
+        if result := self._native.open_device(cores, LAUNCHES):
+            self._raise(result)
 
-    def new_call(self, tokens: int) -> DispatchCall:
+    def new_call(self, tokens: int) -> Call:
         """A call for at most `tokens` tokens, whose combine finds no rows until a dispatch has gone well.
 
         In a graph the combine of a dispatch that was refused runs all the same, on the positions of the one before.
@@ -86,42 +87,37 @@ class DeviceSession(NativeSession):
         call.positions.fill_(-1)
         return call
 
-    def dispatch(self, call: DispatchCall) -> None:
+    def dispatch(self, call: Call) -> None:
         """Steps announce to arrivals; in a capture only put on the stream."""
         if self._enter():
-            self._put(_DISPATCH, call, call.dispatch)
-            call.combine.epoch = call.combine.slot = call.combine.first_row = call.combine.total = 0
+            self._put(_DISPATCH, call, call.dispatch_address)
+            call.forget_place()
         else:
             super().dispatch(call)
 
-    def dispatch_fitting(
-        self, call: DispatchCall, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind
-    ) -> None:
-        """None: the way past `dispatch` is the host's."""
-
-    def combine(self, call: DispatchCall, out: torch.Tensor) -> None:
+    def combine(self, call: Call, out: torch.Tensor) -> None:
         """Steps done and reduce; in a capture only put on the stream."""
         if self._enter():
-            self._point_at_result(call, out)
-            self._put(_COMBINE, call, call.combine)
+            call.take_out(out)
+            self._put(_COMBINE, call, call.combine_address)
         else:
             super().combine(call, out)
 
-    def dispatch_send(self, call: DispatchCall) -> None:
+    def dispatch_send(self, call: Call) -> None:
         """The whole of `dispatch`: a launch is not divided."""
         self.dispatch(call)
 
-    def dispatch_receive(self, call: DispatchCall) -> None:
+    def dispatch_receive(self, call: Call) -> None:
         """Nothing is left to do."""
 
-    def combine_send(self, call: DispatchCall) -> None:
+    def combine_send(self, call: Call) -> None:
         """Nothing is done yet."""
 
-    def combine_receive(self, call: DispatchCall, out: torch.Tensor) -> None:
+    def combine_receive(self, call: Call, out: torch.Tensor) -> None:
         """The whole of `combine`."""
         self.combine(call, out)
 
-    def rejoin(self, call: DispatchCall) -> None:
+    def rejoin(self, call: Call) -> None:
         self._enter()
         super().rejoin(call)
 
@@ -140,30 +136,18 @@ class DeviceSession(NativeSession):
     def check_replays(self) -> None:
         """Waits for the stream and raises what launches that nobody waited for have found, replays included."""
         self._enter()
-        self._check(self._library.exchange_device_check(self._reference))
+        if result := self._native.check_device():
+            self._raise(result)
 
     def leave(self, result: Result, step: Step, epoch: int) -> None:
         super().leave(result, step, epoch)
         if result is Result.PEER_CLOSED:
-            self._library.exchange_device_close(self._reference)
+            self._native.close_device()
 
     def _enter(self) -> bool:
-        return self._streams.use_stream(self._matrix, self._address)
+        if self.inherited:
+            refuse_forked()
+        return self._streams.use_stream(self._matrix, self._native.address)
 
-    def _put(self, kernel: int, call: DispatchCall, arguments: abi.Dispatch | abi.Combine) -> None:
-        self._streams.launch([self._matrix, call.positions], kernel, self._address, ctypes.addressof(arguments))
-
-
-@cache
-def _declare(library: ctypes.CDLL) -> None:
-    library.exchange_device_abi_version.restype = u32
-    version = library.exchange_device_abi_version()
-    if version != DEVICE_ABI_VERSION:
-        raise ProtocolMismatch(
-            f"the Ascend kernels have device ABI {version}, the package expects {DEVICE_ABI_VERSION}; run `ascend-moe"
-            " build-kernels` again"
-        )
-    library.exchange_device_open.argtypes = [pointer, u32, u32]
-    library.exchange_device_close.argtypes = [pointer]
-    library.exchange_device_close.restype = None
-    library.exchange_device_check.argtypes = [pointer]
+    def _put(self, kernel: int, call: Call, arguments: int) -> None:
+        self._streams.launch([self._matrix, call.positions], kernel, self._native.address, arguments)

@@ -66,7 +66,7 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
     if result == Result.PEER_LOST:
         return PeerLost(f"{culprit} has died; noticed {where}", *blame)
     if result == Result.PEER_FAILED and fault.cause == RUNTIME_REFUSED:
-        return PeerLost(f"{culprit} failed {where} on its device: {fault.refusal.rstrip(chr(0))}", *blame)
+        return PeerLost(f"{culprit} failed {where} on its device: {fault.refusal}", *blame)
     if result == Result.PEER_FAILED:
         return PeerLost(f"{culprit} failed {where} and gave up", *blame)
     if result == Result.PEER_CLOSED:

@@ -1,7 +1,8 @@
-"""Hooks into SGLang: what a row of the table is, how rows are applied, and what became of each.
+"""Hooks into SGLang: what one is, how they are applied, and what became of each.
 
-SGLang only logs a plugin or a hook that fails, and then serves without it. Here every row can be asked for its state,
-and `require_all` raises.
+A hook is a function of this package that runs before, after, around or in place of a function of SGLang. The tables of
+the folders (`*_hooks.py`) list them; `plugin` puts the tables together. SGLang only logs a hook that fails, and then
+serves without it. Here every hook can be asked for its state, and `require_all` raises.
 """
 
 import enum
@@ -15,7 +16,7 @@ from sglang_ascend_moe.serving.host_platform import HOST_PLATFORM
 from sglang_ascend_moe.serving.signatures import misfit, signature_of
 
 
-class Kind(enum.Enum):
+class HookKind(enum.Enum):
     """How a hook changes its target. All but `SET` and `ADD` are the kinds of SGLang's HookRegistry."""
 
     BEFORE = "before"
@@ -44,18 +45,40 @@ class Process(enum.Enum):
     WORKER = "worker"
 
 
+class SglangFault(NamedTuple):
+    """A fault that SGLang has without this package too, named by the reason of the hook that mends it.
+
+    discussed: the issue or pull request of SGLang that is about it (`#31908`); empty if none is known.
+    mended_in: the first version of SGLang without it, of which on the hook may go; empty if none is known.
+    """
+
+    discussed: str = ""
+    mended_in: str = ""
+
+    def until(self) -> str:
+        """When the hook may go."""
+        when = f"SGLang {self.mended_in}" if self.mended_in else "SGLang mends it"
+        return f"until {when} ({self.discussed})" if self.discussed else f"until {when}"
+
+
 class Hook(NamedTuple):
-    """One row of the table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign."""
+    """One row of a table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign.
+
+    mends: of a hook that any user of SGLang could want; None of one that only this package needs.
+    """
 
     target: str
-    kind: Kind
+    kind: HookKind
     value: Any
     reason: str
     where: Where = Where.ALWAYS
     process: Process = Process.WORKER
+    mends: SglangFault | None = None
 
 
 class State(enum.Enum):
+    """What became of a hook in this process."""
+
     APPLIED = "applied"
     NOT_APPLICABLE = "not applicable"
     FAILED = "failed"
@@ -69,7 +92,7 @@ class HookState(NamedTuple):
     detail: str = ""
 
 
-_ASSIGNED = (Kind.SET, Kind.ADD)
+_ASSIGNED = (HookKind.SET, HookKind.ADD)
 _table: tuple[Hook, ...] = ()
 
 
@@ -92,19 +115,19 @@ def install(table: Sequence[Hook]) -> None:
             setattr(owner, name, hook.value)
 
 
-def launcher_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+def launcher_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed in the launcher only."""
-    return Hook(target, kind, value, reason, process=Process.LAUNCHER)
+    return Hook(target, kind, value, reason, process=Process.LAUNCHER, mends=mends)
 
 
-def host_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+def host_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed on the host platform only."""
-    return Hook(target, kind, value, reason, Where.HOST)
+    return Hook(target, kind, value, reason, Where.HOST, mends=mends)
 
 
-def host_launcher_hook(target: str, kind: Kind, value: Any, reason: str) -> Hook:
+def host_launcher_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
     """A hook that is needed in the launcher of the host platform only."""
-    return Hook(target, kind, value, reason, Where.HOST, Process.LAUNCHER)
+    return Hook(target, kind, value, reason, Where.HOST, Process.LAUNCHER, mends)
 
 
 def applies(hook: Hook) -> bool:
@@ -137,7 +160,7 @@ def obstacle(hook: Hook) -> str:
         owner, name = _owner_of(hook)
     except (ImportError, AttributeError) as error:
         return str(error)
-    if hook.kind is Kind.ADD:
+    if hook.kind is HookKind.ADD:
         there = getattr(owner, name, hook.value)
         return "" if there is hook.value else f"{owner.__name__} has an attribute {name!r} of its own"
     if not hasattr(owner, name):
@@ -151,7 +174,7 @@ def call_misfit(hook: Hook, target: inspect.Signature) -> str:
     """What the function of `hook` does not take as a target of this signature is called; empty if it takes all."""
     if hook.kind in _ASSIGNED:
         return ""
-    return misfit(inspect.signature(hook.value), target, first=hook.kind in (Kind.AFTER, Kind.AROUND))
+    return misfit(inspect.signature(hook.value), target, first=hook.kind in (HookKind.AFTER, HookKind.AROUND))
 
 
 def states() -> list[HookState]:

@@ -6,7 +6,7 @@ from pathlib import Path
 HOST_ATTENTION = "ascend_moe_host"
 """Name of the attention backend whose decode a graph can hold, as for SGLang's `--attention-backend`."""
 
-HOST_PLATFORM = "sglang_ascend_moe.serving.host.platform.HostPlatform"
+HOST_PLATFORM = "sglang_ascend_moe.serving.host.sglang_platform.HostPlatform"
 
 
 def activate() -> str | None:

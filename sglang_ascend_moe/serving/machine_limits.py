@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import psutil
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.windows.layout import WindowMemory
@@ -31,7 +32,7 @@ class MachineLimits(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: RLIMIT_NOFILE as it is; descriptors_most: as far as the process may raise it; descriptors_open: in use.
     """
 
-    memory_available: int | None
+    memory_available: int
     container_limit: int | None
     container_available: int | None
     file_bytes: int | None
@@ -82,21 +83,22 @@ def memfd_obstacle() -> str:
 
 
 def read_limits(root: Path = Path("/")) -> MachineLimits:
-    """The limits of this process; `root` holds `proc` and `sys`."""
+    """The limits of this process; `root` holds `proc` and `sys` with its control groups, which psutil does not know."""
     container = min(_containers(root), key=lambda found: found.available, default=None)
     descriptors, most = (_unless_unlimited(limit) for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
     space = _unless_unlimited(resource.getrlimit(resource.RLIMIT_AS)[0])
+    process = psutil.Process()
     return MachineLimits(
-        memory_available=_kibibytes(root / "proc/meminfo", "MemAvailable"),
+        memory_available=psutil.virtual_memory().available,
         container_limit=None if container is None else container.limit,
         container_available=None if container is None else container.available,
         file_bytes=_unless_unlimited(resource.getrlimit(resource.RLIMIT_FSIZE)[0]),
-        address_space=None if space is None else max(0, space - (_kibibytes(root / "proc/self/status", "VmSize") or 0)),
+        address_space=None if space is None else max(0, space - process.memory_info().vms),
         locked_memory=_unless_unlimited(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]),
         descriptors=descriptors,
         descriptors_most=most,
         # Without the one that lists them.
-        descriptors_open=len(os.listdir("/proc/self/fd")) - 1,
+        descriptors_open=process.num_fds() - 1,
     )
 
 
@@ -168,15 +170,6 @@ def _container(folder: Path, limit_name: str, usage_name: str, cache_name: str) 
     caches = [line.split()[1] for line in _text(folder / "memory.stat").splitlines() if line.startswith(cache_name)]
     in_use = int(used) - int(caches[0] if caches else 0)
     return _Container(int(limit), max(0, int(limit) - in_use))
-
-
-def _kibibytes(path: Path, name: str) -> int | None:
-    """The bytes of a line such as `MemAvailable:  1024 kB`; None if there is no such line."""
-    for line in _text(path).splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return int(value.split()[0]) * 1024
-    return None
 
 
 def _text(path: Path) -> str:

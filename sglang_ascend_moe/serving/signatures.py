@@ -48,6 +48,8 @@ def _same(mine: Parameter, theirs: Parameter) -> bool:
 def signature_of(function: object) -> Signature | None:
     """The signature of a function as it stands in its class, with `self` or `cls`; None if Python knows none."""
     raw = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+    if not callable(raw):
+        return None
     try:
         return inspect.signature(raw)
     except (TypeError, ValueError):

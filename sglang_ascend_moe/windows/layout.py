@@ -38,7 +38,6 @@ _BOUNDS = {
     "max_tokens": (1, 2**31 - 1),
     "topk": (1, 256),
     "slots": (1, 64),
-    "first_epoch": (0, 2**47 - 1),
 }
 
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -47,7 +46,22 @@ LAYOUTS = ("compact", "padded")
 
 
 class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every rank must agree on before windows are laid out."""
+    """What all ranks of an exchange agree on.
+
+    num_experts: of all ranks together, divisible by their number; rank r holds the r-th part of them.
+    hidden: elements per row, a multiple of 16.
+    max_tokens: most tokens that one rank brings to one call.
+    topk: ids per token.
+    dtype: "bfloat16", "float16" or "float32".
+    quant: "int8" places rows as int8 with one scale per row (`ExpertRows.scales`); results stay in dtype.
+    distinct_topk: promises that no token names an expert twice, which makes windows smaller.
+    window_bytes: bytes of each rank's window; None takes what one round of max_tokens needs.
+    timeout_s: bound of every single wait for other ranks, in seconds.
+    slots: dispatches that can be open at the same time.
+    layout: "compact" lays experts' rows one after the other; "padded" gives every expert room for ranks * max_tokens
+        rows, so that expert e's begin at row e * ranks * max_tokens (needs distinct_topk=True).
+    verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
+    """
 
     ranks: int
     num_experts: int
@@ -62,7 +76,6 @@ class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     slots: int = 1
     layout: str = "compact"
     verify: bool = False
-    first_epoch: int = 0
 
     @property
     def local_experts(self) -> int:
@@ -138,6 +151,17 @@ class WindowMemory(msgspec.Struct, frozen=True):
         sizes = msgspec.structs.asdict(self.regions)
         sizes["padding"] = self.total - sum(sizes.values())
         return {name: size for name, size in sizes.items() if size}
+
+
+def exchange_parameters(*, dtype: object = "bfloat16", **fields: object) -> ExchangeParameters:
+    """`ExchangeParameters` of keywords, whose dtype may be torch's.
+
+    Raises `InvalidInput` for a value of another type, a keyword that is no field, and a field that is missing.
+    """
+    try:
+        return msgspec.convert({"dtype": str(dtype).removeprefix("torch."), **fields}, ExchangeParameters)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"arguments of an exchange: {error}") from error
 
 
 def check_parameters(parameters: ExchangeParameters) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from tests.exchange.conftest import Pools
 from tests.exchange.pool import Pool, Program
-from tests.npu.wheels import headers
+from tests.versions.npu_wheels import headers
 
-from .model import HOST_SOURCES, KERNEL_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
+from .host_model import HOST_SOURCES, KERNEL_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
 
 MUTANT_DEADLINE_S = 4.0
 """For kernels that may wait for ever."""

@@ -16,7 +16,7 @@ from tests.exchange.scenario import Scenario
 from tests.exchange.surface import open_exchange
 
 from .conftest import AscendPools, compile_objects, link_library
-from .model import CoreCosts, on_model
+from .host_model import CoreCosts, on_model
 
 RANKS = 2
 CORES = 48

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_ascend_moe.exchange import opening
-from sglang_ascend_moe.native import session
-from sglang_ascend_moe.native.abi import pointer, u32
+from sglang_ascend_moe.exchange import host_backend
 from sglang_ascend_moe.native.device_session import DeviceSession
+from sglang_ascend_moe.native.library import use_library
 from tests.ascend.conftest import Objects
-from tests.ascend.model import KERNELS, ModelViolated, build_objects, link
+from tests.ascend.host_model import KERNELS, ModelViolated, build_objects, link
 from tests.exchange.pool import Program, Rank
 
 STAND_IN = Path(__file__).parent / "cann_stand_in"
@@ -29,6 +28,8 @@ SOURCES = [
 ]
 SHARED = ("core", "device", "instructions", "routing", "segments")
 """What is part of the model's library as well."""
+
+pointer, u32 = ctypes.c_void_p, ctypes.c_uint32
 
 
 class Launch(ctypes.Structure):
@@ -133,16 +134,17 @@ def on_device_library(path: str, cores: int) -> Iterator[OneStream]:
     cann.library.cann_stand_in_use_cores(cores)
     streams = OneStream(cann)
 
-    def open_session(layout, rank, addresses, pidfds, _workers=1):
-        return DeviceSession(layout, rank, addresses, pidfds, torch.device("cpu"), streams)
+    def open_session(layout, rank, addresses, pidfds, _workers, *, first_epoch):
+        device = torch.device("cpu")
+        return DeviceSession(layout, rank, addresses, pidfds, device, streams, first_epoch=first_epoch)
 
-    session.use_library(path)
+    use_library(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "NativeSession", open_session)
+        patch.setattr(host_backend, "NativeSession", open_session)
         try:
             yield streams
         finally:
-            session.use_library(None)
+            use_library(None)
             if text := cann.violation():
                 raise ModelViolated(text)
 

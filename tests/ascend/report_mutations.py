@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from .conftest import MUTANT_DEADLINE_S, AscendPools, compile_objects
-from .mutations import build_mutant, try_mutant
+from .kernel_mutations import build_mutant, try_mutant
 from .seeded_faults import MUTATIONS
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from sglang_ascend_moe.native.codes import Step
 
-from . import test_exchange, test_int8, test_segments, test_waits
-from .mutations import Mutation
+from . import test_exchange, test_quantise, test_segments, test_waits
+from .kernel_mutations import Mutation
 
 SPLIT = test_exchange.test_any_division_over_cores_gives_the_same_bits
 BITS = test_exchange.test_kernels_equal_the_reference_to_the_bit
-INT8 = test_int8.test_int8_rows_and_scales_are_those_of_the_host_kernels
+INT8 = test_quantise.test_int8_rows_and_scales_are_those_of_the_host_kernels
 HANDLES = test_exchange.test_two_live_handles_are_combined_in_any_order
 LEAVES = test_waits.test_a_rank_that_fails_at_a_step_is_named
 VAIN = test_waits.test_a_rank_that_is_waited_for_in_vain_is_named
@@ -24,7 +24,7 @@ def bits(name: str) -> dict[str, object]:
 
 
 def int8(name: str) -> dict[str, object]:
-    return {"ranks": 2, "cores": 8, "scenario": test_int8.CASES[name]}
+    return {"ranks": 2, "cores": 8, "scenario": test_quantise.CASES[name]}
 
 
 ALL_CORES = split("one-expert-filled-by-all-cores")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_ascend_moe.native.abi import native_layout
+from sglang_ascend_moe.native.library import native_layout
 from sglang_ascend_moe.windows.layout import ExchangeParameters, WindowLayout, plan_window
 from tests.exchange import reference
 from tests.exchange.bits import require_same_bits

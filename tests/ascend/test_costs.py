@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .cost_sheet import DECODE, ON_THE_PAGE, PREFILL, RANKS, Costs, Shape, measure, table
-from .model import REPOSITORY
+from .host_model import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
 

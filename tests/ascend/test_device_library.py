@@ -17,12 +17,12 @@ from sglang_ascend_moe.errors import InvalidInput, PeerLost, SessionPoisoned
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from tests.exchange.pool import Ended, Rank
+from tests.exchange.schedules.test_rounds import SCENARIOS as ROUNDS
+from tests.exchange.schedules.test_rounds import run_in_rounds
 from tests.exchange.test_bit_exact import SCENARIOS, exchange_in_every_schedule
 from tests.exchange.test_handles import combine_again_and_again, cross_epochs, hold_two_handles
+from tests.exchange.test_joint_refusals import disagree, refuse_one_rank
 from tests.exchange.test_refusal_sequences import mix_refusals
-from tests.exchange.test_refusals import disagree, refuse_one_rank
-from tests.exchange.test_rounds import SCENARIOS as ROUNDS
-from tests.exchange.test_rounds import run_in_rounds
 
 from .device_library import OneStream, beside_hosts, on_device, on_device_library
 
@@ -55,7 +55,7 @@ def test_rounds_of_a_prefill_are_planned_over_the_device(pools, device_library, 
 def test_handles_and_epochs(pools, device_library):
     pools.run(2, on_device, device_library, 2, combine_again_and_again, "windows")
     pools.run(2, on_device, device_library, 2, hold_two_handles, "windows", (1, 0))
-    pools.run(2, on_device, device_library, 2, cross_epochs, "windows", 2**32 - 3)
+    pools.run(2, on_device, device_library, 2, cross_epochs, 2**32 - 3)
 
 
 @pytest.mark.parametrize("name", ["hidden", "id-past-the-end"])

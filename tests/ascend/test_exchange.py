@@ -8,16 +8,16 @@ from __future__ import annotations
 import pytest
 
 from tests.exchange.scenario import Scenario
+from tests.exchange.schedules.test_rounds import SCENARIOS as ROUNDS
+from tests.exchange.schedules.test_rounds import run_in_rounds
+from tests.exchange.schedules.test_sequence import alternate_schedules
 from tests.exchange.test_bit_exact import SCENARIOS, exchange_in_every_schedule, exchange_with_distinct_topk
 from tests.exchange.test_handles import combine_again_and_again, cross_epochs, hold_two_handles
+from tests.exchange.test_joint_refusals import disagree, overfill_window, refuse_broken_promise, refuse_one_rank
 from tests.exchange.test_refusal_sequences import mix_refusals
-from tests.exchange.test_refusals import disagree, overfill_window, refuse_broken_promise, refuse_one_rank
-from tests.exchange.test_rounds import SCENARIOS as ROUNDS
-from tests.exchange.test_rounds import run_in_rounds
-from tests.exchange.test_sequence import alternate_schedules
 from tests.exchange.test_workers import run_overlapped
 
-from .model import on_mixed
+from .host_model import on_mixed
 
 RANKS_AND_CORES = [(2, 1), (2, 2), (2, 8), (4, 1), (4, 2), (4, 8)]
 
@@ -76,7 +76,7 @@ def test_distinct_topk_fits_its_smaller_window(pools, library, routing):
 
 @pytest.mark.parametrize("first_epoch", [2**16 - 3, 2**32 - 3], ids=["2**16", "2**32"])
 def test_epochs_cross_powers_of_two(pools, library, first_epoch):
-    pools.run_on(2, library, 2, cross_epochs, "windows", first_epoch)
+    pools.run_on(2, library, 2, cross_epochs, first_epoch)
 
 
 def test_a_handle_is_combined_again_and_again(pools, library):

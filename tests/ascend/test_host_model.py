@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .model import MODEL_SOURCES, compile_source, link
+from .host_model import MODEL_SOURCES, compile_source, link
 
 Run = Callable[[str], str]
 HAZARDS_SOURCE = Path(__file__).with_name("hazards.cpp")

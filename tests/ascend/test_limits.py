@@ -10,7 +10,7 @@ from tests.exchange.reference import scale_by_expert
 from tests.exchange.scenario import Scenario
 from tests.exchange.surface import compute, open_exchange
 
-from .model import REPOSITORY, on_model
+from .host_model import REPOSITORY, on_model
 
 PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
 UNIFIED_BUFFER_BYTES = 184 * 1024 - 256

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from .mutations import Mutation, build_mutant, try_mutant
+from .kernel_mutations import Mutation, build_mutant, try_mutant
 from .seeded_faults import MUTATIONS
 
 FEWEST = 20

@@ -1,6 +1,7 @@
 """An MoE layer from its rows to its sums as `--device npu` runs it: windows in pooled memory, the library for Ascend
-devices, SGLang's Ascend runner. Everything below them is a stand-in: memfabric and torch_npu (`tests.npu.pools`), the
-runner's operators (`tests.npu.operators`), CANN's runtime and the kernels' host model. No NPU has run this.
+devices, SGLang's Ascend runner. Everything below them is a stand-in: memfabric and torch_npu
+(`tests.windows.pooled_stand_ins`), the runner's operators (`tests.serving.npu.operator_stand_ins`), CANN's runtime and
+the kernels' host model. No NPU has run this.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import pytest
 import torch
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exchange.device_opening import open_device_steps
+from sglang_ascend_moe.exchange import opening
+from sglang_ascend_moe.exchange.device_backend import DeviceBackend
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.native import device_session, session
+from sglang_ascend_moe.native import device_session
+from sglang_ascend_moe.native.library import use_library
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
 from tests.exchange.pool import Rank
-from tests.npu.layers import TOKENS, host_layer, never, npu_layer, serve, tokens_of
-from tests.npu.pools import SharedFile, in_place_of_devices
+from tests.serving.npu.layers import TOKENS, host_layer, never, npu_layer, serve, tokens_of
+from tests.windows.pooled_stand_ins import SharedFile, in_place_of_devices
 
 from .device_library import Cann, OneStream
 
@@ -37,7 +40,7 @@ def outputs(exchange: Exchange, moe: object, options: Options, rank: Rank, *, on
 def on_device(rank: Rank, path: str, folder: Path, program, *arguments: object) -> object:
     # SGLang is imported before anything stands in for torch_npu, which transformers looks for.
     npu_layer()
-    session.use_library(path)
+    use_library(path)
     cann = Cann(path)
     cann.library.cann_stand_in_use_cores(2)
     with in_place_of_devices(folder) as shared, pytest.MonkeyPatch.context() as patch:
@@ -46,7 +49,7 @@ def on_device(rank: Rank, path: str, folder: Path, program, *arguments: object) 
         try:
             return program(rank, shared, *arguments)
         finally:
-            session.use_library(None)
+            use_library(None)
             assert cann.violation() == ""
 
 
@@ -57,18 +60,15 @@ def compute(rank: Rank, shared: SharedFile, windows: str, schedule: str, w8a8: b
     created |= layer.shape_of(moe)._asdict()
     with pytest.MonkeyPatch.context() as patch:
         # Windows of a device for tensors of the CPU.
-        patch.setattr("sglang_ascend_moe.exchange.exchange.open_steps", open_on_device(windows))
+        patch.setattr(opening, "backend_of", on_device_of(windows))
         with Exchange.create(rank.group, **created) as exchange:
             found = outputs(exchange, moe, options, rank, on_npu=True)
     assert shared.calls[-1] in ("smem_shm_uninit", "finalize")
     return found
 
 
-def open_on_device(windows: str):
-    def open_steps(group, parameters, *, secret=None, **_):
-        return open_device_steps(group, parameters, torch.device("cpu"), windows=windows, secret=secret)
-
-    return open_steps
+def on_device_of(windows: str):
+    return lambda _options: DeviceBackend(torch.device("cpu"), windows)
 
 
 def compute_on_host(rank: Rank, schedule: str) -> list[torch.Tensor]:
@@ -105,7 +105,7 @@ def meet_a_peer_out_of_reach(rank: Rank, shared: SharedFile) -> list[str]:
     shared.unreachable = {1} if rank.rank == 0 else set()
     moe = npu_layer(rank.size, rank.rank)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sglang_ascend_moe.exchange.exchange.open_steps", open_on_device("memfabric"))
+        patch.setattr(opening, "backend_of", on_device_of("memfabric"))
         with pytest.raises(Unsupported) as refused:
             Exchange.create(rank.group, max_tokens=TOKENS, **layer.shape_of(moe)._asdict())
     return [str(refused.value), *shared.calls]

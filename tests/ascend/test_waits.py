@@ -17,13 +17,13 @@ from sglang_ascend_moe.errors import PeerLost, PeerTimeout, SessionPoisoned
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.native.codes import Step
-from tests.exchange.faults import harm_at
+from tests.exchange.harmed_ranks import harm_at
 from tests.exchange.pool import Rank
 from tests.exchange.reference import scale_by_expert
 from tests.exchange.scenario import Scenario
 from tests.exchange.surface import compute, open_exchange
 
-from .model import on_model
+from .host_model import on_model
 
 SCENARIO = Scenario(tokens=(6, 5), topk=2)
 

@@ -12,7 +12,7 @@ from tests.exchange.bits import require_same_bits, require_same_values
 from tests.exchange.pool import Rank
 from tests.exchange.reference import RankInput
 
-from .low_latency import (
+from .low_latency_calls import (
     DISPATCHES,
     FP8,
     SCENARIO,

@@ -11,7 +11,7 @@ import torch
 from sglang_ascend_moe.errors import PeerLost
 from tests.exchange.pool import Rank
 
-from .low_latency import SCENARIO, Case, open_buffer
+from .low_latency_calls import SCENARIO, Case, open_buffer
 
 
 def outlive_a_peer(rank: Rank) -> list[list[int]] | None:

@@ -9,7 +9,7 @@ from tests.exchange.bits import require_same_bits, require_same_values
 from tests.exchange.pool import Rank
 
 from .measures import difference
-from .normal import ALIGNMENT, SCENARIO, SPARE_TOKENS, Case, Expected, Observed, biases, observe, open_buffer
+from .normal_calls import ALIGNMENT, SCENARIO, SPARE_TOKENS, Case, Expected, Observed, biases, observe, open_buffer
 
 
 def require_rows(observed: list[Observed], expected: Expected) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sglang_ascend_moe import deep_ep
 from sglang_ascend_moe.deep_ep import Buffer, Config, EventHandle, EventOverlap
 from sglang_ascend_moe.deep_ep.fp8 import exponents, quantise
-from sglang_ascend_moe.deep_ep.routing import dispatch_layout
+from sglang_ascend_moe.deep_ep.rank_routing import dispatch_layout
 from sglang_ascend_moe.errors import (  # fmt: skip
     InvalidInput,
     ProtocolMismatch,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_ascend_moe.exchange import opening
+from sglang_ascend_moe.exchange.collective_exchange import CollectiveExchange
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.exchange.schedules.collective import CollectiveExchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.windows.layout import exchange_parameters
 
 from .bits import require_same_bits
 from .pool import Rank
@@ -20,6 +22,12 @@ PHASES = ("decode", "prefill")
 def open_exchange(implementation: str, rank: Rank, scenario: Scenario, **options: Any) -> Any:
     """An exchange for the scenario on the group of the pool; `options` override the scenario's."""
     return IMPLEMENTATIONS[implementation].create(rank.group, **{**scenario.options(rank.size), **options})
+
+
+def open_after(first_epoch: int, rank: Rank, scenario: Scenario, **options: Any) -> Exchange:
+    """An exchange over windows that pretends to have so many exchanges behind it."""
+    parameters = exchange_parameters(ranks=rank.size, **{**scenario.options(rank.size), **options})
+    return Exchange(opening.open_exchange(rank.group, parameters, first_epoch=first_epoch))
 
 
 def compute(rows: ExpertRows, experts: Experts, rank: Rank) -> None:

@@ -8,7 +8,7 @@ import torch
 from sglang_ascend_moe.errors import Corruption
 from sglang_ascend_moe.native.codes import Step
 
-from .faults import call, require_new_exchange_works, require_poisoned
+from .harmed_ranks import call, require_new_exchange_works, require_poisoned
 from .pool import Rank
 from .reference import scale_by_expert
 from .scenario import Scenario

@@ -13,7 +13,7 @@ import torch
 from sglang_ascend_moe.errors import PeerFault, PeerLost, PeerTimeout, SessionPoisoned
 from sglang_ascend_moe.native.codes import Step
 
-from .faults import (
+from .harmed_ranks import (
     SCENARIO,
     Seen,
     call_repeatedly,

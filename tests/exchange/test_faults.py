@@ -15,7 +15,7 @@ from sglang_ascend_moe.errors import PeerFault, PeerLost, ProtocolMismatch, Sess
 from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.native.codes import Step
 
-from .faults import (
+from .harmed_ranks import (
     CALLS,
     SCENARIO,
     Seen,

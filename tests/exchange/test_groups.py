@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch.distributed as dist
 
-from .faults import CALLS, SCENARIO, call
+from .harmed_ranks import CALLS, SCENARIO, call
 from .pool import Rank
 from .surface import open_exchange
 

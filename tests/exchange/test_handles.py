@@ -12,7 +12,7 @@ from .bits import require_same_values
 from .pool import Rank
 from .reference import scale_by_expert, scale_by_place
 from .scenario import Scenario
-from .surface import PHASES, compute, open_exchange, require_rows
+from .surface import PHASES, compute, open_after, open_exchange, require_rows
 
 SCENARIO = Scenario(tokens=(6, 0, 11, 3), topk=3, routing="sparse")
 
@@ -286,10 +286,10 @@ def test_a_wrong_tensor_for_results_is_refused_and_the_exchange_goes_on(pools):
     pools.run(3, give_a_wrong_tensor_for_results)
 
 
-def cross_epochs(rank: Rank, implementation: str, first_epoch: int) -> None:
+def cross_epochs(rank: Rank, first_epoch: int) -> None:
     inputs = SCENARIO.inputs(rank.size)
     expected = reference.exchange(inputs, SCENARIO.num_experts(rank.size), scale_by_expert)
-    with open_exchange(implementation, rank, SCENARIO, slots=2, first_epoch=first_epoch) as exchange:
+    with open_after(first_epoch, rank, SCENARIO, slots=2) as exchange:
         for seed in range(12):
             call = Call(exchange, rank, seed, PHASES[seed % 2])
             call.compute()
@@ -302,5 +302,5 @@ def cross_epochs(rank: Rank, implementation: str, first_epoch: int) -> None:
 
 
 @pytest.mark.parametrize("first_epoch", [2**31 - 3, 2**32 - 3, 2**47 - 1], ids=["2^31", "2^32", "2^47"])
-def test_epochs_cross_powers_of_two(pools, implementation, ranks, first_epoch):
-    pools.run(ranks, cross_epochs, implementation, first_epoch)
+def test_epochs_cross_powers_of_two(pools, ranks, first_epoch):
+    pools.run(ranks, cross_epochs, first_epoch)

@@ -13,7 +13,7 @@ import torch
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, WindowTooSmall
 from sglang_ascend_moe.exchange.exchange import Exchange
 
-from .faults import CALLS, SCENARIO, call, small_window
+from .harmed_ranks import CALLS, SCENARIO, call, small_window
 from .pool import Ended, Rank
 from .process_state import (
     Mapping,

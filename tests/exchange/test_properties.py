@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.exchange.schedules.test_rounds import run_in_rounds
+
 from .scenario import DTYPES, ID_DTYPES, Routing, Rows, Scenario, Weights
 from .test_bit_exact import exchange_in_every_schedule
-from .test_rounds import run_in_rounds
 
 EXAMPLES = {2: 60, 3: 40, 4: 30, 8: 15}
 """Examples by number of ranks: more ranks cost more and find less."""

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import PeerLost
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
-from sglang_ascend_moe.native.session import own_library
+from sglang_ascend_moe.native.library import own_library
 
 from . import reference
 from .bits import require_same_bits, require_same_values
-from .faults import require_poisoned
+from .harmed_ranks import require_poisoned
 from .pool import Rank
 from .reference import scale_by_expert
 from .rounds import window_bytes_for

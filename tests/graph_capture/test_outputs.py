@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sglang_ascend_moe.graph_capture.arena import Arena
-from sglang_ascend_moe.graph_capture.outputs import recorded, replayed
+from sglang_ascend_moe.graph_capture.step_outputs import recorded, replayed
 from sglang_ascend_moe.graph_capture.tape import record
 
 

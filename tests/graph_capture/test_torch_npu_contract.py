@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.graph_capture import npu_stand_in
-from tests.npu.wheels import TORCH_NPU, Parameter, Wheel, definition, differences, parameters, wheel
+from tests.versions.npu_wheels import TORCH_NPU, Parameter, Wheel, definition, differences, parameters, wheel
 
 TORCH = {"torch 2.14": "torch==2.14.0.*", "torch 2.13": "torch==2.13.0.*"}
 # File of torch_npu.npu -> what is relied on in it.

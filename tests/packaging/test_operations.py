@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sglang_ascend_moe.launch.doctor.examination import DISTRIBUTIONS, Report
+from sglang_ascend_moe.launch.doctor.examination import DISTRIBUTIONS, DoctorReport
 from sglang_ascend_moe.serving import options
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker.live_state import RankState
@@ -51,7 +51,7 @@ def listed(title: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("kind", "title"),
-    [(Report, "### Keys of `--json`"), (RankState, "### Keys of `--url --json`")],
+    [(DoctorReport, "### Keys of `--json`"), (RankState, "### Keys of `--url --json`")],
     ids=["this machine", "a running server"],
 )
 def test_every_key_is_explained_and_exists(kind: type, title: str):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ LONGEST_FILE = 600
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "manager", "misc", "common"}
 SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".pml", ".sh"}
 SOURCE_FOLDERS = (*PACKAGE_FOLDERS, "kernels", "examples", "tests")
+# Module names that stand twice, each with its reason.
+SHARED_NAMES = {
+    "__init__": "what a folder is",
+    "exchange": "the folder's one class, which `sglang_ascend_moe` exports",
+}
 # Modules that may read the environment, each with its reason.
 ENVIRONMENT_READERS = {
     "sglang_ascend_moe.launch.cann": "where CANN's set_env.sh says that it is, which CANN's own tools read too",
@@ -41,6 +47,16 @@ def test_file_names_say_what_is_inside():
         or VAGUE_NAMES & set(path.relative_to(ROOT).parent.parts)
     ]
     assert vague == []
+
+
+def test_a_module_or_folder_has_a_name_that_no_other_has():
+    paths = {path.relative_to(ROOT).with_suffix("") for path in modules().values()}
+    paths |= {path.parent for path in paths} - {Path()}
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(paths):
+        found[path.name].append(str(path))
+    shared = {name: places for name, places in found.items() if len(places) > 1}
+    assert set(shared) == set(SHARED_NAMES), shared
 
 
 def environment_reads(source: str) -> list[int]:

@@ -10,8 +10,8 @@ from functools import cache
 
 import pytest
 
-from tests.packaging.messages import FOREIGN, GAP, has_words, messages, own_exceptions, raised
 from tests.packaging.source_tree import ROOT
+from tests.packaging.user_messages import FOREIGN, GAP, has_words, messages, own_exceptions, raised
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 
@@ -21,7 +21,6 @@ OTHERS = {
     ("sglang_ascend_moe/__init__.py", "AttributeError"),
     ("launch/bench/rank.py", "RuntimeError"),
     ("launch/bench/records.py", "ValueError"),
-    ("launch/servers/forked_server.py", "TimeoutExpired"),
     ("launch/disagg/served.py", ""),
     ("launch/tiny_model/tokenizer.py", "ValueError"),
     ("sglang_ascend_moe/serving/host/unnamed_memory.py", "FileNotFoundError"),

@@ -13,6 +13,9 @@ from tests.packaging.source_tree import PACKAGE, PACKAGE_FOLDERS, ROOT, modules
 
 PROJECT_FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 LIBRARY = f"{PACKAGE}/_host_kernels.so"
+# Tells type checkers that the package is annotated.
+TYPED = f"{PACKAGE}/py.typed"
+TYPES = f"{PACKAGE}/_host_kernels.pyi"
 ENTRY_POINTS = {
     ("console_scripts", "ascend-moe", "sglang_ascend_moe.launch.main:main"),
     ("sglang.srt.plugins", "ascend_moe", "sglang_ascend_moe.serving.plugin:register"),
@@ -57,10 +60,10 @@ def kernel_sources() -> list[Path]:
     return [path for path in found if "host_model" not in path.parts]
 
 
-def test_wheel_holds_every_module_the_kernels_and_their_sources(wheel: Path):
+def test_wheel_holds_every_module_the_kernels_and_their_sources_and_that_it_is_typed(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {LIBRARY, *(f"{PACKAGE}/{path.relative_to(ROOT)}" for path in kernel_sources())}
+    expected = {LIBRARY, TYPED, TYPES, *(f"{PACKAGE}/{path.relative_to(ROOT)}" for path in kernel_sources())}
     for name, path in modules().items():
         expected.add(name.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py"))
     assert names == expected
@@ -102,7 +105,7 @@ def test_exchange_of_the_wheel_loads_the_kernels_of_the_wheel(installed: Path):
     code = (
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
         "from sglang_ascend_moe import Exchange\n"
-        "from sglang_ascend_moe.native import session\n"
-        "print(session._library()._name)"
+        "from sglang_ascend_moe.native.library import library\n"
+        "print(library().path)"
     )
     assert Path(run_python("-c", code, cwd=installed.parent).strip()) == installed / LIBRARY

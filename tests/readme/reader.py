@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
+
+import requests
 
 from sglang_ascend_moe.launch.servers.server_process import can_be_interrupted, free_port, group_members, log_tail
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
@@ -180,13 +179,11 @@ class Served:
 
 def ask(url: str) -> dict[str, Any] | None:
     """The answer of `/generate` to a question; None while nobody answers, or only says that it is not ready."""
-    request = urllib.request.Request(url, json.dumps(QUESTION).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=COMMAND_SECONDS) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        if error.code != SERVICE_UNAVAILABLE:
-            raise
+        answer = requests.post(url, json=QUESTION, timeout=COMMAND_SECONDS)
     except OSError:
-        pass
-    return None
+        return None
+    if answer.status_code == SERVICE_UNAVAILABLE:
+        return None
+    answer.raise_for_status()
+    return answer.json()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sglang_ascend_moe.native.abi import native_layout
+from sglang_ascend_moe.native.library import native_layout
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from sglang_ascend_moe.exchange.control import handover
 from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener
 from sglang_ascend_moe.windows.layout import ExchangeParameters
-from tests.security.blocks import SESSION
+from tests.security.drawn_blocks import SESSION
 
 PARAMETERS = ExchangeParameters(ranks=2, num_experts=8, hidden=64, max_tokens=16, topk=2)
 

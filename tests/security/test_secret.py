@@ -18,7 +18,7 @@ from sglang_ascend_moe.exchange.control.secret import (
     read_secret,
     require_seal,
 )
-from tests.security.blocks import INSTANCE
+from tests.security.drawn_blocks import INSTANCE
 
 SECRET = Secret(secrets.token_bytes(32))
 OTHER = Secret(secrets.token_bytes(32))

@@ -1,6 +1,5 @@
 """Clients of a server: greedy, many at a time, leaving early, and sending what no server wants."""
 
-import http.client
 import json
 import random
 import socket
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+import requests
 
 ANSWER_SECONDS = 120.0
 
@@ -28,18 +29,13 @@ def body_of(prompt: list[int], new_tokens: int, **more: Any) -> dict[str, Any]:
 
 
 def post(url: str, data: bytes, path: str = "/generate") -> tuple[int, bytes]:
-    """Status and body of the answer. Raises OSError or HTTPException if there is none."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=ANSWER_SECONDS)
-    try:
-        connection.request("POST", path, data, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
+    """Status and body of the answer. Raises OSError if there is none."""
+    answer = requests.post(url + path, data, headers={"Content-Type": "application/json"}, timeout=ANSWER_SECONDS)
+    return answer.status_code, answer.content
 
 
 def ask(url: str, prompt: list[int], new_tokens: int) -> Answered:
-    """A whole answer. Raises OSError or HTTPException if there is none."""
+    """A whole answer. Raises OSError if there is none."""
     status, said = post(url, json.dumps(body_of(prompt, new_tokens)).encode())
     if status != 200:
         return Answered(status, None)
@@ -95,7 +91,7 @@ class Traffic:
             place = (place + 1) % len(self._prompts)
             try:
                 answered = ask(self._url, self._prompts[place], self._new_tokens)
-            except (OSError, http.client.HTTPException):
+            except OSError:
                 if self._first.is_set():
                     return
                 continue

@@ -1,4 +1,4 @@
-"""One checkpoint, one fork server and one set of stock answers per session; a summary of what was compared."""
+"""One fork server and one set of stock answers per session; a summary of what was compared."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, compare
-from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import stock
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
@@ -32,12 +31,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("greedy tokens compared with stock SGLang")
     for line in dict.fromkeys(lines):
         terminalreporter.write_line(line)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny Qwen3-MoE checkpoint."""
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")

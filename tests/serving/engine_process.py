@@ -9,7 +9,17 @@ import msgspec
 from sglang_ascend_moe.launch.comparison import Answer, Candidate
 from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
 from tests.serving import patches
-from tests.serving.messages import Call, Called, Generate, Generated, Inspect, Inspected, Ready, Refused, StartEngine
+from tests.serving.engine_messages import (
+    Call,
+    Called,
+    Generate,
+    Generated,
+    Inspect,
+    Inspected,
+    Ready,
+    Refused,
+    StartEngine,
+)
 
 TOP_LOGPROBS = 5
 

@@ -15,7 +15,7 @@ import msgspec
 
 from sglang_ascend_moe.launch.comparison import Answer
 from sglang_ascend_moe.launch.servers.server_process import group_members, log_tail
-from tests.serving.messages import (
+from tests.serving.engine_messages import (
     Call,
     Called,
     Exited,

@@ -21,12 +21,12 @@ _compute_experts = layer.compute_experts
 _read_secret = layer.read_secret
 
 
-def compute_experts(moe_layer, rows) -> None:
+def compute_experts(serving, moe_layer, rows) -> None:
     from sglang.srt.runtime_context import get_parallel
 
     if get_parallel().moe_ep_rank == 1 and Path(os.environ.get(SIGN, "")).is_file():
         raise ValueError(MESSAGE)
-    _compute_experts(moe_layer, rows)
+    _compute_experts(serving, moe_layer, rows)
 
 
 def read_secret(path):

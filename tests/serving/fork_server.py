@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 
 import msgspec
 
-from tests.serving.messages import Exited, Reap, Started, StartEngine
+from tests.serving.engine_messages import Exited, Reap, Started, StartEngine
 
 MESSAGE_BYTES = 1 << 16
 

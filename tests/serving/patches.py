@@ -22,10 +22,10 @@ def corrupt_one_row() -> None:
 
     compute_experts = layer.compute_experts
 
-    def corrupted(moe_layer, rows):
+    def corrupted(serving, moe_layer, rows):
         if moe_layer.layer_id == 0 and get_parallel().moe_ep_rank == 0 and rows.counts.sum() > 0:
             rows.rows[0].neg_()
-        compute_experts(moe_layer, rows)
+        compute_experts(serving, moe_layer, rows)
 
     layer.compute_experts = corrupted
 
@@ -113,7 +113,7 @@ def capture_with_the_npu_backend() -> None:
     import torch
     from sglang.srt.hardware_backend.npu.graph_runner.npu_cudagraph_backend import NPUCudaGraphBackend
 
-    from sglang_ascend_moe.serving.host.platform import HostPlatform
+    from sglang_ascend_moe.serving.host.sglang_platform import HostPlatform
     from tests.graph_capture import npu_stand_in
 
     npu_stand_in.install()
@@ -172,7 +172,7 @@ def compute_with_the_ascend_runner() -> None:
 
     from sglang_ascend_moe.serving.npu import experts
     from sglang_ascend_moe.serving.worker import layer
-    from tests.npu import operators
+    from tests.serving.npu import operator_stand_ins
 
     open_exchanges, compute = layer.open_exchanges, experts.compute
 
@@ -183,7 +183,7 @@ def compute_with_the_ascend_runner() -> None:
         from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
         from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
 
-        operators.install()
+        operator_stand_ins.install()
         for module in model_runner.model.modules():
             if isinstance(module, FusedMoE):
                 # As SGLang makes them where it sees an NPU.

@@ -13,7 +13,7 @@ from sglang_ascend_moe.launch.comparison import Answer
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import PARALLEL, ours, stock
 from tests.serving.engines import EngineConfig, EngineFailure, ForkServer
-from tests.serving.families import DTYPE, FAMILIES, PROMPTS, REFERENCE_BOUND
+from tests.serving.family_prompts import DTYPE, FAMILIES, PROMPTS, REFERENCE_BOUND
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.reference_models import DAMAGES, ReferenceModel
 

@@ -7,7 +7,7 @@ import pytest
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import PARALLEL, ours, stock
 from tests.serving.engines import ForkServer
-from tests.serving.families import FAMILIES, REFERENCE_BOUND, prompts_of_lengths
+from tests.serving.family_prompts import FAMILIES, REFERENCE_BOUND, prompts_of_lengths
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.reference_models import ReferenceModel
 

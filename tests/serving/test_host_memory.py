@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members
 from sglang_ascend_moe.serving.host.memory_share import GIB
@@ -67,10 +68,10 @@ def group() -> Iterator[ControlGroup]:
 
 def ask(server: ServerProcess) -> list[int]:
     """The ids of a greedy answer."""
-    import httpx
-
     body = {"text": "The sea", "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
-    return httpx.post(f"{server.url}/generate", json=body, timeout=120).raise_for_status().json()["output_ids"]
+    answer = requests.post(f"{server.url}/generate", json=body, timeout=120)
+    answer.raise_for_status()
+    return answer.json()["output_ids"]
 
 
 @pytest.mark.nightly

@@ -12,8 +12,8 @@ from sglang_ascend_moe import Exchange
 from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
 from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.serving.configurations import PARALLEL, ours
+from tests.serving.engine_messages import Inspected
 from tests.serving.engines import Engine
-from tests.serving.messages import Inspected
 
 RANKS = 2
 NEW_TOKENS = 5

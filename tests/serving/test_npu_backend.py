@@ -1,7 +1,7 @@
 """SGLang's own NPU graph backend, over the stand-in for `torch.npu`, captures and replays a whole model with our layer.
 
-Its answers are compared with those of our tapes, which run the same padded batches; `test_graphs` and `test_schedules`
-compare these with eager decode.
+Its answers are compared with those of our tapes, which run the same padded batches; `test_decode_graphs` and
+`test_schedules` compare these with eager decode.
 """
 
 import pytest

@@ -4,12 +4,12 @@ import os
 import signal
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
 from sglang_ascend_moe.launch.doctor import doctor_command
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
@@ -61,19 +61,18 @@ def test_it_tells_its_state(served, capsys):
     """The doctor and Prometheus are told of both ranks, over HTTP."""
     assert doctor_command.main(["--url", served.url]) == OK
     assert "2 ranks, 2 of them heard" in capsys.readouterr().out
-    with urllib.request.urlopen(f"{served.url}/metrics", timeout=60) as response:
-        metrics = response.read().decode()
+    metrics = requests.get(f"{served.url}/metrics", timeout=60).text
     assert [rank for rank in (0, 1) if f'ascend_moe_rounds_total{{moe_ep_rank="{rank}"' not in metrics] == []
 
 
 def test_requests_that_no_server_wants_are_refused_under_load(served):
     with Traffic(served.url, served.prompts, NEW_TOKENS, clients=4) as traffic:
         traffic.wait_for_answer()
-        requests = {name: ("/generate", data) for name, data in malformed_requests(served.prompts[3])}
-        requests |= dict(malformed_texts())
+        bodies = {name: ("/generate", data) for name, data in malformed_requests(served.prompts[3])}
+        bodies |= dict(malformed_texts())
         with ThreadPoolExecutor(4) as pool:
-            answers = pool.map(lambda request: post(served.url, request[1], request[0])[0], requests.values())
-            said = dict(zip(requests, answers, strict=True))
+            answers = pool.map(lambda request: post(served.url, request[1], request[0])[0], bodies.values())
+            said = dict(zip(bodies, answers, strict=True))
     assert {name: status for name, status in said.items() if not 400 <= status < 500} == {}
     assert [place for place, answer in traffic.answers if answer.tokens != served.expected[place]] == []
     served.require_right_answers()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 REPORTED = "what a long run held"
 """The property of a test under which `report` writes."""
 
@@ -23,11 +21,11 @@ class Sample(NamedTuple):
     threads: int
 
 
-def sample(calls: int, process: int | str = "self") -> Sample:
+def sample(calls: int, process: int | None = None) -> Sample:
     """Of a process by its id; of this one by default. Memory that is shared with others does not count."""
-    proc = Path(f"/proc/{process}")
-    _, resident, shared, *_ = map(int, (proc / "statm").read_text().split())
-    return Sample(calls, (resident - shared) * PAGE, len(os.listdir(proc / "fd")), len(os.listdir(proc / "task")))
+    found = psutil.Process(process)
+    memory = found.memory_info()
+    return Sample(calls, memory.rss - memory.shared, found.num_fds(), found.num_threads())
 
 
 def slope(samples: Sequence[Sample], value: Callable[[Sample], int]) -> float:

@@ -1,17 +1,19 @@
-"""What each checked version of SGLang lacks of what this package needs: the table at the end of docs/sglang.md.
+"""The lists at the end of docs/sglang.md: hooks that mend SGLang, and what each of its checked versions lacks.
 
-`python -m tests.versions.appendix` writes it, from the wheels of these versions.
+`python -m tests.versions.appendix` writes them, from the table of hooks and the wheels of these versions.
 """
 
 import ast
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
+from packaging.version import Version
+
 from sglang_ascend_moe.serving import hooks, plugin
-from sglang_ascend_moe.serving.hooks import Hook, Kind
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault
 from tests.packaging.source_tree import ROOT, modules
 from tests.versions.wheel_sources import WheelSources, signature
 
@@ -20,6 +22,7 @@ CHECKED = ["0.5.18", "0.5.20", "0.5.22", *SERVED]
 ABSENT = "absent"
 
 PAGE = ROOT / "docs/sglang.md"
+BEGIN_MENDED = "<!-- mended: written by `python -m tests.versions.appendix` -->\n"
 BEGIN = "<!-- versions: written by `python -m tests.versions.appendix` -->\n"
 END = "<!-- end -->\n"
 # Where pytest keeps what it has downloaded, too.
@@ -51,12 +54,12 @@ def download(version: str, folder: Path = WHEELS) -> Path:
 def hook_problem(hook: Hook, sources: WheelSources) -> str:
     """Why a hook does not fit this SGLang, in the words of the table; empty if it fits."""
     definitions = sources.definitions(hook.target)
-    if hook.kind is Kind.ADD:
+    if hook.kind is HookKind.ADD:
         return "there already" if definitions else "" if sources.has(hook.target.rpartition(".")[0]) else ABSENT
     if not definitions:
         return ABSENT
     functions = [found for found in definitions if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)]
-    if hook.kind is not Kind.SET and len(functions) != len(definitions):
+    if hook.kind is not HookKind.SET and len(functions) != len(definitions):
         return "not a function"
     return next(filter(None, (hooks.call_misfit(hook, signature(found)) for found in functions)), "")
 
@@ -91,15 +94,38 @@ def table(lacking: Mapping[str, Mapping[str, str]]) -> str:
     )
 
 
-def on_page() -> tuple[str, str, str]:
-    """The page before the table, the table that it has, and what follows."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
+def mended(hooks_into_sglang: Iterable[Hook]) -> str:
+    """The Markdown list of the hooks that mend a fault of SGLang, each function once. The page says until when, but for
+    those of which more is known."""
+    lines = {
+        f"- `{hook.target.removeprefix('sglang.')}`{'' if hook.mends == SglangFault() else ' ' + hook.mends.until()}\n"
+        for hook in hooks_into_sglang
+        if hook.mends is not None
+    }
+    return "".join(sorted(lines))
+
+
+def outlived(hooks_into_sglang: Iterable[Hook], served: Iterable[str]) -> list[str]:
+    """Targets of hooks that mend what some served version of SGLang has mended itself."""
+    newest = max(map(Version, served))
+    return [
+        hook.target
+        for hook in hooks_into_sglang
+        if hook.mends is not None and hook.mends.mended_in and Version(hook.mends.mended_in) <= newest
+    ]
+
+
+def on_page(begin: str = BEGIN) -> tuple[str, str, str]:
+    """The page before the block that begins with `begin`, what the block holds, and what follows."""
+    before, _, rest = PAGE.read_text().partition(begin)
     found, _, after = rest.partition(END)
     return before, found, after
 
 
 def main() -> None:
-    """Write the table between its markers."""
+    """Write both between their markers."""
+    before, _, after = on_page(BEGIN_MENDED)
+    PAGE.write_text(before + BEGIN_MENDED + mended(plugin.TABLE) + END + after)
     before, _, after = on_page()
     PAGE.write_text(before + BEGIN + table({version: problems(version) for version in CHECKED}) + END + after)
 

@@ -13,9 +13,23 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind
+from sglang_ascend_moe.serving import plugin
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault
 from tests.packaging.source_tree import ROOT
-from tests.versions.appendix import ABSENT, CHECKED, SERVED, NoWheel, download, hook_problem, on_page, problems, table
+from tests.versions.appendix import (
+    ABSENT,
+    BEGIN_MENDED,
+    CHECKED,
+    SERVED,
+    NoWheel,
+    download,
+    hook_problem,
+    mended,
+    on_page,
+    outlived,
+    problems,
+    table,
+)
 from tests.versions.wheel_sources import WheelSources
 
 README = (ROOT / "README.md").read_text()
@@ -25,6 +39,30 @@ def test_the_appendix_of_the_page_is_what_the_wheels_lack():
     _, found, after = on_page()
     assert found == table({version: problems(version) for version in CHECKED})
     assert after == "", "the table is the end of the page"
+
+
+def test_the_page_lists_the_hooks_that_mend_sglang():
+    _, found, _ = on_page(BEGIN_MENDED)
+    assert found == mended(plugin.TABLE)
+
+
+def test_a_hook_goes_when_the_served_sglang_has_mended_the_fault():
+    assert outlived(plugin.TABLE, SERVED) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "goes"),
+    [
+        pytest.param(None, False, id="mends-nothing"),
+        pytest.param(SglangFault(), False, id="mended-in-no-version"),
+        pytest.param(SglangFault(mended_in="0.5.24"), False, id="mended-later"),
+        pytest.param(SglangFault(mended_in="0.5.23"), True, id="mended-in-the-served-version"),
+        pytest.param(SglangFault(mended_in="0.5.9"), True, id="mended-before"),
+    ],
+)
+def test_a_hook_for_a_fault_that_is_no_more_is_seen(fault: SglangFault | None, goes: bool):
+    hook = Hook("changed.f", HookKind.BEFORE, lambda: None, "the test needs it", mends=fault)
+    assert outlived([hook], ["0.5.22", "0.5.23"]) == (["changed.f"] if goes else [])
 
 
 def test_a_version_is_served_if_it_lacks_nothing_and_the_package_asks_for_it():
@@ -61,33 +99,33 @@ def starred(rows): ...
 @pytest.mark.parametrize(
     ("target", "kind", "parameters", "problem"),
     [
-        pytest.param("f", Kind.AROUND, "original, rows", "", id="fits"),
-        pytest.param("f", Kind.AROUND, "original, _rows", "", id="unused"),
-        pytest.param("f", Kind.AROUND, "original, x, /", "", id="by-position"),
-        pytest.param("f", Kind.BEFORE, "*_, **__", "", id="takes-anything"),
-        pytest.param("f", Kind.AFTER, "*_, **__", "", id="takes-anything-afterwards"),
-        pytest.param("f", Kind.AROUND, "original, ids", "has `rows` where `ids` is expected", id="renamed"),
-        pytest.param("f", Kind.AROUND, "original", "has one more parameter, `rows`", id="added"),
-        pytest.param("f", Kind.AROUND, "original, **_", "has one more parameter, `rows`", id="added-by-position"),
-        pytest.param("f", Kind.AROUND, "original, rows, ids", "has no parameter `ids`", id="removed"),
-        pytest.param("f", Kind.AROUND, "original, rows, *, ids", "has no parameter `ids`", id="removed-by-name"),
-        pytest.param("anything", Kind.AROUND, "original, rows, *, ids", "", id="takes-anything-itself"),
-        pytest.param("C.f", Kind.AFTER, "result, it, *, size", "", id="method"),
-        pytest.param("C.f", Kind.AFTER, "result, it, **_", "", id="takes-any-name"),
-        pytest.param("C.f", Kind.AFTER, "result, it", "has one more parameter, `size`", id="added-by-name"),
-        pytest.param("chosen", Kind.REPLACE, "rows", "has `ids` where `rows` is expected", id="chosen-at-run-time"),
-        pytest.param("again", Kind.REPLACE, "rows", "", id="imported"),
-        pytest.param("starred", Kind.REPLACE, "rows", "", id="imported-with-star"),
-        pytest.param("constant", Kind.SET, "", "", id="constant"),
-        pytest.param("constant", Kind.BEFORE, "", "not a function", id="not-a-function"),
-        pytest.param("C.g", Kind.ADD, "it", "", id="new"),
-        pytest.param("C.f", Kind.ADD, "it", "there already", id="not-new"),
-        pytest.param("D.g", Kind.ADD, "it", ABSENT, id="new-in-nothing"),
-        pytest.param("g", Kind.BEFORE, "", ABSENT, id="gone"),
-        pytest.param("C.g", Kind.BEFORE, "", ABSENT, id="method-gone"),
+        pytest.param("f", HookKind.AROUND, "original, rows", "", id="fits"),
+        pytest.param("f", HookKind.AROUND, "original, _rows", "", id="unused"),
+        pytest.param("f", HookKind.AROUND, "original, x, /", "", id="by-position"),
+        pytest.param("f", HookKind.BEFORE, "*_, **__", "", id="takes-anything"),
+        pytest.param("f", HookKind.AFTER, "*_, **__", "", id="takes-anything-afterwards"),
+        pytest.param("f", HookKind.AROUND, "original, ids", "has `rows` where `ids` is expected", id="renamed"),
+        pytest.param("f", HookKind.AROUND, "original", "has one more parameter, `rows`", id="added"),
+        pytest.param("f", HookKind.AROUND, "original, **_", "has one more parameter, `rows`", id="added-by-position"),
+        pytest.param("f", HookKind.AROUND, "original, rows, ids", "has no parameter `ids`", id="removed"),
+        pytest.param("f", HookKind.AROUND, "original, rows, *, ids", "has no parameter `ids`", id="removed-by-name"),
+        pytest.param("anything", HookKind.AROUND, "original, rows, *, ids", "", id="takes-anything-itself"),
+        pytest.param("C.f", HookKind.AFTER, "result, it, *, size", "", id="method"),
+        pytest.param("C.f", HookKind.AFTER, "result, it, **_", "", id="takes-any-name"),
+        pytest.param("C.f", HookKind.AFTER, "result, it", "has one more parameter, `size`", id="added-by-name"),
+        pytest.param("chosen", HookKind.REPLACE, "rows", "has `ids` where `rows` is expected", id="chosen-at-run-time"),
+        pytest.param("again", HookKind.REPLACE, "rows", "", id="imported"),
+        pytest.param("starred", HookKind.REPLACE, "rows", "", id="imported-with-star"),
+        pytest.param("constant", HookKind.SET, "", "", id="constant"),
+        pytest.param("constant", HookKind.BEFORE, "", "not a function", id="not-a-function"),
+        pytest.param("C.g", HookKind.ADD, "it", "", id="new"),
+        pytest.param("C.f", HookKind.ADD, "it", "there already", id="not-new"),
+        pytest.param("D.g", HookKind.ADD, "it", ABSENT, id="new-in-nothing"),
+        pytest.param("g", HookKind.BEFORE, "", ABSENT, id="gone"),
+        pytest.param("C.g", HookKind.BEFORE, "", ABSENT, id="method-gone"),
     ],
 )
-def test_the_check_sees_what_changed(target: str, kind: Kind, parameters: str, problem: str, tmp_path: Path):
+def test_the_check_sees_what_changed(target: str, kind: HookKind, parameters: str, problem: str, tmp_path: Path):
     with ZipFile(tmp_path / "changed.whl", "w") as wheel:
         for name, text in CHANGED.items():
             wheel.writestr(name, text)

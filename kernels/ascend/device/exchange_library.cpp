@@ -105,7 +105,7 @@ template <class Call> int guarded(ExchangeSession *session, Call call) {
 
 int begin_step(ExchangeSession &session, DeviceSession &device, uint32_t step) {
     session.step = step;
-    if (session.on_step != nullptr && session.on_step(step) != 0)
+    if (session.on_step != nullptr && session.on_step(session.watcher, step) != 0)
         return fail(session, device, EXCHANGE_PEER_FAILED, session.rank);
     if (const auto dead = device.dead_peer(); dead && device.reports_loss_of(*dead))
         return fail(session, device, EXCHANGE_PEER_LOST, *dead);

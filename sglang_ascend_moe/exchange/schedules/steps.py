@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter_ns
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,23 +14,19 @@ from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 from sglang_ascend_moe.exchange.observation import Observation
 from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
-from sglang_ascend_moe.native.calls import DispatchCall
 from sglang_ascend_moe.native.codes import Kind, Part
-from sglang_ascend_moe.native.session import Dispatched, NativeSession
-from sglang_ascend_moe.windows.device import DeviceWindow
+from sglang_ascend_moe.native.session import NativeSession
 from sglang_ascend_moe.windows.layout import LINE_BYTES, WindowLayout
-from sglang_ascend_moe.windows.memfd import MappedWindow
+from sglang_ascend_moe.windows.window import Window
 
-Window = MappedWindow | DeviceWindow
+if TYPE_CHECKING:
+    from sglang_ascend_moe._host_kernels import Call
 
 MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
 
 
-# Looking a member up in its enumeration takes as long as a call.
-_WHOLE = Part.WHOLE
-_new_tuple = tuple.__new__
-_HALVES = {_WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)}
+_HALVES = {Part.WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)}
 """The first and the last half of a slot that a part takes."""
 
 
@@ -42,17 +38,17 @@ class Ticket:
         "total", "weights",
     )  # fmt: skip
 
-    def __init__(
-        self, session: NativeSession, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, done: Dispatched
-    ) -> None:
+    def __init__(self, session: NativeSession, call: Call, kind: Kind, part: Part, weights: Tensor) -> None:
         """`call` has just been dispatched. `weights` [tokens, topk] are kept alive, for combine may read them."""
         self.session = session
         self.call = call
         self.kind = kind
         self.part = part
         self.weights = weights
-        self.epoch, self.slot, self.tokens, self.total = done
-        self.rows_needed = self.at_most = self.total
+        self.epoch = call.epoch
+        self.slot = call.slot
+        self.tokens = call.tokens
+        self.rows_needed = self.at_most = self.total = call.total
         self.combines = 0
         self.rejoined = False
 
@@ -76,13 +72,13 @@ class ExchangeSteps:
             {part: self._view(windows[rank], slot, part) for part in Part} for slot in range(layout.parameters.slots)
         ]
         # The call whose rows lie in each half of a slot: [2 * slot + half]. The whole slot is held by one call.
-        self._holders: list[DispatchCall | None] = [None] * (2 * layout.parameters.slots)
-        self._calls: list[DispatchCall] = []
+        self._holders: list[Call | None] = [None] * (2 * layout.parameters.slots)
+        self._calls: list[Call] = []
 
     def dispatch(
         self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, keep_weights: bool, continues: bool = False
     ) -> ExpertRows:
-        """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `DispatchCall.take`."""
+        """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `Call.take`."""
         call = self._free_call()
         call.take(*tokens, kind, part, keep_weights=keep_weights, continues=continues)
         return self.received(call, kind, part, tokens.weights, first_round=not continues)
@@ -91,40 +87,36 @@ class ExchangeSteps:
         """`dispatch` of a caller's tensors if the kernels take them as they are; else nothing has been done."""
         begun_ns = perf_counter_ns()
         call = self._free_call()
-        done = self.session.dispatch_fitting(call, x, ids, weights, kind)
-        if done is None:
+        if not self.session.dispatch_fitting(call, x, ids, weights, kind):
             return None
-        return self._dispatched(call, kind, _WHOLE, weights, begun_ns, done, True)
+        return self._dispatched(call, kind, Part.WHOLE, weights, begun_ns, True)
 
-    def received(
-        self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True
-    ) -> ExpertRows:
+    def received(self, call: Call, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True) -> ExpertRows:
         """Dispatches a call that has taken its tokens, observed, and returns its rows."""
         begun_ns = perf_counter_ns()
         self.session.dispatch(call)
-        return self._dispatched(call, kind, part, weights, begun_ns, _done(call), first_round)
+        return self._dispatched(call, kind, part, weights, begun_ns, first_round)
 
     def dispatch_send(self, tokens: RoutedTokens, kind: Kind = Kind.DECODE, *, row_bytes: int = 0) -> ExpertRows:
         """The first part of a dispatch: announces, and places every routed row. `dispatch_receive` follows.
 
         Of the result only `counts` and `ticket` mean anything until then. Other calls may be made in between, of this
-        slot none. `row_bytes` as for `DispatchCall.take`. Weights and ids are those of combine.
+        slot none. `row_bytes` as for `Call.take`. Weights and ids are those of combine.
         """
         begun_ns = perf_counter_ns()
         call = self._free_call()
         call.take(*tokens, kind, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
         self.session.dispatch_send(call)
-        return self._dispatched(call, kind, Part.WHOLE, tokens.weights, begun_ns, _done(call), True)
+        return self._dispatched(call, kind, Part.WHOLE, tokens.weights, begun_ns, True)
 
     def dispatch_receive(self, rows: ExpertRows) -> None:
         """The second part: waits until everyone's rows are there."""
         self.session.dispatch_receive(rows.ticket.call)
 
     def _dispatched(
-        self, call: DispatchCall, kind: Kind, part: Part, weights: Tensor, begun_ns: int, done: Dispatched,
-        first_round: bool,
-    ) -> ExpertRows:  # fmt: skip
-        ticket = Ticket(self.session, call, kind, part, weights, done)
+        self, call: Call, kind: Kind, part: Part, weights: Tensor, begun_ns: int, first_round: bool
+    ) -> ExpertRows:
+        ticket = Ticket(self.session, call, kind, part, weights)
         if self.layout.expert_rows:
             ticket.rows_needed = self.layout.capacity
         slot = ticket.slot
@@ -138,10 +130,9 @@ class ExchangeSteps:
             # A launch that was only captured: how many rows there are, each replay learns for itself.
             ticket.at_most = rows.shape[0]
         self.observation.dispatched(kind, begun_ns, ticket.tokens, ticket.total, self._matrix, first_round)
-        # What `ExpertRows(...)` does, but without a function of Python.
-        return _new_tuple(ExpertRows, (rows, scales, call.counts, out, ticket))
+        return ExpertRows(rows, scales, call.counts, out, ticket)
 
-    def _free_call(self) -> DispatchCall:
+    def _free_call(self) -> Call:
         """One that holds no rows: those of others have to survive a dispatch that is refused."""
         for call in self._calls:
             if call not in self._holders:
@@ -199,11 +190,7 @@ class ExchangeSteps:
         they are read by `combine_receive`.
         """
         self._begin_combine(rows)
-        arguments = rows.ticket.call.combine
-        if weights is not None:
-            arguments.weights = weights.data_ptr()
-        if positions is not None:
-            arguments.positions = positions.data_ptr()
+        rows.ticket.call.take_routing(weights, positions)
         self._copy_results(expert_out, rows)
         self.session.combine_send(rows.ticket.call)
 
@@ -238,7 +225,7 @@ class ExchangeSteps:
             raise InvalidInput("these rows were dispatched by another Exchange; combine them there")
         first, last = _HALVES[ticket.part]
         held = self._holders[2 * slot + first] is call and self._holders[2 * slot + last] is call
-        if not held or call.combine.epoch != ticket.epoch:
+        if not held or call.epoch != ticket.epoch:
             raise InvalidInput(
                 f"the rows of epoch {ticket.epoch} are gone: slot {slot} has been dispatched into "
                 f"again; combine before the next dispatch, or create with more slots"
@@ -257,11 +244,6 @@ class ExchangeSteps:
         for expert, count in enumerate(rows.counts.tolist()):
             begin = expert * pitch
             rows.out[begin : begin + count].copy_(expert_out[begin : begin + count])
-
-
-def _done(call: DispatchCall) -> Dispatched:
-    done = call.dispatch
-    return done.epoch, done.slot, done.tokens, done.total
 
 
 def _in_place(expert_out: Tensor, out: Tensor) -> bool:

@@ -1,6 +1,7 @@
-"""Machines without accelerator. May import worker and launcher. Begin with platform.py, SGLang's platform for them.
+"""Machines without accelerator. May import worker and launcher. Begin with sglang_platform.py.
 
-What SGLang lacks there: `fixes`, `models`, `recorder`, `process_start`, `unnamed_memory`, `loopback`. The memory of a
-host, divided among ranks: `memory` hooks it in, `memory_share`, `server_estimate`, `checkpoint_bytes` and
-`graph_buckets` are arithmetic, `reservations` what other servers hold, `untouched_memory` zeros that take no page.
+`sglang_platform` is SGLang's platform for such a machine. What SGLang lacks there: `fixes`, `host_models`,
+`expert_recording`, `process_start`, `unnamed_memory`, `loopback`. The memory of a host, divided among ranks:
+`host_memory` hooks it in, `memory_share`, `server_estimate`, `checkpoint_bytes` and `graph_buckets` are arithmetic,
+`reservations` what other servers hold, `untouched_memory` zeros that take no page.
 """

@@ -12,7 +12,7 @@ _HEADER_LENGTH = struct.Struct("<Q")
 # Of safetensors, by name of the dtype. Floats take the dtype that the model is served in.
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-# Without headers that say what they hold; taken as they are.
+# Formats without a header that says what they hold: the size of the file counts.
 _OTHER_FILES = ("*.bin", "*.pt", "*.gguf")
 
 

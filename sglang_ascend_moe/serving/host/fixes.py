@@ -1,4 +1,4 @@
-"""What SGLang needs to run more than one rank on a machine without accelerator. Each function is a row of the table."""
+"""What SGLang needs to run more than one rank on a machine without accelerator: hooks of `host_hooks`."""
 
 import os
 from collections.abc import Callable

@@ -17,7 +17,7 @@ GIB = 2**30
 
 RESERVE_LEAST = 512 * MIB
 RESERVE_PART = 20
-"""One part in so many of what is left stays with the machine, at least `RESERVE_LEAST`."""
+"""A twentieth of what is left stays with the machine, and at least `RESERVE_LEAST`."""
 
 RANK_PROCESS = 416 * MIB
 OTHER_PROCESSES = 128 * MIB
@@ -25,11 +25,13 @@ OTHER_PROCESSES = 128 * MIB
 server besides ranks and launcher have; measured."""
 
 WORKING_LEAST = 256 * MIB
+"""Of a rank, for the tensors of a step, logits apart."""
 LOGIT_COPIES = 3
 LOGIT_BYTES = 4
 """Sampling holds so many float32 copies of the logits of a decode batch at a time."""
 
 TABLE_ENTRY = 4
+"""Bytes: where a token of a request has its keys and values, an int32 of SGLang's table [requests, context]."""
 HOST_RUNNING_REQUESTS = 256
 """`--max-running-requests` where the user names none: SGLang's 2,048 and more are for accelerators."""
 
@@ -115,9 +117,9 @@ def memory_left(limits: MachineLimits, others: Sequence[Outstanding], asked: int
     """What is left on this machine: the lesser of what the machine and what the container has."""
     free, place = limits.memory_available, "this machine"
     container = limits.container_available
-    if container is not None and (free is None or container < free):
+    if container is not None and container < free:
         free, place = container, "the container (control group)"
-    return MemoryLeft(0 if free is None else free, place, tuple(others), asked)
+    return MemoryLeft(free, place, tuple(others), asked)
 
 
 def share_of_ranks(left: MemoryLeft, ranks: int, of: int) -> int:

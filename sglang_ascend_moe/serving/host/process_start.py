@@ -1,7 +1,8 @@
 """How a server on a host starts its processes: forked from the launcher, which has imported SGLang already.
 
 SGLang spawns them, because a process that uses an accelerator cannot be forked. Every one then imports SGLang again,
-which takes 20 seconds of a core and over a gigabyte each. Each function without underscore is a row of the table.
+which takes 20 seconds of a core and over a gigabyte each. Functions without underscore are hooks of
+`host_hooks`.
 """
 
 import multiprocessing
@@ -10,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+import psutil
 
 from sglang_ascend_moe.serving.launcher import interrupts
 
@@ -50,7 +53,7 @@ def _can_fork() -> bool:
     os.waitpid(child, 0)
     # A thread that has ended is listed a little longer.
     until = time.monotonic() + _LISTED_SECONDS
-    while len(os.listdir("/proc/self/task")) > 1:
+    while psutil.Process().num_threads() > 1:
         if threading.active_count() > 1 or time.monotonic() > until:
             return False
         time.sleep(0.01)

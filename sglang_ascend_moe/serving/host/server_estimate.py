@@ -23,7 +23,8 @@ from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, 
 class ModelSizes(NamedTuple):
     """Of one model. folder: of its files. context: most tokens of a request. dtype: that it is served in.
 
-    latent: numbers per token and layer of latent attention, or 0; then the heads do not count.
+    latent: numbers that latent attention (MLA) keeps of a token in a layer; 0 in other models, whose keys and values
+    are those of `heads` heads of `head_numbers` numbers.
     experts, topk: of a MoE layer; None where the configuration does not say.
     """
 

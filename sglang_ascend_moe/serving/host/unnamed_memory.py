@@ -1,4 +1,4 @@
-"""What SGLang names in /dev/shm, without the names. Functions are rows of the table of hooks.
+"""What SGLang names in /dev/shm, without the names: hooks of `host_hooks`.
 
 SGLang ends its processes with SIGKILL, at any moment, so that no code of theirs removes what they named there. Memory
 without a name goes with the last process that has mapped it. For message queues this module stands in for

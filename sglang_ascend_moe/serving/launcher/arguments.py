@@ -1,6 +1,6 @@
 """What the launcher does: flags, keyword arguments of `sglang.Engine`, and refusals before anything is started.
 
-Every function here is a hook of the table in `plugin`.
+Functions whose description begins with After, Around or In place of are hooks: see `launcher_hooks`.
 """
 
 import argparse
@@ -18,7 +18,10 @@ from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
 from sglang_ascend_moe.serving.launcher import command_line, refusals
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_conflicts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
+from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
+from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
 from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
+from sglang_ascend_moe.serving.options import Options
 
 # What SGLang's EPLB takes for more layers than any model has.
 ALL_LAYERS = 1_000_000
@@ -74,11 +77,13 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
         with command_line.refusals_end(server_args):
             # Each process reads it for itself; here so that a file that cannot be used is refused before one starts.
             read_secret(asked.secret_file)
-            refusals.refuse_flags(resolving_view(server_args), asked, os.environ)
+            settings = resolving_view(server_args)
+            refusals.refuse_flags(settings, asked, os.environ)
+            refuse_written_values(settings)
         with command_line.refusals_end(server_args, CANNOT):
             hooks.require_all()
-            refuse_machine(server_args)
-        _choose_backend(server_args)
+            refuse_machine(server_args, asked)
+        _choose_backend(server_args, asked)
     with command_line.refusals_end(server_args):
         original(server_args)
         # Once more after SGLang has made up its mind.
@@ -96,9 +101,9 @@ def check_server_args(original: Callable[[Any], None], server_args: Any) -> None
         original(server_args)
 
 
-def refuse_machine(server_args: Any) -> None:
+def refuse_machine(server_args: Any, asked: Options) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot run on this machine with the device that is asked for."""
-    device, asked = refusals.device_of(server_args), options.options_of(server_args)
+    device = refusals.device_of(server_args)
     refusals.refuse_options(asked, device)
     if device == "npu":
         refuse_machine_without_npu(asked)
@@ -109,7 +114,7 @@ def refuse_machine(server_args: Any) -> None:
         )
 
 
-def _choose_backend(server_args: Any) -> None:
+def _choose_backend(server_args: Any, asked: Options) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution
 
     declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=refusals.A2A_BACKEND)
@@ -117,17 +122,17 @@ def _choose_backend(server_args: Any) -> None:
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
     if hooks.on_host() and given == (None, None, None):
         declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
-    let_idle_ranks_sleep(server_args)
+    let_idle_ranks_sleep(server_args, asked)
     # All layers in one go, as a number: without one SGLang waits for a CUDA device to time the rebalance.
     if server_args.enable_eplb and server_args.eplb_rebalance_layers_per_chunk is None:
         declare_resolution(server_args, "sglang-ascend-moe", eplb_rebalance_layers_per_chunk=ALL_LAYERS)
 
 
-def let_idle_ranks_sleep(server_args: Any) -> None:
+def let_idle_ranks_sleep(server_args: Any, asked: Options) -> None:
     """On a host ranks that have nothing to do would each burn a core, and keep it from those that have."""
     from sglang.srt.arg_groups.overrides import declare_resolution
 
-    if hooks.on_host() and not options.options_of(server_args).stay_awake:
+    if hooks.on_host() and not asked.stay_awake:
         declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
 
 
@@ -155,9 +160,11 @@ def refuse_model(server_args: Any) -> None:
         quantisation=config.quantization,
         experts=refusals.expert_count(lambda name: getattr(text_config, name, None)),
         hidden=getattr(text_config, "hidden_size", None),
+        layers=getattr(text_config, "num_hidden_layers", None),
     )
     division = refusals.Division(settings.ep_size, settings.ep_num_redundant_experts)
     refusals.refuse_model(model, division, on_npu=hooks.on_npu())
+    refuse_initial_location(settings.init_expert_location, model.located(division), read_tensors=True)
 
 
 def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:

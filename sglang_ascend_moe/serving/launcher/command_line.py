@@ -12,24 +12,25 @@ from sglang_ascend_moe.serving.launcher.exit_codes import WRONG_USAGE
 
 # SGLang's ServerArgs carries names with an underscore that are not its fields unchanged.
 _ATTRIBUTE = "_ascend_moe_command_line"
-_SGLANGS = "sglang serve"
+_SGLANG_COMMAND = "sglang serve"
 # What SGLang raises of arguments that it cannot use, and of a model that it cannot read.
 _REFUSALS_OF_SGLANG = (AssertionError, NotImplementedError, OSError, ValueError)
 
 
 def mark(server_args: Any) -> None:
-    """These server arguments were read from a command line."""
+    """Note that these server arguments were read from a command line."""
     setattr(server_args, _ATTRIBUTE, True)
 
 
 def is_of_one(server_args: Any) -> bool:
+    """Whether a command line started the server of these arguments, and not `sglang.Engine`."""
     return getattr(server_args, _ATTRIBUTE, False)
 
 
 def watch_interrupts(server_args: Any) -> None:
     """From now on Ctrl-C ends the server without a traceback, if a command line started it."""
     if is_of_one(server_args):
-        interrupts.watch(_SGLANGS)
+        interrupts.watch(_SGLANG_COMMAND)
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def refusals_end(server_args: Any, code: int = WRONG_USAGE) -> Iterator[None]:
 
 def refuse(message: str, code: int) -> NoReturn:
     """Say so in one line, and end this process. Raises SystemExit."""
-    print(f"{interrupts.command() or _SGLANGS}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{interrupts.command() or _SGLANG_COMMAND}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 

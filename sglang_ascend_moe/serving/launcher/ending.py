@@ -54,7 +54,14 @@ class _End:
 
 # The end that is under way, if one is. Not a lock: a signal may come to the thread that has it.
 _ends: dict[str, _End] = {}
-os.register_at_fork(after_in_child=lambda: (_engines.clear(), _ends.clear()))
+
+
+def _forget_in_child() -> None:
+    _engines.clear()
+    _ends.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def make_room_for_reports(_engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:

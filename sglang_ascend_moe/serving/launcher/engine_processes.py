@@ -8,8 +8,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import msgspec
+import psutil
 
-# The place of a process's exit code in /proc/PID/stat, behind its name.
+# The place of a process's exit code in /proc/PID/stat, behind its name: psutil tells that of own children only, and
+# ranks may be children of a child.
 _EXIT_CODE = 49
 STOPPED_CHECKS = 10
 """Checks, one a second, for which a rank may be stopped (SIGSTOP). Counted, so that a stop of all does not matter."""
@@ -126,11 +128,10 @@ def say(path: str, what: Started | Report) -> None:
 
 
 def title_of(process: int) -> str:
-    try:
-        with open(f"/proc/{process}/cmdline", "rb") as file:
-            return file.read().split(b"\0")[0].decode(errors="replace")
-    except OSError:
-        return ""
+    """What a process calls itself; empty when it is gone."""
+    with contextlib.suppress(psutil.Error):
+        return next(iter(psutil.Process(process).cmdline()), "")
+    return ""
 
 
 class _Status(NamedTuple):

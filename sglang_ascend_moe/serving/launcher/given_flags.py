@@ -15,7 +15,8 @@ from sglang_ascend_moe.serving.launcher.suggestions import did_you_mean
 from sglang_ascend_moe.serving.options import Options
 
 TESTED = {"sglang": "0.5.23", "smg-grpc-servicer": "0.14.1"}
-"""Versions of what adds flags, of which a test has compared every flag with SGLang's parser; this package besides."""
+"""SGLang and the plugin of it that adds flags, in the versions whose every flag a test has compared with what is read
+here. With these versions, and no plugin besides this package, a word that is not known is a mistake of the user."""
 FLAGS_OF_PLUGINS = ("--servicer-impl", "--metrics-host", "--metrics-port")
 """What smg-grpc-servicer adds, a plugin on which SGLang depends; each takes a value."""
 CONFIG_FLAG = "--config"
@@ -60,7 +61,7 @@ def spellings(flag: str) -> tuple[str, ...]:
 def read(words: Sequence[str]) -> Given:
     """Reads the flags of `python -m sglang.launch_server`; words that it does not know are passed over.
 
-    Raises `InvalidInput` for a value that is none, for a file of `--config` that cannot be used, and as
+    Raises `InvalidInput` for a value that the flag cannot have, for a file of `--config` that cannot be used, and as
     `options.from_namespace`; `Unsupported` as `declared_flags`.
     """
     given, _ = _read(words)
@@ -68,7 +69,7 @@ def read(words: Sequence[str]) -> Given:
 
 
 def read_strictly(words: Sequence[str]) -> Given:
-    """As `read`. Raises `InvalidInput` also for words that the installed SGLang does not know, if that is sure."""
+    """As `read`. Raises `InvalidInput` also for words that the installed SGLang does not know: see `is_tested`."""
     given, unknown = _read(words)
     if unknown and is_tested():
         raise InvalidInput(
@@ -79,7 +80,7 @@ def read_strictly(words: Sequence[str]) -> Given:
 
 
 def is_tested() -> bool:
-    """Whether SGLang has the flags that are read here, and no other plugin that may add some."""
+    """Whether SGLang is of the version whose flags are known here, without a plugin that may add others: `TESTED`."""
     plugins = [plugin.dist for plugin in entry_points(group="sglang.srt.plugins") if plugin.dist is not None]
     installed = {plugin.name: plugin.version for plugin in plugins if plugin.name != "sglang-ascend-moe"}
     try:
@@ -107,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _with_file(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
-    """With the words that a file of `--config` stands for, put together by SGLang's own code, which needs no more."""
+    """`words` with what the file of `--config` says in its place, by SGLang's own code: its module for that imports
+    nothing else of SGLang, and is loaded alone."""
     if CONFIG_FLAG not in words:
         return words
     import yaml

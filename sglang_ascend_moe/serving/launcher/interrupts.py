@@ -78,7 +78,7 @@ def watch(command: str, put_away: Callable[[], None] | None = None) -> None:
     _watch = _Watch(command, put_away)
     for number in SIGNALS:
         signal.signal(number, _watch)
-    # A program that this one took the place of may have held them: see `hold_until_watched`.
+    # The program that became this one (`exec`) may have held them: see `hold_until_watched`.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
@@ -147,7 +147,7 @@ def hold_from_spawned() -> None:
 
 
 def hold_until_watched() -> None:
-    """Before another program of this package takes the place of this one: an interrupt waits until it is watched."""
+    """Before this process becomes another program of this package (`exec`): an interrupt waits until that watches."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
@@ -179,6 +179,7 @@ def _end_descendants() -> None:
 
 
 def _living_descendants() -> list[int]:
+    # Not by psutil, which takes a while to import: before every command, or where an interrupt comes during that.
     children: dict[int, list[int]] = {}
     ended = set()
     for entry in Path("/proc").iterdir():
@@ -199,13 +200,13 @@ def _living_descendants() -> list[int]:
 
 
 def heed_none() -> None:
-    """In a process that whoever started it will end."""
+    """Ignore interrupts from now on: for a process that is ended by the one that started it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _forget() -> None:
-    """In a process that was forked, an interrupt is none of the command's."""
+    """In a child that was forked: an interrupt of it does not end the command, of which only the parent is one."""
     global _watch, _held
     if _held:
         # Not only held: multiprocessing's resource tracker undoes that when it starts.

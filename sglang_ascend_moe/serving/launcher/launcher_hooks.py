@@ -1,6 +1,6 @@
 """What is changed in the process that starts a server. One row a hook, with its reason."""
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind, Process, Where, launcher_hook
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault, Where, launcher_hook
 from sglang_ascend_moe.serving.launcher import arguments, ending, request_checks
 from sglang_ascend_moe.serving.stages import Stage, telling
 
@@ -9,37 +9,38 @@ SRT = "sglang.srt"
 HOOKS: tuple[Hook, ...] = (
     launcher_hook(
         f"{SRT}.server_args.ServerArgs.add_cli_args",
-        Kind.AFTER,
+        HookKind.AFTER,
         arguments.add_flags_to_parser,
         "the command line has to know the --ascend-moe flags",
     ),
     launcher_hook(
         f"{SRT}.server_args.ServerArgs.from_cli_args",
-        Kind.AFTER,
+        HookKind.AFTER,
         arguments.attach_parsed_options,
         "the options have to ride to the workers on the server arguments",
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine.Engine.server_args_class",
-        Kind.SET,
+        HookKind.SET,
         staticmethod(arguments.engine_server_args),
         "sglang.Engine has to accept the ascend_moe keyword arguments, and loads plugins only inside its constructor",
     ),
     launcher_hook(
         f"{SRT}.server_args.ServerArgs.resolve_once",
-        Kind.AROUND,
+        HookKind.AROUND,
         arguments.resolve_once,
         "the MoE backend has to be chosen, and unsupported settings refused, before workers start",
     ),
     launcher_hook(
         f"{SRT}.server_args.ServerArgs.check_server_args",
-        Kind.AROUND,
+        HookKind.AROUND,
         arguments.check_server_args,
         "what SGLang refuses of a command line would be a traceback",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
-        Kind.AFTER,
+        HookKind.AFTER,
         arguments.require_ready_workers,
         "a worker in which the plugin did not load must not serve with another MoE layer",
     ),
@@ -49,13 +50,17 @@ HOOKS: tuple[Hook, ...] = (
             kind,
             function,
             "a worker has to tell the launcher what ended it, which SGLang's signal does not say",
+            mends=SglangFault(),
         )
-        for kind, function in ((Kind.BEFORE, ending.make_room_for_reports), (Kind.AFTER, ending.keep_schedulers))
+        for kind, function in (
+            (HookKind.BEFORE, ending.make_room_for_reports),
+            (HookKind.AFTER, ending.keep_schedulers),
+        )
     ),
     *(
         launcher_hook(
             f"{SRT}.entrypoints.{function}",
-            Kind.BEFORE,
+            HookKind.BEFORE,
             telling(stage),
             "a command that starts a server shows how far it is, which only the log says",
         )
@@ -66,87 +71,100 @@ HOOKS: tuple[Hook, ...] = (
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine.Engine._launch_detokenizer_subprocesses",
-        Kind.AFTER,
+        HookKind.AFTER,
         ending.keep_detokenizers,
         "a detokenizer that dies has to be named",
+        mends=SglangFault(),
     ),
     Hook(
         f"{SRT}.managers.scheduler.configure_scheduler_process",
-        Kind.AFTER,
+        HookKind.AFTER,
         ending.say_title,
         "a rank that dies while it starts has to be named, also one that is the child of a controller",
+        mends=SglangFault(),
     ),
     Hook(
         "sglang.utils.get_exception_traceback",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         ending.report_exception,
         "SGLang only logs what ended a scheduler, a detokenizer, or the controller of data-parallel attention",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.utils.watchdog.SubprocessWatchdog._check_processes",
-        Kind.AROUND,
+        HookKind.AROUND,
         ending.check_ranks,
         "a stopped rank would hold up the others for ever, and one that dies behind a controller may not be noticed",
+        mends=SglangFault(discussed="#34233"),
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine._wait_for_scheduler_ready",
-        Kind.AROUND,
+        HookKind.AROUND,
         ending.end_if_a_rank_dies,
         "a rank that is killed while the server starts ends it with a traceback that does not name the process",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.utils.common.kill_process_tree",
-        Kind.AROUND,
+        HookKind.AROUND,
         ending.end_by_name,
         "SGLang ends the launcher with SIGKILL, so that neither exit code nor last line tell the cause",
+        mends=SglangFault(discussed="#29284"),
     ),
     *(
         Hook(
             f"{SRT}.entrypoints.engine.Engine.{method}",
-            Kind.AROUND,
+            HookKind.AROUND,
             ending.start_without_interrupts,
             "Ctrl-C in a terminal reaches every process, and each would show a traceback",
             Where.NPU,
             Process.LAUNCHER,
+            mends=SglangFault(),
         )
         for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses")
     ),
     launcher_hook(
         f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
-        Kind.AROUND,
+        HookKind.AROUND,
         ending.stop_without_traceback,
         "SGLang's HTTP server heeds Ctrl-C and answers what it has been asked, but then ends with a traceback",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.entrypoints.http_server._wait_and_warmup",
-        Kind.AROUND,
+        HookKind.AROUND,
         ending.warm_up_in_background,
         "a server that is stopped before it is warm waits two minutes for its own warm-up, which it does not answer",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
-        Kind.AROUND,
+        HookKind.AROUND,
         request_checks.read_request,
         "lists where one value belongs are answered with 500, and a large n takes all memory",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager._validate_one_request",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         request_checks.refuse_unusable_request,
         "an empty prompt, a token id that the model does not know and some parameters would end a rank",
+        mends=SglangFault(discussed="#31908"),
     ),
     launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
-        Kind.AROUND,
+        HookKind.AROUND,
         request_checks.make_parameters,
         "fields that are not as they should be are answered with 500",
+        mends=SglangFault(),
     ),
     *(
         launcher_hook(
             f"{SRT}.entrypoints.openai.{method}",
-            Kind.AROUND,
+            HookKind.AROUND,
             request_checks.read_chat,
             "template values that the chat template cannot take are answered with 500",
+            mends=SglangFault(),
         )
         for method in (
             "serving_chat.OpenAIServingChat._convert_to_internal_request",
@@ -155,14 +173,16 @@ HOOKS: tuple[Hook, ...] = (
     ),
     launcher_hook(
         f"{SRT}.entrypoints.openai.serving_tokenize.OpenAIServingDetokenize._convert_to_internal_request",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         request_checks.refuse_unknown_tokens,
         "tokens that the model does not know are answered with 500",
+        mends=SglangFault(),
     ),
     launcher_hook(
         f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         request_checks.answer_unreadable_texts,
         "an unknown parser, or a text that it cannot read, is answered with 500",
+        mends=SglangFault(),
     ),
 )

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_settings
+from sglang_ascend_moe.serving.launcher.initial_location import Experts
 from sglang_ascend_moe.serving.options import FLAGS, Options
 from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
 
-# The backend name whose MoE layers SGLang's models treat as: scattered rows in, complete rows out.
+# The `--moe-a2a-backend` for which SGLang's models give an MoE layer scattered rows and expect complete ones.
 A2A_BACKEND = "ascend_fuseep"
 
 NPU_QUANTISATIONS = ("modelslim", "compressed-tensors")
@@ -31,17 +32,25 @@ class Model(NamedTuple):
     """What its configuration says of a model: None where it does not say it, or there is none.
 
     path: as it was given. quantisation: SGLang's name of the format of its weights. experts: routed ones of a layer.
-    hidden: elements of a row.
+    hidden: elements of a row. layers: with and without experts.
     """
 
     path: str
     quantisation: str | None
     experts: int | None
     hidden: int | None
+    layers: int | None = None
+
+    def located(self, division: "Division") -> Experts:
+        """What `--init-expert-location` has to place, of a model that `refuse_model` lets pass."""
+        return Experts(self.layers, self.experts or 0, division.redundant)
 
 
 class Division(NamedTuple):
-    """How many ranks share the experts of a layer, `redundant` ones included, and what sets the number."""
+    """How many ranks share the experts of a layer, `redundant` ones included.
+
+    shown_as, set_by, redundant_set_by: what messages call the number of ranks, and the flags that set both numbers.
+    """
 
     ranks: int
     redundant: int

@@ -30,7 +30,8 @@ def _faults_of_the_request(server_args: Any) -> Iterator[None]:
 
 
 def read_request(original: Callable[[Any], None], obj: Any) -> None:
-    """Around `GenerateReqInput.normalize_batch_and_arguments`: names and numbers of answers have SGLang's form."""
+    """Around `GenerateReqInput.normalize_batch_and_arguments`: `n` is in bounds, and `rid` and `sampling_params` are
+    lists only where the prompt is one."""
     from sglang.srt.runtime_context import get_server_args
 
     server_args = get_server_args()

@@ -8,7 +8,7 @@ import importlib.util
 from typing import Any
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.native import session
+from sglang_ascend_moe.native import library
 from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.windows.pooled import provider
@@ -38,5 +38,5 @@ def refuse_machine_without_npu(options: Options) -> None:
             "--device npu: SGLang has chosen another platform on this machine; leave SGLANG_PLATFORM and"
             " SGLANG_USE_CPU_ENGINE unset"
         )
-    session.own_library("npu")
+    library.own_library("npu")
     provider(options.windows)

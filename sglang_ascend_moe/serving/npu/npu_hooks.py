@@ -1,6 +1,6 @@
 """What is changed on NPUs besides graphs; nothing of it has run on one. One row a hook, with its reason."""
 
-from sglang_ascend_moe.serving.hooks import Hook, Kind, Where
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, Where
 from sglang_ascend_moe.serving.npu import experts
 
 SRT = "sglang.srt"
@@ -8,7 +8,7 @@ SRT = "sglang.srt"
 HOOKS: tuple[Hook, ...] = (
     Hook(
         f"{SRT}.hardware_backend.npu.quantization.moe_methods.NPUW8A8Int8MoEMethod.maybe_process_fuseep_weights",
-        Kind.AROUND,
+        HookKind.AROUND,
         experts.keep_weights,
         "the backend that --ascend-moe chooses lays W8A8 weights out for SGLang's own fused kernel",
         Where.NPU,

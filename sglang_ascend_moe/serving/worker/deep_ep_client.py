@@ -12,6 +12,9 @@ from torch import Tensor
 from sglang_ascend_moe.deep_ep import Buffer
 from sglang_ascend_moe.errors import Unsupported
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
+"""Of gated experts, by SGLang's names."""
+
 
 def make_buffer(
     cls: Any,
@@ -72,6 +75,6 @@ def run_experts(original: Callable[..., Any], layer: Any, dispatch_output: Any) 
 
 
 def _expert(layer: Any, expert: int, rows: Tensor) -> Tensor:
-    activation = {"silu": F.silu, "gelu": F.gelu}[layer.moe_runner_config.activation]
+    activation = ACTIVATIONS[layer.moe_runner_config.activation]
     gate, up = F.linear(rows, layer.w13_weight[expert]).chunk(2, dim=-1)
     return F.linear(activation(gate) * up, layer.w2_weight[expert])

@@ -1,8 +1,8 @@
 """Redundant experts: where SGLang puts them is agreed by all ranks, and its recorder gets the counts of our dispatch.
 
-SGLang's router names logical experts and maps them to physical ones, of which the exchange moves rows to; its EPLB
-moves experts between the ranks at run time. `agree_before_update`, `gatherer` and `all_places` are hooks of the table
-in `plugin`.
+A logical expert, which the router names, may stand on several ranks: each of these places is a physical expert, and it
+is physical experts that the exchange moves rows to. SGLang's load balancer (EPLB) moves them between ranks at run time.
+`agree_before_update`, `gatherer` and `all_places` are hooks: see `worker_hooks`.
 """
 
 import logging
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.exchange.control.placement import PlacementAgreement
+from sglang_ascend_moe.exchange.control.expert_placement import PlacementAgreement
 from sglang_ascend_moe.exchange.control.secret import Secret
 from sglang_ascend_moe.serving.options import options_of
 
@@ -101,9 +101,10 @@ def _agree(located: _Located, metadata: Any, layers: Iterable[int]) -> int:
 
 
 def gatherer(original: Callable[..., Any], expert_location_metadata: Any, rank: int) -> Any:
-    """Around the maker of the recorder's gatherers: one that takes the rows that arrived at each local expert.
+    """Around `_SinglePassGatherer.init_new`, which makes what collects the counts of one forward pass for SGLang's
+    recorder of expert distributions: here they are of the rows that arrived at each local expert.
 
-    The modes that write down single tokens (`per_token`) keep SGLang's own, which takes what the router chose.
+    The mode that writes down single tokens (`per_token`) keeps SGLang's own, which counts what the router chose.
     """
     from sglang.srt.eplb.expert_distribution import _DeepepLowLatencySinglePassGatherer
     from sglang.srt.runtime_context import get_exec

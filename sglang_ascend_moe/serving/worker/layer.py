@@ -4,19 +4,22 @@ One exchange per shape of layer and per process, shared by all layers of that sh
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused, SessionPoisoned, Unsupported
+from sglang_ascend_moe.exchange.collective_exchange import CollectiveExchange
 from sglang_ascend_moe.exchange.control.secret import Secret, read_secret
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.exchange.schedules.collective import CollectiveExchange
+from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange, Phase
+from sglang_ascend_moe.exchange.rank_options import RankOptions
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.machine_limits import Demand, read_limits, refuse_what_does_not_fit
@@ -25,7 +28,13 @@ from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
 from sglang_ascend_moe.serving.worker import expert_location
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
 from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, check_window, tokens_per_rank
-from sglang_ascend_moe.windows.layout import WindowMemory
+from sglang_ascend_moe.windows.layout import (
+    ExchangeParameters,
+    WindowMemory,
+    exchange_parameters,
+    plan_window,
+    window_memory,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +54,15 @@ class LayerShape(NamedTuple):
 class Serving(NamedTuple):
     """What this process serves with, once its exchanges are open.
 
-    rank, ranks: of the exchanges. max_tokens: most that a rank brings to one of them. metrics: with `--enable-metrics`.
+    rank, ranks: of the exchanges. metrics: with `--enable-metrics`.
     secret: seals what ranks tell each other besides.
     """
 
     options: Options
-    exchanges: dict[LayerShape, Exchange | CollectiveExchange]
+    exchanges: dict[LayerShape, ExpertExchange]
     activations: dict[str, Callable[[Tensor], Tensor]]
     rank: int
     ranks: int
-    max_tokens: int
     metrics: bool
     secret: Secret | None = None
     on_npu: bool = False
@@ -108,14 +116,14 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     limits = batch_limits(model_runner.max_running_requests, model_runner.model_config.context_len)
     ranks = get_parallel().moe_ep_group.ranks
     max_tokens = tokens_per_rank(options, limits)
-    settings = _settings_by_shape(layers, options, max_tokens)
+    parameters = _parameters_by_shape(layers, options, len(ranks), max_tokens)
     if options.schedule != "collective":
-        windows = _windows(settings, options, limits, len(ranks))
+        windows = _windows(parameters.values(), options, limits)
         # Windows of an NPU take its memory, which is asked for when they are opened.
         if not on_npu:
             refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
     device = torch.device("npu", model_runner.gpu_id) if on_npu else None
-    exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in settings.items()}
+    exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
     secret = read_secret(options.secret_file)
     expert_location.agree_at_start(layers, ranks, options.timeout_s, list(exchanges.values()), secret)
     metrics = bool(model_runner.server_args.enable_metrics)
@@ -127,7 +135,6 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         activations={"silu": SiluAndMul().forward_native, "gelu": GeluAndMul().forward_native},
         rank=get_parallel().moe_ep_rank,
         ranks=len(ranks),
-        max_tokens=max_tokens,
         metrics=metrics,
         on_npu=on_npu,
         secret=secret,
@@ -150,74 +157,71 @@ def window_bytes(model: torch.nn.Module, options: Options, limits: SchedulerLimi
 
     if options.schedule == "collective":
         return 0
-    settings = _settings_by_shape(moe_layers(model), options, tokens_per_rank(options, limits))
-    return sum(window.total for window in _windows(settings, options, limits, len(get_parallel().moe_ep_group.ranks)))
+    ranks = len(get_parallel().moe_ep_group.ranks)
+    parameters = _parameters_by_shape(moe_layers(model), options, ranks, tokens_per_rank(options, limits))
+    return sum(window.total for window in _windows(parameters.values(), options, limits))
 
 
-def _settings_by_shape(layers: list[Any], options: Options, max_tokens: int) -> dict[LayerShape, dict[str, Any]]:
-    return {shape: _settings(shape, options, max_tokens) for shape in dict.fromkeys(map(shape_of, layers))}
-
-
-def _settings(shape: LayerShape, options: Options, max_tokens: int) -> dict[str, Any]:
-    """The arguments of an exchange for layers of `shape`; `window_bytes` and `post_mortem` come besides."""
-    # SGLang's routers choose distinct experts for a token.
-    settings = {
-        **shape._asdict(),
-        "distinct_topk": True,
-        "max_tokens": max_tokens,
-        "timeout_s": options.timeout_s,
+def _parameters_by_shape(
+    layers: list[Any], options: Options, ranks: int, max_tokens: int
+) -> dict[LayerShape, ExchangeParameters]:
+    """What the exchange of each shape of layer is opened with, but for `window_bytes`."""
+    over_windows = options.schedule != "collective"
+    return {
+        # SGLang's routers choose distinct experts for a token.
+        shape: exchange_parameters(
+            **shape._asdict(),
+            ranks=ranks,
+            max_tokens=max_tokens,
+            timeout_s=options.timeout_s,
+            distinct_topk=True,
+            verify=over_windows and options.verify,
+            quant=options.quant if over_windows and options.quant != "none" else None,
+        )
+        for shape in dict.fromkeys(map(shape_of, layers))
     }
-    if options.schedule != "collective":
-        settings["verify"] = options.verify
-        settings["quant"] = None if options.quant == "none" else options.quant
-    return settings
 
 
 def _windows(
-    settings: dict[LayerShape, dict[str, Any]], options: Options, limits: SchedulerLimits, ranks: int
+    parameters: Iterable[ExchangeParameters], options: Options, limits: SchedulerLimits
 ) -> tuple[WindowMemory, ...]:
-    return tuple(_window(options, limits, ranks, chosen) for chosen in settings.values())
+    """The windows of one rank. Raises `WindowTooSmall` if one cannot hold what must fit into one round."""
+    return tuple(_window(one, options, limits) for one in parameters)
 
 
-def _window(options: Options, limits: SchedulerLimits, ranks: int, settings: dict[str, Any]) -> WindowMemory:
-    """The bytes of one rank's window. Raises `WindowTooSmall` if it cannot hold what must fit into one round."""
-
+def _window(parameters: ExchangeParameters, options: Options, limits: SchedulerLimits) -> WindowMemory:
     def memory(**changed: Any) -> WindowMemory:
-        return Exchange.memory(ranks=ranks, **{**settings, **changed})
+        return window_memory(plan_window(msgspec.structs.replace(parameters, **changed)))
 
     check_window(options, limits, lambda tokens: memory(max_tokens=tokens).total)
     return memory(window_bytes=options.window_bytes)
 
 
 def _open(
-    options: Options, ranks: list[int], settings: dict[str, Any], device: torch.device | None
-) -> Exchange | CollectiveExchange:
+    options: Options, ranks: list[int], parameters: ExchangeParameters, device: torch.device | None
+) -> ExpertExchange:
     # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
     # For an exchange it serves bring-up only, when ranks may be as far apart as loading weights lets them be.
     collective = options.schedule == "collective"
     timeout = timedelta(seconds=options.timeout_s) if collective else None
     group = torch.distributed.new_group(ranks, backend="gloo", timeout=timeout)
-    if collective:
-        return CollectiveExchange.create(group, **settings)
-    exchange = Exchange.create(
-        group,
-        window_bytes=options.window_bytes,
-        post_mortem=options.post_mortem,
-        secret_file=options.secret_file,
-        device=device,
-        windows=options.windows,
-        **settings,
+    rank_options = RankOptions(
+        device=device, windows=options.windows, post_mortem=options.post_mortem, secret_file=options.secret_file
     )
+    if collective:
+        return CollectiveExchange.open(group, parameters, rank_options)
+    p = msgspec.structs.replace(parameters, window_bytes=options.window_bytes)
+    exchange = Exchange.open(group, p, rank_options)
     logger.info(
         "Exchange is open: %d ranks, schedule %s, at most %d tokens per rank, %d experts, top %d, rows of %d %s."
         " Window of %d bytes on each rank: %s",
-        len(ranks),
+        p.ranks,
         options.schedule,
-        settings["max_tokens"],
-        settings["num_experts"],
-        settings["topk"],
-        settings["hidden"],
-        settings["dtype"],
+        p.max_tokens,
+        p.num_experts,
+        p.topk,
+        p.hidden,
+        p.dtype,
         exchange.window.total,
         ", ".join(f"{name} {size}" for name, size in exchange.window.by_region().items()),
     )
@@ -270,35 +274,33 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
     hidden_states: [T, H] rows of this rank, T may be 0. topk_output: ids [T, K] (-1: not routed) and float32 weights.
     Returns [T, H], complete: summed over the experts of all ranks.
     """
-    if _serving is None:
+    serving = _serving
+    if serving is None:
         if _asked_for():
             raise SessionPoisoned("an MoE layer ran before its exchange was opened")
         return original(layer, hidden_states, topk_output)
-    exchange = _serving.exchanges[shape_of(layer)]
     if launches.capturing():
-        return _forward_in_graph(exchange, layer, hidden_states.contiguous(), topk_output)
-    return exchange.run(
+        return _forward_in_graph(serving, layer, hidden_states.contiguous(), topk_output)
+    return serving.exchanges[shape_of(layer)].run(
         hidden_states.contiguous(),
         topk_output.topk_ids,
         topk_output.topk_weights,
-        lambda rows: compute_experts(layer, rows),
-        phase=_phase(_serving.options),
+        lambda rows: compute_experts(serving, layer, rows),
+        phase=_phase(serving.options),
     )
 
 
-def _forward_in_graph(
-    exchange: Exchange | CollectiveExchange, layer: Any, hidden_states: Tensor, topk_output: Any
-) -> Tensor:
+def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:
     """The layer as one launch: dispatch, experts on as many rows as there are at each replay, combine."""
-    schedule = _serving.options.schedule
-    if isinstance(exchange, CollectiveExchange) or _phase(_serving.options) != "decode":
+    schedule, exchange = serving.options.schedule, serving.exchanges[shape_of(layer)]
+    if schedule == "collective" or _phase(serving.options) != "decode":
         raise CaptureRefused(
             f"--ascend-moe-schedule {schedule}: only the decode schedule runs in graphs; use auto, or"
             " --disable-cuda-graph"
         )
 
     def bind(x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> launches.Launch:
-        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(layer, rows), out)
+        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out)
 
     out = torch.empty_like(hidden_states)
     launches.launch(bind, [hidden_states, topk_output.topk_ids, topk_output.topk_weights], [out])
@@ -311,26 +313,26 @@ def _asked_for() -> bool:
     return options_of(get_server_args()) is not None
 
 
-def _phase(options: Options) -> str:
+def _phase(options: Options) -> Phase:
     """decode or prefill, the same on every rank: SGLang's ranks agree on it, whatever each one's own batch is."""
-    if options.schedule in ("decode", "prefill"):
+    if options.schedule == "decode" or options.schedule == "prefill":
         return options.schedule
     from sglang.srt.layers.dp_attention import get_is_extend_in_batch
 
     return "prefill" if get_is_extend_in_batch() else "decode"
 
 
-def compute_experts(layer: Any, rows: ExpertRows) -> None:
+def compute_experts(serving: Serving, layer: Any, rows: ExpertRows) -> None:
     """Run the local experts of `layer` on the rows of the window; writes `rows.out`.
 
     The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
     same rows: gate and up in one product in the dtype of the rows, activation and product rounded to it each.
     """
     expert_location.record_dispatch(layer, rows.counts)
-    if _serving.on_npu:
+    if serving.on_npu:
         experts.compute(layer, rows)
         return
-    activation = _serving.activations[layer.moe_runner_config.activation]
+    activation = serving.activations[layer.moe_runner_config.activation]
     sizes = rows.counts.tolist()
     total = sum(sizes)
     if total <= ROWS_TOGETHER:

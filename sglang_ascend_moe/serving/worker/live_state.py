@@ -6,9 +6,8 @@ import msgspec
 import torch.distributed as dist
 
 from sglang_ascend_moe.exchange import observation
-from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.exchange.observation import PHASES, GraphCounts, Observation, rows_by_rank
-from sglang_ascend_moe.exchange.schedules.collective import CollectiveExchange
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
 
@@ -88,27 +87,25 @@ def state_of(serving: layer.Serving) -> RankState:
         rank=serving.rank,
         ranks=serving.ranks,
         options=serving.options,
-        exchanges=[
-            _exchange_state(shape, exchange, serving.max_tokens) for shape, exchange in serving.exchanges.items()
-        ],
+        exchanges=[_exchange_state(exchange) for exchange in serving.exchanges.values()],
         graphs=observation.graphs,
     )
 
 
-def _exchange_state(shape: layer.LayerShape, exchange: Exchange | CollectiveExchange, max_tokens: int) -> ExchangeState:
-    over_windows = isinstance(exchange, Exchange)
+def _exchange_state(exchange: ExpertExchange) -> ExchangeState:
+    parameters, window = exchange.parameters, exchange.window
     return ExchangeState(
-        num_experts=shape.num_experts,
-        hidden=shape.hidden,
-        topk=shape.topk,
-        dtype=str(shape.dtype).removeprefix("torch."),
-        max_tokens=max_tokens,
-        window_bytes=exchange.window.total if over_windows else 0,
-        regions=exchange.window.by_region() if over_windows else {},
-        capacity_rows=exchange.layout.capacity if over_windows else 0,
-        epochs=exchange.epochs if over_windows else [],
-        rows_by_rank=rows_by_rank(exchange.counts_matrix) if over_windows else [],
-        waited_s=exchange.waited_s if over_windows else [],
+        num_experts=parameters.num_experts,
+        hidden=parameters.hidden,
+        topk=parameters.topk,
+        dtype=parameters.dtype,
+        max_tokens=parameters.max_tokens,
+        window_bytes=window.total,
+        regions=window.by_region(),
+        capacity_rows=window.capacity_rows,
+        epochs=exchange.epochs,
+        rows_by_rank=rows_by_rank(exchange.counts_matrix),
+        waited_s=exchange.waited_s,
         phases=_phase_states(exchange.observation),
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.exchange import observation
-from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.exchange.observation import PHASES, Observation
 from sglang_ascend_moe.serving.worker import layer
 
@@ -67,15 +67,16 @@ class Exporter:
             return False
         return _rounds(observations) != self._exported_rounds
 
-    def export(self, exchanges: Iterable[Any]) -> None:
+    def export(self, exchanges: Iterable[ExpertExchange]) -> None:
         """Bring the counters up to what the exchanges have counted."""
         exchanges = list(exchanges)
         observations = [exchange.observation for exchange in exchanges]
         for (metric, kind), child in self._phases.items():
             total = sum(getattr(counted.phases[kind], metric.field) for counted in observations)
             self._add(child, total * metric.unit)
-        over_windows = [exchange.waited_s for exchange in exchanges if isinstance(exchange, Exchange)]
-        for child, seconds in zip(self._waits, zip(*over_windows, strict=True), strict=False):
+        waited = zip(*(exchange.waited_s for exchange in exchanges), strict=True)
+        # Shorter where an exchange does not know whom it waited for.
+        for child, seconds in zip(self._waits, waited, strict=False):
             self._add(child, sum(seconds))
         self._add(self._replays, observation.graphs.replays)
         self._exported_ns = time.monotonic_ns()
@@ -97,7 +98,7 @@ def keep_values_in_files(*_: Any, **__: Any) -> None:
     """After `set_prometheus_multiproc_dir`: prometheus_client decides when it is imported, which may be too early."""
     from prometheus_client import values
 
-    values.ValueClass = values.get_value_class()
+    values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call] # has no annotations
 
 
 def export_after_batch(_result: None, _scheduler: Any, *_: Any, **__: Any) -> None:

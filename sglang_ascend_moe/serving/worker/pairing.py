@@ -2,14 +2,12 @@
 
 A decode instance learns of a prefill instance with the first request that the router sends to both. It then asks for
 the other's `Instance` block, compares, and stops if the two do not fit. `report_instance`, `describe_instance`,
-`add_instance_route` and `require_prefill_fits` are hooks of the table in `plugin`.
+`add_instance_route` and `require_prefill_fits` are hooks: see `worker_hooks`.
 """
 
 from __future__ import annotations
 
 import logging
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from sglang_ascend_moe.exchange.control.instance import (
     unsealed,
 )
 from sglang_ascend_moe.exchange.control.secret import Secret, draw_challenge, read_secret
+from sglang_ascend_moe.serving.http_client import PIECE_BYTES, answered
 from sglang_ascend_moe.serving.options import options_of
 
 logger = logging.getLogger(__name__)
@@ -144,6 +143,8 @@ def ask_instance(url: str, api_key: str | None = None, secret: Secret | None = N
 
     Raises OSError if it does not answer, `ProtocolMismatch` if it does not say, or not under this secret.
     """
+    from requests import HTTPError, codes
+
     source = f"the instance at {url}"
     if secret is None:
         states = _ask(f"{url}/server_info", api_key, source, _ServerInfo).internal_states
@@ -151,8 +152,8 @@ def ask_instance(url: str, api_key: str | None = None, secret: Secret | None = N
     challenge = draw_challenge()
     try:
         said = _ask(f"{url}{INSTANCE_ROUTE}?challenge={challenge.hex()}", api_key, source, Any)
-    except urllib.error.HTTPError as error:
-        if error.code != 404:
+    except HTTPError as error:
+        if error.response is None or error.response.status_code != codes.not_found:
             raise
         raise ProtocolMismatch(
             f"{source} does not seal what it says of itself; give --ascend-moe-secret-file with the same secret to both"
@@ -167,11 +168,13 @@ class _ServerInfo(msgspec.Struct):
 
 
 def _ask(url: str, api_key: str | None, source: str, kind: Any) -> Any:
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=ASK_SECONDS) as response:
-        said = response.read(MAX_ANSWER_BYTES + 1)
-    if len(said) > MAX_ANSWER_BYTES:
-        raise ProtocolMismatch(f"{source} says more than {MAX_ANSWER_BYTES} bytes of itself")
+    said = bytearray()
+    with answered("GET", url, timeout=ASK_SECONDS, api_key=api_key) as answer:
+        answer.raise_for_status()
+        for piece in answer.iter_content(PIECE_BYTES):
+            said += piece
+            if len(said) > MAX_ANSWER_BYTES:
+                raise ProtocolMismatch(f"{source} says more than {MAX_ANSWER_BYTES} bytes of itself")
     try:
         return msgspec.json.decode(said, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """What the ranks of a server do otherwise than in SGLang alone. One row a hook, with its reason."""
 
 from sglang_ascend_moe.deep_ep import Buffer, Config
-from sglang_ascend_moe.serving.hooks import Hook, Kind, Where, launcher_hook
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where, launcher_hook
 from sglang_ascend_moe.serving.stages import Stage, telling
 from sglang_ascend_moe.serving.worker import (
     deep_ep_client,
@@ -19,7 +19,7 @@ HOOKS: tuple[Hook, ...] = (
     *(
         Hook(
             f"{SRT}.managers.{process}.get_init_info",
-            Kind.AFTER,
+            HookKind.AFTER,
             function,
             "the launcher has to learn that exchanges are open, with data-parallel attention from the controller only",
         )
@@ -33,52 +33,53 @@ HOOKS: tuple[Hook, ...] = (
             target, kind, telling(stage), "a command that starts a server shows how far it is, which only the log says"
         )
         for target, kind, stage in (
-            (f"{SRT}.managers.scheduler.configure_scheduler_process", Kind.AFTER, Stage.CONNECTING),
-            (f"{SRT}.model_executor.model_runner.ModelRunner.load_model", Kind.BEFORE, Stage.LOADING),
-            (f"{SRT}.model_executor.model_runner.ModelRunner.load_model", Kind.AFTER, Stage.ALLOCATING),
-            (f"{SRT}.model_executor.model_runner.ModelRunner.alloc_memory_pool", Kind.AFTER, Stage.PREPARING),
+            (f"{SRT}.managers.scheduler.configure_scheduler_process", HookKind.AFTER, Stage.CONNECTING),
+            (f"{SRT}.model_executor.model_runner.ModelRunner.load_model", HookKind.BEFORE, Stage.LOADING),
+            (f"{SRT}.model_executor.model_runner.ModelRunner.load_model", HookKind.AFTER, Stage.ALLOCATING),
+            (f"{SRT}.model_executor.model_runner.ModelRunner.alloc_memory_pool", HookKind.AFTER, Stage.PREPARING),
         )
     ),
     Hook(
         f"{SRT}.model_executor.model_runner.ModelRunner.load_model",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         layer.check_before_model,
         "a worker in which a hook is missing has to stop before it builds the model",
     ),
     Hook(
         f"{SRT}.model_executor.model_runner.ModelRunner.alloc_memory_pool",
-        Kind.AFTER,
+        HookKind.AFTER,
         layer.open_exchanges,
         "windows have to exist on all ranks, sized for the scheduler's limits, before the first forward pass",
     ),
     Hook(
         f"{SRT}.hardware_backend.npu.moe.fuseep.forward_fuseep",
-        Kind.AROUND,
+        HookKind.AROUND,
         layer.forward,
         "this function is the whole MoE layer of the backend that --ascend-moe chooses",
     ),
     Hook(
         f"{SRT}.eplb.expert_location_updater.ExpertLocationUpdater.update",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         expert_location.agree_before_update,
         "all ranks have to want the same move of experts before one of them moves a weight",
     ),
     Hook(
         f"{SRT}.eplb.expert_distribution._SinglePassGatherer.init_new",
-        Kind.AROUND,
+        HookKind.AROUND,
         expert_location.gatherer,
         "SGLang's recorder has to count the rows that we dispatched, not what the router chose",
     ),
     Hook(
         f"{SRT}.eplb.expert_location.ExpertLocationMetadata.logical_to_all_physical",
-        Kind.AROUND,
+        HookKind.AROUND,
         expert_location.all_places,
         "SGLang loads the weights of only one of two places where a rank holds the same expert",
+        mends=SglangFault(),
     ),
     *(
         Hook(
             f"{SRT}.managers.scheduler.Scheduler.get_internal_state",
-            Kind.AFTER,
+            HookKind.AFTER,
             function,
             "/server_info has to tell the state of the exchanges and what an instance is, which workers alone know",
         )
@@ -86,84 +87,85 @@ HOOKS: tuple[Hook, ...] = (
     ),
     launcher_hook(
         f"{SRT}.entrypoints.engine.set_prometheus_multiproc_dir",
-        Kind.AFTER,
+        HookKind.AFTER,
         metrics.keep_values_in_files,
         "metrics of all processes meet in files, unless prometheus_client was imported before, as a hooked module does",
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.process_batch_result",
-        Kind.AFTER,
+        HookKind.AFTER,
         metrics.export_after_batch,
         "the counters of the exchange have to reach the Prometheus endpoint while the server works",
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.on_idle",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         metrics.export_when_idle,
         "the counters of the last batch have to reach the Prometheus endpoint when no other follows",
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.init_disaggregation",
-        Kind.AFTER,
+        HookKind.AFTER,
         pairing.describe_instance,
         "a prefill or decode instance has to know what it is, to be compared with the other",
     ),
     launcher_hook(
         f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
-        Kind.BEFORE,
+        HookKind.BEFORE,
         pairing.add_instance_route,
         "what an instance says of itself has to be sealed for whoever asks, if there is a secret",
     ),
     Hook(
         f"{SRT}.disaggregation.common.conn.CommonKVManager.try_ensure_parallel_info",
-        Kind.AFTER,
+        HookKind.AFTER,
         pairing.require_prefill_fits,
         "keys and values of another model, format or layout would be taken for the right ones",
     ),
     Hook(
         f"{SRT}.disaggregation.common.conn.CommonKVManager.update_status",
-        Kind.AROUND,
+        HookKind.AROUND,
         transfer_rooms.update_status,
         "two threads read and write the state of a request's transfer, and one may overwrite what the other wrote",
+        mends=SglangFault(),
     ),
     Hook(
         f"{SRT}.layers.moe.token_dispatcher.deepep.Buffer",
-        Kind.ADD,
+        HookKind.ADD,
         Buffer,
         "SGLang's DeepEP dispatcher has to find a Buffer where no deep_ep is installed",
         Where.HOST,
     ),
     Hook(
         f"{SRT}.layers.moe.token_dispatcher.deepep.Config",
-        Kind.ADD,
+        HookKind.ADD,
         Config,
         "SGLang's DeepEP dispatcher has to find a Config where no deep_ep is installed",
         Where.HOST,
     ),
     Hook(
         f"{SRT}.layers.moe.token_dispatcher.deepep.use_deepep",
-        Kind.SET,
+        HookKind.SET,
         True,
         "SGLang has looked for deep_ep before, and refuses its dispatcher without",
         Where.HOST,
     ),
     Hook(
         f"{SRT}.layers.moe.token_dispatcher.deepep.DeepEPBuffer.get_deepep_buffer",
-        Kind.REPLACE,
+        HookKind.REPLACE,
         deep_ep_client.make_buffer,
         "SGLang counts the multiprocessors of a CUDA device before it makes the Buffer",
         Where.HOST,
     ),
     Hook(
         f"{SRT}.layers.moe.token_dispatcher.deepep._DeepEPDispatcherImplNormal.combine_a",
-        Kind.REPLACE,
+        HookKind.REPLACE,
         deep_ep_client.begin_combine,
         "SGLang combines in normal mode only behind DeepGEMM, AITER or an NPU",
         Where.HOST,
     ),
     Hook(
         f"{SRT}.layers.moe.ep_moe.layer.DeepEPMoE.run_moe_core",
-        Kind.AROUND,
+        HookKind.AROUND,
         deep_ep_client.run_experts,
         "SGLang computes experts behind DeepEP with CUDA kernels only",
         Where.HOST,

@@ -1,0 +1,161 @@
+"""Of kernels/python: the way into kernels with the C ABI of kernels/include/exchange.h.
+
+A call that returns an int returns its `codes.Result`. What a step hook or a signal handler raises during a call ends
+it, and is raised.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+class Layout:
+    """Where everything lies in a window. Raises `TypeError` for a field too many or too few, `OverflowError` for a
+    number that does not fit its field. Every field is an attribute as well."""
+
+    def __init__(self, **fields: int) -> None: ...
+    def __bytes__(self) -> bytes: ...
+
+class Library:
+    """A library that stays loaded. Raises `OSError` if it cannot be, and `ProtocolMismatch` if its ABI is another."""
+
+    path: str
+
+    def __init__(self, path: str) -> None: ...
+    def select_kernels(self, name: str | None, /) -> str | None:
+        """The row kernels that this process uses from now on: those called `name`, or the widest. None: this processor
+        has not that ones."""
+    def refuse_layout(self, layout: Layout, /) -> str | None:
+        """Why the kernels cannot serve windows of this layout."""
+    def initialise_window(self, layout: Layout, address: int, first_epoch: int, /) -> None: ...
+    def open_session(
+        self,
+        layout: Layout,
+        rank: int,
+        windows: Sequence[int],
+        peer_pidfds: Sequence[int],
+        timeout_ns: int,
+        workers: int,
+        epoch: int,
+        takes_host_tensors: bool,
+    ) -> Session:
+        """windows: addresses, peer_pidfds: descriptors or -1, both by rank. takes_host_tensors: whether calls may point
+        at tensors in the memory of the host."""
+
+class Found(NamedTuple):
+    """What a call found wrong; see `faults.Fault`."""
+
+    result: int
+    culprit: int
+    step: int
+    cause: int
+    epoch: int
+    detail: int
+
+class Session:
+    """One rank's open exchange. It owns all that the kernels get of it but the windows."""
+
+    on_step: Callable[[int], object] | None
+    """Called with each `codes.Step` as it begins, on the calling thread."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def waited_ns(self) -> list[int]: ...
+    @property
+    def missing(self) -> list[int]: ...
+    @property
+    def fault(self) -> Found: ...
+    @property
+    def refusal(self) -> bytes: ...
+    @property
+    def inherited(self) -> bool: ...
+    def disown(self) -> None:
+        """From now on nothing touches the windows: calls return `Result.POISONED`."""
+    def new_call(self, positions: Tensor, weights: Tensor, counts: Tensor, matrix: Tensor, /) -> Call: ...
+    def refuse(self, kind: int, problem: str, /) -> int: ...
+    def plan(self, block: bytes, tokens: int, error: int, detail: int, /) -> tuple[int, list[bytes]]: ...
+    def count_chunks(self, ids: Tensor, chunk_tokens: int, /) -> tuple[list[list[int]], int, int]:
+        """Rows [chunks, ranks], `codes.InputError`, detail."""
+    def leave(self, result: int, step: int, epoch: int, /) -> None: ...
+    def open_device(self, cores: int, launches: int, /) -> int: ...
+    def check_device(self) -> int: ...
+    def close_device(self) -> None: ...
+
+class Call:
+    """The arguments of a dispatch and of its combines, and the memory that it leaves behind for them.
+
+    Made for so many tokens at most and used again and again, because making it anew costs more than a small dispatch.
+    """
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [tokens, topk] of the last dispatch: destination rank << 32 | row, or -1."""
+    @property
+    def weights(self) -> Tensor:
+        """float32 [tokens, topk] of the last dispatch, if it kept them."""
+    @property
+    def counts(self) -> Tensor:
+        """int64 [local experts] of the last dispatch."""
+    @property
+    def epoch(self) -> int:
+        """0: the dispatch was only captured."""
+    @property
+    def slot(self) -> int: ...
+    @property
+    def tokens(self) -> int:
+        """Of this rank."""
+    @property
+    def total(self) -> int:
+        """Rows that arrived."""
+    @property
+    def dispatch_address(self) -> int: ...
+    @property
+    def combine_address(self) -> int: ...
+    def take_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: int, /) -> bool:
+        """`take` for a whole slot, with weights that are kept, if the kernels on the host take the tensors as they are;
+        else nothing is done."""
+    def take(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        kind: int,
+        part: int,
+        /,
+        *,
+        keep_weights: bool,
+        continues: bool = False,
+        row_bytes: int = 0,
+    ) -> None:
+        """Points the arguments at tensors that stay alive and where they are until the dispatch is done.
+
+        x [tokens, hidden] with dense rows; ids [tokens, topk] contiguous; weights float32 [tokens, topk] contiguous, of
+        which the dispatch makes a copy for combine if it is to keep them, else they too have to stay until then.
+        A dispatch that `continues` stays in the slot of the one before, as a further round of the same call.
+        `row_bytes`, if not 0, are all that is moved of each row, on every rank alike; then x [tokens] may be rows of
+        anything that is so long, a multiple of 16.
+        """
+    def take_routing(self, weights: Tensor | None, positions: Tensor | None, /) -> None:
+        """Lets combine read these instead of those of the dispatch: float32 and int64 [tokens, topk], contiguous."""
+    def fits_out(self, out: Tensor, /) -> bool:
+        """`take_out` of a caller's tensor, if the kernels on the host can write it as it is; else nothing is done."""
+    def take_out(self, out: Tensor, /) -> None:
+        """Points combine at its result: [tokens, hidden] with dense rows."""
+    def dispatch(self) -> int: ...
+    def dispatch_send(self) -> int: ...
+    def dispatch_receive(self) -> int: ...
+    def rejoin(self) -> int: ...
+    def combine(self, out: Tensor, /) -> int:
+        """`take_out` first."""
+    def combine_send(self) -> int: ...
+    def combine_receive(self, out: Tensor, /) -> int:
+        """`take_out` first."""
+    def forget_place(self) -> None:
+        """As if nothing had been dispatched: epoch, slot and total are 0."""

@@ -1,0 +1,28 @@
+"""What each rank of an exchange chooses for itself; what all have to agree on is `ExchangeParameters`."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+
+
+class RankOptions(NamedTuple):
+    """Ranks may differ in these.
+
+    workers: threads with which this rank moves large payloads, 1 to 256; where every rank has 2 or more, rounds of a
+        prefill are also placed while experts run on the round before. None takes this rank's share of the cores.
+    device: the NPU, with its index, on which windows and all tensors lie; None for the host. Never run on one.
+    windows: on an NPU, who gives pooled memory: "memfabric", "aclshmem", or None for the one that is installed.
+    post_mortem: folder into which this rank writes an account if the exchange fails; `ascend-moe doctor --post-mortem`
+        reads those of all ranks together.
+    secret_file: file of at least 32 bytes, readable by its owner only, by which ranks know each other's control blocks;
+        the same bytes on every rank.
+    """
+
+    workers: int | None = None
+    device: torch.device | None = None
+    windows: str | None = None
+    post_mortem: str | os.PathLike[str] | None = None
+    secret_file: str | os.PathLike[str] | None = None

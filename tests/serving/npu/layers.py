@@ -1,0 +1,93 @@
+"""An MoE layer of SGLang as it is on an NPU, with SGLang's own Ascend runner over stand-ins for its operators."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.serving.npu import experts
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker import layer
+from tests.serving.npu import operator_stand_ins
+
+EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
+SHAPES = {"w13_weight": (EXPERTS, 2 * EXPERT_HIDDEN, HIDDEN), "w2_weight": (EXPERTS, HIDDEN, EXPERT_HIDDEN)}
+
+
+def host_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """What our layer reads of SGLang's FusedMoE, with the experts of `rank`."""
+    local = EXPERTS // ranks
+    made = {}
+    for seed, (name, shape) in enumerate(SHAPES.items()):
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * shape[-1] ** -0.5
+        own = values[rank * local : (rank + 1) * local].to(dtype)
+        made[name] = torch.nn.Parameter(own, requires_grad=False)
+    return SimpleNamespace(
+        layer_id=0, num_experts=EXPERTS, hidden_size=HIDDEN, top_k=TOPK,
+        moe_runner_config=SimpleNamespace(activation="silu", params_dtype=dtype), **made,
+    )  # fmt: skip
+
+
+def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloat16, w8a8: bool = False) -> Any:
+    """The same with weights as SGLang has them on an NPU once they are loaded, and its runner."""
+    from sglang.srt.layers.moe.fused_moe_triton import layer as _  # noqa: F401 - the next cannot be imported first
+    from sglang.srt.hardware_backend.npu.quantization import moe_methods  # isort: skip
+    from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
+    from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
+
+    operator_stand_ins.install()
+    # A cast to the layout of a device's matrix units.
+    moe_methods.npu_format_cast = lambda tensor: tensor
+    kernel = moe_methods.NPUW8A8Int8MoEMethod if w8a8 else moe_methods.NPUUnquantMoEMethod
+    moe = host_layer(ranks, rank, dtype=dtype)
+    moe.w13_kernel, moe.w2_kernel = kernel(), kernel()
+    for prefix in ("w13", "w2"):
+        if w8a8:
+            quantised, scales = by_channel(getattr(moe, f"{prefix}_weight").data)
+            setattr(moe, f"{prefix}_weight", torch.nn.Parameter(quantised, requires_grad=False))
+            setattr(moe, f"{prefix}_weight_scale", torch.nn.Parameter(scales, requires_grad=False))
+    for prefix in ("w13", "w2"):
+        getattr(moe, f"{prefix}_kernel").process_weights_after_loading(moe, prefix)
+    config = MoeRunnerConfig(
+        num_experts=EXPERTS, num_local_experts=EXPERTS // ranks, hidden_size=HIDDEN, top_k=TOPK, params_dtype=dtype,
+        activation="silu",
+    )  # fmt: skip
+    config.layer = moe
+    moe.moe_runner_config = config
+    moe.runner = SimpleNamespace(runner_core=AscendRunnerCore(config))
+    return moe
+
+
+def by_channel(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 weights [experts, to, from] and their scales [experts, to, 1]."""
+    values = weight.float()
+    scales = values.abs().amax(dim=2, keepdim=True) / 127
+    return torch.round(values / scales).to(torch.int8), scales
+
+
+def tokens_of(rank: int, count: int, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, Any]:
+    """A batch of a rank, and where its router sends it."""
+    generator = torch.Generator().manual_seed(10 + rank)
+    x = torch.randn(count, HIDDEN, generator=generator).to(dtype)
+    chosen, ids = torch.rand(count, EXPERTS, generator=generator).topk(TOPK)
+    return x, SimpleNamespace(topk_ids=ids, topk_weights=chosen / chosen.sum(-1, keepdim=True))
+
+
+def serve(patch: Any, moe: Any, exchange: Exchange, options: Options, *, on_npu: bool) -> None:
+    """Our layer works with `exchange`, as in a worker that has opened it for `moe`."""
+    from sglang.srt.layers.activation import SiluAndMul
+
+    if on_npu:
+        experts.prepare(moe, options)
+    serving = layer.Serving(
+        options, {layer.shape_of(moe): exchange}, {"silu": SiluAndMul().forward_native}, rank=0, ranks=1,
+        metrics=False, on_npu=on_npu,
+    )  # fmt: skip
+    patch.setattr(layer, "_serving", serving)
+
+
+def never(*_: object) -> torch.Tensor:
+    raise AssertionError("SGLang's own layer was called")

@@ -1,0 +1,141 @@
+"""Experts by SGLang's Ascend runner, over stand-ins for its operators, on one rank of the host. No NPU has run this."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.serving.npu import experts
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker import layer
+from tests.serving.npu import operator_stand_ins
+from tests.serving.npu.layers import HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
+
+
+@pytest.fixture
+def group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def output(group, monkeypatch):
+    """What our layer gives for a batch, with the experts of the host or of an NPU."""
+
+    def compute(moe, batch: int, schedule: str, *, on_npu: bool, quant: str = "none", rounds: int = 1) -> torch.Tensor:
+        shape = layer.shape_of(moe)
+        settings = {"distinct_topk": True, "quant": None if quant == "none" else quant, **shape._asdict()}
+        window = Exchange.memory(ranks=1, max_tokens=-(-TOKENS // rounds), **settings).total
+        with Exchange.create(group, max_tokens=TOKENS, window_bytes=window, **settings) as exchange:
+            serve(monkeypatch, moe, exchange, Options(schedule=schedule, quant=quant), on_npu=on_npu)
+            return layer.forward(never, moe, *tokens_of(0, batch, shape.dtype))
+
+    return compute
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("schedule", "rounds"), [("decode", 1), ("prefill", 1), ("prefill", 4)])
+@pytest.mark.parametrize("batch", [0, 1, TOKENS])
+def test_the_runner_on_the_window_gives_the_bits_of_the_host(output, batch, schedule, rounds, dtype):
+    found = output(npu_layer(dtype=dtype), batch, schedule, on_npu=True, rounds=rounds)
+    assert torch.equal(found, output(host_layer(dtype=dtype), batch, schedule, on_npu=False, rounds=rounds))
+    assert batch == 0 or found.abs().sum() > 0
+
+
+@pytest.mark.parametrize("quant", ["int8", "none"])
+def test_w8a8_takes_rows_that_are_quantised_or_quantises_them(output, quant):
+    found = output(npu_layer(w8a8=True), TOKENS, "decode", on_npu=True, quant=quant)
+    assert torch.equal(found, output(npu_layer(w8a8=True), TOKENS, "prefill", on_npu=True, quant=quant, rounds=3))
+    plain = output(host_layer(), TOKENS, "decode", on_npu=False).float()
+    # Rows, weights and activations are rounded to 127 steps. A wrong scale or order of weights is far off: see below.
+    assert 0 < (found.float() - plain).norm() / plain.norm() < 0.02
+
+
+@pytest.mark.parametrize("change", ["gate and up exchanged", "scales of other channels", "counts of other experts"])
+def test_a_wrong_layout_is_far_off(output, change, monkeypatch):
+    plain = output(host_layer(), TOKENS, "decode", on_npu=False).float()
+    moe = npu_layer(w8a8=True)
+    if change == "gate and up exchanged":
+        half = moe.w13_weight.shape[2] // 2
+        moe.w13_weight.data = moe.w13_weight.data.roll(half, dims=2)
+        moe.w13_weight_scale.data = moe.w13_weight_scale.data.roll(half, dims=1)
+    elif change == "scales of other channels":
+        moe.w2_weight_scale.data = moe.w2_weight_scale.data.roll(1, dims=1)
+    else:
+        compute = experts.compute
+        flipped = lambda moe, rows: compute(moe, rows._replace(counts=rows.counts.flip(0)))  # noqa: E731
+        monkeypatch.setattr(experts, "compute", flipped)
+    found = output(moe, TOKENS, "decode", on_npu=True, quant="int8").float()
+    assert not (found - plain).norm() / plain.norm() < 0.05
+
+
+class Watch(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("w8a8", [False, True], ids=["bf16", "w8a8"])
+@pytest.mark.parametrize("known", [True, False], ids=["eager", "captured"])
+def test_the_host_reads_no_value_and_copies_the_result_once(w8a8, known):
+    """In a capture the number of rows is not known, and everything has the size of the window."""
+    moe = npu_layer(w8a8=w8a8)
+    experts.prepare(moe, Options(quant="int8" if w8a8 else "none"))
+    # On a device it is one kernel, which reads the counts itself.
+    kernel = moe.runner.runner_core.activation._kernel
+    assert kernel is operator_stand_ins.swiglu_quant
+    watch = Watch()
+
+    def one_kernel(*arguments, **keywords):
+        with torch.utils._python_dispatch._disable_current_modes():
+            return kernel(*arguments, **keywords)
+
+    moe.runner.runner_core.activation._kernel = one_kernel
+    capacity, total = 32, 20
+    counts = torch.tensor([3, 0, 5, 0, 7, 1, 4, 0])
+    rows = torch.randint(-9, 9, (capacity, HIDDEN)).to(torch.int8 if w8a8 else torch.bfloat16)
+    scales = torch.rand(capacity, 16)[:, 0] if w8a8 else None
+    out = torch.full((capacity, HIDDEN), 7.0, dtype=torch.bfloat16)
+    window = ExpertRows(rows, scales, counts, out, SimpleNamespace(at_most=total if known else capacity))
+    with watch:
+        experts.compute(moe, window)
+    assert watch.names.count("aten::copy_") == 1
+    assert watch.names.count("npu::npu_grouped_matmul") == 2
+    assert {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}.isdisjoint(watch.names)
+    assert not out[:total].isnan().any()
+    assert not (out[:total] == 7).all()
+    assert not known or (out[total:] == 7).all()
+
+
+def test_layers_that_the_runner_cannot_compute_are_refused():
+    moe = npu_layer()
+    with pytest.raises(Unsupported, match=r"--ascend-moe-quant int8: .* not quantised"):
+        experts.prepare(moe, Options(quant="int8"))
+    moe.w2_kernel = SimpleNamespace()
+    with pytest.raises(Unsupported, match="computed by NPUUnquantMoEMethod and SimpleNamespace"):
+        experts.prepare(moe, Options())
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["with --ascend-moe", "without"])
+def test_w8a8_weights_are_laid_out_for_the_fused_kernel_only_without_us(asked, monkeypatch):
+    from sglang.srt import runtime_context
+
+    arguments = SimpleNamespace(_ascend_moe_options=Options()) if asked else SimpleNamespace()
+    monkeypatch.setattr(runtime_context, "get_server_args", lambda: arguments)
+    laid_out = []
+    result = experts.keep_weights(lambda moe: bool(laid_out.append(moe)) or True, "a layer")
+    assert (result, laid_out) == ((False, []) if asked else (True, ["a layer"]))
