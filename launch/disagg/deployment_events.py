@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from typing import TextIO
 
 import msgspec
+
+
+class Failure(enum.StrEnum):
+    """Why a deployment ends; docs/codes.md is written from here."""
+
+    SERVER_ENDED = "SERVER_ENDED"
+    """A server ended."""
+    PORT_TAKEN = "PORT_TAKEN"
+    """A server ended because another program listens at its port."""
+    NOT_READY = "NOT_READY"
+    """A server was not ready in time."""
+    NOT_DESCRIBED = "NOT_DESCRIBED"
+    """An instance does not say what it is."""
+    DO_NOT_FIT = "DO_NOT_FIT"
+    """A prefill and a decode instance do not fit."""
+    NO_TOKEN = "NO_TOKEN"
+    """No token came through the router in time."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
@@ -60,9 +78,10 @@ class Serving(Event, frozen=True, kw_only=True):
 
 
 class Failed(Event, frozen=True, kw_only=True):
-    """The deployment ends because of `name`: `why`, and the end of its log (empty if that says nothing)."""
+    """The deployment ends because of `name`: `code` and `why`, and the end of its log (empty if that says nothing)."""
 
     name: str
+    code: Failure
     why: str
     log: str
     log_tail: str

@@ -12,16 +12,26 @@ from sglang_ascend_moe.errors import ProtocolMismatch
 from sglang_ascend_moe.exchange.control.instance import require_pair
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
-from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Ready, Serving, Starting, Stopped, Teller, Waiting
+from sglang_ascend_moe.launch.disagg.deployment_events import (
+    Failed,
+    Failure,
+    Ready,
+    Serving,
+    Starting,
+    Stopped,
+    Teller,
+    Waiting,
+)
 from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
 from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang
-from sglang_ascend_moe.launch.servers.server_process import ServerProcess, cannot_listen, free_port, log_tail, stage
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, free_port, log_tail
 from sglang_ascend_moe.serving.host.memory_share import MemoryLeft, memory_left, share_of_ranks
 from sglang_ascend_moe.serving.host.reservations import outstanding
 from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import FLAGS
+from sglang_ascend_moe.serving.stages import Stage
 from sglang_ascend_moe.serving.worker.pairing import ask_instance
 
 POLL_SECONDS = 0.5
@@ -42,10 +52,12 @@ class Member(NamedTuple):
 class MemberFailed(Exception):
     """A member ended or was not ready in time, so that the whole deployment ends."""
 
-    def __init__(self, why: str, member: Member, *, log_says_why: bool = True) -> None:
+    def __init__(self, why: str, member: Member, code: Failure, *, log_says_why: bool = True) -> None:
         super().__init__(f"{member.name}: {why}")
         log = member.process.log
-        self.event = Failed(name=member.name, why=why, log=str(log), log_tail=log_tail(log) if log_says_why else "")
+        self.event = Failed(
+            name=member.name, code=code, why=why, log=str(log), log_tail=log_tail(log) if log_says_why else ""
+        )
 
 
 def import_told(tell: Teller) -> None:
@@ -155,13 +167,15 @@ class RunningDeployment:
             try:
                 described[member.name] = ask_instance(member.process.url, secret=secret)
             except (OSError, ProtocolMismatch) as error:
-                raise MemberFailed(f"does not say what it is: {error}", member) from error
+                raise MemberFailed(f"does not say what it is: {error}", member, Failure.NOT_DESCRIBED) from error
         for prefill in (member for member in self.instances if member.role == "prefill"):
             for decode in (member for member in self.instances if member.role == "decode"):
                 try:
                     require_pair(described[prefill.name], described[decode.name])
                 except ProtocolMismatch as error:
-                    raise MemberFailed(f"does not fit {prefill.name}: {error}", decode, log_says_why=False) from error
+                    raise MemberFailed(
+                        f"does not fit {prefill.name}: {error}", decode, Failure.DO_NOT_FIT, log_says_why=False
+                    ) from error
 
     def _begin(self, member: Member) -> None:
         process = member.process
@@ -172,7 +186,7 @@ class RunningDeployment:
 
     def _wait_until_ready(self, timeout: float) -> None:
         waiting = {member.name: member for member in self._members if not member.process.answers()}
-        stages: dict[str, str] = {}
+        stages: dict[str, Stage] = {}
         while waiting:
             self._raise_if_one_ended()
             for name, member in list(waiting.items()):
@@ -181,10 +195,10 @@ class RunningDeployment:
                     self._tell(Ready(name=name, seconds=process.seconds))
                     del waiting[name]
                 elif process.seconds > timeout:
-                    raise MemberFailed(f"was not ready after {timeout:.0f} s", member)
-                elif member.role is not None and (now := stage(process.log)) != stages.get(name):
+                    raise MemberFailed(f"was not ready after {timeout:.0f} s", member, Failure.NOT_READY)
+                elif member.role is not None and (now := process.stage) != stages.get(name):
                     stages[name] = now
-                    self._tell(Waiting(name=name, seconds=process.seconds, stage=now))
+                    self._tell(Waiting(name=name, seconds=process.seconds, stage=now.value))
             time.sleep(POLL_SECONDS)
 
     def _wait_for_token(self, timeout: float) -> None:
@@ -193,15 +207,19 @@ class RunningDeployment:
         while problem := _problem_of(router.process.url):
             self._raise_if_one_ended()
             if router.process.seconds > timeout:
-                raise MemberFailed(f"no token came through it within {timeout:.0f} s: {problem}", router)
+                raise MemberFailed(
+                    f"no token came through it within {timeout:.0f} s: {problem}", router, Failure.NO_TOKEN
+                )
             time.sleep(POLL_SECONDS)
 
     def _raise_if_one_ended(self) -> None:
         ended = [(member, code) for member in self._members if (code := member.process.exit_code) is not None]
         for member, code in ended:
-            if cannot_listen(member.process.log):
-                raise MemberFailed(f"another program has taken its port {member.process.port}; start again", member)
-            raise MemberFailed(f"the server {cause(code)}", member)
+            if member.process.found_port_taken:
+                raise MemberFailed(
+                    f"another program has taken its port {member.process.port}; start again", member, Failure.PORT_TAKEN
+                )
+            raise MemberFailed(f"the server {cause(code)}", member, Failure.SERVER_ENDED)
 
 
 def _problem_of(url: str) -> str:

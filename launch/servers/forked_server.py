@@ -11,11 +11,10 @@ import sys
 import tempfile
 import traceback
 import warnings
-from pathlib import Path
 
 import psutil
 
-from sglang_ascend_moe.launch.servers.server_process import ENVIRONMENT, ServerFailed, ServerProcess, end_with_parent
+from sglang_ascend_moe.launch.servers.server_process import ServerFailed, ServerProcess, end_with_parent
 from sglang_ascend_moe.launch.servers.sglang_server import serve
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
@@ -56,9 +55,9 @@ class ForkedServer(ServerProcess):
     def start(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Here, because the log is looked at as soon as the server is there.
+        # Here, because the log is looked at when the server ends, however soon.
         self.log.write_bytes(b"")
-        self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
+        self.make_temporary()
         pid = os.fork()
         if pid == 0:
             self._serve_and_exit()
@@ -71,7 +70,7 @@ class ForkedServer(ServerProcess):
             self._redirect()
             interrupts.watch("the server", self._remove_temporary)
             end_with_parent()
-            os.environ.update(ENVIRONMENT, TMPDIR=str(self.temporary))
+            os.environ.update(self.environment)
             tempfile.tempdir = None
             status = serve(self._arguments)
         except SystemExit as ended:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import random
 import shutil
@@ -17,8 +18,10 @@ from typing import NamedTuple, Self
 
 import psutil
 
+from sglang_ascend_moe.serving import stages
 from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.stages import Stage
 
 LOG_TAIL_LINES = 40
 LOG_LINE_CHARACTERS = 300
@@ -30,16 +33,6 @@ FIRST_PORT = 10000
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # From linux/prctl.h.
 PR_SET_PDEATHSIG = 1
-
-# What a server is busy with, known by the last of these texts that its log contains.
-STAGES = (
-    ("server_args=", "starting ranks, which import SGLang in turn"),
-    ("Init parallel begin", "connecting ranks"),
-    ("Load weight begin", "loading weights"),
-    ("Load weight end", "allocating memory"),
-    ("max_total_num_tokens=", "starting to serve"),
-    ("Uvicorn running", "warming up"),
-)
 
 
 class ServerFailed(Exception):
@@ -74,6 +67,7 @@ class ServerProcess:
         host: str = "127.0.0.1",
         port: int | None = None,
     ) -> None:
+        self.host = host
         self.port = port or free_port()
         # A server that listens everywhere is reached here, too.
         self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.port}"
@@ -81,6 +75,7 @@ class ServerProcess:
         self._arguments = [*arguments, "--host", host, "--port", str(self.port)]
         self._module = module
         self._begun = time.monotonic()
+        self._stage = Stage.IMPORTING
         self._process: psutil.Process
         # Known once the context is left.
         self.ended_by_itself: bool | None = None
@@ -96,18 +91,45 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start the server, which has to be stopped."""
-        # A short name: those of the server's sockets begin with it, and may have 107 characters.
-        self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
+        self.make_temporary()
         with self.log.open("wb") as log:
             self._process = psutil.Popen(
                 [sys.executable, "-m", self._module, *self._arguments],
-                env={**os.environ, **ENVIRONMENT, "TMPDIR": str(self.temporary)},
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=can_be_interrupted,
             )
+
+    def make_temporary(self) -> None:
+        """Makes the folder of the server's temporary files, in which it also says how far it is."""
+        # A short name: those of the server's sockets begin with it, and may have 107 characters.
+        self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
+        self._stages.touch()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the server finds in its environment besides what is there."""
+        return {**ENVIRONMENT, "TMPDIR": str(self.temporary), stages.VARIABLE: str(self._stages)}
+
+    @property
+    def _stages(self) -> Path:
+        return self.temporary / "stages"
+
+    @property
+    def stage(self) -> Stage:
+        """What the server is busy with, as it says itself."""
+        # A server that ends may remove its folder itself.
+        with contextlib.suppress(FileNotFoundError):
+            self._stage = stages.furthest(self._stages)
+        return self._stage
+
+    @property
+    def found_port_taken(self) -> bool:
+        """Whether the server has ended by itself, and another program listens at its port."""
+        return (self.exit_code or 0) > 0 and is_taken(self.host, self.port)
 
     def __exit__(self, *_exception: object) -> None:
         with interrupts.held():
@@ -145,7 +167,7 @@ class ServerProcess:
                 raise ServerFailed(
                     f"the server was not ready after {timeout:.0f} s; the end of its log:\n{log_tail(self.log)}"
                 )
-            show(Progress(seconds, stage(self.log)))
+            show(Progress(seconds, self.stage.value))
             time.sleep(POLL_SECONDS)
 
     def wait_until_ended(self, timeout: float) -> int:
@@ -229,16 +251,13 @@ def group_members(group: int) -> list[int]:
     return members
 
 
-def stage(log: Path) -> str:
-    """What the server is busy with, judged by its log."""
-    text = log.read_text(errors="replace")
-    reached = [name for sign, name in STAGES if sign in text]
-    return reached[-1] if reached else "importing SGLang"
-
-
-def cannot_listen(log: Path) -> bool:
-    """Whether the server found its port taken, and ended."""
-    return "error while attempting to bind on address" in log.read_text(errors="replace")
+def is_taken(host: str, port: int) -> bool:
+    """Whether another program listens at a port of this machine."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
 
 
 def log_tail(log: Path) -> str:

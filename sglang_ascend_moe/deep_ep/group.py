@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sglang_ascend_moe.errors import InvalidInput, PeerLost, PeerTimeout
+from sglang_ascend_moe.errors import InvalidInput, PeerLost
+from sglang_ascend_moe.exchange.control.waiting import wait_for_ranks
 
 
 class RankGroup:
@@ -31,15 +30,20 @@ class RankGroup:
     def gather(self, values: Tensor) -> Tensor:
         """[ranks, n] of everyone's `values` [n], which have one length and dtype everywhere."""
         gathered = [torch.empty_like(values) for _ in range(self.size)]
-        with _peer_errors("gather"):
-            dist.all_gather(gathered, values, group=self.group)
+        wait_for_ranks(
+            lambda: dist.all_gather(gathered, values, group=self.group, async_op=True),
+            self.group, "took part in the gather",
+        )  # fmt: skip
         return torch.stack(gathered)
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """[sum(received), n]: rows [sum(sent), n] in the order of their destination ranks, sent there."""
         arrived = rows.new_empty(sum(received), rows.shape[1])
-        with _peer_errors("exchange of what belongs to rows"):
-            dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=self.group)
+        own = rows.contiguous()
+        wait_for_ranks(
+            lambda: dist.all_to_all_single(arrived, own, received, sent, group=self.group, async_op=True),
+            self.group, "took part in the exchange of what belongs to rows",
+        )  # fmt: skip
         return arrived
 
     def ended(self) -> list[bool]:
@@ -56,15 +60,6 @@ class RankGroup:
             if pidfd >= 0:
                 os.close(pidfd)
         self._pidfds = [-1] * self.size
-
-
-@contextmanager
-def _peer_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        kind = PeerTimeout if "imed out" in str(error) else PeerLost
-        raise kind(f"not every rank took part in the {what}: {error}") from error
 
 
 def _open(rank: int, process: int) -> int:

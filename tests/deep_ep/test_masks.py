@@ -28,7 +28,7 @@ def outlive_a_peer(rank: Rank) -> list[list[int]] | None:
     with pytest.raises(PeerLost, match="rank 1"):
         buffer.low_latency_dispatch(*arguments)
     per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(ids, options["num_experts"])
-    with pytest.raises(PeerLost, match="not every rank"):
+    with pytest.raises(PeerLost):
         buffer.dispatch(x, None, per_rank, None, in_rank, per_expert)
     buffer.low_latency_query_mask_buffer(status)
     seen.append(status.tolist())

@@ -28,7 +28,7 @@ CALLS = ("decode", "prefill", "run-decode", "run-prefill")
 class Seen(NamedTuple):
     """The exception a survivor got."""
 
-    kind: str
+    code: str
     message: str
     rank: int | None
     step: str | None
@@ -119,5 +119,5 @@ def see_fault(exchange: Any, rank: Rank, how: str, calls: int) -> Seen:
         call_repeatedly(exchange, how, rank, calls)
     except PeerFault as error:
         at = time.monotonic()
-        return Seen(type(error).__name__, str(error), error.rank, error.step, error.epoch, at)
+        return Seen(error.code, str(error), error.rank, error.step, error.epoch, at)
     raise AssertionError(f"{calls} calls of {how} went by without a fault")

@@ -67,7 +67,7 @@ def test_a_killed_rank_is_named_in_overlapping_rounds_and_lone_prefills(fresh_po
     for rank in survivors(ranks):
         seen = results[rank]
         # The timeout is 30 s: a PeerLost means that the death was noticed, not waited out.
-        assert (seen.kind, seen.rank) == ("PeerLost", CULPRIT), seen
+        assert (seen.code, seen.rank) == (PeerLost.code, CULPRIT), seen
         assert f"rank {CULPRIT}" in seen.message
         record_property(f"rank{rank}_noticed_after_s", round(seen.at - died_after, 4))
 
@@ -273,7 +273,7 @@ def test_ctrl_c_between_two_steps_is_told_to_the_other_ranks(fresh_pool, how):
     pool = fresh_pool(2)
     pool.start(be_interrupted_between_steps, how)
     seen = pool.collect()[1 - CULPRIT]
-    assert (seen.kind, seen.rank) == ("PeerLost", CULPRIT), seen
+    assert (seen.code, seen.rank) == (PeerLost.code, CULPRIT), seen
 
 
 def interrupted_in_the_second(call: Callable[..., Any], rank: Rank) -> Callable[..., Any]:

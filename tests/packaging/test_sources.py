@@ -23,6 +23,7 @@ ENVIRONMENT_READERS = {
     "sglang_ascend_moe.launch.cann": "where CANN's set_env.sh says that it is, which CANN's own tools read too",
     "sglang_ascend_moe.launch.servers.preflight": "switches of the hub's library and of SGLang: where models are",
     "sglang_ascend_moe.serving.host_platform": "SGLang's switch for its own CPU platform, which ours steps back for",
+    "sglang_ascend_moe.serving.stages": "the file in which a command that starts a server wants to read how far it is",
     "sglang_ascend_moe.serving.host.fixes": "SGLang's list of cores per rank, which wins over an equal share",
 }
 

@@ -100,11 +100,9 @@ def messages() -> frozenset[str]:
     """Every message with words of its own."""
     exceptions = own_exceptions() | FOREIGN
     found = refusals_of_kernels()
-    for file, tree in sources().items():
-        # What the rendezvous raises is one of two exceptions, chosen before.
-        made = exceptions | ({"kind"} if file.endswith(("rendezvous.py", "deep_ep/group.py")) else set())
+    for tree in sources().values():
         for node in ast.walk(tree):
-            found |= {text_of(words) for words in _words_of(node, made)}
+            found |= {text_of(words) for words in _words_of(node, exceptions)}
     # What ends in dots tells of progress.
     return frozenset(message for message in found if has_words(message) and not message.endswith(" ..."))
 

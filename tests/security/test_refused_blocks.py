@@ -51,29 +51,29 @@ PLACEMENT = ExpertPlacement(session=SESSION, rank=0, change=0, epochs=[0], logic
     ],
 )
 def test_a_field_out_of_range_is_refused_by_its_name(block, changed, named):
-    with pytest.raises(ProtocolMismatch, match=f"not a {type(block).__name__} block of protocol.*{named}"):
+    with pytest.raises(ProtocolMismatch, match=f"{type(block).__name__}.*{named}"):
         decode(with_field(block, **changed), type(block), SESSION)
 
 
 @pytest.mark.parametrize("block", [HELLO, HANDLE, PLAN, PLACEMENT], ids=lambda block: type(block).__name__)
 class TestEveryKind:
     def test_an_old_protocol_is_refused_naming_both(self, block):
-        with pytest.raises(ProtocolMismatch, match="speaks protocol 0, this rank protocol 1"):
+        with pytest.raises(ProtocolMismatch, match=r"protocol 0.*protocol 1"):
             decode(with_field(block, protocol=0), type(block), SESSION)
 
     def test_a_foreign_session_is_refused_naming_both(self, block):
         foreign = msgspec.structs.replace(block, session=b"another session!")
-        with pytest.raises(ProtocolMismatch, match=f"session {foreign.session.hex()}, this rank to .* {SESSION.hex()}"):
+        with pytest.raises(ProtocolMismatch, match=f"{foreign.session.hex()}.*{SESSION.hex()}"):
             decode(encode(foreign), type(block), SESSION)
 
     def test_every_truncation_is_refused(self, block):
         data = encode(block)
         for length in range(len(data)):
-            with pytest.raises(ProtocolMismatch, match=f"not a {type(block).__name__} block"):
+            with pytest.raises(ProtocolMismatch, match=type(block).__name__):
                 decode(data[:length], type(block), SESSION)
 
     def test_more_bytes_than_a_block_are_refused(self, block):
-        with pytest.raises(ProtocolMismatch, match="not a"):
+        with pytest.raises(ProtocolMismatch, match=type(block).__name__):
             decode(encode(block) + b"\0", type(block), SESSION)
 
     def test_an_oversized_block_is_not_even_read(self, block):
@@ -81,29 +81,29 @@ class TestEveryKind:
             decode(encode(block).ljust(MAX_BLOCK_BYTES + 1, b"\0"), type(block), SESSION)
 
     def test_a_deeply_nested_block_is_refused(self, block):
-        with pytest.raises(ProtocolMismatch, match="not a"):
+        with pytest.raises(ProtocolMismatch, match=type(block).__name__):
             decode(NESTED, type(block), SESSION)
 
 
 def test_text_that_is_none_is_refused():
-    with pytest.raises(ProtocolMismatch, match="not a Hello block"):
+    with pytest.raises(ProtocolMismatch, match="Hello"):
         decode(encode(HELLO).replace(b"bfloat16", b"\xffloat16"), Hello, SESSION)
 
 
 def test_a_plan_with_more_tokens_than_agreed_is_refused():
     huge = msgspec.structs.replace(PLAN, tokens=2**32 - 1, chunk_tokens=2**32 - 1, rows=[[2**32 - 1] * 2])
-    with pytest.raises(ProtocolMismatch, match="brings 4294967295 tokens, and ranks agreed on at most 16"):
+    with pytest.raises(ProtocolMismatch, match=r"4294967295.* 16"):
         plan_rounds([PLAN, huge], capacity=8, rows_per_token=2, max_tokens=16)
 
 
 def test_a_plan_that_does_not_cover_its_tokens_is_refused():
-    with pytest.raises(ProtocolMismatch, match="has 3 chunks for 9 tokens"):
+    with pytest.raises(ProtocolMismatch, match=r"\b3 .* 9\b"):
         plan_rounds([PLAN, msgspec.structs.replace(PLAN, tokens=9)], capacity=8, rows_per_token=2, max_tokens=16)
 
 
 def test_another_models_parameters_are_refused_naming_both():
     other = msgspec.structs.replace(HELLO, rank=0, parameters=msgspec.structs.replace(PARAMETERS, hidden=128))
-    with pytest.raises(ProtocolMismatch, match="hidden differs between ranks: rank 0 has 128, rank 1 has 64"):
+    with pytest.raises(ProtocolMismatch, match=r"hidden.*rank 0 has 128.*rank 1 has 64"):
         refuse_different_options([other, HELLO])
 
 

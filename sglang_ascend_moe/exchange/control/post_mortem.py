@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.errors import InvalidInput, code_of
 from sglang_ascend_moe.exchange.control.blocks import Block, Count, Rank, decode, encode
 from sglang_ascend_moe.native.faults import Fault
 
@@ -19,15 +19,17 @@ FILE_SUFFIX = ".post-mortem"
 class PostMortem(Block, frozen=True, kw_only=True):
     """One rank's account of the end of a session.
 
-    outcome: the `Result` by name; message: as it was raised. culprit, step, epoch: whom this rank blames, where it
-    stood itself. missing: ranks for which the failed wait still waited. waited_s [ranks]: seconds for which each rank
-    had held this one up in the whole session. matrix [ranks][experts]: counts of the last dispatch.
+    outcome: the `Result` by name. code, message: of what was raised; no code if that is not of this package. culprit,
+    step, epoch: whom this rank blames, where it stood itself. missing: ranks for which the failed wait still waited.
+    waited_s [ranks]: seconds for which each rank had held this one up in the whole session. matrix [ranks][experts]:
+    counts of the last dispatch.
     """
 
     ranks: Annotated[int, Meta(ge=1)]
     process: int
     time: float
     outcome: str
+    code: str
     message: str
     culprit: Rank
     step: str
@@ -61,9 +63,9 @@ class Recorder:
         self._written = True
         account = PostMortem(
             session=self._session, rank=self._rank, ranks=self._ranks, process=os.getpid(), time=time.time(),
-            outcome=fault.result.name, message=f"{type(error).__name__}: {error}", culprit=fault.culprit,
-            step=fault.step.name.lower(), epoch=fault.epoch, missing=list(fault.missing), waited_s=waited_s,
-            matrix=matrix,
+            outcome=fault.result.name, code=code_of(error), message=f"{type(error).__name__}: {error}",
+            culprit=fault.culprit, step=fault.step.name.lower(), epoch=fault.epoch, missing=list(fault.missing),
+            waited_s=waited_s, matrix=matrix,
         )  # fmt: skip
         path = self._folder / f"{self._session.hex()[:12]}-rank{self._rank}{FILE_SUFFIX}"
         partial = path.with_suffix(".partial")

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from datetime import timedelta
 from fractions import Fraction
 
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.errors import InvalidInput, PeerLost, PeerTimeout, ProtocolMismatch
+from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.blocks import Hello, decode, encode
 from sglang_ascend_moe.exchange.control.secret import NO_SEAL, SEAL_BYTES, Secret, draw_challenge, require_seal
+from sglang_ascend_moe.exchange.control.waiting import wait_for_ranks
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 
 BRING_UP_TIMEOUT_S = 300.0
@@ -79,11 +79,7 @@ def _gather(group: dist.ProcessGroup, data: bytes, timeout_s: float, call: str) 
     """Everyone's `data`, which is as long on every rank."""
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    try:
-        dist.all_gather(gathered, own, group=group, async_op=True).wait(timedelta(seconds=timeout_s))
-    except RuntimeError as error:
-        kind = PeerTimeout if "imed out" in str(error) else PeerLost
-        raise kind(f"not every rank {call}: {error}") from error
+    wait_for_ranks(lambda: dist.all_gather(gathered, own, group=group, async_op=True), group, call, timeout_s)
     return [tensor.numpy().tobytes() for tensor in gathered]
 
 

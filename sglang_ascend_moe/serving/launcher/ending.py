@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from sglang_ascend_moe.errors import PeerFault
 from sglang_ascend_moe.serving.launcher import command_line, interrupts
+from sglang_ascend_moe.serving.launcher.blame import blames_peer
 from sglang_ascend_moe.serving.launcher.engine_processes import EngineProcesses, Finding, Report, Started, say, title_of
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
 from sglang_ascend_moe.serving.options import options_of
@@ -112,19 +112,11 @@ def report_exception() -> None:
     path = getattr(get_server_args(), _ATTRIBUTE, None)
     if path is not None and caught_by in _ENDED_BY_AN_EXCEPTION:
         title = "the launcher" if path.startswith(f"/proc/{os.getpid()}/") else title_of(os.getpid())
-        say(path, Report(title, os.getpid(), _in_words(error), _blames_peer(error)))
+        say(path, Report(title, os.getpid(), _in_words(error), blames_peer(error)))
 
 
 def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_ERROR]
-
-
-def _blames_peer(error: BaseException) -> bool:
-    """Whether an exception only says that another process does not answer any more."""
-    if isinstance(error, PeerFault | EOFError | ConnectionError):
-        return True
-    # Of torch's store and of gloo, which say "Connection closed by peer" and "Connection reset by peer".
-    return type(error).__name__ in ("DistNetworkError", "DistStoreError") or "by peer" in str(error)
 
 
 def check_ranks(original: Callable[[Any], bool], watchdog: Any) -> bool:

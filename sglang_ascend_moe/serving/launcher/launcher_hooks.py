@@ -2,6 +2,7 @@
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault, Where, launcher_hook
 from sglang_ascend_moe.serving.launcher import arguments, ending, request_checks
+from sglang_ascend_moe.serving.stages import Stage, telling
 
 SRT = "sglang.srt"
 
@@ -54,6 +55,18 @@ HOOKS: tuple[Hook, ...] = (
         for kind, function in (
             (HookKind.BEFORE, ending.make_room_for_reports),
             (HookKind.AFTER, ending.keep_schedulers),
+        )
+    ),
+    *(
+        launcher_hook(
+            f"{SRT}.entrypoints.{function}",
+            HookKind.BEFORE,
+            telling(stage),
+            "a command that starts a server shows how far it is, which only the log says",
+        )
+        for function, stage in (
+            ("engine.Engine._launch_scheduler_processes", Stage.STARTING_RANKS),
+            ("http_server._wait_and_warmup", Stage.WARMING_UP),
         )
     ),
     launcher_hook(

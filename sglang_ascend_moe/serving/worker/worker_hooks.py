@@ -2,6 +2,7 @@
 
 from sglang_ascend_moe.deep_ep import Buffer, Config
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where, launcher_hook
+from sglang_ascend_moe.serving.stages import Stage, telling
 from sglang_ascend_moe.serving.worker import (
     deep_ep_client,
     expert_location,
@@ -25,6 +26,17 @@ HOOKS: tuple[Hook, ...] = (
         for process, function in (
             ("scheduler.Scheduler", layer.report_ready),
             ("data_parallel_controller.DataParallelController", layer.report_all_ready),
+        )
+    ),
+    *(
+        Hook(
+            target, kind, telling(stage), "a command that starts a server shows how far it is, which only the log says"
+        )
+        for target, kind, stage in (
+            (f"{SRT}.managers.scheduler.configure_scheduler_process", HookKind.AFTER, Stage.CONNECTING),
+            (f"{SRT}.model_executor.model_runner.ModelRunner.load_model", HookKind.BEFORE, Stage.LOADING),
+            (f"{SRT}.model_executor.model_runner.ModelRunner.load_model", HookKind.AFTER, Stage.ALLOCATING),
+            (f"{SRT}.model_executor.model_runner.ModelRunner.alloc_memory_pool", HookKind.AFTER, Stage.PREPARING),
         )
     ),
     Hook(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.errors import InvalidInput, PeerFault, ProtocolMismatch
+from sglang_ascend_moe.errors import InvalidInput, PeerFault, PeerLost, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.post_mortem import FILE_SUFFIX, read_accounts
 from sglang_ascend_moe.launch.doctor.doctor_command import main as doctor
 from sglang_ascend_moe.launch.doctor.post_mortem_accounts import account_of
@@ -38,7 +38,9 @@ def test_survivors_of_a_death_leave_accounts_that_blame_the_dead(fresh_pool, tmp
     (accounts,) = read_accounts(tmp_path).values()
     assert [account.rank for account in accounts] == [0, 2]
     for account in accounts:
-        assert (account.culprit, account.outcome, account.ranks) == (CULPRIT, "PEER_LOST", 3)
+        assert (account.culprit, account.outcome, account.code, account.ranks) == (
+            CULPRIT, "PEER_LOST", PeerLost.code, 3
+        )  # fmt: skip
         assert account.epoch == 2
         assert len(account.matrix) == 3
         assert len(account.waited_s) == 3
@@ -74,6 +76,7 @@ def test_a_rank_that_fails_itself_says_why(fresh_pool, tmp_path):
     fresh_pool(3).run(raise_with_accounts, str(tmp_path))
     (accounts,) = read_accounts(tmp_path).values()
     assert [account.culprit for account in accounts] == [CULPRIT] * 3
+    assert [account.code for account in accounts] == [PeerLost.code, "", PeerLost.code]
     assert accounts[CULPRIT].message == "ArithmeticError: no such expert"
 
 

@@ -14,11 +14,13 @@ import pytest
 from sglang_ascend_moe import Exchange
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, compare
 from sglang_ascend_moe.launch.disagg import disagg_command
+from sglang_ascend_moe.launch.disagg.deployment_events import Failure
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, Reply, RequestFailed
 from sglang_ascend_moe.launch.disagg.questions import write_recorded
 from sglang_ascend_moe.launch.doctor import doctor_command
 from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK
+from sglang_ascend_moe.serving.stages import Stage
 from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.launch.disagg.conftest import CHECK_LONGEST, CHECK_TOKENS, Expected
 from tests.launch.disagg.deployed import CHUNK_TOKENS, MAX_RUNNING_REQUESTS, Deployed
@@ -169,6 +171,16 @@ def test_check_finds_the_answers_of_one_server(deployment: Deployed, expected: E
     assert disagg_command.main(["check", "--url", deployment.url("router"), "--reference", str(answers), *few]) == OK
 
 
+def test_instances_have_said_how_they_started(deployment: Deployed):
+    stages = [stage.value for stage in Stage]
+    waited = [event for event in deployment.events if event["event"] == "waiting"]
+    for name in ("prefill-0", "decode-0"):
+        told = [stages.index(event["stage"]) for event in waited if event["name"] == name]
+        assert told == sorted(set(told))
+        # One that is passed between two looks is not told.
+        assert told[-1] > stages.index(Stage.CONNECTING.value)
+
+
 def test_a_rank_that_is_killed_during_traffic_ends_everything_and_is_reported(
     deployment: Deployed, client: GenerateClient, expected: Expected
 ):
@@ -183,7 +195,7 @@ def test_a_rank_that_is_killed_during_traffic_ends_everything_and_is_reported(
     with pytest.raises(RequestFailed):
         client.ask(expected.prompts[0], 1)
     failed = deployment.wait_for("failed", ERROR_SECONDS)
-    assert failed["name"] == "decode-0"
+    assert (failed["name"], failed["code"]) == ("decode-0", Failure.SERVER_ENDED)
     assert failed["log_tail"]
     assert deployment.wait_until_ended() == CHECK_FAILED
     assert deployment.left_behind() == []

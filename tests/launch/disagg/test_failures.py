@@ -70,6 +70,7 @@ def test_a_kill_during_traffic_ends_everything(
             assert not late
         assert [type(answer.exception()) for answer in answers] == [RequestFailed] * len(answers)
         failed = deployed.wait_for("failed", ERROR_SECONDS)
+        assert failed["code"] == "SERVER_ENDED"
         assert failed["name"] in victim or failed["name"].split("-")[0] in victim
         assert deployed.wait_until_ended() == CHECK_FAILED
         assert deployed.left_behind() == []
@@ -136,6 +137,7 @@ def prefills(deployed: Deployed, instances: int) -> list[int]:
 def test_instances_that_do_not_fit_are_not_paired(checkpoint: Path, tmp_path: Path):
     with Deployed(description(checkpoint, **{"page-size": 16}), tmp_path / "deployment") as deployed:
         failed = deployed.wait_for("failed", READY_SECONDS)
+        assert failed["code"] == "DO_NOT_FIT"
         assert "page_size is 1 on the prefill and 16 on the decode instance (--page-size)" in failed["why"]
         assert deployed.wait_until_ended() == CHECK_FAILED
         assert deployed.left_behind() == []

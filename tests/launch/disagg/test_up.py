@@ -12,7 +12,7 @@ import pytest
 
 from sglang_ascend_moe.launch.disagg import disagg_command, running, up
 from sglang_ascend_moe.launch.disagg.deployment import Deployment
-from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Stopped, Teller
+from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Failure, Stopped, Teller
 from sglang_ascend_moe.launch.disagg.running import Member, MemberFailed, RunningDeployment, cause
 from sglang_ascend_moe.launch.servers import forked_server
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members
@@ -174,8 +174,9 @@ def test_a_member_that_ends_is_named_and_takes_the_others_with_it(two_members, k
     victim.process._process.send_signal(signal.SIGKILL)
     with pytest.raises(MemberFailed) as failure, deployment:
         deployment.watch()
-    assert (failure.value.event.name, failure.value.event.why) == (killed, "the server was ended by SIGKILL")
-    assert "idle server is ready" in failure.value.event.log_tail
+    event = failure.value.event
+    assert (event.name, event.code, event.why) == (killed, Failure.SERVER_ENDED, "the server was ended by SIGKILL")
+    assert "idle server is ready" in event.log_tail
     assert [pid for member in members for pid in group_members(member.process.pid)] == []
     assert [member.name for member in members if member.process.temporary.exists()] == []
     stopped = [json.loads(line) for line in told.getvalue().splitlines() if '"stopped"' in line]
@@ -185,18 +186,18 @@ def test_a_member_that_ends_is_named_and_takes_the_others_with_it(two_members, k
 def test_a_server_that_ends_because_its_port_is_taken_says_so(two_members, tmp_path: Path):
     deployment, _ = two_members
     deployment._wait_until_ready(60)
-    server = ServerProcess([], tmp_path / "server.log", module="tests.launch.disagg.idle_server")
+    port = deployment._members[0].process.port
+    server = ServerProcess([], tmp_path / "server.log", module="tests.launch.disagg.idle_server", port=port)
     deployment._begin(Member("decode-0", "decode", server))
-    with server.log.open("a") as log:
-        log.write("[Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use\n")
-    server.kill()
-    with pytest.raises(MemberFailed, match=f"decode-0: another program has taken its port {server.port}"):
-        deployment._wait_until_ready(60)
+    server.wait_until_ended(60)
+    with pytest.raises(MemberFailed, match=str(port)) as failure:
+        deployment.watch()
+    assert (failure.value.event.name, failure.value.event.code) == ("decode-0", Failure.PORT_TAKEN)
 
 
 def test_events_are_lines_of_json_or_of_text():
     for event in (
-        Failed(name="decode-0", why="was ended by SIGKILL", log="l", log_tail="the end"),
+        Failed(name="decode-0", code=Failure.SERVER_ENDED, why="was ended by SIGKILL", log="l", log_tail="the end"),
         Stopped(name="router", by_itself=False),
     ):
         as_json, as_text = io.StringIO(), io.StringIO()
@@ -207,7 +208,7 @@ def test_events_are_lines_of_json_or_of_text():
 
 
 def test_a_forked_server_has_a_log_as_soon_as_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its stage is read from the log at once, when the child has not run yet."""
+    """It is shown when the child ends, which may be before it has run."""
     monkeypatch.setattr(os, "fork", lambda: CHILD_THAT_HAS_NOT_RUN)
     monkeypatch.setattr(psutil, "Process", lambda pid: pid)
     server = forked_server.ForkedServer([], tmp_path / "server.log")

@@ -77,7 +77,7 @@ def run_rank(kind: str, number: int, lifelines: Lifelines, launcher: int) -> NoR
     fails = kind == "all raise" or (number == CULPRIT and kind != SHUT_DOWN)
     seconds = random.uniform(0, WITHIN_SECONDS) if fails else None
     if lifelines.wait_for_another(number, seconds):
-        run_scheduler_process(RuntimeError("Connection closed by peer [127.0.0.1]"))
+        run_scheduler_process(ConnectionResetError("by another rank"))
     elif "killed" in kind:
         os.kill(os.getpid(), signal.SIGKILL)
     else:

@@ -14,6 +14,7 @@ import msgspec
 import psutil
 import pytest
 
+from sglang_ascend_moe.errors import PeerLost
 from sglang_ascend_moe.serving.launcher import ending, interrupts
 from sglang_ascend_moe.serving.launcher.ending import root_cause
 from sglang_ascend_moe.serving.launcher.engine_processes import (
@@ -146,13 +147,13 @@ def in_a_child(run: Callable[[], None]) -> int:
 
 
 def test_what_a_process_raised_reaches_the_launcher(engine):
-    errors = [ValueError("two\nlines"), RuntimeError("Connection closed by peer [127.0.0.1]"), EOFError("of a pipe")]
+    errors = [ValueError("two\nlines"), RuntimeError("closed by peer"), PeerLost("rank 1 has died", 1)]
     child = in_a_child(lambda: run_scheduler_process(*errors))
     said = [(report.process, report.error, report.blames_peer) for report in engine.known.reports()]
     assert said == [
         (child, "ValueError: two lines", False),
-        (child, "RuntimeError: Connection closed by peer [127.0.0.1]", True),
-        (child, "EOFError: of a pipe", True),
+        (child, "RuntimeError: closed by peer", False),
+        (child, "PeerLost: rank 1 has died", True),
     ]
 
 

@@ -41,7 +41,7 @@ def test_what_ranks_can_take_passes(prompt, fields):
 
 @pytest.mark.parametrize("token", [-1, 100, 2**70, "a", None, 1.0], ids=str)
 def test_an_unknown_token_is_refused_by_its_position(token):
-    with pytest.raises(ValueError, match="at position 1 is no token of the model, which has 100"):
+    with pytest.raises(ValueError, match=r"position 1.* 100"):
         request_checks.refuse_unusable_request(manager(), request(), [5, token])
 
 
@@ -107,7 +107,7 @@ def test_what_sglang_cannot_read_is_a_fault_of_the_request(fault):
     def fail(*_: object) -> None:
         raise fault
 
-    with pytest.raises(ValueError, match=f"the request cannot be read: {type(fault).__name__}: {fault}"):
+    with pytest.raises(ValueError, match=f"{type(fault).__name__}: {fault}"):
         request_checks.make_parameters(fail, manager(), "obj")
     with pytest.raises(type(fault)):
         request_checks.make_parameters(fail, manager(WITHOUT), "obj")
@@ -122,7 +122,7 @@ def test_a_chat_that_its_template_cannot_take_is_a_fault_of_the_request():
     def fail(*_: object) -> None:
         raise TypeError("twice")
 
-    with pytest.raises(ValueError, match="the request cannot be read: TypeError: twice"):
+    with pytest.raises(ValueError, match="TypeError: twice"):
         request_checks.read_chat(fail, serving(), "request")
     with pytest.raises(TypeError):
         request_checks.read_chat(fail, serving(WITHOUT), "request")
@@ -136,6 +136,6 @@ def test_known_tokens_become_text(tokens):
 
 @pytest.mark.parametrize("tokens", [[0, 100], [[0, -1]], [[], [0, 2**70]]], ids=str)
 def test_unknown_tokens_become_no_text(tokens):
-    with pytest.raises(ValueError, match=r"tokens: .* at position 1 is no token of the model, which has 100"):
+    with pytest.raises(ValueError, match=r"tokens.* position 1.* 100"):
         request_checks.refuse_unknown_tokens(serving(), SimpleNamespace(tokens=tokens))
     request_checks.refuse_unknown_tokens(serving(WITHOUT), SimpleNamespace(tokens=tokens))

@@ -91,7 +91,7 @@ def test_redundant_experts_of_a_model_without_a_placement_are_refused(settings, 
     monkeypatch.setattr("sglang.srt.eplb.expert_location.get_global_expert_location_metadata", lambda: None)
     expert_location.agree_at_start([], [0], 1.0, [])
     settings.ep_num_redundant_experts = 2
-    with pytest.raises(Unsupported, match="--ep-num-redundant-experts: SGLang keeps no placement"):
+    with pytest.raises(Unsupported, match="--ep-num-redundant-experts"):
         expert_location.agree_at_start([], [0], 1.0, [])
 
 
@@ -106,6 +106,6 @@ def test_a_placement_for_another_number_of_experts_is_refused_after_all_ranks_ag
         expert_location.PlacementAgreement, "agree", lambda _, layers, *__: agreed.append(layers) or len(layers)
     )
     layer = SimpleNamespace(layer_id=0, num_experts=6, uses_expert_location=True)
-    with pytest.raises(Unsupported, match="places 4 experts in layer 0, which was built for 6"):
+    with pytest.raises(Unsupported, match=r"4.*layer 0.*6"):
         expert_location.agree_at_start([layer], [0], 1.0, [])
     assert agreed == [{0: [0, 1, 1, 0]}]

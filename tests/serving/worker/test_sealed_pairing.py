@@ -93,7 +93,7 @@ def test_a_replayed_answer_is_refused(prefill, ask, secret_file):
     secret = read_secret(secret_file)
     recorded = answer_challenge(secret, SEALED, "00" * CHALLENGE_BYTES)
     prefill.say = lambda _: recorded
-    with pytest.raises(ProtocolMismatch, match="has a wrong seal: it was forged or replayed"):
+    with pytest.raises(ProtocolMismatch, match="seal"):
         ask()
 
 
@@ -159,5 +159,5 @@ def test_without_a_secret_there_is_no_route(app, options):
 def test_a_secret_on_one_side_only_is_told_by_the_blocks():
     from sglang_ascend_moe.exchange.control.instance import require_pair
 
-    with pytest.raises(ProtocolMismatch, match="sealed is True on the prefill and False on the decode instance"):
+    with pytest.raises(ProtocolMismatch, match=r"sealed.*True.*False"):
         require_pair(SEALED, DECODE)
