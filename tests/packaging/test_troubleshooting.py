@@ -32,7 +32,8 @@ PASSED_ON = re.compile(
     r"problem|routed|type\(refusal\)\(said|f.\{nowhere\}; \{problem\}.|f.\{address\.host_flag\} \{host\}: \{why\}."
     r"|f.\{. .\.join\(given\)\}: \{. .\.join\(str\(error\)\.split\(\)\)\}.|self\._poison|what|_bad_choice\(.*\)"
     r"|f.\{FLAGS\[.require_graphs.\]\.flag\}: \{refused\}."
-    r"|f.\{variant\}: \{.; .\.join\(found\)\}.|refusal\.decode\(\)|(conflict\.)?refusal\(.*\)"
+    r"|f.\{variant\}: \{.; .\.join\(found\)\}.|refusal|(conflict\.)?refusal\(.*\)"
+    r"|f.\{FLAG\} \{shown\}: \{error\}.|f.--\{written\.name\.replace\(.*\)\} \{value\}: \{error\}."
 )
 
 

@@ -117,7 +117,7 @@ def _require_layers(name: str, layers: Any, expected: int | None) -> None:
     if not isinstance(layers, list) or not layers:
         raise InvalidInput(f"{name!r} must be a list with a list for each layer")
     if expected is not None and len(layers) != expected:
-        raise InvalidInput(f"{name!r} is of {len(layers)} layers; the model has {expected}")
+        raise InvalidInput(f"{name!r} is of {len(layers)} layers; it must be of the model's {expected}")
 
 
 def _depth(value: Any) -> int:
