@@ -9,7 +9,7 @@ import msgspec
 import torch.distributed as dist
 
 from sglang_ascend_moe.errors import AscendMoeError, CaptureRefused, ProtocolMismatch
-from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP_TIMEOUT_S, gather_frames
+from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP, gather_frames
 from sglang_ascend_moe.exchange.control.secret import Secret
 from sglang_ascend_moe.graph_capture.guard import DryRuns, in_words
 
@@ -99,7 +99,7 @@ def _tell(group: dist.ProcessGroup, error: BaseException, subject: str, secret: 
 def _share(group: dist.ProcessGroup, words: list[str], subject: str, secret: Secret | None) -> list[list[str]]:
     """Every rank's words, by rank. Raises `PeerTimeout` or `PeerLost` if a rank does not come, `ProtocolMismatch`."""
     said = msgspec.msgpack.encode(_Said(words))
-    frames = gather_frames(group, said, _ROOM, BRING_UP_TIMEOUT_S, f"checked {subject}", secret)
+    frames = gather_frames(group, said, _ROOM, BRING_UP, f"checked {subject}", secret)
     try:
         return [msgspec.msgpack.decode(frame, type=_Said).words for frame in frames]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

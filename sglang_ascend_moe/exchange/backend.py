@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.exchange.control.blocks import Hello
 from sglang_ascend_moe.exchange.control.secret import Secret
+from sglang_ascend_moe.exchange.control.waiting import Patience
 from sglang_ascend_moe.native.session import NativeSession
 from sglang_ascend_moe.windows.layout import WindowLayout
 from sglang_ascend_moe.windows.window import Window
@@ -18,8 +19,8 @@ from sglang_ascend_moe.windows.window import Window
 class Meeting(NamedTuple):
     """The ranks that open an exchange together, once they have agreed on its parameters.
 
-    hellos: [ranks]. pidfds: [ranks] process descriptors, -1 for this rank. first_epoch: exchanges to pretend to have
-    behind. resources: what is given back when the exchange is closed.
+    hellos: [ranks]. pidfds: [ranks] process descriptors, -1 for this rank. patience: how long ranks wait for each
+    other. first_epoch: exchanges to pretend to have behind. resources: what is given back when the exchange is closed.
     """
 
     group: dist.ProcessGroup
@@ -28,6 +29,7 @@ class Meeting(NamedTuple):
     layout: WindowLayout
     pidfds: list[int]
     secret: Secret | None
+    patience: Patience
     first_epoch: int
     resources: ExitStack
 

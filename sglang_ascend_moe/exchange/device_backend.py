@@ -12,7 +12,7 @@ import torch
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.backend import Meeting
-from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP_TIMEOUT_S, gather_frames
+from sglang_ascend_moe.exchange.control.rendezvous import gather_frames
 from sglang_ascend_moe.native.device_session import DeviceSession
 from sglang_ascend_moe.native.session import NativeSession, initialise_window
 from sglang_ascend_moe.windows import allocations
@@ -70,7 +70,7 @@ class DeviceBackend:
 
 
 def _gather(meeting: Meeting, data: bytes, call: str) -> list[bytes]:
-    return gather_frames(meeting.group, data, _TEXT_BYTES, BRING_UP_TIMEOUT_S, call, meeting.secret)
+    return gather_frames(meeting.group, data, _TEXT_BYTES, meeting.patience, call, meeting.secret)
 
 
 def _refuse_together(meeting: Meeting, refusal: str, call: str) -> None:

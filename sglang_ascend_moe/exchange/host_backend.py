@@ -43,7 +43,9 @@ class HostBackend:
             handle = WindowHandle(
                 session=hellos[0].session, rank=rank, total_bytes=layout.total_bytes, layout_digest=layout.digest()
             )
-            received = exchange_windows(hellos, Offer(handle, descriptor), self._listener, meeting.pidfds)
+            received = exchange_windows(
+                hellos, Offer(handle, descriptor), self._listener, meeting.pidfds, meeting.patience
+            )
             for peer_descriptor in received:
                 if peer_descriptor >= 0:
                     descriptors.callback(os.close, peer_descriptor)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP
+
 
 class RankOptions(NamedTuple):
     """Ranks may differ in these.
@@ -19,6 +21,7 @@ class RankOptions(NamedTuple):
         reads those of all ranks together.
     secret_file: file of at least 32 bytes, readable by its owner only, by which ranks know each other's control blocks;
         the same bytes on every rank.
+    bring_up_timeout_s: seconds for which this rank waits for the others to open the exchange too.
     """
 
     workers: int | None = None
@@ -26,3 +29,4 @@ class RankOptions(NamedTuple):
     windows: str | None = None
     post_mortem: str | os.PathLike[str] | None = None
     secret_file: str | os.PathLike[str] | None = None
+    bring_up_timeout_s: float = BRING_UP.seconds

@@ -34,7 +34,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     max_tokens: most tokens that one rank brings to one MoE layer; None: computed from the limits of the scheduler.
     window_bytes: bytes of one rank's window, everything included; None: one round of `max_tokens` from every rank.
-    timeout_s: seconds that a rank waits for a peer.
+    timeout_s: seconds that a rank waits for a peer; bring_up_timeout_s: while the server starts.
     verify: send a checksum with every row.
     post_mortem: folder for an account of each rank after a failure.
     windows: on an NPU, who gives pooled memory; None: what is installed, memfabric first.
@@ -50,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     window_bytes: int | None = None
     quant: Quant = "none"
     timeout_s: float = 30.0
+    bring_up_timeout_s: float = 300.0
     verify: bool = False
     post_mortem: str | None = None
     windows: Windows | None = None
@@ -70,10 +71,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidInput(f"{FLAGS[name].flag} {value}: must be at least 1")
-        if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
-            raise InvalidInput(
-                f"{FLAGS['timeout_s'].flag} {self.timeout_s}: must be above 0 and at most {MAX_TIMEOUT_S} seconds"
-            )
+        for name in ("timeout_s", "bring_up_timeout_s"):
+            if not 0 < getattr(self, name) <= MAX_TIMEOUT_S:
+                raise InvalidInput(
+                    f"{FLAGS[name].flag} {getattr(self, name)}: must be above 0 and at most {MAX_TIMEOUT_S} seconds"
+                )
         for name in ("window_bytes", "quant", "verify", "post_mortem", "windows", "secret_file"):
             if getattr(self, name) not in (None, False, "none") and self.schedule == "collective":
                 raise InvalidInput(
@@ -174,6 +176,14 @@ FLAGS: Mapping[str, Flag] = {
         _number("timeout_s", float),
         "SECONDS",
         "How long a rank waits for a peer before the server stops and names it. Default: 30.",
+    ),
+    "bring_up_timeout_s": Flag(
+        "--ascend-moe-bring-up-timeout",
+        float,
+        _number("bring_up_timeout_s", float),
+        "SECONDS",
+        "How long a rank that has loaded its part of the model waits for the others before the server stops and names"
+        " those that are missing. Default: 300.",
     ),
     "verify": Flag(
         "--ascend-moe-verify",

@@ -9,9 +9,9 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from sglang_ascend_moe.errors import PeerTimeout, ProtocolMismatch
-from sglang_ascend_moe.exchange.control import handover
 from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener
+from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 from tests.security.drawn_blocks import SESSION
 
@@ -125,7 +125,6 @@ def test_a_stranger_who_calls_is_turned_away_and_the_rank_is_served(offers, watc
 
 def test_another_user_who_calls_is_turned_away(offers, watch_itself, monkeypatch):
     stranger = Child(call_as_stranger)
-    monkeypatch.setattr(handover, "BRING_UP_TIMEOUT_S", 0.5)
     with open_listener() as listener:
         # Of the awaited process by its id, but of another user.
         hellos = [hello(0, os.getpid(), listener.getsockname()), hello(1, stranger.pid, b"\0none")]
@@ -134,5 +133,5 @@ def test_another_user_who_calls_is_turned_away(offers, watch_itself, monkeypatch
         user = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: user + 1)
         with pytest.raises(PeerTimeout):
-            exchange_windows(hellos, offers[0], listener, [-1, watch_itself])
+            exchange_windows(hellos, offers[0], listener, [-1, watch_itself], BRING_UP._replace(seconds=0.5))
     assert stranger.returned() == 0, "the stranger was handed a window"

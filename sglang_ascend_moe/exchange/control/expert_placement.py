@@ -14,8 +14,9 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.blocks import MAX_BLOCK_BYTES, ExpertPlacement, decode, encode
-from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP_TIMEOUT_S, gather_frames
+from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP, gather_frames
 from sglang_ascend_moe.exchange.control.secret import Secret
+from sglang_ascend_moe.exchange.control.waiting import Patience
 
 _NUMBER_BYTES = 8
 
@@ -31,13 +32,19 @@ class _Difference(NamedTuple):
 class PlacementAgreement:
     """The placement that the ranks of a group agreed on last. Every rank calls `agree`, in the same order."""
 
-    def __init__(self, group: dist.ProcessGroup, timeout_s: float, secret: Secret | None = None) -> None:
-        """group: moves CPU tensors (gloo). timeout_s: how long a rank waits for the others to come to a change.
-
-        secret: seals what ranks tell each other.
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        timeout_s: float,
+        secret: Secret | None = None,
+        bring_up_timeout_s: float = BRING_UP.seconds,
+    ) -> None:
+        """group: moves CPU tensors (gloo). timeout_s: how long a rank waits for the others to come to a change;
+        bring_up_timeout_s: to the first agreement. secret: seals what ranks tell each other.
         """
         self._group = group
-        self._timeout_s = timeout_s
+        self._patience = Patience(timeout_s, "timeout_s; of a server --ascend-moe-timeout")
+        self._bring_up = BRING_UP._replace(seconds=bring_up_timeout_s)
         self._secret = secret
         self._session: bytes | None = None
         self._changes = 0
@@ -71,15 +78,15 @@ class PlacementAgreement:
     def _gather(self, own: ExpertPlacement) -> list[ExpertPlacement]:
         data = encode(own)
         first = self._session is None
-        timeout_s = BRING_UP_TIMEOUT_S if first else self._timeout_s
+        patience = self._bring_up if first else self._patience
         call = "opened its exchanges" if first else "came to a change of the placement of experts"
         sizes = gather_frames(
-            self._group, len(data).to_bytes(_NUMBER_BYTES), _NUMBER_BYTES, timeout_s, call, self._secret
+            self._group, len(data).to_bytes(_NUMBER_BYTES), _NUMBER_BYTES, patience, call, self._secret
         )
         largest = max(map(int.from_bytes, sizes))
         if largest > MAX_BLOCK_BYTES:
             raise ProtocolMismatch(f"a placement of experts of {largest} bytes exceeds {MAX_BLOCK_BYTES}")
-        frames = gather_frames(self._group, data, largest, timeout_s, call, self._secret)
+        frames = gather_frames(self._group, data, largest, patience, call, self._secret)
         return [decode(frame, ExpertPlacement, self._session) for frame in frames]
 
 

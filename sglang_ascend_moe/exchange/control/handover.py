@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from sglang_ascend_moe.errors import PeerLost, PeerTimeout, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle, decode, encode
-from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP_TIMEOUT_S
+from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP
+from sglang_ascend_moe.exchange.control.waiting import Patience
 
 _HANDLE_BYTES = 4096
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
@@ -29,6 +30,13 @@ class Offer(NamedTuple):
     handle: WindowHandle
     window: int
     """File descriptor."""
+
+
+class _Deadline(NamedTuple):
+    """A time of `time.monotonic`, and where it comes from."""
+
+    at: float
+    patience: Patience
 
 
 def open_listener() -> socket.socket:
@@ -62,14 +70,16 @@ def watch_processes(hellos: list[Hello], rank: int) -> list[int]:
         return pidfds
 
 
-def exchange_windows(hellos: list[Hello], offer: Offer, listener: socket.socket, pidfds: list[int]) -> list[int]:
+def exchange_windows(
+    hellos: list[Hello], offer: Offer, listener: socket.socket, pidfds: list[int], patience: Patience = BRING_UP
+) -> list[int]:
     """Hands `offer` to every peer and returns the descriptors of their windows, -1 for the own rank.
 
     Each rank calls at the ranks below it and is called by those above it. Strangers are turned away. Raises `PeerLost`,
     `PeerTimeout` and `ProtocolMismatch`; no descriptor is left open then.
     """
     rank = offer.handle.rank
-    deadline = time.monotonic() + BRING_UP_TIMEOUT_S
+    deadline = _Deadline(time.monotonic() + patience.seconds, patience)
     windows = [-1] * len(hellos)
     with ExitStack() as sockets, ExitStack() as received:
         calls = {}
@@ -137,25 +147,25 @@ def _send(peer: socket.socket, offer: Offer, rank: int) -> None:
         raise PeerLost(f"rank {rank} ended before it took our window ({error})", rank) from error
 
 
-def _wait(source: socket.socket, ranks: set[int], pidfds: list[int], deadline: float) -> None:
+def _wait(source: socket.socket, ranks: set[int], pidfds: list[int], deadline: _Deadline) -> None:
     """Waits until `source` is readable, as long as all of `ranks` live."""
     poll = select.poll()
     poll.register(source, select.POLLIN)
     for rank in ranks:
         poll.register(pidfds[rank], select.POLLIN)
-    ready = {descriptor for descriptor, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)}
+    ready = {descriptor for descriptor, _ in poll.poll(max(0.0, deadline.at - time.monotonic()) * 1000)}
     if source.fileno() in ready:
         return
     for rank in ranks:
         if pidfds[rank] in ready:
             raise PeerLost(f"rank {rank} has died while windows were handed over", rank)
-    raise PeerTimeout(
-        f"ranks {sorted(ranks)} did not hand over their windows within {BRING_UP_TIMEOUT_S} s", min(ranks)
-    )
+    late = ", ".join(map(str, sorted(ranks)))
+    seconds, set_by = deadline.patience
+    raise PeerTimeout(f"ranks {late} did not hand over their windows within {seconds:g} s ({set_by})", min(ranks))
 
 
 def _receive(
-    peer: socket.socket, rank: int, own: WindowHandle, pidfds: list[int], deadline: float, received: ExitStack
+    peer: socket.socket, rank: int, own: WindowHandle, pidfds: list[int], deadline: _Deadline, received: ExitStack
 ) -> int:
     _wait(peer, {rank}, pidfds, deadline)
     data, descriptors, _, _ = socket.recv_fds(peer, _HANDLE_BYTES, 1)

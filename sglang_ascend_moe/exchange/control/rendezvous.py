@@ -15,17 +15,19 @@ import torch.distributed as dist
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.blocks import Hello, decode, encode
 from sglang_ascend_moe.exchange.control.secret import NO_SEAL, SEAL_BYTES, Secret, draw_challenge, require_seal
-from sglang_ascend_moe.exchange.control.waiting import wait_for_ranks
+from sglang_ascend_moe.exchange.control.waiting import Patience, wait_for_ranks
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 
-BRING_UP_TIMEOUT_S = 300.0
-"""How long a rank waits for the others to call create: they may still be loading a model."""
+BRING_UP = Patience(300.0, "bring_up_timeout_s; of a server --ascend-moe-bring-up-timeout")
+"""How long a rank waits for the others to open an exchange: they may still be loading a model."""
 
 _HELLO_BYTES = 1 << 15
 _LENGTH = struct.Struct("<I")
 
 
-def agree(group: dist.ProcessGroup, hello: Hello, secret: Secret | None = None) -> list[Hello]:
+def agree(
+    group: dist.ProcessGroup, hello: Hello, secret: Secret | None = None, patience: Patience = BRING_UP
+) -> list[Hello]:
     """Gathers everyone's `Hello`, by rank, and refuses together what does not fit.
 
     Raises on every rank: `InvalidInput` for a group that cannot move CPU tensors, `ProtocolMismatch` naming both values
@@ -34,7 +36,7 @@ def agree(group: dist.ProcessGroup, hello: Hello, secret: Secret | None = None) 
     backend = dist.get_backend(group)
     if "gloo" not in backend:
         raise InvalidInput(f"group has backend {backend!r}, which moves no CPU tensors; pass a gloo group")
-    frames = gather_frames(group, encode(hello), _HELLO_BYTES, BRING_UP_TIMEOUT_S, "called Exchange.create", secret)
+    frames = gather_frames(group, encode(hello), _HELLO_BYTES, patience, "opened the exchange", secret)
     hellos = [decode(frame, Hello) for frame in frames]
     for rank, received in enumerate(hellos):
         if received.rank != rank:
@@ -54,32 +56,32 @@ def workers_of(hellos: list[Hello]) -> list[int]:
 
 
 def gather_frames(
-    group: dist.ProcessGroup, data: bytes, room: int, timeout_s: float, call: str, secret: Secret | None = None
+    group: dist.ProcessGroup, data: bytes, room: int, patience: Patience, call: str, secret: Secret | None = None
 ) -> list[bytes]:
     """Everyone's `data`, by rank; `room` is the same on all ranks and no rank has more bytes than that.
 
     With a `secret` every rank seals what it sends, and all challenges that were drawn for it; without, it says so.
 
-    Raises `PeerTimeout` or `PeerLost`, saying that not every rank `call`, if a rank does not come; `ProtocolMismatch`
+    Raises `PeerTimeout` or `PeerLost`, naming ranks that have not `call`, if a rank does not come; `ProtocolMismatch`
     naming a rank whose seal or length is not right.
     """
-    challenges = _gather(group, draw_challenge(), timeout_s, call)
+    challenges = _gather(group, draw_challenge(), patience, call)
     own_rank = dist.get_rank(group)
     seal = secret.seal(call, own_rank, challenges, data) if secret else NO_SEAL
     frame = (_LENGTH.pack(len(data)) + seal + data).ljust(_LENGTH.size + SEAL_BYTES + room, b"\0")
     received = []
-    for rank, peer_frame in enumerate(_gather(group, frame, timeout_s, call)):
+    for rank, peer_frame in enumerate(_gather(group, frame, patience, call)):
         peer_seal, peer_data = _unframed(peer_frame, rank)
         require_seal(secret, peer_seal, call, rank, challenges, peer_data, f"rank {rank}")
         received.append(peer_data)
     return received
 
 
-def _gather(group: dist.ProcessGroup, data: bytes, timeout_s: float, call: str) -> list[bytes]:
+def _gather(group: dist.ProcessGroup, data: bytes, patience: Patience, call: str) -> list[bytes]:
     """Everyone's `data`, which is as long on every rank."""
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    wait_for_ranks(lambda: dist.all_gather(gathered, own, group=group, async_op=True), group, call, timeout_s)
+    wait_for_ranks(lambda: dist.all_gather(gathered, own, group=group, async_op=True), group, call, patience)
     return [tensor.numpy().tobytes() for tensor in gathered]
 
 

@@ -8,6 +8,7 @@ is physical experts that the exchange moves rows to. SGLang's load balancer (EPL
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.control.expert_placement import PlacementAgreement
 from sglang_ascend_moe.exchange.control.secret import Secret
-from sglang_ascend_moe.serving.options import options_of
+from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
+from sglang_ascend_moe.serving.options import Options, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,8 @@ _located: _Located | None = None
 def agree_at_start(
     layers: Iterable[Any],
     ranks: Sequence[int],
-    timeout_s: float,
-    exchanges: Sequence[Any],
+    options: Options,
+    exchanges: Sequence[ExpertExchange],
     secret: Secret | None = None,
 ) -> None:
     """All ranks compare where SGLang has put the experts of their MoE `layers` (SGLang's `FusedMoE`).
@@ -60,10 +62,11 @@ def agree_at_start(
             )
         return
     physical_experts = {layer.layer_id: layer.num_experts for layer in layers if layer.uses_expert_location}
-    group = torch.distributed.new_group(list(ranks), backend="gloo")
+    patience = timedelta(seconds=max(options.timeout_s, options.bring_up_timeout_s))
+    group = torch.distributed.new_group(list(ranks), backend="gloo", timeout=patience)
     _located = _Located(
         physical_experts,
-        PlacementAgreement(group, timeout_s, secret),
+        PlacementAgreement(group, options.timeout_s, secret, options.bring_up_timeout_s),
         lambda: [exchange.epoch for exchange in exchanges],
     )
     _agree(_located, metadata, physical_experts)

@@ -125,7 +125,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     device = torch.device("npu", model_runner.gpu_id) if on_npu else None
     exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
     secret = read_secret(options.secret_file)
-    expert_location.agree_at_start(layers, ranks, options.timeout_s, list(exchanges.values()), secret)
+    expert_location.agree_at_start(layers, ranks, options, list(exchanges.values()), secret)
     metrics = bool(model_runner.server_args.enable_metrics)
     for exchange in exchanges.values():
         exchange.observation.measures_imbalance = metrics
@@ -203,10 +203,14 @@ def _open(
     # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
     # For an exchange it serves bring-up only, when ranks may be as far apart as loading weights lets them be.
     collective = options.schedule == "collective"
-    timeout = timedelta(seconds=options.timeout_s) if collective else None
-    group = torch.distributed.new_group(ranks, backend="gloo", timeout=timeout)
+    timeout = options.timeout_s if collective else options.bring_up_timeout_s
+    group = torch.distributed.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
     rank_options = RankOptions(
-        device=device, windows=options.windows, post_mortem=options.post_mortem, secret_file=options.secret_file
+        device=device,
+        windows=options.windows,
+        post_mortem=options.post_mortem,
+        secret_file=options.secret_file,
+        bring_up_timeout_s=options.bring_up_timeout_s,
     )
     if collective:
         return CollectiveExchange.open(group, parameters, rank_options)

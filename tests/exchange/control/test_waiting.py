@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe.errors import PeerFault, PeerLost, PeerTimeout
-from sglang_ascend_moe.exchange.control.waiting import wait_for_ranks
+from sglang_ascend_moe.exchange.control.waiting import Patience, wait_for_ranks
+from sglang_ascend_moe.exchange.exchange import Exchange
 from tests.exchange.pool import Rank
 
 ABSENT = 1
@@ -19,9 +20,10 @@ SHORT_S = 0.5
 LONG_S = 60.0
 
 
-def gather_without_a_rank(rank: Rank, ends: bool, group_s: float, own_s: float | None) -> str | None:
-    """The code of the error that the others meet when one rank ends, or stays away."""
+def gather_without_a_rank(rank: Rank, ends: bool, group_s: float, own_s: float | None) -> tuple[str, int | None] | None:
+    """Code and rank of the error that the others meet when one rank ends, or stays away."""
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=group_s))
+    patience = None if own_s is None else Patience(own_s, "own_s")
     own = torch.zeros(1)
     gathered = [torch.empty_like(own) for _ in range(rank.size)]
     rank.note("grouped")
@@ -31,10 +33,10 @@ def gather_without_a_rank(rank: Rank, ends: bool, group_s: float, own_s: float |
             os.kill(os.getpid(), signal.SIGKILL)
         return None
     try:
-        wait_for_ranks(lambda: dist.all_gather(gathered, own, group=group, async_op=True), group, "came", own_s)
+        wait_for_ranks(lambda: dist.all_gather(gathered, own, group=group, async_op=True), group, "come", patience)
     except PeerFault as error:
         rank.note("raised")
-        return error.code
+        return error.code, error.rank
     raise AssertionError("a gather without one of its ranks was complete")
 
 
@@ -45,7 +47,9 @@ def test_a_rank_that_ends_is_lost(fresh_pool, own_s: float | None):
     pool.await_notes("grouped", range(3))
     pool.release(ABSENT)
     results = pool.collect(dead=[ABSENT])
-    assert [results[0], results[2]] == [PeerLost.code, PeerLost.code]
+    # Whoever is not the first to notice may be told by the end of the one that was.
+    assert {results[0][0], results[2][0]} == {PeerLost.code}
+    assert {results[0][1], results[2][1]} <= {ABSENT, None}
 
 
 @pytest.mark.parametrize(
@@ -62,4 +66,28 @@ def test_a_rank_that_stays_away_is_a_timeout(fresh_pool, group_s: float, own_s: 
     pool.await_notes("grouped", range(2))
     pool.await_notes("raised", [0])
     pool.release(ABSENT)
-    assert pool.collect() == [PeerTimeout.code, None]
+    assert pool.collect() == [(PeerTimeout.code, ABSENT), None]
+
+
+def open_without_a_rank(rank: Rank, present: int) -> tuple[str, int | None, str] | None:
+    """Code, rank and words of the error of a rank that opens an exchange with too few others."""
+    if rank.rank >= present:
+        rank.wait_for_parent()
+        return None
+    try:
+        Exchange.create(rank.group, num_experts=rank.size, hidden=16, max_tokens=1, topk=1, bring_up_timeout_s=SHORT_S)
+    except PeerFault as error:
+        rank.note("raised")
+        return error.code, error.rank, str(error)
+    raise AssertionError("an exchange without one of its ranks was opened")
+
+
+@pytest.mark.parametrize(("present", "named"), [(2, "rank 2 had"), (1, "ranks 1, 2 had")], ids=["one", "two"])
+def test_an_exchange_that_ranks_do_not_open_names_them_and_the_bound(fresh_pool, present: int, named: str):
+    pool = fresh_pool(3)
+    pool.start(open_without_a_rank, present)
+    pool.await_notes("raised", range(present))
+    pool.release(*range(present, 3))
+    for code, blamed, words in pool.collect()[:present]:
+        assert (code, blamed) == (PeerTimeout.code, 2 if present == 2 else None)
+        assert words.startswith(f"{named} not opened the exchange after 0.5 s (bring_up_timeout_s")
