@@ -17,7 +17,10 @@ settings.register_profile(
 settings.load_profile("suite")
 
 TOGETHER = {
-    "launch/disagg": "servers",
+    "launch/disagg/test_deployed.py": "servers",
+    "launch/disagg/test_deployment_secrets.py": "servers",
+    "launch/disagg/test_failures.py": "servers",
+    "launch/disagg/test_soak.py": "servers",
     "launch/test_demo.py": "servers",
     "serving/test_one_server.py": "servers",
     "readme/test_servers.py": "servers",
@@ -25,6 +28,8 @@ TOGETHER = {
     "serving": "engines",
 }
 """Folders and files whose tests share what takes long to make; those of servers also look at what is left behind."""
+LONG = ("servers", "engines", "serving/launcher/test_failing_together.py")
+"""What begins first, because it takes minutes: otherwise a worker would be busy with it when the other has ended."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +50,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0].removeprefix("tests/")
             return TOGETHER.get(path) or TOGETHER.get(str(PurePosixPath(path).parent), path)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            for scope in LONG:
+                if scope in self.workqueue:
+                    self.workqueue.move_to_end(scope, last=False)
+                    break
+            super()._assign_work_unit(node)
 
     return Scheduling(config, log)
 
