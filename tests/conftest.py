@@ -1,6 +1,8 @@
 """Settings of the whole suite."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from tests.serving.leftovers import temporary_names
 from tests.soak.growth import REPORTED
 
 # An example may wait for other processes: how long it takes says nothing about whether it is right.
@@ -59,6 +62,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             super()._assign_work_unit(node)
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One of the run's own, in which nothing may be left when the run ends."""
+    # A short name: those of sockets begin with it, and may have 107 characters.
+    folder = tmp_path_factory.mktemp("t", numbered=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        # Of a library of SGLang's, which removes a folder that it makes itself only where Python ends as usual.
+        patch.setenv("CUDA_TILE_TEMP_DIR", str(tmp_path_factory.mktemp("cuda-tile", numbered=False)))
+        yield
+    left = sorted(temporary_names(folder))
+    assert left == [], f"left in the temporary directory: {left}"
 
 
 @pytest.fixture(scope="session")
