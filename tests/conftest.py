@@ -1,6 +1,8 @@
 """Settings of the whole suite."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from tests.serving.leftovers import temporary_names
 from tests.soak.growth import REPORTED
 
 # An example may wait for other processes: how long it takes says nothing about whether it is right.
@@ -17,7 +20,10 @@ settings.register_profile(
 settings.load_profile("suite")
 
 TOGETHER = {
-    "launch/disagg": "servers",
+    "launch/disagg/test_deployed.py": "servers",
+    "launch/disagg/test_deployment_secrets.py": "servers",
+    "launch/disagg/test_failures.py": "servers",
+    "launch/disagg/test_soak.py": "servers",
     "launch/test_demo.py": "servers",
     "serving/test_one_server.py": "servers",
     "readme/test_servers.py": "servers",
@@ -25,6 +31,8 @@ TOGETHER = {
     "serving": "engines",
 }
 """Folders and files whose tests share what takes long to make; those of servers also look at what is left behind."""
+LONG = ("servers", "engines", "serving/launcher/test_failing_together.py")
+"""What begins first, because it takes minutes: otherwise a worker would be busy with it when the other has ended."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +54,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             path = nodeid.partition("::")[0].removeprefix("tests/")
             return TOGETHER.get(path) or TOGETHER.get(str(PurePosixPath(path).parent), path)
 
+        def _assign_work_unit(self, node: Any) -> None:
+            for scope in LONG:
+                if scope in self.workqueue:
+                    self.workqueue.move_to_end(scope, last=False)
+                    break
+            super()._assign_work_unit(node)
+
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One of the run's own, in which nothing may be left when the run ends."""
+    # A short name: those of sockets begin with it, and may have 107 characters.
+    folder = tmp_path_factory.mktemp("t", numbered=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        # Of a library of SGLang's, which removes a folder that it makes itself only where Python ends as usual.
+        patch.setenv("CUDA_TILE_TEMP_DIR", str(tmp_path_factory.mktemp("cuda-tile", numbered=False)))
+        yield
+    left = sorted(temporary_names(folder))
+    assert left == [], f"left in the temporary directory: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,12 @@ def run(tmp_path: Path) -> Run:
 
     def command(*words: str) -> str:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        # torchrun leaves a folder there.
+        temporary = tmp_path / "t"
+        temporary.mkdir(exist_ok=True)
         finished = subprocess.run(
-            words, cwd=tmp_path, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, preexec_fn=can_be_interrupted,
+            words, cwd=tmp_path, env={**os.environ, "PATH": path, "TMPDIR": str(temporary)},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=can_be_interrupted,
         )  # fmt: skip
         assert finished.returncode == 0, f"exit code {finished.returncode}\n{finished.stdout}{finished.stderr}"
         return finished.stdout

@@ -43,6 +43,8 @@ class Reader:
         self._steps = list(steps)
         self._scenes = list(scenes)
         self._model = write_checkpoint(folder / MODEL)
+        self._temporary = folder / "tmp"
+        self._temporary.mkdir()
         self._done: set[Step | Scene] = set()
 
     def do(self, step: Step) -> None:
@@ -68,7 +70,7 @@ class Reader:
             return
         for client in scene.clients:
             self._prepare(client, scene.clients)
-        surroundings = Surroundings()
+        surroundings = Surroundings(self._temporary)
         with ExitStack() as running:
             ports: dict[int, int] = {}
             for server in scene.servers:
@@ -103,10 +105,8 @@ class Reader:
         return place
 
     def _environment(self) -> dict[str, str]:
-        temporary = self._folder / "tmp"
-        temporary.mkdir(exist_ok=True)
         programs = Path(sys.executable).parent
-        return {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(temporary)}
+        return {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(self._temporary)}
 
     def _run(self, command: str, place: Path) -> None:
         try:
@@ -159,6 +159,7 @@ class Served:
         except subprocess.TimeoutExpired:
             raise AssertionError(self._said(f"still runs {END_SECONDS:.0f} s after Ctrl-C")) from None
         assert code == 0, self._said(f"ended with exit code {code} after Ctrl-C")
+        assert "Traceback" not in self._log.read_text(errors="replace"), self._said("shows a traceback")
 
     def _wait_until_it_answers(self) -> None:
         until = time.monotonic() + READY_SECONDS

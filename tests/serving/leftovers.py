@@ -1,6 +1,7 @@
-"""What servers leave behind: processes that carry a mark in their environment, and names in /dev/shm."""
+"""What servers leave behind: processes that carry a mark in their environment, names in /dev/shm, temporary files."""
 
 import os
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -10,21 +11,31 @@ MARK = "SERVING_TEST_MARK"
 POLL_SECONDS = 0.1
 LEFTOVER_SECONDS = 60.0
 SHARED_MEMORY = Path("/dev/shm")
+CACHE = "cutlass_python_cache"
+"""CUTLASS makes it for all processes of a user, in a folder with the name of the user, when it is imported."""
 
 
 class Leftovers(NamedTuple):
-    """Pids of marked processes, and names in /dev/shm that were not there before and that no living process maps."""
+    """Pids of marked processes, names in /dev/shm that were not there before and that no living process maps, and new
+    names in the temporary directory."""
 
     processes: list[int]
     names: list[str]
+    temporary: list[str]
 
 
-NOTHING = Leftovers([], [])
+NOTHING = Leftovers([], [], [])
 
 
 def shared_memory_names() -> set[str]:
     """Names in /dev/shm."""
     return set(os.listdir(SHARED_MEMORY))
+
+
+def temporary_names(folder: Path | None = None) -> set[str]:
+    """Names in the temporary directory, or in `folder`, but for a cache of all processes."""
+    place = folder or Path(tempfile.gettempdir())
+    return {path.name for path in place.iterdir() if not (path / CACHE).exists()}
 
 
 def marked_processes(mark: str) -> list[int]:
@@ -55,23 +66,27 @@ def mapped_by_a_process(name: str) -> bool:
     return False
 
 
-def leftovers(mark: str, names_before: set[str], timeout: float) -> Leftovers:
-    """What is left; returns as soon as it is nothing, at the latest after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        new_names = sorted(shared_memory_names() - names_before)
-        left = Leftovers(marked_processes(mark), [name for name in new_names if not mapped_by_a_process(name)])
-        if left == NOTHING or time.monotonic() > deadline:
-            return left
-        time.sleep(POLL_SECONDS)
-
-
 class Surroundings:
-    """The mark that every process of a test carries, and the names in /dev/shm before it."""
+    """The mark that every process of a test carries, and what was there before it.
 
-    def __init__(self) -> None:
+    temporary: the temporary directory of what is tested, if it is not that of the tests.
+    """
+
+    def __init__(self, temporary: Path | None = None) -> None:
         self.mark = uuid.uuid4().hex
+        self._temporary = temporary
         self._names_before = shared_memory_names()
+        self._temporary_before = temporary_names(temporary)
 
     def leftovers(self) -> Leftovers:
-        return leftovers(self.mark, self._names_before, LEFTOVER_SECONDS)
+        """What is left. Waits for processes and names in /dev/shm to go, at most LEFTOVER_SECONDS."""
+        deadline = time.monotonic() + LEFTOVER_SECONDS
+        while True:
+            left = Leftovers(
+                marked_processes(self.mark),
+                sorted(name for name in shared_memory_names() - self._names_before if not mapped_by_a_process(name)),
+                sorted(temporary_names(self._temporary) - self._temporary_before),
+            )
+            if not (left.processes or left.names) or time.monotonic() > deadline:
+                return left
+            time.sleep(POLL_SECONDS)

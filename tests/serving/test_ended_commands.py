@@ -111,12 +111,15 @@ def serve(checkpoint: Path) -> list[str]:
     return ["serve", str(checkpoint), "--tp-size", "2", "--port", str(free_port()), "--max-running-requests", "8"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=NIGHTLY)])
+SHORT = [("torch is imported", signal.SIGINT), ("weights are loaded", signal.SIGTERM)]
+
+
 @pytest.mark.parametrize(
-    "moment",
+    ("moment", "number"),
     [
-        pytest.param(moment, marks=() if moment in ("torch is imported", "weights are loaded") else NIGHTLY)
+        pytest.param(moment, number, id=f"{moment}-{number.name}", marks=() if (moment, number) in SHORT else NIGHTLY)
         for moment in MOMENTS
+        for number in (signal.SIGINT, signal.SIGTERM)
     ],
 )
 def test_a_server_that_is_interrupted_while_it_starts_says_so_and_leaves_nothing(
@@ -133,8 +136,9 @@ def test_a_server_that_is_interrupted_while_it_starts_says_so_and_leaves_nothing
     assert surroundings.leftovers() == NOTHING
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=NIGHTLY)])
-@pytest.mark.parametrize("attention", ["tp", pytest.param("dp-attention", marks=NIGHTLY)])
+@NIGHTLY
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_a_server_that_is_stopped_while_it_serves_has_ended_well(surroundings, serve, tmp_path, attention, number):
     with Command([*serve, *ATTENTION[attention]], tmp_path) as command:
         command.wait_until(says("The server is fired up"))
@@ -156,6 +160,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Command], bool]]] = {
     "bench graphs, torch": ("bench graphs", imports("libtorch_cpu")),
     "bench serving, server": ("bench serving --against stock --rounds 1", says("round 1 of 1")),
 }
+SHORT_COMMANDS = ("doctor, torch", "disagg up, SGLang", "bench exchange, ranks")
 
 
 def group_of(command: Command) -> list[int]:
@@ -167,7 +172,7 @@ def group_of(command: Command) -> list[int]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=NIGHTLY if name.endswith((", torch", ", start")) else ()) for name in COMMANDS],
+    [pytest.param(name, marks=() if name in SHORT_COMMANDS else NIGHTLY) for name in COMMANDS],
 )
 def test_every_command_that_is_interrupted_says_so_in_one_line(surroundings, checkpoint, tmp_path, name):
     words, moment = COMMANDS[name]
@@ -227,7 +232,11 @@ def test_what_all_ranks_refuse_together_ends_a_server_by_name(surroundings, serv
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("sglang.launch_server --model-path MODEL --ascend-moe --ascend-moe-quant int4", "--ascend-moe-quant 'int4': "),
+        pytest.param(
+            "sglang.launch_server --model-path MODEL --ascend-moe --ascend-moe-quant int4",
+            "--ascend-moe-quant 'int4': ",
+            marks=NIGHTLY,
+        ),
         ("sglang.cli.main serve MODEL --ascend-moe --tp-size 3 --device cpu", "--ep-size 3: 16 experts cannot be"),
         pytest.param(
             "sglang.launch_server --model-path MODEL --ascend-moe --pp-size 2 --device cpu",

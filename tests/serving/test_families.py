@@ -17,7 +17,6 @@ from tests.serving.family_prompts import DTYPE, FAMILIES, PROMPTS, REFERENCE_BOU
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.reference_models import DAMAGES, ReferenceModel
 
-TWO_RANKS = ("tp2-ep2", "dp2-attention-ep2")
 # Graphs take longer to capture than these answers take; the nightly tests of families run with them.
 WITHOUT_GRAPHS = {"disable_cuda_graph": True}
 
@@ -50,22 +49,46 @@ def family(request: pytest.FixtureRequest, fork_server: ForkServer, tmp_path_fac
 
 
 every_family = pytest.mark.parametrize("family", FAMILIES, indirect=True, scope="module")
+# What one family shows on every change is nightly for the others.
+one_family = pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=() if name == "deepseek_v3" else pytest.mark.nightly) for name in FAMILIES],
+    indirect=True,
+    scope="module",
+)
 
 
-@every_family
-@pytest.mark.parametrize("setup", TWO_RANKS)
-def test_two_ranks_give_the_tokens_of_stock_sglang_on_one(family, setup, record_comparisons):
+def require_tokens_of_stock(family: Family, setup: str, record_comparisons) -> None:
     outcomes = record_comparisons(family.answers("stock"), family.answers(setup), DTYPE)
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
     assert [outcome.equal_tokens for outcome in outcomes] == [NEW_TOKENS] * len(PROMPTS)
 
 
-@every_family
-@pytest.mark.parametrize("setup", ["stock", *TWO_RANKS])
-def test_logprobs_are_those_of_transformers(family, setup):
+def require_logprobs_of_transformers(family: Family, setup: str) -> None:
     reference = ReferenceModel(family.checkpoint)
     distances = list(map(reference.distance, PROMPTS, family.answers(setup)))
     assert max(distances) < REFERENCE_BOUND
+
+
+@every_family
+def test_two_ranks_give_the_tokens_of_stock_sglang_on_one(family, record_comparisons):
+    require_tokens_of_stock(family, "tp2-ep2", record_comparisons)
+
+
+@one_family
+def test_two_ranks_with_data_parallel_attention_give_them_too(family, record_comparisons):
+    require_tokens_of_stock(family, "dp2-attention-ep2", record_comparisons)
+
+
+@every_family
+@pytest.mark.parametrize("setup", ["stock", "tp2-ep2"])
+def test_logprobs_are_those_of_transformers(family, setup):
+    require_logprobs_of_transformers(family, setup)
+
+
+@one_family
+def test_logprobs_with_data_parallel_attention_are_those_of_transformers(family):
+    require_logprobs_of_transformers(family, "dp2-attention-ep2")
 
 
 @every_family

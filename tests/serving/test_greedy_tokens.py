@@ -6,10 +6,17 @@ from tests.serving.configurations import PARALLEL, ours
 from tests.serving.prompts import NEW_TOKENS
 
 DTYPES = ["float32", "bfloat16"]
+NIGHTLY = [("tp4-ep4", "float32"), ("dp2-attention-ep2", "float32")]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize(
+    ("parallel", "dtype"),
+    [
+        pytest.param(parallel, dtype, marks=pytest.mark.nightly if (parallel, dtype) in NIGHTLY else ())
+        for parallel in PARALLEL
+        for dtype in DTYPES
+    ],
+)
 def test_greedy_tokens_equal_stock_sglang_on_one_rank(
     fork_server, checkpoint, prompts, stock_answers, compare_all, parallel, dtype
 ):

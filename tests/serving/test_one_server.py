@@ -16,7 +16,7 @@ from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
 from tests.serving.clients import Traffic, ask, malformed_requests, malformed_texts, post
 from tests.serving.cpu_time import cpu_seconds, title
-from tests.serving.leftovers import MARK, NOTHING, Surroundings
+from tests.serving.leftovers import MARK, NOTHING, Surroundings, temporary_names
 from tests.serving.prompts import NEW_TOKENS
 from tests.soak.steady import require_steady
 
@@ -110,4 +110,6 @@ def test_a_killed_rank_ends_it_by_name_and_leaves_nothing(served):
     )
     wrong = [place for place, answer in traffic.answers if answer.tokens not in (None, served.expected[place])]
     assert wrong == []
+    assert temporary_names(served.process.temporary) == set()
+    served.process.stop()
     assert served.surroundings.leftovers() == NOTHING

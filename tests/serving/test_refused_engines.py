@@ -30,9 +30,13 @@ def test_windows_that_do_not_fit_into_memory_are_refused_with_the_flags_to_chang
             {"ascend_moe_schedule": "collective", "ascend_moe_quant": "int8"},
             "InvalidInput: --ascend-moe-quant with --ascend-moe-schedule collective",
             id="quant",
+            marks=pytest.mark.nightly,
         ),
         pytest.param(
-            {"ascend_moe_schedule": "fastest"}, "InvalidInput: --ascend-moe-schedule 'fastest'", id="schedule"
+            {"ascend_moe_schedule": "fastest"},
+            "InvalidInput: --ascend-moe-schedule 'fastest'",
+            id="schedule",
+            marks=pytest.mark.nightly,
         ),
         pytest.param(
             {"ascend_moe_schedule": "prefill", "ascend_moe_require_graphs": True},
@@ -40,8 +44,15 @@ def test_windows_that_do_not_fit_into_memory_are_refused_with_the_flags_to_chang
             id="graphs",
         ),
         pytest.param({"enable_mixed_chunk": True}, "Unsupported: --enable-mixed-chunk", id="mixed-chunk"),
-        pytest.param({"enable_two_batch_overlap": True}, "Unsupported: --enable-two-batch-overlap", id="two-batch"),
-        pytest.param({"tp_size": 2, "pp_size": 2}, "Unsupported: --pp-size 2", id="pipeline"),
+        pytest.param(
+            {"enable_two_batch_overlap": True},
+            "Unsupported: --enable-two-batch-overlap",
+            id="two-batch",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            {"tp_size": 2, "pp_size": 2}, "Unsupported: --pp-size 2", id="pipeline", marks=pytest.mark.nightly
+        ),
         pytest.param({"tp_size": 3}, "Unsupported: 16 experts cannot be divided", id="uneven-experts"),
     ],
 )

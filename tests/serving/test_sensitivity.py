@@ -6,10 +6,8 @@ from sglang_ascend_moe.launch.comparison import TOLERANCES, compare
 from tests.serving.configurations import ours, stock
 from tests.serving.prompts import NEW_TOKENS
 
-DTYPES = ["float32", "bfloat16"]
 
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
 def test_the_tokens_of_every_prompt_change_without_the_experts(fork_server, checkpoint, prompts, stock_answers, dtype):
     with fork_server.start(stock(checkpoint, dtype, "zero_moe_output")) as engine:
         answers = engine.generate(prompts, NEW_TOKENS, together=True)
@@ -22,7 +20,9 @@ def test_the_tokens_of_every_prompt_change_without_the_experts(fork_server, chec
 
 
 # In bfloat16 the comparison must allow what rounding does, and one row of a long prompt can hide below that.
-@pytest.mark.parametrize(("dtype", "noticed_share"), [("float32", 1.0), ("bfloat16", 0.5)])
+@pytest.mark.parametrize(
+    ("dtype", "noticed_share"), [("float32", 1.0), pytest.param("bfloat16", 0.5, marks=pytest.mark.nightly)]
+)
 def test_one_corrupted_row_of_the_exchange_is_a_fault(
     fork_server, checkpoint, prompts, stock_answers, dtype, noticed_share
 ):

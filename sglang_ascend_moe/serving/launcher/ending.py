@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from sglang_ascend_moe.serving.launcher import command_line, interrupts
+from sglang_ascend_moe.serving.launcher import command_line, interrupts, socket_folder
 from sglang_ascend_moe.serving.launcher.blame import blames_peer
 from sglang_ascend_moe.serving.launcher.engine_processes import EngineProcesses, Finding, Report, Started, say, title_of
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
@@ -184,6 +184,7 @@ def end_by_name(
                 original(parent_pid, include_parent, *rest, **keywords)
                 for engine in engines:
                     engine.close()
+                socket_folder.remove()
     finally:
         del _ends["end"]
         mine.over.set()
@@ -207,6 +208,7 @@ def _end(end_children: Callable[[], None]) -> None:
     try:
         end_children()
     finally:
+        socket_folder.remove_at_end()
         # What was interrupted may be a print.
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             sys.stdout.flush()

@@ -44,8 +44,9 @@ class _Watch:
         if self.raises:
             raise KeyboardInterrupt
         _end_descendants()
-        if self.put_away is not None:
-            self.put_away()
+        for put_away in (self.put_away, *_put_away_too):
+            if put_away is not None:
+                put_away()
         code = self.say()
         # Whatever is interrupted may hold what a flush needs.
         with contextlib.suppress(OSError, RuntimeError, ValueError):
@@ -65,6 +66,7 @@ class _Watch:
 _watch: _Watch | None = None
 # Blocks in which interrupts wait, one inside of the other.
 _held = 0
+_put_away_too: list[Callable[[], None]] = []
 
 
 def watch(command: str, put_away: Callable[[], None] | None = None) -> None:
@@ -80,6 +82,12 @@ def watch(command: str, put_away: Callable[[], None] | None = None) -> None:
         signal.signal(number, _watch)
     # The program that became this one (`exec`) may have held them: see `hold_until_watched`.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def put_away_too(put_away: Callable[[], None]) -> None:
+    """An interrupt that ends this process calls `put_away` before, each function once."""
+    if put_away not in _put_away_too:
+        _put_away_too.append(put_away)
 
 
 @contextlib.contextmanager
@@ -215,6 +223,7 @@ def _forget() -> None:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
     _watch, _held = None, 0
+    _put_away_too.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

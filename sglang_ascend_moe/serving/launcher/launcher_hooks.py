@@ -1,7 +1,7 @@
 """What is changed in the process that starts a server. One row a hook, with its reason."""
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault, Where, launcher_hook
-from sglang_ascend_moe.serving.launcher import arguments, ending, request_checks
+from sglang_ascend_moe.serving.launcher import arguments, ending, request_checks, socket_folder
 from sglang_ascend_moe.serving.stages import Stage, telling
 
 SRT = "sglang.srt"
@@ -43,6 +43,12 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.AFTER,
         arguments.require_ready_workers,
         "a worker in which the plugin did not load must not serve with another MoE layer",
+    ),
+    Hook(
+        f"{SRT}.server_args.PortArgs.init_new",
+        HookKind.AFTER,
+        socket_folder.move_names,
+        "the sockets between SGLang's processes would stay in the temporary directory behind every server",
     ),
     *(
         launcher_hook(

@@ -24,7 +24,7 @@ import msgspec
 
 from sglang_ascend_moe.launch.servers.server_process import group_members
 from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
-from tests.serving.leftovers import MARK, leftovers, shared_memory_names
+from tests.serving.leftovers import MARK, Surroundings
 
 READY_SECONDS = 240.0
 END_SECONDS = 90.0
@@ -34,9 +34,6 @@ CHUNK_TOKENS = 256
 # The same for every server, and for the engine whose answers are expected.
 OPTIONS = {"dtype": "bfloat16", "random-seed": 0}
 
-# CUTLASS makes one folder for all processes of a user when it is imported.
-USER = "tester"
-KEPT_BY_A_LIBRARY = (f"{USER}/", f"{USER}/cutlass_python_cache/")
 Event = dict[str, Any]
 
 
@@ -76,16 +73,15 @@ class Deployed:
         self._coming: queue.Queue[Event | None] = queue.Queue()
 
     def __enter__(self) -> Self:
-        self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
-        self._names_before = shared_memory_names()
         # Not below the test's own folder: names of sockets may have 107 characters.
         self._temporary = Path(tempfile.mkdtemp(prefix="deployed-"))
+        self._surroundings = Surroundings(self._temporary)
         self._keyboard, terminal = os.openpty()
         command = ["-m", "sglang_ascend_moe.launch.main", "disagg", "up", "--file", str(self._file), "--json"]
         with (self._folder / "up.log").open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, *command, "--logs", str(self._folder / "logs")],
-                env={**os.environ, MARK: self._mark, "TMPDIR": str(self._temporary), "USER": USER},
+                env={**os.environ, MARK: self._surroundings.mark, "TMPDIR": str(self._temporary)},
                 stdin=terminal,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -157,21 +153,19 @@ class Deployed:
         return code
 
     def left_behind(self) -> list[str]:
-        """Processes, names in /dev/shm, temporary files and folders (which end in /), and listening servers.
-
-        Waits for processes and names in /dev/shm to go, at most END_SECONDS.
-        """
-        left = leftovers(self._mark, self._names_before, END_SECONDS)
+        """Processes, names in /dev/shm, names in the temporary directory, and listening servers."""
+        left = self._surroundings.leftovers()
         return [
             *(f"process {pid}" for pid in left.processes),
             *(f"/dev/shm/{name}" for name in left.names),
-            *(name for name in self._temporary_names() if name not in KEPT_BY_A_LIBRARY),
+            *left.temporary,
             *(f"{name} at {event['url']}" for name, event in self.started.items() if listens(event["url"])),
         ]
 
-    def _temporary_names(self) -> list[str]:
-        paths = sorted(self._temporary.rglob("*"))
-        return [f"{path.relative_to(self._temporary)}{'/' if path.is_dir() else ''}" for path in paths]
+    def is_empty_folder(self, name: str) -> bool:
+        """Whether this name in the temporary directory is that of a folder without a file."""
+        folder = self._temporary / name
+        return folder.is_dir() and not any(path.is_file() for path in folder.rglob("*"))
 
     def rank_process(self, name: str, rank: int) -> int:
         """The pid of one rank of a server, known by the title that SGLang gives it."""

@@ -215,6 +215,7 @@ def test_a_forked_server_has_a_log_as_soon_as_it_is_there(tmp_path: Path, monkey
     server.start()
     assert server._process == CHILD_THAT_HAS_NOT_RUN
     assert (tmp_path / "server.log").read_bytes() == b""
+    server.temporary.rmdir()
 
 
 def test_a_library_that_mooncake_lacks_is_named_with_its_package(monkeypatch):

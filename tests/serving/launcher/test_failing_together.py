@@ -10,7 +10,7 @@ import pytest
 from tests.packaging.source_tree import ROOT
 from tests.serving.launcher.failing_together import CULPRIT, KINDS, SHUT_DOWN, Ended
 
-COUNTS = {kind: 50 if kind == "all raise" else 8 for kind in KINDS}
+COUNTS = {kind: 25 if kind == "all raise" else 5 for kind in KINDS}
 SAID = {
     "one raises": "sglang::scheduler_TP1 (process {pid}) raised ValueError: rank 1 failed",
     "one is killed": "sglang::scheduler_TP1 (process {pid}) was killed, or crashed",

@@ -21,7 +21,9 @@ from sglang_ascend_moe.serving.launcher import interrupts
 def wait():
     # In one piece: others write there too.
     os.write(1, b"waits\\n")
-    threading.Event().wait()
+    # In steps: a signal that comes after Python's last look at signals and before it sleeps does not wake it.
+    while True:
+        threading.Event().wait(0.01)
 """
 # A shell that starts another program, and waits for it.
 GRANDCHILD = "subprocess.Popen(['/bin/sh', '-c', 'sleep 300 & echo $! >&2; wait'], stderr=subprocess.PIPE, text=True)"

@@ -89,10 +89,10 @@ def test_weights_are_loaded_into_every_place_of_an_expert():
 
 def test_redundant_experts_of_a_model_without_a_placement_are_refused(settings, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sglang.srt.eplb.expert_location.get_global_expert_location_metadata", lambda: None)
-    expert_location.agree_at_start([], [0], 1.0, [])
+    expert_location.agree_at_start([], [0], Options(), [])
     settings.ep_num_redundant_experts = 2
     with pytest.raises(Unsupported, match="--ep-num-redundant-experts"):
-        expert_location.agree_at_start([], [0], 1.0, [])
+        expert_location.agree_at_start([], [0], Options(), [])
 
 
 @pytest.mark.usefixtures("settings")
@@ -107,5 +107,5 @@ def test_a_placement_for_another_number_of_experts_is_refused_after_all_ranks_ag
     )
     layer = SimpleNamespace(layer_id=0, num_experts=6, uses_expert_location=True)
     with pytest.raises(Unsupported, match=r"4.*layer 0.*6"):
-        expert_location.agree_at_start([layer], [0], 1.0, [])
+        expert_location.agree_at_start([layer], [0], Options(), [])
     assert agreed == [{0: [0, 1, 1, 0]}]
