@@ -52,7 +52,8 @@ def wait_for_ranks(
         missing = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}" if absent else ""
         if waited >= min(bound.seconds, of_group):
             limit = bound if bound.seconds <= of_group else Patience(of_group, "the timeout of the group")
-            who = f"{missing} had not {call}" if missing else f"not every rank had {call}"
-            raise PeerTimeout(f"{who} after {limit.seconds:g} s ({limit.set_by}): {error}", blamed) from error
+            raise PeerTimeout(
+                f"{missing or 'some rank'} had not {call} within {limit.seconds:g} s ({limit.set_by}): {error}", blamed
+            ) from error
         who = f"of the ranks that have not {call}, {missing}, one" if len(absent) > 1 else missing or "a rank"
         raise PeerLost(f"{who} has ended before every rank had {call}: {error}", blamed) from error

@@ -90,4 +90,4 @@ def test_an_exchange_that_ranks_do_not_open_names_them_and_the_bound(fresh_pool,
     pool.release(*range(present, 3))
     for code, blamed, words in pool.collect()[:present]:
         assert (code, blamed) == (PeerTimeout.code, 2 if present == 2 else None)
-        assert words.startswith(f"{named} not opened the exchange after 0.5 s (bring_up_timeout_s")
+        assert words.startswith(f"{named} not opened the exchange within 0.5 s (bring_up_timeout_s")
