@@ -187,9 +187,8 @@ bool add_call_type(PyObject *module) {
                                     member("tokens", T_UINT, offsetof(Object<Call>, value.arguments.combine.tokens)),
                                     member("total", T_ULONGLONG, offsetof(Object<Call>, value.arguments.combine.total)),
                                     {}};
-    static PyGetSetDef attributes[] = {{"dispatch_address", dispatch_address, nullptr, nullptr, nullptr},
-                                       {"combine_address", combine_address, nullptr, nullptr, nullptr},
-                                       {}};
+    static PyGetSetDef attributes[] = {
+        attribute("dispatch_address", dispatch_address), attribute("combine_address", combine_address), {}};
     static PyMethodDef methods[] = {method("take_fitting", take_fitting, METH_FASTCALL),
                                     method("take", take, METH_FASTCALL | METH_KEYWORDS),
                                     method("fits_out", fits_out, METH_O),

@@ -63,6 +63,14 @@ inline bool append(const Reference &list, const Reference &entry) {
     return entry && PyList_Append(list.get(), entry.get()) == 0;
 }
 
+template <class Number> Reference as_list(const Number *numbers, size_t count) {
+    Reference list(PyList_New(0));
+    for (size_t i = 0; i < count; ++i)
+        if (!list || !append(list, Reference(PyLong_FromUnsignedLongLong(numbers[i]))))
+            return Reference();
+    return list;
+}
+
 // A slot of a type, for PyType_Slot.
 template <class Function> void *slot(Function *function) { return reinterpret_cast<void *>(function); }
 
@@ -74,6 +82,11 @@ template <class Function> PyMethodDef method(const char *name, Function *functio
 // An attribute that is read at `offset` of the object, by its type of structmember.h.
 inline PyMemberDef member(const char *name, int type, size_t offset) {
     return {name, type, static_cast<Py_ssize_t>(offset), READONLY, nullptr};
+}
+
+// An attribute that is computed.
+inline PyGetSetDef attribute(const char *name, getter get, setter set = nullptr) {
+    return {name, get, set, nullptr, nullptr};
 }
 
 inline bool expects(Py_ssize_t count, Py_ssize_t given) {

@@ -1,11 +1,10 @@
 #include "session.h"
 
-#include <algorithm>
 #include <cstring>
+#include <type_traits>
 
-#include "call.h"
 #include "layout.h"
-#include "tensors.h"
+#include "session_methods.h"
 
 namespace binding {
 namespace {
@@ -44,140 +43,6 @@ template <class Number> bool read_numbers(PyObject *sequence, uint32_t count, st
             return false;
     }
     return true;
-}
-
-// new_call(positions, weights, counts, matrix)
-PyObject *new_call(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
-    return expects(4, count) ? make_call(self, {arguments[0], arguments[1], arguments[2], arguments[3]}) : nullptr;
-}
-
-// refuse(kind, problem)
-PyObject *refuse(PyObject *self, PyObject *arguments) {
-    auto &session = value_of<Session>(self);
-    unsigned int kind;
-    const char *text;
-    Py_ssize_t bytes;
-    if (!PyArg_ParseTuple(arguments, "Is#", &kind, &text, &bytes))
-        return nullptr;
-    const auto sent = static_cast<uint32_t>(std::min<Py_ssize_t>(bytes, EXCHANGE_REFUSAL_BYTES));
-    return result_of(run(session, session.functions.refuse, kind, reinterpret_cast<const uint8_t *>(text), sent));
-}
-
-// plan(block, tokens, error, detail)
-PyObject *plan(PyObject *self, PyObject *arguments) {
-    auto &session = value_of<Session>(self);
-    const uint64_t box = session.layout.mailbox_bytes;
-    const char *block;
-    Py_ssize_t bytes;
-    unsigned int tokens, error;
-    long long detail;
-    if (!PyArg_ParseTuple(arguments, "y#IIL", &block, &bytes, &tokens, &error, &detail))
-        return nullptr;
-    if (static_cast<uint64_t>(bytes) > box)
-        return PyErr_Format(PyExc_ValueError, "a block of %zd bytes does not fit a mailbox of %llu", bytes,
-                            static_cast<unsigned long long>(box));
-    std::vector<uint32_t> lengths(session.layout.ranks);
-    std::vector<uint8_t> blocks(session.layout.ranks * box);
-    ExchangePlan call = {reinterpret_cast<const uint8_t *>(block),
-                         static_cast<uint32_t>(bytes),
-                         tokens,
-                         error,
-                         0,
-                         detail,
-                         lengths.data(),
-                         blocks.data()};
-    const int result = run(session, session.functions.plan, &call);
-    if (PyErr_Occurred() != nullptr)
-        return nullptr;
-    Reference received(PyList_New(0));
-    for (uint32_t rank = 0; received && result == EXCHANGE_OK && rank < session.layout.ranks; ++rank) {
-        const char *begin = reinterpret_cast<const char *>(blocks.data()) + rank * box;
-        if (!append(received, Reference(PyBytes_FromStringAndSize(begin, lengths[rank]))))
-            return nullptr;
-    }
-    return received ? Py_BuildValue("(iN)", result, received.release()) : nullptr;
-}
-
-template <class Number> Reference as_list(const Number *numbers, size_t count) {
-    Reference list(PyList_New(0));
-    for (size_t i = 0; i < count; ++i)
-        if (!list || !append(list, Reference(PyLong_FromUnsignedLongLong(numbers[i]))))
-            return Reference();
-    return list;
-}
-
-// [chunks, ranks] as lists.
-Reference as_lists(const std::vector<uint32_t> &rows, uint32_t ranks) {
-    Reference chunks(PyList_New(0));
-    for (size_t begin = 0; begin < rows.size(); begin += ranks)
-        if (!chunks || !append(chunks, as_list(&rows[begin], ranks)))
-            return Reference();
-    return chunks;
-}
-
-// count_chunks(ids, chunk_tokens)
-PyObject *count_chunks(PyObject *self, PyObject *arguments) {
-    auto &session = value_of<Session>(self);
-    PyObject *tensor;
-    unsigned int chunk_tokens;
-    Rows ids;
-    if (!PyArg_ParseTuple(arguments, "OI", &tensor, &chunk_tokens) || !ids.ask(tensor))
-        return nullptr;
-    if (chunk_tokens == 0)
-        return PyErr_Format(PyExc_ValueError, "a chunk has at least one token");
-    std::vector<uint32_t> rows((ids.rows + chunk_tokens - 1) / chunk_tokens * session.layout.ranks);
-    int64_t detail = 0;
-    const uint32_t error = session.functions.count_chunks(&session.layout, ids.begin, ids.element_bytes, ids.rows,
-                                                          chunk_tokens, rows.data(), &detail);
-    Reference counted = as_lists(rows, session.layout.ranks);
-    return counted ? Py_BuildValue("(NIL)", counted.release(), error, static_cast<long long>(detail)) : nullptr;
-}
-
-// leave(result, step, epoch)
-PyObject *leave(PyObject *self, PyObject *arguments) {
-    const auto &session = value_of<Session>(self);
-    unsigned int result, step;
-    unsigned long long epoch;
-    if (!PyArg_ParseTuple(arguments, "IIK", &result, &step, &epoch))
-        return nullptr;
-    if (!session.inherited)
-        session.functions.leave(&session.native, result, step, epoch);
-    Py_RETURN_NONE;
-}
-
-PyObject *disown(PyObject *self, PyObject *) {
-    value_of<Session>(self).inherited = true;
-    Py_RETURN_NONE;
-}
-
-// Whether the kernels are those of a device.
-bool is_on_device(const Session &session) {
-    if (session.functions.device_open == nullptr)
-        PyErr_SetString(PyExc_TypeError, "these kernels are for no device");
-    return session.functions.device_open != nullptr;
-}
-
-// open_device(cores, launches)
-PyObject *open_device(PyObject *self, PyObject *arguments) {
-    auto &session = value_of<Session>(self);
-    unsigned int cores, launches;
-    if (!PyArg_ParseTuple(arguments, "II", &cores, &launches) || !is_on_device(session))
-        return nullptr;
-    return result_of(run(session, session.functions.device_open, cores, launches));
-}
-
-PyObject *check_device(PyObject *self, PyObject *) {
-    auto &session = value_of<Session>(self);
-    return is_on_device(session) ? result_of(run(session, session.functions.device_check)) : nullptr;
-}
-
-PyObject *close_device(PyObject *self, PyObject *) {
-    auto &session = value_of<Session>(self);
-    if (!is_on_device(session))
-        return nullptr;
-    if (!session.inherited)
-        session.functions.device_close(&session.native);
-    Py_RETURN_NONE;
 }
 
 PyObject *address(PyObject *self, void *) { return PyLong_FromVoidPtr(&value_of<Session>(self).native); }
@@ -282,33 +147,23 @@ bool add_session_type(PyObject *module) {
                                                     {nullptr, nullptr}};
     static PyStructSequence_Desc fault_description = {"sglang_ascend_moe._host_kernels.Found",
                                                       "ExchangeFault of exchange.h.", fault_fields, 6};
-    static PyGetSetDef attributes[] = {{"address", address, nullptr, nullptr, nullptr},
-                                       {"rank", rank, nullptr, nullptr, nullptr},
-                                       {"step", step, nullptr, nullptr, nullptr},
-                                       {"epoch", epoch, nullptr, nullptr, nullptr},
-                                       {"waited_ns", waited_ns, nullptr, nullptr, nullptr},
-                                       {"missing", missing, nullptr, nullptr, nullptr},
-                                       {"fault", fault, nullptr, nullptr, nullptr},
-                                       {"refusal", refusal, nullptr, nullptr, nullptr},
-                                       {"inherited", inherited, nullptr, nullptr, nullptr},
-                                       {"on_step", on_step, set_on_step, nullptr, nullptr},
+    static PyGetSetDef attributes[] = {attribute("address", address),
+                                       attribute("rank", rank),
+                                       attribute("step", step),
+                                       attribute("epoch", epoch),
+                                       attribute("waited_ns", waited_ns),
+                                       attribute("missing", missing),
+                                       attribute("fault", fault),
+                                       attribute("refusal", refusal),
+                                       attribute("inherited", inherited),
+                                       attribute("on_step", on_step, set_on_step),
                                        {}};
-    static PyMethodDef methods[] = {method("new_call", new_call, METH_FASTCALL),
-                                    method("refuse", refuse, METH_VARARGS),
-                                    method("plan", plan, METH_VARARGS),
-                                    method("count_chunks", count_chunks, METH_VARARGS),
-                                    method("leave", leave, METH_VARARGS),
-                                    method("disown", disown, METH_NOARGS),
-                                    method("open_device", open_device, METH_VARARGS),
-                                    method("check_device", check_device, METH_NOARGS),
-                                    method("close_device", close_device, METH_NOARGS),
-                                    {}};
     static PyType_Slot slots[] = {
         {Py_tp_dealloc, slot(destroy<Session>)},
         {Py_tp_traverse, slot(traverse)},
         {Py_tp_clear, slot(clear)},
         {Py_tp_getset, attributes},
-        {Py_tp_methods, methods},
+        {Py_tp_methods, session_methods()},
         {0, nullptr},
     };
     static PyType_Spec spec = {"sglang_ascend_moe._host_kernels.Session", sizeof(Object<Session>), 0,

@@ -26,9 +26,9 @@ FIELDS = {
 
 def compiled(folder: Path, version: str) -> str:
     """A library that has this ABI version, and nothing else of an ABI."""
-    source, library = folder / "kernels.c", folder / "kernels.so"
+    source, library = folder / "kernels.cpp", folder / "kernels.so"
     source.write_text(f'#include "exchange.h"\nuint32_t exchange_abi_version(void) {{ return {version}; }}\n')
-    compiler = os.environ.get("CC", "gcc").split()
+    compiler = os.environ.get("CXX", "g++").split()
     command = [*compiler, "-shared", "-fPIC", f"-I{HEADERS}", str(source), "-o", str(library)]
     subprocess.run(command, check=True, timeout=60)
     return str(library)
