@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import importlib.util
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -79,9 +80,16 @@ def _run(parsed: argparse.Namespace) -> int:
     except ServerFailed as error:
         print(f"ascend-moe disagg up: {error}", file=sys.stderr)
         return CANNOT
+    if logs is not None:
+        return serve(deployment, logs, parsed.ready_timeout, tell)
     # Not before there can be a log: an interrupt until now leaves nothing behind.
-    logs = logs or Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
-    return serve(deployment, logs, parsed.ready_timeout, tell)
+    logs = Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
+    try:
+        return serve(deployment, logs, parsed.ready_timeout, tell)
+    except KeyboardInterrupt:
+        # Nothing went wrong that they could tell.
+        shutil.rmtree(logs, ignore_errors=True)
+        raise
 
 
 def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller) -> int:
