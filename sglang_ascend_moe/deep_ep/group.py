@@ -32,7 +32,7 @@ class RankGroup:
         gathered = [torch.empty_like(values) for _ in range(self.size)]
         wait_for_ranks(
             lambda: dist.all_gather(gathered, values, group=self.group, async_op=True),
-            self.group, "took part in the gather",
+            self.group, "taken part in the gather", calls_roll=False,
         )  # fmt: skip
         return torch.stack(gathered)
 
@@ -42,7 +42,7 @@ class RankGroup:
         own = rows.contiguous()
         wait_for_ranks(
             lambda: dist.all_to_all_single(arrived, own, received, sent, group=self.group, async_op=True),
-            self.group, "took part in the exchange of what belongs to rows",
+            self.group, "taken part in the exchange of what belongs to rows", calls_roll=False,
         )  # fmt: skip
         return arrived
 

@@ -26,7 +26,7 @@ from sglang_ascend_moe.errors import (
     Unsupported,
 )
 from sglang_ascend_moe.exchange.control.blocks import Hello
-from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP, agree
+from sglang_ascend_moe.exchange.control.rendezvous import agree
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.exchange.expert_exchange import Phase
 from sglang_ascend_moe.exchange.observation import Observation
@@ -112,8 +112,7 @@ class CollectiveExchange:
             session=os.urandom(16), rank=dist.get_rank(group), layout_version=LAYOUT_VERSION, parameters=parameters,
             process=os.getpid(), address=b"", cores=[], workers=1,
         )  # fmt: skip
-        patience = BRING_UP._replace(seconds=options.bring_up_timeout_s)
-        agree(group, hello, read_secret(options.secret_file), patience)
+        agree(group, hello, read_secret(options.secret_file), options.patience())
         check_parameters(parameters)
         for name in ("quant", "window_bytes", "layout", "verify"):
             value, default = getattr(parameters, name), _DEFAULTS[name]

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.exchange.backend import Backend, Meeting
 from sglang_ascend_moe.exchange.control.blocks import Hello
 from sglang_ascend_moe.exchange.control.handover import watch_processes
 from sglang_ascend_moe.exchange.control.post_mortem import Recorder
-from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP, agree, workers_of
+from sglang_ascend_moe.exchange.control.rendezvous import agree, workers_of
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.exchange.device_backend import DeviceBackend
 from sglang_ascend_moe.exchange.host_backend import HostBackend
@@ -23,7 +22,7 @@ from sglang_ascend_moe.exchange.rank_options import RankOptions
 from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.native.codes import Result
 from sglang_ascend_moe.native.session import NativeSession
-from sglang_ascend_moe.windows.layout import LAYOUT_VERSION, MAX_TIMEOUT_S, ExchangeParameters, plan_window
+from sglang_ascend_moe.windows.layout import LAYOUT_VERSION, ExchangeParameters, plan_window
 
 
 class Opened(NamedTuple):
@@ -59,11 +58,7 @@ def open_exchange(
     group = group or dist.group.WORLD
     rank = dist.get_rank(group)
     secret = read_secret(options.secret_file)
-    patience = BRING_UP._replace(seconds=options.bring_up_timeout_s)
-    if not 0 < patience.seconds <= MAX_TIMEOUT_S:
-        raise InvalidInput(
-            f"bring_up_timeout_s={patience.seconds}: must be above 0 and at most {MAX_TIMEOUT_S} seconds"
-        )
+    patience = options.patience()
     backend = backend_of(options)
     # Tensors that are made here are written to in any mode of autograd.
     with torch.inference_mode(False), ExitStack() as bring_up, ExitStack() as kept:

@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP
+from sglang_ascend_moe.exchange.control.waiting import Patience
+from sglang_ascend_moe.windows.layout import MAX_TIMEOUT_S
 
 
 class RankOptions(NamedTuple):
@@ -30,3 +33,11 @@ class RankOptions(NamedTuple):
     post_mortem: str | os.PathLike[str] | None = None
     secret_file: str | os.PathLike[str] | None = None
     bring_up_timeout_s: float = BRING_UP.seconds
+
+    def patience(self) -> Patience:
+        """How long this rank waits for the others to open the exchange. Raises `InvalidInput`."""
+        if not 0 < self.bring_up_timeout_s <= MAX_TIMEOUT_S:
+            raise InvalidInput(
+                f"bring_up_timeout_s={self.bring_up_timeout_s}: must be above 0 and at most {MAX_TIMEOUT_S} seconds"
+            )
+        return BRING_UP._replace(seconds=self.bring_up_timeout_s)

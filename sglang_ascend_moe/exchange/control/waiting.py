@@ -26,18 +26,21 @@ class Patience(NamedTuple):
 
 
 def wait_for_ranks(
-    begin: Callable[[], dist.Work], group: dist.ProcessGroup, call: str, patience: Patience | None = None
-) -> None:
+    begin: Callable[[], dist.Work], group: dist.ProcessGroup, call: str, patience: Patience | None = None,
+    *, calls_roll: bool = True,
+) -> None:  # fmt: skip
     """Begins a collective of a gloo `group` (`async_op=True`) and waits until it is complete.
 
     patience: None: as long as the group itself waits. Raises `PeerTimeout` after that time and `PeerLost` before it,
     naming the ranks that have not `call`, if the group's store tells them, and the time.
+
+    calls_roll: whether ranks say in the store that they have come, which is a message more of each.
     """
     of_group = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
     bound = patience or Patience(of_group, "the timeout of the group")
     # Torch counts in milliseconds, and takes none for a wait without end.
     own = None if patience is None else timedelta(milliseconds=max(1, math.ceil(patience.seconds * 1000)))
-    roll = RollCall(group)
+    roll = RollCall(group) if calls_roll else None
     begun = time.monotonic()
     try:
         work = begin()
@@ -47,7 +50,7 @@ def wait_for_ranks(
             work.wait(own)
     except RuntimeError as error:
         waited = time.monotonic() - begun
-        absent = roll.absent()
+        absent = roll.absent() if roll is not None else []
         blamed = absent[0] if len(absent) == 1 else None
         missing = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}" if absent else ""
         if waited >= min(bound.seconds, of_group):
