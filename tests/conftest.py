@@ -74,6 +74,8 @@ def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         patch.setattr(tempfile, "tempdir", None)
         # Of a library of SGLang's, which removes a folder that it makes itself only where Python ends as usual.
         patch.setenv("CUDA_TILE_TEMP_DIR", str(tmp_path_factory.mktemp("cuda-tile", numbered=False)))
+        # Of torch's compiler, which makes its folder as soon as it is imported.
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor", numbered=False)))
         yield
     left = sorted(temporary_names(folder))
     assert left == [], f"left in the temporary directory: {left}"
