@@ -1,6 +1,9 @@
 """The process of one engine under test: builds `sglang.Engine` with forked schedulers and answers requests."""
 
+import contextlib
 import os
+import sys
+import tempfile
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,6 +30,23 @@ TOP_LOGPROBS = 5
 def run_engine(request: StartEngine, channel: Connection) -> None:
     """Build the engine, answer every request on `channel`, and shut down when the peer closes it."""
     os.environ.update(request.environment)
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_metrics)
+        if not request.arguments.get("ascend_moe"):
+            # Stock SGLang leaves its sockets behind.
+            tempfile.tempdir = os.environ["TMPDIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="stock-"))
+        serve_engine(request, channel)
+
+
+def remove_metrics() -> None:
+    """Remove the folder of SGLang's metrics, which goes where Python ends as usual; a forked process does not."""
+    folder = getattr(sys.modules["sglang.srt.utils.common"], "prometheus_multiproc_dir", None)
+    if folder is not None:
+        folder.cleanup()
+
+
+def serve_engine(request: StartEngine, channel: Connection) -> None:
+    """As `run_engine`, in the temporary directory that is set."""
     for name in request.patches:
         getattr(patches, name)()
     from sglang.srt.entrypoints.engine import Engine

@@ -39,7 +39,9 @@ def refuse_initial_location(value: str, experts: Experts, *, read_tensors: bool)
             return
         _check(_read(value), experts)
     except InvalidInput as error:
-        shown = value if len(value) <= 80 else f"{value[:77]}..."
+        # A path is what the reader looks for; JSON may have any length.
+        is_path = value.endswith((".json", ".pt"))
+        shown = value if is_path or len(value) <= 80 else f"{value[:77]}..."
         raise InvalidInput(f"{FLAG} {shown}: {error}") from error
 
 
@@ -54,7 +56,7 @@ def _read(value: str) -> dict[str, Any]:
         try:
             content = torch.load(file, weights_only=True, map_location="cpu")
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise InvalidInput(f"must be a file that torch.save has written ({error})") from error
+            raise InvalidInput("must be a file that torch.save has written, of nothing but tensors") from error
     if not isinstance(content, dict):
         raise InvalidInput("must hold a dictionary of tensors")
     return {name: part.tolist() if isinstance(part, torch.Tensor) else part for name, part in content.items()}

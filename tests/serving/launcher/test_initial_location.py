@@ -85,11 +85,15 @@ def test_what_is_no_location_is_refused_by_name(value: str):
         check(value)
 
 
-def test_a_file_that_torch_did_not_write_is_refused(tmp_path: Path):
-    path = tmp_path / "location.pt"
+@pytest.mark.parametrize("folder", ["short", "long" * 50])
+def test_a_file_that_torch_did_not_write_is_refused_by_its_whole_path(tmp_path: Path, folder: str):
+    path = tmp_path / folder / "location.pt"
+    path.parent.mkdir()
     path.write_bytes(b"no tensors")
-    with pytest.raises(InvalidInput, match=r"location\.pt: must be a file that torch\.save has written"):
+    with pytest.raises(InvalidInput) as refused:
         check(str(path))
+    rule = "must be a file that torch.save has written, of nothing but tensors"
+    assert str(refused.value) == f"--init-expert-location {path}: {rule}"
 
 
 def test_before_torch_is_imported_only_the_presence_of_tensors_is_checked(tmp_path: Path):
