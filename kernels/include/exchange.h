@@ -147,7 +147,7 @@ typedef struct ExchangeSession {
     uint32_t rank;
     uint32_t step;  // out: the last step begun
     uint64_t epoch; // out: that of the last call
-    uint64_t begun; // in and out: exchanges begun, as the host kernels know it without the window
+    uint64_t begun; // exchanges begun, those before this session included: what the host compares its window with
     ExchangeFault fault;
     uint8_t refusal[EXCHANGE_REFUSAL_BYTES]; // out, with EXCHANGE_INPUT_ARGUMENT: fault.detail bytes of UTF-8
 } ExchangeSession;

@@ -82,10 +82,14 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
     if result == Result.CORRUPTION:
         value, region = fault.detail & 2**64 - 1, fault.region.name.lower()
         if fault.region in (Region.ROWS, Region.OUT):
-            message = f"row {value} from {culprit} is not what was written: its checksum differs {where}"
-        else:
-            message = f"{value:#x} in the {region} of {culprit} cannot have been written by it; found {where}"
-        return Corruption(message, region, fault.culprit, value)
+            return Corruption(
+                f"row {value} from {culprit} is not what was written: its checksum differs {where}",
+                region, fault.culprit, value,
+            )  # fmt: skip
+        return Corruption(
+            f"{value:#x} in the {region} of {culprit} cannot have been written by it; found {where}",
+            region, fault.culprit, value,
+        )  # fmt: skip
     return SessionPoisoned(
         f"this exchange failed before ({Result(fault.cause).name.lower().replace('_', ' ')}, {culprit}); its memory is "
         f"not safe to use, create a new Exchange"
