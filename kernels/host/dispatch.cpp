@@ -44,11 +44,12 @@ int wait_for_counts(Session &session, uint32_t kind, uint32_t *matrix) {
     if (result != EXCHANGE_OK)
         return result;
     for (uint32_t source = 0; source < layout.ranks; ++source) {
-        const CountUnit *units = own.counts(session.epoch(), source);
-        for (uint32_t expert = 0; expert < layout.experts; ++expert)
-            matrix[source * layout.experts + expert] =
-                units[expert / EXCHANGE_COUNTS_PER_UNIT].counts[expert % EXCHANGE_COUNTS_PER_UNIT];
-        const int64_t sum = sum_of(matrix + source * layout.experts, layout.experts);
+        const CountUnit *unit = own.counts(session.epoch(), source);
+        uint32_t *counts = matrix + source * layout.experts;
+        for (uint32_t first = 0; first < layout.experts; first += EXCHANGE_COUNTS_PER_UNIT, ++unit)
+            for (uint32_t i = 0; i < EXCHANGE_COUNTS_PER_UNIT && first + i < layout.experts; ++i)
+                counts[first + i] = unit->counts[i];
+        const int64_t sum = sum_of(counts, layout.experts);
         if (sum != own.header(session.epoch(), source).detail)
             return session.fail_corrupt(EXCHANGE_REGION_RECORDS, source, static_cast<uint64_t>(sum));
     }
