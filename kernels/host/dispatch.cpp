@@ -1,4 +1,5 @@
 // Dispatch: announce, counts, place, arrivals.
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -50,8 +51,10 @@ int wait_for_counts(Session &session, uint32_t kind, uint32_t *matrix) {
             for (uint32_t i = 0; i < EXCHANGE_COUNTS_PER_UNIT && first + i < layout.experts; ++i)
                 counts[first + i] = unit->counts[i];
         const int64_t sum = sum_of(counts, layout.experts);
-        if (sum != own.header(session.epoch(), source).detail)
+        if (sum != own.header(session.epoch(), source).detail) {
+            std::fill_n(counts, layout.experts, 0); // a post-mortem keeps them
             return session.fail_corrupt(EXCHANGE_REGION_RECORDS, source, static_cast<uint64_t>(sum));
+        }
     }
     return EXCHANGE_OK;
 }

@@ -162,3 +162,4 @@ def test_a_count_that_another_rank_did_not_send_is_noticed(changed):
     with pytest.raises(Corruption) as caught:
         windows.dispatch()
     assert (caught.value.region, caught.value.rank, caught.value.value) == ("records", OTHER, 5)
+    assert windows.session.matrix[OTHER].tolist() == [0] * LAYOUT.parameters.num_experts
