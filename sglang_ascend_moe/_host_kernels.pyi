@@ -51,6 +51,7 @@ class Found(NamedTuple):
     cause: int
     epoch: int
     detail: int
+    region: int
 
 class Session:
     """One rank's open exchange. It owns all that the kernels get of it but the windows."""

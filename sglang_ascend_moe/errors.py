@@ -82,9 +82,24 @@ class CaptureRefused(AscendMoeError):
 
 
 class Corruption(AscendMoeError):
-    """Data in a window is not what its writer put there."""
+    """Data in a window is not what its writer put there.
+
+    region: of the window; rank: the writer; value: what was found, or the number of the row whose checksum differs.
+    None where a window as a whole is not what it should be.
+    """
 
     code = "CORRUPTION"
+
+    def __init__(
+        self, message: str, region: str | None = None, rank: int | None = None, value: int | None = None
+    ) -> None:
+        super().__init__(message, region, rank, value)
+        self.region = region
+        self.rank = rank
+        self.value = value
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Unsupported(AscendMoeError):

@@ -80,7 +80,8 @@ struct Verdict {
     int64_t detail;
     uint64_t total;
     uint32_t slot;
-    uint32_t reserved[3];
+    uint32_t region; // ExchangeRegion
+    uint32_t reserved[2];
     uint64_t finding; // of a core, for the others
 };
 static_assert(sizeof(Verdict) == EXCHANGE_LINE_BYTES, "a verdict fills a line");

@@ -35,28 +35,34 @@ class Combine {
     __aicore__ inline Verdict Meet() {
         uint64_t rendezvous;
         control_.step = EXCHANGE_STEP_DONE;
-        control_.LoadPair(control_.PartState(part_), control_.epoch, rendezvous);
+        const bool is_sealed = control_.LoadState(control_.PartState(part_), control_.epoch, rendezvous);
         if (control_.core() == 0)
-            control_.StoreVerdict(VerdictOffset(0, 0, control_.cores()), PushAndWait(rendezvous + 1));
+            control_.StoreVerdict(VerdictOffset(0, 0, control_.cores()), PushAndWait(rendezvous + 1, is_sealed));
         // The verdict is there before another core loads it; all have loaded the slot's state before it changes.
         PipeBarrier<PIPE_ALL>();
         SyncAll<true>();
         if (control_.core() == 0)
-            control_.StorePair(control_.PartState(part_), control_.epoch, rendezvous + 1);
+            control_.StoreState(control_.PartState(part_), control_.epoch, rendezvous + 1);
         return control_.LoadVerdict(VerdictOffset(0, 0, control_.cores()));
     }
-    __aicore__ inline Verdict PushAndWait(uint64_t rendezvous) {
+    __aicore__ inline Verdict PushAndWait(uint64_t rendezvous, bool is_sealed) {
         const ExchangeLayout &layout = control_.layout();
         if (const Verdict refused = control_.RefusePoisoned(); refused.result != EXCHANGE_OK)
             return refused;
         const uint64_t epoch = control_.epoch;
+        if (!is_sealed)
+            return control_.Corruption(EXCHANGE_REGION_STATE, control_.rank(), epoch);
         const uint64_t word = SequenceWord(epoch, rendezvous);
         const uint64_t lines = layout.done + part_.Lines(layout.ranks);
         // @protocol push-done. The experts' kernels, and this rank's earlier reads, ended before this launch began.
         control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, word);
         // @protocol wait-done. A peer may be one rendezvous ahead.
-        return control_.WaitForWords(lines, [word, epoch](uint64_t seen) __aicore__ {
-            return EpochOf(seen) > epoch ? Seen::impossible : seen >= word ? Seen::ready : Seen::pending;
+        return control_.WaitForWords(EXCHANGE_REGION_DONE, lines, [word, epoch, rendezvous](uint64_t seen) __aicore__ {
+            if (EpochOf(seen) != epoch)
+                return SeenOf(seen, word);
+            if (!window_words::rendezvous_is_possible(TagOf(seen), rendezvous))
+                return Seen::impossible;
+            return seen >= word ? Seen::ready : Seen::pending;
         });
     }
 

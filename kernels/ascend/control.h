@@ -10,8 +10,6 @@ namespace ascend_kernels {
 constexpr uint32_t unit_words = EXCHANGE_UNIT_BYTES / sizeof(uint64_t);
 constexpr uint32_t line_words = EXCHANGE_LINE_BYTES / sizeof(uint64_t);
 
-enum class Seen { pending, ready, impossible };
-
 class Control {
   public:
     __aicore__ inline void Init(TPipe &pipe, const KernelArguments &arguments) {
@@ -37,30 +35,34 @@ class Control {
         return Own(layout().state + (1 + part.Index()) * EXCHANGE_LINE_BYTES);
     }
 
-    // The first two words at `address`, for lines that no other rank writes.
-    __aicore__ inline void LoadPair(uint64_t address, uint64_t &first, uint64_t &second) {
+    // The two words at `address` in the own state; whether this rank has written both.
+    __aicore__ inline bool LoadState(uint64_t address, uint64_t &first, uint64_t &second) {
         const auto line = unit_.Get<uint64_t>();
         Order<HardEvent::S_MTE2>();
         Load(line, Global<uint64_t>(address), unit_words);
         Order<HardEvent::MTE2_S>();
         first = line.GetValue(0);
         second = line.GetValue(1);
+        return line.GetValue(2) == window_words::state_seal(first, second);
     }
-    __aicore__ inline void StorePair(uint64_t address, uint64_t first, uint64_t second) {
-        FillUnit(first, second);
+    __aicore__ inline void StoreState(uint64_t address, uint64_t first, uint64_t second) {
+        FillUnit(first, second, window_words::state_seal(first, second));
         Store(Global<uint64_t>(address), unit_.Get<uint64_t>(), unit_words);
         Order<HardEvent::MTE3_S>();
     }
 
-    // Stores `word` at `offset` of every window. Everything that it announces has to be visible before.
-    __aicore__ inline void PushWord(uint64_t offset, uint64_t word) {
-        FillUnit(word, 0);
+    // Stores `word`, and what explains it, at `offset` of every window. Everything that it announces has to be visible
+    // before.
+    __aicore__ inline void PushWord(uint64_t offset, uint64_t word, uint64_t second = 0, uint64_t third = 0) {
+        FillUnit(word, second, third);
         for (uint32_t peer = 0; peer < ranks(); ++peer)
             Store(Global<uint64_t>(Window(peer) + offset), unit_.Get<uint64_t>(), unit_words);
         Order<HardEvent::MTE3_S>();
     }
     __aicore__ inline void PushStatus(const Verdict &verdict) {
-        PushWord(layout().status + rank() * EXCHANGE_LINE_BYTES, StatusWord(verdict));
+        const bool explains = verdict.result == EXCHANGE_CORRUPTION;
+        PushWord(layout().status + rank() * EXCHANGE_LINE_BYTES, StatusWord(verdict),
+                 explains ? static_cast<uint64_t>(verdict.detail) : 0, verdict.region);
     }
 
     __aicore__ inline Verdict Fault(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0) const {
@@ -71,6 +73,12 @@ class Control {
         verdict.cause = cause;
         verdict.epoch = epoch;
         verdict.detail = detail;
+        return verdict;
+    }
+    // `value`, which `source` cannot have written into that region of a window.
+    __aicore__ inline Verdict Corruption(uint32_t region, uint32_t source, uint64_t value) const {
+        Verdict verdict = Fault(EXCHANGE_CORRUPTION, source, 0, static_cast<int64_t>(value));
+        verdict.region = region;
         return verdict;
     }
 
@@ -117,23 +125,24 @@ class Control {
 
     // A session that failed before is not used again.
     __aicore__ inline Verdict RefusePoisoned() {
-        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status), ranks());
-        if (const uint64_t own = Word(statuses_, rank()); own != 0)
+        LoadStatuses();
+        const uint64_t own = Word(statuses_, rank());
+        if (own != 0 && StatusIsPossible(own, ranks()))
             return Fault(EXCHANGE_POISONED, StatusCulprit(own), StatusResult(own));
         return JudgeStatuses();
     }
 
-    // Waits until judge(word) is Seen::ready for the word of every source at `region` of the own window.
-    template <class Judge> __aicore__ inline Verdict WaitForWords(uint64_t region, Judge judge) {
+    // Waits until judge(word) is Seen::ready for the word of every source at `lines` of the own window, in `region`.
+    template <class Judge> __aicore__ inline Verdict WaitForWords(ExchangeRegion region, uint64_t lines, Judge judge) {
         BeginWait();
         for (;;) {
             LookAround();
-            LoadLines(words_.Get<uint64_t>(), Own(region), ranks());
+            LoadLines(words_.Get<uint64_t>(), Own(lines), ranks());
             uint32_t missing = ranks();
             for (uint32_t source = ranks(); source-- > 0;) {
                 const Seen seen = judge(Word(words_, source));
                 if (seen == Seen::impossible)
-                    return Fault(EXCHANGE_CORRUPTION, source, 0, -1);
+                    return Corruption(region, source, Word(words_, source));
                 if (seen == Seen::pending)
                     missing = source;
             }
@@ -148,7 +157,7 @@ class Control {
     // Time and statuses are looked at before words: what a peer did in time still counts.
     __aicore__ inline void LookAround() {
         expired_ = static_cast<uint64_t>(GetSystemCycle() - wait_began_) >= arguments_->timeout_cycles;
-        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status), ranks());
+        LoadStatuses();
     }
     // Whether a wait for `missing` can still end well.
     __aicore__ inline Verdict JudgeDelay(uint32_t missing) {
@@ -166,36 +175,48 @@ class Control {
     uint64_t epoch = 0;
 
   private:
-    __aicore__ inline void FillUnit(uint64_t first, uint64_t second) {
+    __aicore__ inline void FillUnit(uint64_t first, uint64_t second, uint64_t third) {
         const auto unit = unit_.Get<uint64_t>();
         unit.SetValue(0, first);
         unit.SetValue(1, second);
-        unit.SetValue(2, 0);
+        unit.SetValue(2, third);
         unit.SetValue(3, 0);
         Order<HardEvent::S_MTE3>();
     }
-    // The first word of each of `count` lines into a unit of its own.
-    __aicore__ inline void LoadLines(const LocalTensor<uint64_t> &to, uint64_t address, uint32_t count) {
-        constexpr uint32_t word_bytes = sizeof(uint64_t);
+    // The first `bytes` of each of `count` lines into a unit of its own.
+    __aicore__ inline void LoadLines(const LocalTensor<uint64_t> &to, uint64_t address, uint32_t count,
+                                     uint32_t bytes = sizeof(uint64_t)) {
         Order<HardEvent::S_MTE2>();
         DataCopyPad(to, Global<uint64_t>(address),
-                    DataCopyExtParams{static_cast<uint16_t>(count), word_bytes, EXCHANGE_LINE_BYTES - word_bytes, 0, 0},
+                    DataCopyExtParams{static_cast<uint16_t>(count), bytes, EXCHANGE_LINE_BYTES - bytes, 0, 0},
                     DataCopyPadExtParams<uint64_t>{false, 0, 0, 0});
         Order<HardEvent::MTE2_S>();
     }
-    __aicore__ inline uint64_t Word(TBuf<TPosition::VECCALC> &lines, uint32_t line) {
-        return lines.Get<uint64_t>().GetValue(line * unit_words);
+    __aicore__ inline void LoadStatuses() {
+        LoadLines(statuses_.Get<uint64_t>(), Own(layout().status), ranks(), EXCHANGE_UNIT_BYTES);
+    }
+    __aicore__ inline uint64_t Word(TBuf<TPosition::VECCALC> &lines, uint32_t line, uint32_t index = 0) {
+        return lines.Get<uint64_t>().GetValue(line * unit_words + index);
     }
     // A failure that a peer pushed is reported as the peer found it, so that the real culprit is named everywhere.
     __aicore__ inline Verdict JudgeStatuses() {
         for (uint32_t source = 0; source < ranks(); ++source) {
             const uint64_t word = Word(statuses_, source);
-            const uint32_t result = StatusResult(word), culprit = StatusCulprit(word);
-            if (result == EXCHANGE_OK || result == EXCHANGE_PEER_CLOSED)
+            if (word == 0)
                 continue;
-            if (culprit == rank() && result != EXCHANGE_CORRUPTION)
+            const uint32_t result = StatusResult(word), culprit = StatusCulprit(word);
+            const bool is_corruption = result == EXCHANGE_CORRUPTION;
+            const uint64_t region = Word(statuses_, source, status_region);
+            const bool is_explained = region > EXCHANGE_REGION_NONE && region <= EXCHANGE_REGION_OUT;
+            if (!StatusIsPossible(word, ranks()) || (is_corruption && !is_explained))
+                return Corruption(EXCHANGE_REGION_STATUS, source, word);
+            if (result == EXCHANGE_PEER_CLOSED)
+                continue;
+            if (culprit == rank() && !is_corruption)
                 return Fault(EXCHANGE_POISONED, culprit, result);
-            Verdict told = Fault(result, culprit, result, -2);
+            Verdict told = Fault(result, culprit, result);
+            if (is_corruption)
+                told = Corruption(static_cast<uint32_t>(region), culprit, Word(statuses_, source, status_value));
             // What stands in the own line is what the host beside this kernel saw during this wait.
             told.step = source == rank() ? step : StatusStep(word);
             return told;

@@ -69,10 +69,8 @@ class Counts {
         words.SetValue(0, word);
         halves.SetValue(2 * header_tokens_error, arguments_->tokens);
         halves.SetValue(2 * header_tokens_error + 1, input.cause);
-        words.SetValue(header_detail, static_cast<uint64_t>(input.detail));
-        words.SetValue(3, 0);
-        if (!refused)
-            FillCountUnits(word);
+        words.SetValue(header_detail, refused ? static_cast<uint64_t>(input.detail) : FillCountUnits(word));
+        words.SetValue(header_block, 0);
         Order<HardEvent::S_MTE3>();
         const uint64_t offset = Record(control_->rank());
         for (uint32_t peer = control_->core(); peer < control_->ranks(); peer += control_->cores())
@@ -179,20 +177,24 @@ class Counts {
         Adds(to.Get<int32_t>(), from.Get<int32_t>(), 0, static_cast<int32_t>(experts_));
     }
 
-    __aicore__ inline void FillCountUnits(uint64_t word) {
+    // Returns the sum of the counts.
+    __aicore__ inline uint64_t FillCountUnits(uint64_t word) {
         const auto words = record_.Get<uint64_t>();
         const auto halves = record_.Get<uint32_t>();
         const auto sums = sums_.Get<int32_t>();
+        uint64_t sum = 0;
         Order<HardEvent::V_S>();
         for (uint32_t unit = 0; unit < control_->layout().count_units; ++unit) {
             const uint32_t begin = (1 + unit) * unit_words;
             words.SetValue(begin, word);
             for (uint32_t i = 0; i < EXCHANGE_COUNTS_PER_UNIT; ++i) {
                 const uint32_t expert = unit * EXCHANGE_COUNTS_PER_UNIT + i;
-                halves.SetValue(2 * begin + 2 + i,
-                                expert < experts_ ? static_cast<uint32_t>(sums.GetValue(expert)) : 0);
+                const uint32_t rows = expert < experts_ ? static_cast<uint32_t>(sums.GetValue(expert)) : 0;
+                halves.SetValue(2 * begin + 2 + i, rows);
+                sum += rows;
             }
         }
+        return sum;
     }
 
     __aicore__ inline Verdict WaitForRecord(uint32_t source) {
@@ -206,18 +208,19 @@ class Counts {
             // @protocol wait-headers. The unit was loaded whole: with the word its payload is there.
             const uint64_t seen = EpochOf(words.GetValue(0));
             if (seen > control_->epoch)
-                return control_->Fault(EXCHANGE_CORRUPTION, source, 0, -1);
+                return control_->Corruption(EXCHANGE_REGION_RECORDS, source, words.GetValue(0));
             if (seen == control_->epoch) {
-                const uint32_t kind = TagOf(words.GetValue(0));
-                if (kind != arguments_->kind)
-                    return control_->Fault(EXCHANGE_MISMATCH, source, kind, arguments_->kind);
-                const auto error = static_cast<uint32_t>(words.GetValue(header_tokens_error) >> 32);
-                if (error != EXCHANGE_INPUT_OK)
-                    return control_->Fault(EXCHANGE_INVALID_INPUT, source, error,
-                                           static_cast<int64_t>(words.GetValue(header_detail)));
-                const Seen counts = JudgeCountUnits();
+                const window_words::Header header = HeaderOf(words);
+                uint64_t value;
+                if (!window_words::header_is_possible(control_->layout(), header, value))
+                    return control_->Corruption(EXCHANGE_REGION_RECORDS, source, value);
+                if (header.kind != arguments_->kind)
+                    return control_->Fault(EXCHANGE_MISMATCH, source, header.kind, arguments_->kind);
+                if (header.error != EXCHANGE_INPUT_OK)
+                    return control_->Fault(EXCHANGE_INVALID_INPUT, source, header.error, header.detail);
+                const Seen counts = JudgeCountUnits(header, value);
                 if (counts == Seen::impossible)
-                    return control_->Fault(EXCHANGE_CORRUPTION, source, 0, -1);
+                    return control_->Corruption(EXCHANGE_REGION_RECORDS, source, value);
                 if (counts == Seen::ready)
                     return control_->Fault(EXCHANGE_OK, 0);
             }
@@ -225,16 +228,23 @@ class Counts {
                 return verdict;
         }
     }
-    __aicore__ inline Seen JudgeCountUnits() {
+    // Counts that are impossible: their word or their sum is in `value`.
+    __aicore__ inline Seen JudgeCountUnits(const window_words::Header &header, uint64_t &value) {
         const auto words = record_.Get<uint64_t>();
+        uint64_t sum = 0;
         const uint64_t expected = SequenceWord(control_->epoch, arguments_->kind);
         for (uint32_t unit = 1; unit <= control_->layout().count_units; ++unit) {
             // @protocol wait-counts. As wait-headers, unit by unit.
-            const uint64_t seen = words.GetValue(unit * unit_words);
-            if (seen != expected)
-                return seen < expected ? Seen::pending : Seen::impossible;
+            value = words.GetValue(unit * unit_words);
+            if (value != expected)
+                return SeenOf(value, expected);
+            for (uint32_t pair = 1; pair < unit_words; ++pair) {
+                const uint64_t counts = words.GetValue(unit * unit_words + pair);
+                sum += (counts & 0xffffffff) + (counts >> 32);
+            }
         }
-        return Seen::ready;
+        value = sum;
+        return sum == static_cast<uint64_t>(header.detail) ? Seen::ready : Seen::impossible;
     }
 
     // Picks the counts out of the units by the stride of the copies. The record does not change any more.

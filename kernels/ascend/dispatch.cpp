@@ -33,11 +33,13 @@ class Dispatch {
     __aicore__ inline Verdict Announce() {
         const ExchangeLayout &layout = control_.layout();
         control_.step = EXCHANGE_STEP_ANNOUNCE;
-        control_.LoadPair(control_.Own(layout.state), control_.epoch, dispatches_);
+        const bool is_sealed = control_.LoadState(control_.Own(layout.state), control_.epoch, dispatches_);
         ++control_.epoch;
         Verdict found = control_.Fault(EXCHANGE_OK, 0);
         if (control_.core() == 0)
             found = control_.RefusePoisoned();
+        if (found.result == EXCHANGE_OK && !is_sealed)
+            found = control_.Corruption(EXCHANGE_REGION_STATE, control_.rank(), control_.epoch - 1);
         if (found.result == EXCHANGE_OK && arguments_.tokens > layout.max_tokens)
             found = control_.Fault(EXCHANGE_INVALID_INPUT, control_.rank(), EXCHANGE_INPUT_TOKENS, arguments_.tokens);
         if (found.result == EXCHANGE_OK)
@@ -53,7 +55,7 @@ class Dispatch {
         if (input_.result == EXCHANGE_POISONED || Poisons(input_.result))
             return input_;
         if (control_.core() == 0)
-            control_.StorePair(control_.Own(layout.state), control_.epoch, dispatches_);
+            control_.StoreState(control_.Own(layout.state), control_.epoch, dispatches_);
         if (input_.result == EXCHANGE_OK)
             counts_.AddHistograms();
         counts_.PushRecord(input_);
@@ -88,8 +90,8 @@ class Dispatch {
         rows_.UseSlot(part_.slot);
         if (control_.core() == 0) {
             // @protocol take-slot
-            control_.StorePair(control_.Own(control_.layout().state), control_.epoch, dispatches_ + 1);
-            control_.StorePair(control_.PartState(part_), control_.epoch, 0);
+            control_.StoreState(control_.Own(control_.layout().state), control_.epoch, dispatches_ + 1);
+            control_.StoreState(control_.PartState(part_), control_.epoch, 0);
             counts_.StoreTotals();
         }
         for (uint64_t token = routing_.Begin(); token < routing_.End();) {
@@ -145,9 +147,8 @@ class Dispatch {
         control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, word);
         control_.step = EXCHANGE_STEP_ARRIVALS;
         // @protocol wait-arrivals. The word was stored after the rows it announces.
-        verdict = control_.WaitForWords(lines, [word](uint64_t seen) __aicore__ {
-            return seen == word ? Seen::ready : seen < word ? Seen::pending : Seen::impossible;
-        });
+        verdict = control_.WaitForWords(EXCHANGE_REGION_ARRIVE, lines,
+                                        [word](uint64_t seen) __aicore__ { return SeenOf(seen, word); });
         verdict.total = total_;
         verdict.slot = part_.slot;
         return verdict;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "window_words.h"
 
 namespace ascend_kernels {
 
@@ -25,9 +26,31 @@ struct Part {
     }
 };
 
-// A header unit in 8-byte words: sequence word; tokens, error; detail; bytes of the mailbox.
+// What a wait makes of a word.
+enum class Seen { pending, ready, impossible };
+
+// An earlier epoch's word has not been overwritten yet; any other that is not `expected` is nobody's.
+__aicore__ inline Seen SeenOf(uint64_t word, uint64_t expected) {
+    if (word == expected)
+        return Seen::ready;
+    return EpochOf(word) < EpochOf(expected) ? Seen::pending : Seen::impossible;
+}
+
+// A header unit in 8-byte words: sequence word; tokens, error; detail; bytes of the mailbox, their checksum.
 constexpr uint32_t header_tokens_error = 1;
 constexpr uint32_t header_detail = 2;
+constexpr uint32_t header_block = 3;
+
+template <class Words> __aicore__ inline window_words::Header HeaderOf(const Words &words) {
+    const uint64_t tokens_error = words.GetValue(header_tokens_error);
+    window_words::Header header;
+    header.kind = TagOf(words.GetValue(0));
+    header.tokens = static_cast<uint32_t>(tokens_error);
+    header.error = static_cast<uint32_t>(tokens_error >> 32);
+    header.detail = static_cast<int64_t>(words.GetValue(header_detail));
+    header.block_bytes = static_cast<uint32_t>(words.GetValue(header_block));
+    return header;
+}
 
 // A status word: result in bits 63..56, culprit in 55..40, step in 39..32, the epoch's low half in 31..0.
 __aicore__ inline uint64_t StatusWord(const Verdict &verdict) {
@@ -37,6 +60,12 @@ __aicore__ inline uint64_t StatusWord(const Verdict &verdict) {
 __aicore__ inline uint32_t StatusResult(uint64_t word) { return static_cast<uint32_t>(word >> 56); }
 __aicore__ inline uint32_t StatusCulprit(uint64_t word) { return static_cast<uint32_t>(word >> 40 & 0xffff); }
 __aicore__ inline uint32_t StatusStep(uint64_t word) { return static_cast<uint32_t>(word >> 32 & 0xff); }
+__aicore__ inline bool StatusIsPossible(uint64_t word, uint32_t ranks) {
+    return window_words::status_is_possible(StatusResult(word), StatusCulprit(word), StatusStep(word), ranks);
+}
+// The words after it in its line, of a corruption: what was found, and its ExchangeRegion.
+constexpr uint32_t status_value = 1;
+constexpr uint32_t status_region = 2;
 
 // Whether a fault poisons the session, and has to be told to every rank.
 __aicore__ inline bool Poisons(uint32_t result) { return result >= EXCHANGE_PEER_LOST && result != EXCHANGE_POISONED; }

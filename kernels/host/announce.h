@@ -9,8 +9,9 @@ struct Announcement {
     uint32_t kind;
     uint32_t tokens;
     uint32_t error; // ExchangeInputError
-    int64_t detail;
-    uint64_t block_bytes;
+    int64_t detail; // as in HeaderUnit
+    uint32_t block_bytes = 0;
+    uint32_t block_check = 0;
 };
 
 // Writes `block` into this rank's mailbox in every window; push_headers makes it visible.

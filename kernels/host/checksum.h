@@ -1,4 +1,5 @@
-// Checksums of rows, for sessions that verify: a flipped bit, a torn row or a row of another epoch does not pass.
+// Checksums of mailboxes, and of rows for sessions that verify: a flipped bit, a torn row or a row of another epoch
+// does not pass.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,12 @@ inline uint64_t row_checksum(const uint8_t *row, uint64_t row_bytes, uint64_t ep
         check = (check ^ sums_of_sums[lane]) * 0xff51afd7ed558ccd;
     }
     return check;
+}
+
+// Of what a mailbox holds, for the header that announces it.
+inline uint32_t block_checksum(const uint8_t *block, uint64_t bytes) {
+    const uint64_t check = row_checksum(block, bytes, 0, bytes);
+    return static_cast<uint32_t>(check ^ check >> 32);
 }
 
 } // namespace ascend_moe

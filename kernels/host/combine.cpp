@@ -10,24 +10,33 @@ namespace ascend_moe {
 namespace {
 
 // Pushes the next done word of this dispatch.
-void push_done(Session &session, Part part) {
-    const uint64_t rendezvous = ++session.own().part(part).rendezvous;
-    const uint64_t word = sequence_word(session.epoch(), rendezvous);
+int push_done(Session &session, Part part) {
+    PartState state = {};
+    if (const int result = session.load_state(part, state); result != EXCHANGE_OK)
+        return result;
+    session.own().part(part) = {session.epoch(), state.rendezvous + 1};
+    const uint64_t word = sequence_word(session.epoch(), state.rendezvous + 1);
     for (uint32_t peer = 0; peer < session.ranks(); ++peer)
         // @protocol push-done. release: this rank's expert outputs, and its reads so far, come before the word.
         session.window(peer).done(part, session.rank()).store(word, std::memory_order_release);
+    return EXCHANGE_OK;
 }
 
 // Waits for everyone's done word that answers to the last one pushed.
 int wait_for_done(Session &session, Part part) {
     const Window own = session.own();
-    const uint64_t word = sequence_word(session.epoch(), own.part(part).rendezvous);
+    PartState state = {};
+    if (const int result = session.load_state(part, state); result != EXCHANGE_OK)
+        return result;
+    const uint64_t expected = sequence_word(session.epoch(), state.rendezvous);
     // @protocol wait-done. acquire: pairs with push-done. A peer may be one rendezvous ahead.
-    return session.wait_for_all([&](uint32_t source) {
+    return session.wait_for_all(EXCHANGE_REGION_DONE, [&](uint32_t source) {
         const uint64_t seen = own.done(part, source).load(std::memory_order_acquire);
-        if (epoch_of(seen) > session.epoch())
-            return Seen::impossible;
-        return seen >= word ? Seen::ready : Seen::pending;
+        if (epoch_of(seen) != session.epoch())
+            return sight_of(seen, expected);
+        if (!window_words::rendezvous_is_possible(tag_of(seen), state.rendezvous))
+            return Sight{Seen::impossible, seen};
+        return Sight{seen >= expected ? Seen::ready : Seen::pending, seen};
     });
 }
 
@@ -90,7 +99,7 @@ int verify_out(Session &session, const ExchangeCombine &call) {
         const Window window = session.window(owner);
         if (window.out_check(call.slot, row) !=
             row_checksum(window.out(call.slot, row), layout.out_row_bytes, session.epoch(), row))
-            return session.fail(EXCHANGE_CORRUPTION, owner, 0, static_cast<int64_t>(row));
+            return session.fail_corrupt(EXCHANGE_REGION_OUT, owner, row);
     }
     return EXCHANGE_OK;
 }
@@ -102,8 +111,7 @@ int combine_send(Session &session, const ExchangeCombine &call) {
         seal_out(session, call);
     if (const int result = session.begin_step(EXCHANGE_STEP_DONE); result != EXCHANGE_OK)
         return result;
-    push_done(session, {call.slot, call.part});
-    return EXCHANGE_OK;
+    return push_done(session, {call.slot, call.part});
 }
 
 int combine_receive(Session &session, const ExchangeCombine &call) {
@@ -152,6 +160,7 @@ int exchange_rejoin(ExchangeSession *session, const ExchangeCombine *call) {
     if (const int result = wrapped.begin_step(EXCHANGE_STEP_REJOIN); result != EXCHANGE_OK)
         return result;
     // @protocol rejoin
-    ascend_moe::push_done(wrapped, {call->slot, call->part});
+    if (const int result = ascend_moe::push_done(wrapped, {call->slot, call->part}); result != EXCHANGE_OK)
+        return result;
     return ascend_moe::wait_for_done(wrapped, {call->slot, call->part});
 }

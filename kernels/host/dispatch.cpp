@@ -1,4 +1,6 @@
 // Dispatch: announce, counts, place, arrivals.
+#include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "announce.h"
@@ -22,27 +24,37 @@ void push_counts(Session &session, const std::vector<uint32_t> &counts, uint32_t
     }
 }
 
+int64_t sum_of(const uint32_t *counts, uint32_t experts) {
+    return std::accumulate(counts, counts + experts, int64_t{0});
+}
+
 int wait_for_counts(Session &session, uint32_t kind, uint32_t *matrix) {
     const ExchangeLayout &layout = session.layout();
     const Window own = session.own();
     const uint64_t expected = sequence_word(session.epoch(), kind);
     // @protocol wait-counts. acquire: pairs with push-counts, unit by unit.
-    const int result = session.wait_for_all([&](uint32_t source) {
+    const int result = session.wait_for_all(EXCHANGE_REGION_RECORDS, [&](uint32_t source) {
         const CountUnit *units = own.counts(session.epoch(), source);
         for (uint32_t unit = 0; unit < layout.count_units; ++unit) {
             const uint64_t seen = units[unit].word.load(std::memory_order_acquire);
             if (seen != expected)
-                return seen < expected ? Seen::pending : Seen::impossible;
+                return sight_of(seen, expected);
         }
-        return Seen::ready;
+        return Sight{Seen::ready, expected};
     });
     if (result != EXCHANGE_OK)
         return result;
     for (uint32_t source = 0; source < layout.ranks; ++source) {
-        const CountUnit *units = own.counts(session.epoch(), source);
-        for (uint32_t expert = 0; expert < layout.experts; ++expert)
-            matrix[source * layout.experts + expert] =
-                units[expert / EXCHANGE_COUNTS_PER_UNIT].counts[expert % EXCHANGE_COUNTS_PER_UNIT];
+        const CountUnit *unit = own.counts(session.epoch(), source);
+        uint32_t *counts = matrix + source * layout.experts;
+        for (uint32_t first = 0; first < layout.experts; first += EXCHANGE_COUNTS_PER_UNIT, ++unit)
+            for (uint32_t i = 0; i < EXCHANGE_COUNTS_PER_UNIT && first + i < layout.experts; ++i)
+                counts[first + i] = unit->counts[i];
+        const int64_t sum = sum_of(counts, layout.experts);
+        if (sum != own.header(session.epoch(), source).detail) {
+            std::fill_n(counts, layout.experts, 0); // a post-mortem keeps them
+            return session.fail_corrupt(EXCHANGE_REGION_RECORDS, source, static_cast<uint64_t>(sum));
+        }
     }
     return EXCHANGE_OK;
 }
@@ -89,11 +101,8 @@ int wait_for_arrivals(Session &session, Part part, uint32_t kind) {
     const Window own = session.own();
     const uint64_t expected = sequence_word(session.epoch(), kind);
     // @protocol wait-arrivals. acquire: pairs with push-arrive.
-    return session.wait_for_all([&](uint32_t source) {
-        const uint64_t seen = own.arrive(part, source).load(std::memory_order_acquire);
-        if (seen == expected)
-            return Seen::ready;
-        return seen < expected ? Seen::pending : Seen::impossible;
+    return session.wait_for_all(EXCHANGE_REGION_ARRIVE, [&](uint32_t source) {
+        return sight_of(own.arrive(part, source).load(std::memory_order_acquire), expected);
     });
 }
 
@@ -108,7 +117,7 @@ int verify_rows(Session &session, const ExchangeDispatch &call) {
             for (uint32_t i = 0; i < call.matrix[source * layout.experts + first_expert + local]; ++i, ++row) {
                 const float scale = layout.quantised ? own.scale(call.slot, row) : 0;
                 if (own.row_check(call.slot, row) != placed_checksum(session, own.row(call.slot, row), scale, row))
-                    return session.fail(EXCHANGE_CORRUPTION, source, 0, static_cast<int64_t>(row));
+                    return session.fail_corrupt(EXCHANGE_REGION_ROWS, source, row);
             }
     return EXCHANGE_OK;
 }
@@ -124,9 +133,12 @@ int dispatch_send(Session &session, ExchangeDispatch &call) {
     const Routing ids(call.ids, call.ids_bytes);
     std::vector<uint32_t> counts(layout.experts);
     const InputCheck check = count_experts(layout, ids, call.tokens, counts);
-    if (check.error == EXCHANGE_INPUT_OK)
+    int64_t detail = check.detail;
+    if (check.error == EXCHANGE_INPUT_OK) {
         push_counts(session, counts, call.kind);
-    push_headers(session, {call.kind, call.tokens, check.error, check.detail, 0});
+        detail = sum_of(counts.data(), layout.experts);
+    }
+    push_headers(session, {call.kind, call.tokens, check.error, detail});
 
     if (const int result = session.begin_step(EXCHANGE_STEP_COUNTS); result != EXCHANGE_OK)
         return result;
@@ -134,8 +146,10 @@ int dispatch_send(Session &session, ExchangeDispatch &call) {
         return result;
     if (const int result = wait_for_counts(session, call.kind, call.matrix); result != EXCHANGE_OK)
         return result;
+    ExchangeState state = {};
+    if (const int result = session.load_state(state); result != EXCHANGE_OK)
+        return result;
     // A dispatch that is refused holds no slot: all ranks refuse it together, so all agree on the next one.
-    ExchangeState &state = session.own().state();
     const uint64_t dispatch_number = call.continues ? state.dispatches - 1 : state.dispatches;
     const Part part = {static_cast<uint32_t>(dispatch_number % layout.slots), call.part};
     std::vector<uint64_t> offsets(layout.experts);
@@ -145,7 +159,7 @@ int dispatch_send(Session &session, ExchangeDispatch &call) {
     if (const int result = session.begin_step(EXCHANGE_STEP_PLACE); result != EXCHANGE_OK)
         return result;
     // @protocol take-slot
-    state.dispatches = dispatch_number + 1;
+    session.own().state() = {session.epoch(), dispatch_number + 1};
     call.slot = part.slot;
     keep_weights(layout, call);
     session.own().part(part) = {session.epoch(), 0};

@@ -1,5 +1,6 @@
 // Exchanges that place no rows: of serialised blocks, and refused ones; and the calls around an exchange.
 #include "announce.h"
+#include "checksum.h"
 
 namespace ascend_moe {
 namespace {
@@ -11,19 +12,21 @@ int plan(Session &session, ExchangePlan &call) {
     if (const int result = session.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
     post_mailboxes(session, call.block, call.block_bytes);
-    push_headers(session, {EXCHANGE_PLAN, call.tokens, call.input_error, call.detail, call.block_bytes});
+    push_headers(session, {EXCHANGE_PLAN, call.tokens, call.input_error, call.detail, call.block_bytes,
+                           block_checksum(call.block, call.block_bytes)});
 
     if (const int result = session.begin_step(EXCHANGE_STEP_COUNTS); result != EXCHANGE_OK)
         return result;
     if (const int result = wait_for_headers(session, EXCHANGE_PLAN); result != EXCHANGE_OK)
         return result;
-    const Window own = session.own();
     for (uint32_t source = 0; source < session.ranks(); ++source) {
-        const uint64_t bytes = own.header(session.epoch(), source).block_bytes;
+        const uint32_t bytes = session.own().header(session.epoch(), source).block_bytes;
         if (bytes > layout.mailbox_bytes)
-            return session.fail(EXCHANGE_CORRUPTION, source, 0, static_cast<int64_t>(bytes));
-        call.lengths[source] = static_cast<uint32_t>(bytes);
-        memcpy(call.blocks + source * layout.mailbox_bytes, own.mailbox(session.epoch(), source), bytes);
+            return session.fail_corrupt(EXCHANGE_REGION_RECORDS, source, bytes);
+        call.lengths[source] = bytes;
+        uint8_t *block = call.blocks + source * layout.mailbox_bytes;
+        if (const int result = session.open_mailbox(source, bytes, block); result != EXCHANGE_OK)
+            return result;
     }
     return EXCHANGE_OK;
 }
@@ -34,7 +37,7 @@ int refuse(Session &session, uint32_t kind, const uint8_t *text, uint32_t text_b
     if (const int result = session.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
     post_mailboxes(session, text, text_bytes);
-    push_headers(session, {kind, 0, EXCHANGE_INPUT_ARGUMENT, text_bytes, text_bytes});
+    push_headers(session, {kind, 0, EXCHANGE_INPUT_ARGUMENT, text_bytes, text_bytes, block_checksum(text, text_bytes)});
     if (const int result = session.begin_step(EXCHANGE_STEP_COUNTS); result != EXCHANGE_OK)
         return result;
     return wait_for_headers(session, kind);
@@ -56,7 +59,8 @@ int exchange_plan(ExchangeSession *session, ExchangePlan *call) {
 void exchange_leave(const ExchangeSession *session, uint32_t result, uint32_t step, uint64_t epoch) {
     const ascend_moe::Window own(*session->layout, session->windows[session->rank]);
     // @protocol keep-finding. What this rank has said about an earlier failure stands: it names the real culprit.
-    if (own.status(session->rank).load(std::memory_order_relaxed) == 0)
+    const uint64_t said = own.status(session->rank).load(std::memory_order_relaxed);
+    if (!ascend_moe::status_is_possible(said, session->layout->ranks))
         ascend_moe::push_status(*session, {result, session->rank, step, static_cast<uint32_t>(epoch)});
 }
 
@@ -64,5 +68,9 @@ uint32_t exchange_abi_version() { return EXCHANGE_ABI_VERSION; }
 
 void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t first_epoch) {
     // Fresh shared memory is zero, and zero words mean "nothing yet" for every epoch from 1 on.
-    ascend_moe::Window(*layout, window).state().epoch = first_epoch;
+    const ascend_moe::Window own(*layout, window);
+    own.state() = {first_epoch, 0};
+    for (uint32_t slot = 0; slot < layout->slots; ++slot)
+        for (const uint32_t part : {EXCHANGE_FIRST_HALF, EXCHANGE_SECOND_HALF})
+            own.part({slot, part}) = {0, 0};
 }

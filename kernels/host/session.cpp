@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sched.h>
 
+#include "checksum.h"
 #include "waiting.h"
 
 namespace ascend_moe {
@@ -74,8 +75,12 @@ bool Session::signal_wants_to_end() {
 int Session::begin_exchange() {
     if (const int result = refuse_poisoned(); result != EXCHANGE_OK)
         return result;
+    ExchangeState state = {};
+    if (const int result = load_state(state); result != EXCHANGE_OK)
+        return result;
     // @protocol advance-epoch
-    session_.epoch = ++own().state().epoch;
+    session_.epoch = session_.begun = state.epoch + 1;
+    own().state() = {session_.epoch, state.dispatches};
     return EXCHANGE_OK;
 }
 
@@ -92,27 +97,74 @@ int Session::begin_step(uint32_t step) {
 }
 
 int Session::fail(uint32_t result, uint32_t culprit, uint32_t cause, int64_t detail) {
-    session_.fault = {result, culprit, session_.step, cause, session_.epoch, detail};
+    session_.fault = {result, culprit, session_.step, cause, session_.epoch, detail, EXCHANGE_REGION_NONE, 0};
     if (result >= EXCHANGE_PEER_LOST && result != EXCHANGE_POISONED)
         push_status({result, culprit, session_.step, static_cast<uint32_t>(session_.epoch)});
     return static_cast<int>(result);
 }
 
-void Session::keep_refusal(uint32_t source, uint64_t bytes) {
+int Session::fail_corrupt(uint32_t region, uint32_t source, uint64_t value) {
+    for (uint32_t peer = 0; peer < ranks(); ++peer) {
+        StatusLine &line = window(peer).status_line(rank());
+        line.value.store(value, std::memory_order_relaxed);
+        line.region.store(region, std::memory_order_relaxed);
+    }
+    const int result = fail(EXCHANGE_CORRUPTION, source, 0, static_cast<int64_t>(value));
+    session_.fault.region = region;
+    return result;
+}
+
+int Session::load_state(ExchangeState &state) {
+    state = own().state();
+    if (state.is_sealed() && state.epoch == session_.begun)
+        return EXCHANGE_OK;
+    return fail_corrupt(EXCHANGE_REGION_STATE, rank(), state.epoch != session_.begun ? state.epoch : state.dispatches);
+}
+
+int Session::load_state(Part part, PartState &state) {
+    state = own().part(part);
+    if (state.is_sealed() && state.epoch == session_.epoch)
+        return EXCHANGE_OK;
+    return fail_corrupt(EXCHANGE_REGION_STATE, rank(), state.epoch != session_.epoch ? state.epoch : state.rendezvous);
+}
+
+int Session::open_mailbox(uint32_t source, uint64_t bytes, uint8_t *to) {
+    memcpy(to, own().mailbox(session_.epoch, source), bytes);
+    const uint32_t found = block_checksum(to, bytes);
+    if (found == own().header(session_.epoch, source).block_check)
+        return EXCHANGE_OK;
+    return fail_corrupt(EXCHANGE_REGION_MAILBOXES, source, found);
+}
+
+int Session::keep_refusal(uint32_t source, uint64_t bytes) {
     memset(session_.refusal, 0, sizeof session_.refusal);
-    memcpy(session_.refusal, own().mailbox(session_.epoch, source), std::min<uint64_t>(bytes, EXCHANGE_REFUSAL_BYTES));
+    return open_mailbox(source, std::min<uint64_t>(bytes, EXCHANGE_REFUSAL_BYTES), session_.refusal);
+}
+
+int Session::fail_refused(uint32_t source, const window_words::Header &header) {
+    if (header.error == EXCHANGE_INPUT_ARGUMENT)
+        if (const int result = keep_refusal(source, header.block_bytes); result != EXCHANGE_OK)
+            return result;
+    return fail(EXCHANGE_INVALID_INPUT, source, header.error, header.detail);
 }
 
 // A status that a peer pushed: fails with the peer's finding, so that the real culprit is named everywhere.
-int Session::fail_as_told(const Status &status) {
-    if (status.culprit == rank() && status.result != EXCHANGE_CORRUPTION)
+int Session::fail_as_told(uint32_t source, const Status &status) {
+    const StatusLine &line = own().status_line(source);
+    const uint64_t region = line.region.load(std::memory_order_relaxed);
+    const bool is_corruption = status.result == EXCHANGE_CORRUPTION;
+    if (is_corruption && (region == EXCHANGE_REGION_NONE || region > EXCHANGE_REGION_OUT))
+        return fail_corrupt(EXCHANGE_REGION_STATUS, source, status.packed());
+    if (status.culprit == rank() && !is_corruption)
         return fail(EXCHANGE_POISONED, status.culprit, status.result);
     const uint32_t own_step = session_.step;
     const uint64_t own_epoch = session_.epoch;
     session_.step = status.step;
     // The word has the low half of an epoch that cannot be far from this rank's.
     session_.epoch += static_cast<uint64_t>(static_cast<int32_t>(status.epoch - static_cast<uint32_t>(own_epoch)));
-    const int result = fail(status.result, status.culprit, status.result, -2);
+    const int result = is_corruption ? fail_corrupt(static_cast<uint32_t>(region), status.culprit,
+                                                    line.value.load(std::memory_order_relaxed))
+                                     : fail(status.result, status.culprit, status.result);
     session_.step = own_step;
     session_.epoch = own_epoch;
     return result;
@@ -121,14 +173,25 @@ int Session::fail_as_told(const Status &status) {
 int Session::refuse_poisoned() {
     // @protocol refuse-poisoned. acquire: pairs with push-status.
     const uint64_t own_word = own().status(rank()).load(std::memory_order_acquire);
-    if (own_word != 0) {
-        const Status status = Status::unpack(own_word);
-        return fail(EXCHANGE_POISONED, status.culprit, status.result);
-    }
+    if (own_word == 0)
+        return judge_statuses();
+    if (!status_is_possible(own_word, ranks()))
+        return fail_corrupt(EXCHANGE_REGION_STATUS, rank(), own_word);
+    const Status status = Status::unpack(own_word);
+    return fail(EXCHANGE_POISONED, status.culprit, status.result);
+}
+
+// Fails as the first rank says that has failed. One that has closed is needed no more, unless somebody waits for it.
+int Session::judge_statuses() {
+    // @protocol judge-status
     for (uint32_t source = 0; source < ranks(); ++source) {
-        const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
-        if (status.result != EXCHANGE_OK && status.result != EXCHANGE_PEER_CLOSED)
-            return fail_as_told(status);
+        const uint64_t word = own().status(source).load(std::memory_order_acquire);
+        if (word == 0)
+            continue;
+        if (!status_is_possible(word, ranks()))
+            return fail_corrupt(EXCHANGE_REGION_STATUS, source, word);
+        if (const Status status = Status::unpack(word); status.result != EXCHANGE_PEER_CLOSED)
+            return fail_as_told(source, status);
     }
     return EXCHANGE_OK;
 }
@@ -144,12 +207,8 @@ void Session::note_ended() {
 
 // Decides whether a wait can still end well, from what note_ended and the last look at the words found.
 int Session::judge(bool expired) {
-    // @protocol judge-status
-    for (uint32_t source = 0; source < ranks(); ++source) {
-        const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));
-        if (status.result != EXCHANGE_OK && status.result != EXCHANGE_PEER_CLOSED)
-            return fail_as_told(status);
-    }
+    if (const int result = judge_statuses(); result != EXCHANGE_OK)
+        return result;
     for (uint32_t source = 0; source < ranks(); ++source)
         if (session_.missing[source] && session_.ended[source]) {
             const Status status = Status::unpack(own().status(source).load(std::memory_order_acquire));

@@ -12,6 +12,19 @@ void push_status(const ExchangeSession &session, const Status &status);
 
 enum class Seen { pending, ready, impossible };
 
+// What a wait found at a source: whether it has come, and the word that says so.
+struct Sight {
+    Seen seen;
+    uint64_t word;
+};
+
+// A word that is not of `expected`: an earlier epoch's has not been overwritten yet, any other is nobody's.
+inline Sight sight_of(uint64_t word, uint64_t expected) {
+    if (word == expected)
+        return {Seen::ready, word};
+    return {epoch_of(word) < epoch_of(expected) ? Seen::pending : Seen::impossible, word};
+}
+
 // For the duration of one call. The interpreter, where there is one, runs other threads meanwhile.
 class Session {
   public:
@@ -42,16 +55,24 @@ class Session {
 
     // Records a fault; from EXCHANGE_PEER_LOST on also pushes it into every window. Returns `result`.
     int fail(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0);
+    // The same for `value`, which `source` cannot have written into that region of a window.
+    int fail_corrupt(uint32_t region, uint32_t source, uint64_t value);
+    // The own state as this rank left it, or the value that it cannot have left.
+    int load_state(ExchangeState &state);
+    int load_state(Part part, PartState &state);
     uint32_t workers() const { return session_.workers; }
     void push_status(const Status &status) { ascend_moe::push_status(session_, status); }
-    // Copies the text with which `source` refused its arguments out of its mailbox.
-    void keep_refusal(uint32_t source, uint64_t bytes);
+    // Copies `bytes` out of the mailbox of `source`. Fails unless they are those that its header announced.
+    int open_mailbox(uint32_t source, uint64_t bytes, uint8_t *to);
+    // Fails as `source` has: its input is invalid. Keeps the text with which it refused its arguments.
+    int fail_refused(uint32_t source, const window_words::Header &header);
+    int keep_refusal(uint32_t source, uint64_t bytes);
 
-    // Waits until ready(source) is Seen::ready for every source rank; the only loop in which a kernel waits.
-    template <class Ready> int wait_for_all(Ready ready) {
+    // Waits until look(source) has seen every source rank ready in a region; the only loop in which a kernel waits.
+    template <class Look> int wait_for_all(ExchangeRegion region, Look look) {
         Pause pause(session_.timeout_ns);
         for (uint32_t source = 0; source < ranks(); ++source) {
-            const int result = wait_for(source, ready, pause);
+            const int result = wait_for(source, region, look, pause);
             session_.waited_ns[source] += pause.held_up_ns();
             if (result != EXCHANGE_OK)
                 return result;
@@ -78,10 +99,10 @@ class Session {
         uint32_t checks_ = 0;
     };
 
-    template <class Ready> int wait_for(uint32_t source, Ready ready, Pause &pause) {
-        for (Seen seen = ready(source); seen != Seen::ready; seen = ready(source)) {
-            if (seen == Seen::impossible)
-                return fail(EXCHANGE_CORRUPTION, source, 0, -1);
+    template <class Look> int wait_for(uint32_t source, ExchangeRegion region, Look look, Pause &pause) {
+        for (Sight sight = look(source); sight.seen != Seen::ready; sight = look(source)) {
+            if (sight.seen == Seen::impossible)
+                return fail_corrupt(region, source, sight.word);
             if (!pause.check_due())
                 continue;
             const bool expired = pause.expired();
@@ -91,7 +112,7 @@ class Session {
             // Who has ended is looked up before who is missing: what a peer did in time still counts.
             note_ended();
             for (uint32_t peer = 0; peer < ranks(); ++peer)
-                session_.missing[peer] = ready(peer) != Seen::ready;
+                session_.missing[peer] = look(peer).seen != Seen::ready;
             if (const int result = judge(expired); result != EXCHANGE_OK)
                 return result;
         }
@@ -101,7 +122,8 @@ class Session {
     void note_ended();
     int judge(bool expired);
     int refuse_poisoned();
-    int fail_as_told(const Status &status);
+    int judge_statuses();
+    int fail_as_told(uint32_t source, const Status &status);
 
     ExchangeSession &session_;
     const ExchangeLayout &layout_;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "exchange.h"
+#include "window_words.h"
 
 namespace ascend_moe {
 
@@ -22,9 +23,10 @@ constexpr uint32_t tag_of(uint64_t word) { return static_cast<uint32_t>(word & 0
 struct alignas(EXCHANGE_UNIT_BYTES) HeaderUnit {
     Word word;
     uint32_t tokens;
-    uint32_t error; // ExchangeInputError
-    int64_t detail;
-    uint64_t block_bytes; // of the mailbox; kind plan only
+    uint32_t error;       // ExchangeInputError
+    int64_t detail;       // of the error; without one the sum of the counts, of a plan 0
+    uint32_t block_bytes; // of the mailbox; of plans and refusals, else 0
+    uint32_t block_check; // block_checksum of them
 };
 
 struct alignas(EXCHANGE_UNIT_BYTES) CountUnit {
@@ -38,11 +40,17 @@ static_assert(sizeof(HeaderUnit) == EXCHANGE_UNIT_BYTES && sizeof(CountUnit) == 
 struct alignas(EXCHANGE_LINE_BYTES) ExchangeState {
     uint64_t epoch;      // exchanges begun
     uint64_t dispatches; // dispatches that got past the counts; the next one uses slot dispatches % slots
+    uint64_t seal = window_words::state_seal(epoch, dispatches);
+
+    bool is_sealed() const { return seal == window_words::state_seal(epoch, dispatches); }
 };
 
 struct alignas(EXCHANGE_LINE_BYTES) PartState {
     uint64_t epoch;      // of the dispatch that holds the part
     uint64_t rendezvous; // done words pushed for that epoch
+    uint64_t seal = window_words::state_seal(epoch, rendezvous);
+
+    bool is_sealed() const { return seal == window_words::state_seal(epoch, rendezvous); }
 };
 
 // A status word: result in bits 63..56, culprit in 55..40, step in 39..32, the epoch's low half in 31..0.
@@ -57,6 +65,20 @@ struct Status {
                 static_cast<uint32_t>(word >> 32 & 0xff), static_cast<uint32_t>(word)};
     }
 };
+
+// Whether a rank can have written that; 0 is nothing yet.
+inline bool status_is_possible(uint64_t word, uint32_t ranks) {
+    const Status status = Status::unpack(word);
+    return window_words::status_is_possible(status.result, status.culprit, status.step, ranks);
+}
+
+// A status word, and of a corruption what was found, which is there before the word.
+struct alignas(EXCHANGE_LINE_BYTES) StatusLine {
+    Word word;
+    Word value;
+    Word region; // ExchangeRegion
+};
+static_assert(sizeof(StatusLine) == EXCHANGE_LINE_BYTES);
 
 // A slot, or half of one.
 struct Part {
@@ -80,7 +102,10 @@ class Window {
     PartState &part(Part part) const {
         return *at<PartState>(layout_.state + (1 + part.words()) * EXCHANGE_LINE_BYTES);
     }
-    Word &status(uint32_t source) const { return line(layout_.status, source); }
+    Word &status(uint32_t source) const { return status_line(source).word; }
+    StatusLine &status_line(uint32_t source) const {
+        return *at<StatusLine>(layout_.status + source * EXCHANGE_LINE_BYTES);
+    }
     HeaderUnit &header(uint64_t epoch, uint32_t source) const { return *at<HeaderUnit>(record(epoch, source)); }
     CountUnit *counts(uint64_t epoch, uint32_t source) const {
         return at<CountUnit>(record(epoch, source) + EXCHANGE_UNIT_BYTES);

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define EXCHANGE_ABI_VERSION 4u
+#define EXCHANGE_ABI_VERSION 5u
 
 #define EXCHANGE_LINE_BYTES 64u // no two writers share a line
 #define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
@@ -57,10 +57,23 @@ enum ExchangePart { EXCHANGE_WHOLE = 0, EXCHANGE_FIRST_HALF = 1, EXCHANGE_SECOND
 // Why a rank's input is invalid; travels in its header unit.
 enum ExchangeInputError {
     EXCHANGE_INPUT_OK = 0,
-    EXCHANGE_INPUT_ARGUMENT = 1,       // a dtype or a shape; the text is in the mailbox, detail = its bytes
+    EXCHANGE_INPUT_ARGUMENT = 1,       // a dtype or a shape; the text is in the mailbox, detail = its bytes, at least 1
     EXCHANGE_INPUT_TOKENS = 2,         // more tokens than max_tokens; detail = tokens
     EXCHANGE_INPUT_EXPERT_ID = 3,      // an id outside -1 .. experts-1; detail = id
     EXCHANGE_INPUT_REPEATED_EXPERT = 4 // distinct_topk was promised; detail = id
+};
+
+// Where a word or row lies that is not what its writer put there.
+enum ExchangeRegion {
+    EXCHANGE_REGION_NONE = 0,
+    EXCHANGE_REGION_STATE = 1,
+    EXCHANGE_REGION_STATUS = 2,
+    EXCHANGE_REGION_RECORDS = 3,
+    EXCHANGE_REGION_MAILBOXES = 4,
+    EXCHANGE_REGION_ARRIVE = 5,
+    EXCHANGE_REGION_DONE = 6,
+    EXCHANGE_REGION_ROWS = 7,
+    EXCHANGE_REGION_OUT = 8
 };
 
 // Where everything lies in a window. Offsets in bytes from its base; every window has the same layout.
@@ -100,12 +113,13 @@ typedef struct ExchangeLayout {
 // What went wrong, for the message that Python raises.
 typedef struct ExchangeFault {
     uint32_t result;  // ExchangeResult
-    uint32_t culprit; // rank
+    uint32_t culprit; // rank; of a corruption the one whose word or row it is
     uint32_t step;    // ExchangeStep in which this rank was
     uint32_t cause;   // ExchangeInputError, the other rank's ExchangeKind, or the first ExchangeResult of a poison
     uint64_t epoch;
-    int64_t detail; // offending value, rows needed, or the row whose checksum differs (-1: a word is impossible, -2:
-                    // told by another rank)
+    int64_t detail;  // offending value, rows needed, or the row whose checksum differs
+    uint32_t region; // ExchangeRegion of a corruption
+    uint32_t reserved;
 } ExchangeFault;
 
 // The interpreter that calls the kernels: they let it run other threads meanwhile, and ask it in long waits whether a
@@ -132,7 +146,8 @@ typedef struct ExchangeSession {
     uint32_t reserved;
     uint32_t rank;
     uint32_t step;  // out: the last step begun
-    uint64_t epoch; // out: the last epoch begun
+    uint64_t epoch; // out: that of the last call
+    uint64_t begun; // exchanges begun, those before this session included: what the host compares its window with
     ExchangeFault fault;
     uint8_t refusal[EXCHANGE_REFUSAL_BYTES]; // out, with EXCHANGE_INPUT_ARGUMENT: fault.detail bytes of UTF-8
 } ExchangeSession;
@@ -220,8 +235,8 @@ int exchange_combine_receive(ExchangeSession *session, const ExchangeCombine *ca
 // An exchange of serialised blocks instead of rows.
 int exchange_plan(ExchangeSession *session, ExchangePlan *call);
 
-// An exchange of `kind` that this rank refuses, for its own arguments are wrong: `text` of at most
-// EXCHANGE_REFUSAL_BYTES says why. Never returns EXCHANGE_OK; EXCHANGE_INVALID_INPUT on every rank unless worse
+// An exchange of `kind` that this rank refuses, for its own arguments are wrong: `text` of 1 to
+// EXCHANGE_REFUSAL_BYTES bytes says why. Never returns EXCHANGE_OK; EXCHANGE_INVALID_INPUT on every rank unless worse
 // happens.
 int exchange_refuse(ExchangeSession *session, uint32_t kind, const uint8_t *text, uint32_t text_bytes);
 

@@ -67,9 +67,9 @@ PyObject *missing(PyObject *self, void *) {
 
 PyObject *fault(PyObject *self, void *) {
     const ExchangeFault &found = value_of<Session>(self).native.fault;
-    return PyObject_CallFunction(reinterpret_cast<PyObject *>(fault_type), "((IIIIKL))", found.result, found.culprit,
+    return PyObject_CallFunction(reinterpret_cast<PyObject *>(fault_type), "((IIIIKLI))", found.result, found.culprit,
                                  found.step, found.cause, static_cast<unsigned long long>(found.epoch),
-                                 static_cast<long long>(found.detail));
+                                 static_cast<long long>(found.detail), found.region);
 }
 
 PyObject *refusal(PyObject *self, void *) {
@@ -137,16 +137,16 @@ PyObject *open_session(PyObject *library, PyObject *arguments, PyObject *named) 
     native.timeout_ns = timeout_ns;
     native.workers = workers;
     native.rank = rank;
-    native.epoch = epoch;
+    native.epoch = native.begun = epoch;
     return made.release();
 }
 
 bool add_session_type(PyObject *module) {
     static PyStructSequence_Field fault_fields[] = {{"result", nullptr}, {"culprit", nullptr}, {"step", nullptr},
                                                     {"cause", nullptr},  {"epoch", nullptr},   {"detail", nullptr},
-                                                    {nullptr, nullptr}};
+                                                    {"region", nullptr}, {nullptr, nullptr}};
     static PyStructSequence_Desc fault_description = {"sglang_ascend_moe._host_kernels.Found",
-                                                      "ExchangeFault of exchange.h.", fault_fields, 6};
+                                                      "ExchangeFault of exchange.h.", fault_fields, 7};
     static PyGetSetDef attributes[] = {attribute("address", address),
                                        attribute("rank", rank),
                                        attribute("step", step),

@@ -23,7 +23,10 @@ PyObject *refuse(PyObject *self, PyObject *arguments) {
     Py_ssize_t bytes;
     if (!PyArg_ParseTuple(arguments, "Is#", &kind, &text, &bytes))
         return nullptr;
-    const auto sent = static_cast<uint32_t>(std::min<Py_ssize_t>(bytes, EXCHANGE_REFUSAL_BYTES));
+    auto sent = static_cast<uint32_t>(std::min<Py_ssize_t>(bytes, EXCHANGE_REFUSAL_BYTES));
+    // Not within a character of UTF-8; `text` has a terminator.
+    while ((text[sent] & 0xc0) == 0x80)
+        --sent;
     return result_of(run(session, session.functions.refuse, kind, reinterpret_cast<const uint8_t *>(text), sent));
 }
 

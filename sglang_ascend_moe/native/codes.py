@@ -66,6 +66,20 @@ class Result(enum.IntEnum):
     """A word or row is not what its writer put there."""
 
 
+class Region(enum.IntEnum):
+    """Where in a window a word or row is not what its writer put there (docs/architecture.md)."""
+
+    NONE = 0
+    STATE = 1
+    STATUS = 2
+    RECORDS = 3
+    MAILBOXES = 4
+    ARRIVE = 5
+    DONE = 6
+    ROWS = 7
+    OUT = 8
+
+
 class Part(enum.IntEnum):
     """Which rows of its slot an exchange uses."""
 

@@ -14,7 +14,7 @@ from sglang_ascend_moe.errors import (
     SessionPoisoned,
     WindowTooSmall,
 )
-from sglang_ascend_moe.native.codes import InputError, Kind, Result, Step
+from sglang_ascend_moe.native.codes import InputError, Kind, Region, Result, Step
 from sglang_ascend_moe.windows.layout import WindowLayout, bytes_for_capacity
 
 RUNTIME_REFUSED = 255
@@ -27,6 +27,7 @@ class Fault(NamedTuple):
     culprit: the rank to blame; missing: the ranks for which a failed wait still waited.
     cause: an `InputError`, the other rank's `Kind`, or the `Result` that poisoned the session, as `result` has it.
     detail: the offending value, the rows needed, or the row whose checksum differs.
+    region: where it lies, of a corruption; the culprit is then the rank whose word or row it is.
     refusal: with `InputError.ARGUMENT`, those of the culprit; with the cause `RUNTIME_REFUSED`, what its device said.
     """
 
@@ -37,6 +38,7 @@ class Fault(NamedTuple):
     epoch: int
     cause: int
     detail: int
+    region: Region
     missing: tuple[int, ...]
     refusal: str
 
@@ -78,11 +80,16 @@ def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
             *blame,
         )
     if result == Result.CORRUPTION:
-        if fault.detail == -2:
-            return Corruption(f"another rank found data of {culprit} corrupt; noticed {where}")
-        if fault.detail == -1:
-            return Corruption(f"a word of {culprit} cannot have been written by it {where}")
-        return Corruption(f"row {fault.detail} from {culprit} is not what was written: its checksum differs {where}")
+        value, region = fault.detail & 2**64 - 1, fault.region.name.lower()
+        if fault.region in (Region.ROWS, Region.OUT):
+            return Corruption(
+                f"row {value} from {culprit} is not what was written: its checksum differs {where}",
+                region, fault.culprit, value,
+            )  # fmt: skip
+        return Corruption(
+            f"{value:#x} in the {region} of {culprit} cannot have been written by it; found {where}",
+            region, fault.culprit, value,
+        )  # fmt: skip
     return SessionPoisoned(
         f"this exchange failed before ({Result(fault.cause).name.lower().replace('_', ' ')}, {culprit}); its memory is "
         f"not safe to use, create a new Exchange"

@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.native.codes import InputError, Kind, Result, Step
+from sglang_ascend_moe.native.codes import InputError, Kind, Region, Result, Step
 from sglang_ascend_moe.native.faults import Fault, fault_error, refuse_forked
 from sglang_ascend_moe.native.library import library, native_layout
 from sglang_ascend_moe.windows.layout import WindowLayout
@@ -241,13 +241,14 @@ class NativeSession:
             epoch=found.epoch,
             cause=found.cause,
             detail=found.detail,
+            region=Region(found.region),
             missing=tuple(native.missing),
             refusal=native.refusal.decode(errors="replace"),
         )
 
     def _own_fault(self, step: Step, epoch: int) -> Fault:
         rank = self._native.rank
-        return Fault(Result.PEER_FAILED, rank, rank, step, epoch, 0, 0, (), "")
+        return Fault(Result.PEER_FAILED, rank, rank, step, epoch, 0, 0, Region.NONE, (), "")
 
 
 _sessions: WeakSet[NativeSession] = WeakSet()

@@ -12,7 +12,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported, WindowTooSmall
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 LINE_BYTES = 64
 UNIT_BYTES = 32
 COUNTS_PER_UNIT = 6

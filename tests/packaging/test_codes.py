@@ -3,7 +3,7 @@
 import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, PeerFault, PeerLost, code_of
-from sglang_ascend_moe.native.codes import Result, Step
+from sglang_ascend_moe.native.codes import Region, Result, Step
 from sglang_ascend_moe.native.faults import Fault, fault_error
 from sglang_ascend_moe.serving.launcher import exit_codes
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
@@ -35,5 +35,8 @@ def test_the_code_of_an_exception(error: Exception, code: str):
 @pytest.mark.parametrize("result", list(Result)[1:], ids=lambda result: result.name)
 def test_what_poisons_the_exchange_is_an_exception_that_does_not_keep_it(result: Result):
     layout = plan_window(ExchangeParameters(ranks=2, num_experts=4, hidden=16, max_tokens=2, topk=2))
-    fault = Fault(result, rank=0, culprit=1, step=Step.COUNTS, epoch=1, cause=1, detail=0, missing=(), refusal="")
+    fault = Fault(
+        result, rank=0, culprit=1, step=Step.COUNTS, epoch=1, cause=1, detail=0, region=Region.NONE,
+        missing=(), refusal="",
+    )  # fmt: skip
     assert fault_error(fault, layout).keeps_exchange == (result < Result.PEER_LOST)

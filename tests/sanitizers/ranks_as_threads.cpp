@@ -25,6 +25,9 @@ void check(bool condition, const char *what, uint32_t rank, uint64_t exchange) {
     fprintf(stderr, "rank %u, exchange %llu: %s\n", rank, static_cast<unsigned long long>(exchange), what);
 }
 
+// Words pass the half of an epoch that status words carry.
+constexpr uint64_t first_epoch = (uint64_t{1} << 32) - 50;
+
 class Rank {
   public:
     Rank(const ExchangeLayout &layout, const std::vector<void *> &windows, uint32_t rank)
@@ -38,6 +41,7 @@ class Rank {
         session_.waited_ns = waited_ns_.data();
         session_.timeout_ns = 60'000'000'000;
         session_.rank = rank;
+        session_.begun = first_epoch;
     }
 
     void run(uint64_t exchanges) {
@@ -196,7 +200,7 @@ int main(int argc, char **argv) {
     for (uint32_t rank = 0; rank < layout.ranks; ++rank) {
         windows.push_back(aligned_alloc(EXCHANGE_LINE_BYTES, layout.total_bytes));
         memset(windows.back(), 0, layout.total_bytes);
-        exchange_initialise(&layout, windows.back(), (uint64_t{1} << 32) - 50);
+        exchange_initialise(&layout, windows.back(), first_epoch);
     }
     std::vector<std::thread> threads;
     for (uint32_t rank = 0; rank < layout.ranks; ++rank)

@@ -8,7 +8,6 @@
 namespace ascend_kernels {
 namespace {
 
-constexpr uint32_t header_block_bytes = 3;
 constexpr uint32_t block_tile_bytes = 4096;
 
 class Announce {
@@ -26,12 +25,14 @@ class Announce {
         const ExchangeLayout &layout = control_.layout();
         uint64_t dispatches;
         control_.step = EXCHANGE_STEP_ANNOUNCE;
-        control_.LoadPair(control_.Own(layout.state), control_.epoch, dispatches);
+        const bool is_sealed = control_.LoadState(control_.Own(layout.state), control_.epoch, dispatches);
         if (const Verdict refused = control_.RefusePoisoned(); refused.result != EXCHANGE_OK)
             return refused;
+        if (!is_sealed)
+            return control_.Corruption(EXCHANGE_REGION_STATE, control_.rank(), control_.epoch);
         ++control_.epoch;
         // @protocol advance-epoch
-        control_.StorePair(control_.Own(layout.state), control_.epoch, dispatches);
+        control_.StoreState(control_.Own(layout.state), control_.epoch, dispatches);
         PostMailboxes();
         PushHeaders();
         control_.step = EXCHANGE_STEP_COUNTS;
@@ -63,7 +64,7 @@ class Announce {
         halves.SetValue(2 * header_tokens_error, arguments_.tokens);
         halves.SetValue(2 * header_tokens_error + 1, arguments_.error);
         words.SetValue(header_detail, static_cast<uint64_t>(arguments_.detail));
-        words.SetValue(header_block_bytes, arguments_.block_bytes);
+        words.SetValue(header_block, uint64_t(arguments_.block_check) << 32 | arguments_.block_bytes);
         Order<HardEvent::S_MTE3>();
         for (uint32_t peer = 0; peer < control_.ranks(); ++peer)
             // @protocol push-header. Stored whole, after the barrier behind the mailboxes.
@@ -96,7 +97,7 @@ class Announce {
             // @protocol wait-headers. The unit was loaded whole: with the word its payload is there.
             const uint64_t seen = EpochOf(words.GetValue(0));
             if (seen > control_.epoch)
-                return control_.Fault(EXCHANGE_CORRUPTION, source, 0, -1);
+                return control_.Corruption(EXCHANGE_REGION_RECORDS, source, words.GetValue(0));
             if (seen == control_.epoch)
                 return Judge(source);
             if (const Verdict verdict = control_.JudgeDelay(source); verdict.result != EXCHANGE_OK)
@@ -104,16 +105,16 @@ class Announce {
         }
     }
     __aicore__ inline Verdict Judge(uint32_t source) {
-        const auto words = header_.Get<uint64_t>();
+        const window_words::Header header = HeaderOf(header_.Get<uint64_t>());
+        uint64_t value;
+        if (!window_words::header_is_possible(control_.layout(), header, value))
+            return control_.Corruption(EXCHANGE_REGION_RECORDS, source, value);
         // @protocol check-kind
-        const uint32_t kind = TagOf(words.GetValue(0));
-        if (kind != arguments_.kind)
-            return control_.Fault(EXCHANGE_MISMATCH, source, kind, arguments_.kind);
+        if (header.kind != arguments_.kind)
+            return control_.Fault(EXCHANGE_MISMATCH, source, header.kind, arguments_.kind);
         // @protocol check-error
-        const auto error = static_cast<uint32_t>(words.GetValue(header_tokens_error) >> 32);
-        if (error != EXCHANGE_INPUT_OK)
-            return control_.Fault(EXCHANGE_INVALID_INPUT, source, error,
-                                  static_cast<int64_t>(words.GetValue(header_detail)));
+        if (header.error != EXCHANGE_INPUT_OK)
+            return control_.Fault(EXCHANGE_INVALID_INPUT, source, header.error, header.detail);
         return control_.Fault(EXCHANGE_OK, 0);
     }
     // Where the header of `source` lies in any window.
@@ -138,7 +139,8 @@ __aicore__ inline void Tell(GM_ADDR address) {
     LoadArguments(arguments, address);
     control.Init(pipe, arguments.common);
     // @protocol push-status
-    control.PushWord(control.layout().status + control.rank() * EXCHANGE_LINE_BYTES, arguments.word);
+    control.PushWord(control.layout().status + control.rank() * EXCHANGE_LINE_BYTES, arguments.word, arguments.value,
+                     arguments.region);
 }
 
 } // namespace

@@ -13,11 +13,15 @@ struct AnnounceArguments {
     uint32_t tokens;
     uint32_t kind;  // ExchangeKind
     uint32_t error; // ExchangeInputError
+    uint32_t block_check;
+    uint32_t reserved;
 };
 
 struct TellArguments {
     KernelArguments common;
     uint64_t word; // for the status line of this rank in every window
+    uint64_t value;
+    uint64_t region;
 };
 
 } // namespace ascend_kernels

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "../../host/checksum.h"
 #include "../../host/routing.h"
 #include "../launch/segments.h"
 #include "../words.h"
@@ -175,6 +176,7 @@ Block &DeviceSession::ready_announce(uint32_t kind, const uint8_t *block, uint32
     arguments.tokens = tokens;
     arguments.kind = kind;
     arguments.error = error;
+    arguments.block_check = ascend_moe::block_checksum(block, bytes);
     return ready(announce_kernel, 1, arguments);
 }
 
@@ -254,13 +256,15 @@ uint64_t DeviceSession::keep_status(uint64_t word) {
 
 // The own line first, by a copy that needs no core: a kernel that waits on all cores ends by it, and then the kernel
 // that tells the others finds a core.
-void DeviceSession::tell(uint64_t word) {
+void DeviceSession::tell(uint64_t word, uint64_t value, uint64_t region) {
     const std::lock_guard lock(beside_);
     if (std::exchange(told_, true))
         return;
     TellArguments arguments = {};
     arguments.common = common();
     arguments.word = keep_status(word);
+    arguments.value = value;
+    arguments.region = region;
     Block &block = tell_blocks_.take();
     block.kernel = tell_kernel;
     block.cores = 1;

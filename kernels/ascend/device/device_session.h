@@ -68,8 +68,8 @@ class DeviceSession {
     std::optional<uint32_t> dead_peer() const;
     // Whether the loss of `peer` is one that the watcher saw and that no call has reported yet.
     bool reports_loss_of(uint32_t peer);
-    // Tells every rank `word`, or what this one has said before; once. From any thread.
-    void tell(uint64_t word);
+    // Tells every rank `word`, and what explains it, or what this one has said before; once. From any thread.
+    void tell(uint64_t word, uint64_t value = 0, uint64_t region = 0);
 
   private:
     uint64_t window_of(uint32_t rank) const { return reinterpret_cast<uint64_t>(session_.windows[rank]); }

@@ -1,13 +1,16 @@
 // The C ABI of exchange.h and exchange_device.h on an Ascend device. No NPU has run it; tests run it over a stand-in
 // for CANN's runtime, with the kernels on the host model.
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "../../host/checksum.h"
 #include "../../host/routing.h"
 #include "../launch/limits.h"
 #include "../words.h"
@@ -66,15 +69,54 @@ DeviceSession &device_of_layout(const ExchangeLayout *layout) {
 
 // A fault that the host found: told to every rank where it ends the session.
 int fail(ExchangeSession &session, DeviceSession &device, uint32_t result, uint32_t culprit, int64_t detail = 0) {
-    session.fault = {result, culprit, session.step, 0, session.epoch, detail};
+    session.fault = {result, culprit, session.step, 0, session.epoch, detail, EXCHANGE_REGION_NONE, 0};
     if (Poisons(result))
         device.tell(status_word(session.fault));
     return static_cast<int>(result);
 }
 
+int fail_corrupt(ExchangeSession &session, DeviceSession &device, uint32_t region, uint32_t source, uint64_t value) {
+    session.fault = {
+        EXCHANGE_CORRUPTION, source, session.step, 0, session.epoch, static_cast<int64_t>(value), region, 0};
+    device.tell(status_word(session.fault), value, region);
+    return EXCHANGE_CORRUPTION;
+}
+
+// The header unit of `source` in the exchange of this rank's epoch, in words.
+std::array<uint64_t, EXCHANGE_UNIT_BYTES / sizeof(uint64_t)> fetch_header(const ExchangeSession &session,
+                                                                          DeviceSession &device, uint32_t source) {
+    const ExchangeLayout &layout = *session.layout;
+    const uint64_t record = ((session.epoch & 1) * layout.ranks + source) * (1 + layout.count_units);
+    std::array<uint64_t, EXCHANGE_UNIT_BYTES / sizeof(uint64_t)> header;
+    device.fetch(header.data(), device.own(layout.records + record * EXCHANGE_UNIT_BYTES), sizeof header);
+    return header;
+}
+
+// What `source` has put into its mailbox, of the length and checksum that its header says.
+int check_block(ExchangeSession &session, DeviceSession &device, uint32_t source, const uint8_t *block,
+                uint64_t announced) {
+    const uint32_t check = ascend_moe::block_checksum(block, static_cast<uint32_t>(announced));
+    if (check == announced >> 32)
+        return EXCHANGE_OK;
+    return fail_corrupt(session, device, EXCHANGE_REGION_MAILBOXES, source, check);
+}
+
+// Keeps the text with which `source` refused its arguments.
+int fetch_refusal(ExchangeSession &session, DeviceSession &device, uint32_t source) {
+    const ExchangeLayout &layout = *session.layout;
+    const uint64_t announced = fetch_header(session, device, source)[header_block];
+    const uint64_t box = (session.epoch & 1) * layout.ranks + source;
+    memset(session.refusal, 0, sizeof session.refusal);
+    if (static_cast<uint32_t>(announced) > EXCHANGE_REFUSAL_BYTES)
+        return fail_corrupt(session, device, EXCHANGE_REGION_RECORDS, source, static_cast<uint32_t>(announced));
+    device.fetch(session.refusal, device.own(layout.mailboxes + box * layout.mailbox_bytes),
+                 static_cast<uint32_t>(announced));
+    return check_block(session, device, source, session.refusal, announced);
+}
+
 // What the runtime refused, as a fault of this rank; the other ranks are told if the device still takes a word.
 int fail_by_runtime(ExchangeSession &session, const std::exception &error) {
-    session.fault = {EXCHANGE_PEER_FAILED, session.rank, session.step, EXCHANGE_CAUSE_RUNTIME, session.epoch, 0};
+    session.fault = {EXCHANGE_PEER_FAILED, session.rank, session.step, EXCHANGE_CAUSE_RUNTIME, session.epoch, 0, 0, 0};
     memset(session.refusal, 0, sizeof session.refusal);
     memcpy(session.refusal, error.what(), std::min<size_t>(strlen(error.what()), sizeof session.refusal));
     if (DeviceSession *device = find(&session); device != nullptr)
@@ -125,13 +167,11 @@ int conclude(ExchangeSession &session, DeviceSession &device, const Verdict &ver
                       (verdict.result == EXCHANGE_POISONED && verdict.cause == EXCHANGE_PEER_LOST);
     if (lost && device.reports_loss_of(verdict.culprit))
         return fail(session, device, EXCHANGE_PEER_LOST, verdict.culprit);
-    session.fault = {verdict.result, verdict.culprit, verdict.step, verdict.cause, verdict.epoch, verdict.detail};
-    if (verdict.result == EXCHANGE_INVALID_INPUT && verdict.cause == EXCHANGE_INPUT_ARGUMENT) {
-        const uint64_t box = (verdict.epoch & 1) * layout.ranks + verdict.culprit;
-        const auto bytes = std::min<uint64_t>(static_cast<uint64_t>(verdict.detail), EXCHANGE_REFUSAL_BYTES);
-        memset(session.refusal, 0, sizeof session.refusal);
-        device.fetch(session.refusal, device.own(layout.mailboxes + box * layout.mailbox_bytes), bytes);
-    }
+    session.fault = {verdict.result, verdict.culprit, verdict.step,   verdict.cause,
+                     verdict.epoch,  verdict.detail,  verdict.region, 0};
+    if (verdict.result == EXCHANGE_INVALID_INPUT && verdict.cause == EXCHANGE_INPUT_ARGUMENT)
+        if (const int result = fetch_refusal(session, device, verdict.culprit); result != EXCHANGE_OK)
+            return result;
     return static_cast<int>(verdict.result);
 }
 
@@ -167,15 +207,16 @@ int fetch_blocks(ExchangeSession &session, DeviceSession &device, ExchangePlan &
     const ExchangeLayout &layout = *session.layout;
     const uint64_t first = (session.epoch & 1) * layout.ranks;
     for (uint32_t source = 0; source < layout.ranks; ++source) {
-        uint64_t header[EXCHANGE_UNIT_BYTES / sizeof(uint64_t)];
-        const uint64_t record = (first + source) * (1 + layout.count_units) * EXCHANGE_UNIT_BYTES;
-        device.fetch(header, device.own(layout.records + record), sizeof header);
-        if (header[3] > layout.mailbox_bytes)
-            return fail(session, device, EXCHANGE_CORRUPTION, source, static_cast<int64_t>(header[3]));
-        call.lengths[source] = static_cast<uint32_t>(header[3]);
+        const uint64_t announced = fetch_header(session, device, source)[header_block];
+        call.lengths[source] = static_cast<uint32_t>(announced);
+        if (call.lengths[source] > layout.mailbox_bytes)
+            return fail_corrupt(session, device, EXCHANGE_REGION_RECORDS, source, call.lengths[source]);
+        uint8_t *block = call.blocks + source * layout.mailbox_bytes;
+        device.fetch(block, device.own(layout.mailboxes + (first + source) * layout.mailbox_bytes),
+                     call.lengths[source]);
+        if (const int result = check_block(session, device, source, block, announced); result != EXCHANGE_OK)
+            return result;
     }
-    device.fetch(call.blocks, device.own(layout.mailboxes + first * layout.mailbox_bytes),
-                 layout.ranks * layout.mailbox_bytes);
     return EXCHANGE_OK;
 }
 
@@ -191,8 +232,15 @@ void exchange_initialise(const ExchangeLayout *layout, void *window, uint64_t fi
     // Control words come first in a window; rows and results may hold anything.
     keep_failure([=] {
         ascend_device::require(aclrtMemset(window, layout->rows, 0, layout->rows), "aclrtMemset");
-        ascend_device::require(aclrtMemcpy(static_cast<uint8_t *>(window) + layout->state, sizeof first_epoch,
-                                           &first_epoch, sizeof first_epoch, ACL_MEMCPY_HOST_TO_DEVICE),
+        constexpr uint64_t line_words = EXCHANGE_LINE_BYTES / sizeof(uint64_t);
+        std::vector<uint64_t> state((1 + 2 * layout->slots) * line_words);
+        for (uint64_t line = 0; line < state.size(); line += line_words)
+            state[line + 2] = window_words::state_seal(0, 0);
+        state[0] = first_epoch;
+        state[2] = window_words::state_seal(first_epoch, 0);
+        const uint64_t bytes = state.size() * sizeof(uint64_t);
+        ascend_device::require(aclrtMemcpy(static_cast<uint8_t *>(window) + layout->state, bytes, state.data(), bytes,
+                                           ACL_MEMCPY_HOST_TO_DEVICE),
                                "aclrtMemcpy");
     });
 }
@@ -266,7 +314,7 @@ void exchange_leave(const ExchangeSession *session, uint32_t result, uint32_t st
     if (device == nullptr)
         return;
     try {
-        device->tell(status_word({result, session->rank, step, 0, epoch, 0}));
+        device->tell(status_word({result, session->rank, step, 0, epoch, 0, 0, 0}));
     } catch (const std::exception &) {
         // As in fail_by_runtime.
     }

@@ -166,9 +166,12 @@ int conclude(ExchangeSession &session, Session &wrapped, const Verdict &verdict)
         return EXCHANGE_OK;
     if (verdict.result == EXCHANGE_PEER_TIMEOUT)
         session.missing[verdict.culprit] = 1;
-    session.fault = {verdict.result, verdict.culprit, verdict.step, verdict.cause, verdict.epoch, verdict.detail};
+    session.fault = {verdict.result, verdict.culprit, verdict.step,   verdict.cause,
+                     verdict.epoch,  verdict.detail,  verdict.region, 0};
     if (verdict.result == EXCHANGE_INVALID_INPUT && verdict.cause == EXCHANGE_INPUT_ARGUMENT)
-        wrapped.keep_refusal(verdict.culprit, static_cast<uint64_t>(verdict.detail));
+        if (const int result = wrapped.keep_refusal(verdict.culprit, static_cast<uint64_t>(verdict.detail));
+            result != EXCHANGE_OK)
+            return result;
     return static_cast<int>(verdict.result);
 }
 
@@ -251,7 +254,7 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
                                                          [&routed](uint64_t token) { return routed[token]; }));
     }
     const Verdict verdict = launch.run(wrapped, moe_dispatch, arguments);
-    call->epoch = verdict.epoch;
+    call->epoch = session->begun = verdict.epoch;
     call->slot = verdict.slot;
     call->first_row = ascend_kernels::Part{verdict.slot, call->part}.FirstRow(layout);
     call->total = verdict.total;
