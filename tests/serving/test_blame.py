@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe.errors import AscendMoeError, Corruption, PeerLost, PeerTimeout
-from sglang_ascend_moe.serving.launcher.blame import blames_peer
+from sglang_ascend_moe.serving.blame import blames_peer
 from tests.exchange.conftest import fresh_pool
 from tests.exchange.pool import Rank
 
