@@ -26,6 +26,7 @@ _STATUS = struct.Struct("<QQ")
 # The fields of `Event`, then a checksum: a peer may read while the owner writes.
 _EVENT = struct.Struct("<QQ6I")
 _CHECK = struct.Struct("<I")
+_WHOLE = _EVENT.size + _CHECK.size
 _TOKEN_BYTES = 8
 
 
@@ -83,17 +84,19 @@ class JournalMemory:
         """tokens: how many sampled tokens of an event are kept. The descriptor stays the caller's."""
         self.ranks = ranks
         self.tokens = tokens
-        self._event_bytes = _aligned(_EVENT.size + _CHECK.size + tokens * _TOKEN_BYTES)
+        self._event_bytes = _aligned(_WHOLE + tokens * _TOKEN_BYTES)
         self._rank_bytes = _LINE + EVENTS * self._event_bytes
         if os.fstat(descriptor).st_size < ranks * self._rank_bytes:
             os.ftruncate(descriptor, ranks * self._rank_bytes)
         self.map = mmap.mmap(descriptor, ranks * self._rank_bytes)
 
-    def status_offset(self, rank: int) -> int:
+    def start(self, rank: int) -> int:
+        """The offset of what belongs to a rank; its status lies there."""
         return rank * self._rank_bytes
 
-    def event_offset(self, rank: int, number: int) -> int:
-        return rank * self._rank_bytes + _LINE + number % EVENTS * self._event_bytes
+    def event_place(self, number: int) -> int:
+        """The offset of an event within that."""
+        return _LINE + number % EVENTS * self._event_bytes
 
 
 def _aligned(size: int) -> int:
@@ -107,11 +110,17 @@ class Journal:
         """peers: the other ranks that have to do the same as this one."""
         self.rank = rank
         self._memory = memory
+        self._map = memory.map
+        self._own = memory.start(rank)
         self._peers = sorted(peers)
+        self._starts = [memory.start(peer) for peer in self._peers]
         self._steps = [0] * len(Kind)
         self._number = 0
         self._history = 0
-        _STATUS.pack_into(memory.map, memory.status_offset(rank), os.getpid(), State.SERVING)
+        # Of the latest event: as it is written, and where.
+        self._latest = bytes(_WHOLE)
+        self._place = memory.event_place(0)
+        self.mark(State.SERVING)
 
     @property
     def step(self) -> int:
@@ -125,26 +134,31 @@ class Journal:
 
     def sample(self, phase: int, requests: int, tokens: bytes) -> None:
         """This rank has the results of a batch; tokens: sampled ids, 8 bytes each."""
-        self._write(Kind.SAMPLED, phase, requests, len(tokens) // _TOKEN_BYTES, zlib.crc32(tokens), tokens)
+        count = len(tokens) // _TOKEN_BYTES
+        self._write(
+            Kind.SAMPLED, phase, requests, count, zlib.crc32(tokens), tokens[: self._memory.tokens * _TOKEN_BYTES]
+        )
 
-    def _write(self, kind: Kind, phase: int, requests: int, tokens: int, content: int, ids: bytes = b"") -> None:
+    def _write(self, kind: int, phase: int, requests: int, tokens: int, content: int, kept: bytes = b"") -> None:
         self._number += 1
         self._steps[kind] += 1
         fields = (self._number, self._steps[kind], kind, phase, requests, tokens, content)
-        self._history = zlib.crc32(_EVENT.pack(*fields, 0), self._history)
-        packed = _EVENT.pack(*fields, self._history)
-        kept = ids[: self._memory.tokens * _TOKEN_BYTES]
-        at = self._memory.event_offset(self.rank, self._number)
+        self._history = zlib.crc32(_EVENT.pack(*fields, self._history))
+        event = _EVENT.pack(*fields, self._history)
+        self._latest = event + _CHECK.pack(zlib.crc32(event))
+        self._place = self._memory.event_place(self._number)
+        at = self._own + self._place
         # The tokens first: they are read only of an event that is whole.
-        begin = at + _EVENT.size + _CHECK.size
-        self._memory.map[begin : begin + len(kept)] = kept
-        self._memory.map[at : at + _EVENT.size + _CHECK.size] = packed + _CHECK.pack(zlib.crc32(packed))
+        self._map[at + _WHOLE : at + _WHOLE + len(kept)] = kept
+        self._map[at : at + _WHOLE] = self._latest
 
     def agrees(self) -> bool:
         """Whether every peer that has come as far as this rank did the same; of the others nothing is known yet."""
-        for peer in self._peers:
-            event = self._read(peer, self._number)
-            if event is not None and event.history != self._history:
+        latest, place = self._latest, self._place
+        for start in self._starts:
+            at = start + place
+            event = self._map[at : at + _WHOLE]
+            if event != latest and _whole(event, self._number) is not None:
                 return False
         return True
 
@@ -159,31 +173,37 @@ class Journal:
 
     def _read(self, rank: int, number: int) -> Event | None:
         """An event of a rank; None if it is not there, any more or yet."""
-        if number == 0:
-            return None
-        at = self._memory.event_offset(rank, number)
-        packed = self._memory.map[at : at + _EVENT.size + _CHECK.size]
-        event = Event(*_EVENT.unpack_from(packed))
-        if event.number != number or _CHECK.unpack_from(packed, _EVENT.size)[0] != zlib.crc32(packed[: _EVENT.size]):
-            return None
-        return event
+        at = self._memory.start(rank) + self._memory.event_place(number)
+        return _whole(self._map[at : at + _WHOLE], number)
 
     def _tokens(self, rank: int, event: Event) -> list[int]:
         if event.kind != Kind.SAMPLED:
             return []
-        begin = self._memory.event_offset(rank, event.number) + _EVENT.size + _CHECK.size
+        begin = self._memory.start(rank) + self._memory.event_place(event.number) + _WHOLE
         kept = min(event.tokens, self._memory.tokens)
-        return array("q", self._memory.map[begin : begin + kept * _TOKEN_BYTES]).tolist()
+        return array("q", self._map[begin : begin + kept * _TOKEN_BYTES]).tolist()
 
     def mark(self, state: State) -> None:
         """How this rank is from now on."""
-        _STATUS.pack_into(self._memory.map, self._memory.status_offset(self.rank), os.getpid(), state)
+        _STATUS.pack_into(self._map, self._own, os.getpid(), state)
 
     def statuses(self) -> dict[int, Status]:
         """How every rank is, by its own word: one that was killed still serves."""
-        offsets = map(self._memory.status_offset, range(self._memory.ranks))
-        found = [_STATUS.unpack_from(self._memory.map, offset) for offset in offsets]
+        offsets = map(self._memory.start, range(self._memory.ranks))
+        found = [_STATUS.unpack_from(self._map, offset) for offset in offsets]
         return {rank: Status(process, State(state)) for rank, (process, state) in enumerate(found)}
+
+
+def _whole(data: bytes, number: int) -> Event | None:
+    """The event that `data` holds, if it is the one of this number and all of it is there."""
+    event = Event(*_EVENT.unpack_from(data))
+    if (
+        event.number != number
+        or number == 0
+        or _CHECK.unpack_from(data, _EVENT.size)[0] != zlib.crc32(data[: _EVENT.size])
+    ):
+        return None
+    return event
 
 
 def describe(difference: Difference, phases: Mapping[int, str]) -> str:

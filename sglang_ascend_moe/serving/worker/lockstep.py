@@ -48,9 +48,9 @@ class Lockstep:
         self.compare()
 
     def sample(self, batch: Any, result: Any) -> None:
-        """This rank has the result of a batch of SGLang."""
+        """This rank has the result of a batch of SGLang. It is compared when the ranks meet again."""
         self._journal.sample(batch.forward_mode, len(batch.reqs), _bytes_of(getattr(result, "next_token_ids", None)))
-        self.compare()
+        self._last_seen = time.monotonic()
 
     def compare(self) -> None:
         """Raises `ProtocolMismatch` if a peer that has come as far as this rank came another way."""
@@ -151,4 +151,7 @@ def _bytes_of(tokens: Any) -> bytes:
     """Token ids of a result of SGLang, 8 bytes each; empty if it has none."""
     if tokens is None:
         return b""
-    return bytes(torch.as_tensor(tokens).to(device="cpu", dtype=torch.int64).numpy().tobytes())
+    ids = torch.as_tensor(tokens)
+    if ids.dtype is not torch.int64 or not ids.is_cpu:
+        ids = ids.to(device="cpu", dtype=torch.int64)
+    return bytes(ids.numpy().tobytes())

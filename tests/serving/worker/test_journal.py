@@ -135,7 +135,7 @@ def test_an_event_that_is_being_written_is_not_there_yet(journals):
     step(journals[0], ids(3, 4))
     step(journals[1], ids(3, 9))
     assert not journals[0].agrees()
-    at = memory.event_offset(1, 2)
+    at = memory.start(1) + memory.event_place(2)
     memory.map[at + 8] ^= 1
     assert journals[0].agrees()
 
