@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import NamedTuple, NoReturn
 
 import psutil
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.errors import PeerFault, PeerLost, PeerTimeout
+from sglang_ascend_moe.errors import PeerLost, PeerTimeout
 from sglang_ascend_moe.exchange.control.waiting import Patience
 from sglang_ascend_moe.serving.blame import Collective
 from sglang_ascend_moe.serving.worker.journal import Journal, State, ranks_in_words
@@ -47,45 +48,54 @@ def gloo_groups() -> list[dist.ProcessGroup]:
     return [group for group in groups if group is not None and dist.get_backend(group) == "gloo"]
 
 
-def explained(collective: Collective, journal: Journal, waited_s: float, patience: Patience | None) -> PeerFault:
-    """Why a collective failed, naming it and the ranks that did not come.
+def explain(
+    error: BaseException, collective: Collective, journal: Journal, waited_s: float, patience: Patience | None
+) -> NoReturn:
+    """Raise why a collective failed, naming it and the ranks that did not come: `PeerTimeout` or `PeerLost`.
 
     waited_s: since this rank did something else, which is longer than it waited. patience: what `bound` gave; None:
     SGLang's own.
     """
     group = dist.group.WORLD if collective.group is None else collective.group
+    ranks = dist.get_process_group_ranks(group)
+    what = f"{collective.name} of SGLang's group {group.group_desc} ({ranks_in_words(ranks)}), step {journal.step}"
+    found = _look(journal, [rank for rank in ranks if rank != journal.rank])
+    if found.ended:
+        raise PeerLost(
+            f"{ranks_in_words(found.ended)} failed, or has ended, before {what}", _only(found.ended)
+        ) from error
     seconds = group._get_backend(_CPU).options._timeout.total_seconds()
-    set_by = "the timeout of the group" if patience is None else patience.set_by
-    others = [rank for rank in dist.get_process_group_ranks(group) if rank != journal.rank]
-    what = f"{collective.name} of SGLang's group {group.group_desc} (ranks {_span(group)}), step {journal.step}"
-    ended, missing, given_up = _look(journal, others)
-    if ended:
-        one = ended[0] if len(ended) == 1 else None
-        return PeerLost(f"{ranks_in_words(ended)} failed, or has ended, before {what}", one)
-    blamed = missing[0] if len(missing) == 1 else None
-    who = ranks_in_words(missing) if missing else "some rank"
-    if given_up or waited_s >= seconds:
-        return PeerTimeout(f"{who} had not come to {what}, within {seconds:g} s ({set_by})", blamed)
-    return PeerLost(f"{who} closed its connections before {what}", blamed)
+    who = ranks_in_words(found.serving) if found.serving else "some rank"
+    if found.gave_up or waited_s >= seconds:
+        set_by = "the timeout of the group" if patience is None else patience.set_by
+        raise PeerTimeout(
+            f"{who} had not come to {what}, within {seconds:g} s ({set_by})", _only(found.serving)
+        ) from error
+    raise PeerLost(f"{who} closed its connections before {what}", _only(found.serving)) from error
 
 
-def _span(group: dist.ProcessGroup) -> str:
-    return ", ".join(map(str, dist.get_process_group_ranks(group)))
+def _only(ranks: list[int]) -> int | None:
+    return ranks[0] if len(ranks) == 1 else None
 
 
-def _look(journal: Journal, others: list[int]) -> tuple[list[int], list[int], list[int]]:
-    """Of `others`, those that have failed or ended, those that still serve, and those that gave up waiting.
+class _Found(NamedTuple):
+    """Ranks that failed or ended, that serve as if nothing happened, and that gave up waiting."""
 
-    Looks again until somebody has ended or only one is left that serves, at most for `GRACE_S`.
-    """
+    ended: list[int]
+    serving: list[int]
+    gave_up: list[int]
+
+
+def _look(journal: Journal, others: list[int]) -> _Found:
+    """How `others` are: looks until one has ended or only one still serves, at most for `GRACE_S`."""
     until = time.monotonic() + GRACE_S
     while True:
-        found = {rank: status for rank, status in journal.statuses().items() if rank in others}
-        ended = [rank for rank, (process, state) in found.items() if state is State.FAILED or _has_ended(process)]
-        given_up = [rank for rank, (_, state) in found.items() if state is State.GAVE_UP and rank not in ended]
-        missing = [rank for rank in found if rank not in ended and rank not in given_up]
-        if ended or time.monotonic() > until or (given_up and len(missing) <= 1):
-            return ended, missing, given_up
+        statuses = {rank: status for rank, status in journal.statuses().items() if rank in others}
+        ended = [rank for rank, (process, state) in statuses.items() if state is State.FAILED or _has_ended(process)]
+        gave_up = [rank for rank, (_, state) in statuses.items() if state is State.GAVE_UP and rank not in ended]
+        found = _Found(ended, [rank for rank in statuses if rank not in (*ended, *gave_up)], gave_up)
+        if ended or (gave_up and len(found.serving) <= 1) or time.monotonic() > until:
+            return found
         time.sleep(_POLL_S)
 
 

@@ -55,14 +55,15 @@ class Lockstep:
     def compare(self) -> None:
         """Raises `ProtocolMismatch` if a peer that has come as far as this rank came another way."""
         self._last_seen = time.monotonic()
-        if not self._journal.agrees() and (mismatch := self._mismatch()):
-            raise mismatch
+        if not self._journal.agrees() and (problem := self._drift()):
+            raise ProtocolMismatch(problem)
 
-    def _mismatch(self) -> ProtocolMismatch | None:
+    def _drift(self) -> str:
+        """In what ranks that share their attention differ, in words; empty if in nothing."""
         difference = self._journal.difference()
         if difference is None:
-            return None
-        return ProtocolMismatch(
+            return ""
+        return (
             f"ranks that share their attention drifted apart: {describe(difference, self._phases)}; one of them"
             " computes wrongly, so the last answers may be wrong"
         )
@@ -78,11 +79,11 @@ class Lockstep:
             return
         waited_s = time.monotonic() - self._last_seen
         self._journal.mark(State.GAVE_UP)
-        if mismatch := self._mismatch():
-            raise mismatch from error
+        if problem := self._drift():
+            raise ProtocolMismatch(problem) from error
         collective = None if isinstance(error, PeerFault) else collective_of(error)
         if collective is not None:
-            raise group_waits.explained(collective, self._journal, waited_s, self._patience) from error
+            group_waits.explain(error, collective, self._journal, waited_s, self._patience)
 
 
 _lockstep: Lockstep | None = None
