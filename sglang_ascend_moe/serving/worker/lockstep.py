@@ -10,8 +10,9 @@ import os
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import torch
 
 from sglang_ascend_moe.errors import PeerFault, ProtocolMismatch
@@ -23,7 +24,14 @@ from sglang_ascend_moe.serving.worker.journal import Journal, JournalMemory, Sta
 
 MOST_TOKENS = 4096
 """Of one result, to be named when they differ; all are compared."""
-_PATH_BYTES = 64
+_PLACE_BYTES = 256
+
+
+class _Place(NamedTuple):
+    """Where the memory of the journal is, and how many tokens of an event it keeps."""
+
+    path: str
+    tokens: int
 
 
 class Lockstep:
@@ -134,11 +142,14 @@ def open_journal(serving: layer.Serving, most_requests: int) -> Journal:
     first = rank == 0
     descriptor = os.memfd_create("ascend-moe-journal", os.MFD_CLOEXEC) if first else -1
     try:
-        own = f"/proc/{os.getpid()}/fd/{descriptor}" if first else ""
-        path = gather_frames(group, own.encode(), _PATH_BYTES, patience, "begun to serve", serving.secret)[0]
+        own = _Place(f"/proc/{os.getpid()}/fd/{descriptor}", min(most_requests, MOST_TOKENS))
+        places = gather_frames(
+            group, msgspec.json.encode(own), _PLACE_BYTES, patience, "begun to serve", serving.secret
+        )
+        place = msgspec.json.decode(places[0], type=_Place)
         if not first:
-            descriptor = os.open(path.decode(), os.O_RDWR | os.O_CLOEXEC)
-        memory = JournalMemory(descriptor, serving.ranks, min(most_requests, MOST_TOKENS))
+            descriptor = os.open(place.path, os.O_RDWR | os.O_CLOEXEC)
+        memory = JournalMemory(descriptor, serving.ranks, place.tokens)
         journal = Journal(memory, rank, [peer for peer in parallel.attn_tp_group.ranks if peer != rank])
         # The first rank closes the descriptor when all have opened it.
         gather_frames(group, b"", 0, patience, "opened the journal", serving.secret)
