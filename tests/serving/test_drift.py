@@ -12,7 +12,7 @@ import pytest
 
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, log_tail
 from tests.serving import faulty_server
-from tests.serving.clients import Traffic, ask, body_of, post
+from tests.serving.clients import Traffic, ask, body_of, leave_early, post
 from tests.serving.faulty_server import LAST_TOKEN, Drift
 from tests.serving.prompts import NEW_TOKENS
 
@@ -23,6 +23,7 @@ SHORT_TIMEOUT = ["--ascend-moe-timeout", "3"]
 REST_SECONDS = 12.0
 GRAPHS = {"graphs": ["--cuda-graph-bs-decode", "4", "8"], "eager": ["--disable-cuda-graph"]}
 SCHEDULING = {"overlapped": [], "in turn": ["--disable-overlap-schedule"]}
+CHUNKS = ["--chunked-prefill-size", "128"]
 GROUPS_OF_TWO = ["--tp-size", "4", "--dp-size", "2", "--enable-dp-attention"]
 SAMPLED = {
     Drift.OTHER_TOKEN: r"token \d+",
@@ -43,6 +44,26 @@ def sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def arguments_for(checkpoint: Path, *more: str) -> list[str]:
     limits = ["--max-running-requests", "8"]
     return ["--model-path", str(checkpoint), "--device", "cpu", "--ascend-moe", *limits, *more]
+
+
+def answer_all_kinds(url: str, prompts: list[list[int]]) -> None:
+    """Requests of all kinds at the same time: sampled, bound to a grammar, cached, in chunks, and left early."""
+    kinds = [
+        {},
+        {"temperature": 0.9, "top_p": 0.8, "sampling_seed": 3},
+        {"temperature": 1.2, "top_k": 20, "n": 2},
+        {"temperature": 0.7, "min_p": 0.1, "frequency_penalty": 0.5},
+        {"json_schema": '{"type": "object", "properties": {"a": {"type": "integer"}}}'},
+        {"temperature": 0.8, "regex": "[a-z]{1,40}"},
+    ]
+    bodies = [body_of(prompt, 1 + place * 3 % 40) for place, prompt in enumerate(prompts * len(kinds))]
+    for place, body in enumerate(bodies):
+        body["sampling_params"] |= kinds[place // len(prompts)]
+    with ThreadPoolExecutor(8) as pool:
+        leaving = [pool.submit(leave_early, url, prompt, 200, pieces) for pieces, prompt in enumerate(prompts)]
+        statuses = set(pool.map(lambda body: post(url, msgspec.json.encode(body))[0], bodies))
+    assert statuses == {200}
+    assert [left.result() for left in leaving] == [None] * len(prompts)
 
 
 def last_line_after(server: ServerProcess, sign: Path, drift: Drift, prompts: list[list[int]]) -> str:
@@ -79,12 +100,13 @@ def ask_until_stopped(url: str, prompt: list[int]) -> int:
         for scheduling in SCHEDULING
     ],
 )
-def test_another_token_ends_the_server_with_step_ranks_and_both_values(
+def test_another_token_ends_a_server_that_served_requests_of_all_kinds(
     checkpoint, prompts, sign, tmp_path, drift, graphs, scheduling
 ):
-    arguments = arguments_for(checkpoint, "--tp-size", "2", *GRAPHS[graphs], *SCHEDULING[scheduling])
+    arguments = arguments_for(checkpoint, "--tp-size", "2", *CHUNKS, *GRAPHS[graphs], *SCHEDULING[scheduling])
     with ServerProcess(arguments, tmp_path / "server.log", module=faulty_server.__name__) as server:
         server.wait_until_ready(READY_SECONDS, lambda _progress: None)
+        answer_all_kinds(server.url, prompts)
         last = last_line_after(server, sign, drift, prompts[:4])
     assert re.search(r"sglang::scheduler_TP[01]_EP[01] \(process \d+\) raised ProtocolMismatch: ", last), last
     sampled = rf"rank 0 sampled token \d+, rank 1 sampled {SAMPLED[drift]}"
@@ -96,9 +118,7 @@ def test_ranks_are_compared_within_their_attention_group(checkpoint, prompts, si
     arguments = arguments_for(checkpoint, *GROUPS_OF_TWO, *GRAPHS["eager"])
     with ServerProcess(arguments, tmp_path / "server.log", module=faulty_server.__name__) as server:
         server.wait_until_ready(READY_SECONDS, lambda _progress: None)
-        expected = [ask(server.url, prompt, NEW_TOKENS).tokens for prompt in prompts[:8]]
-        with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(lambda prompt: ask(server.url, prompt, NEW_TOKENS).tokens, prompts[:8])) == expected
+        answer_all_kinds(server.url, prompts)
         last = last_line_after(server, sign, Drift.OTHER_TOKEN, prompts[:8])
     assert "raised ProtocolMismatch: " in last
     assert re.search(r"rank 0 sampled token \d+, rank 1 sampled token \d+", last), last
