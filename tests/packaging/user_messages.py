@@ -23,7 +23,7 @@ BUILT = {
     "failure", "_bad_choice", "input_problem", "routed_tokens", "problem_with_result", "problem_with_expert_out",
     "problem_with_phase", "wrong_kind", "problem_with_experts",
     "_objection_to_handle", "lack_of_memory", "_dispatch_problem", "_problem_with_statistics", "_unfinished",
-    "cause_of", "loss_of", "refusal",
+    "cause_of", "loss_of", "refusal", "_drift",
 }  # fmt: skip
 # Functions that are handed words and raise or print them: which argument it is.
 HANDED = {"refuse": 1, "refuse_capture": 0, "error": 0}

@@ -1,11 +1,15 @@
 """`python -m tests.serving.faulty_server`: SGLang's server, in which rank 1 raises as soon as a file is there.
 
-Or it reads another secret than the other ranks.
+Or it reads another secret than the other ranks, or samples other tokens as soon as a file is there.
 
 Spawned schedulers import it too, as `__mp_main__`, and so are damaged alike; tests that import it are not.
 """
 
+import enum
+import functools
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from sglang_ascend_moe.serving.worker import layer
@@ -16,6 +20,21 @@ MESSAGE = "the experts of rank 1 failed on purpose"
 
 OTHER_SECRET = "SERVING_TEST_OTHER_SECRET"
 """Variable with the path of the secret of rank 1."""
+
+DRIFT = "SERVING_TEST_DRIFT"
+"""Variable with the path of a file that has the name of a `Drift`."""
+LAST_TOKEN = 7
+"""The token that `Drift.END` samples: requests have to stop at it."""
+
+
+class Drift(enum.Enum):
+    """What becomes of the logits of rank 1."""
+
+    OTHER_TOKEN = "other token"
+    NAN = "NaN"
+    END = "end"
+    HANG = "hang"
+
 
 _compute_experts = layer.compute_experts
 _read_secret = layer.read_secret
@@ -32,7 +51,35 @@ def compute_experts(serving, moe_layer, rows) -> None:
 def read_secret(path):
     from sglang.srt.runtime_context import get_parallel
 
+    if DRIFT in os.environ and get_parallel().tp_rank == 1:
+        damage_sampler(Path(os.environ[DRIFT]))
     return _read_secret(os.environ.get(OTHER_SECRET, path) if get_parallel().tp_rank == 1 else path)
+
+
+def damage_sampler(sign: Path) -> None:
+    """From when there is a file `sign`, the logits of this rank are no longer those of the others."""
+    from sglang.srt.layers.sampler import Sampler
+
+    def sampled(original: Callable, self, logits_output, *arguments, **keywords):
+        if sign.is_file():
+            drift(logits_output.next_token_logits, Drift(sign.read_text()))
+        return original(self, logits_output, *arguments, **keywords)
+
+    Sampler.forward = functools.partialmethod(functools.partial(sampled, Sampler.forward))
+
+
+def drift(logits, kind: Drift) -> None:
+    """Damage logits [requests, vocabulary] in place; or never return."""
+    match kind:
+        case Drift.OTHER_TOKEN:
+            logits[-1, logits[-1].argmax()] = float("-inf")
+        case Drift.NAN:
+            logits[-1] = float("nan")
+        case Drift.END:
+            logits[-1] = float("-inf")
+            logits[-1, LAST_TOKEN] = 0
+        case Drift.HANG:
+            threading.Event().wait()
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from sglang_ascend_moe.serving.blame import blames_peer
 from sglang_ascend_moe.serving.launcher import command_line, interrupts, socket_folder
-from sglang_ascend_moe.serving.launcher.blame import blames_peer
 from sglang_ascend_moe.serving.launcher.engine_processes import EngineProcesses, Finding, Report, Started, say, title_of
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
 from sglang_ascend_moe.serving.options import options_of

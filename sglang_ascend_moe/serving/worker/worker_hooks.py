@@ -8,6 +8,7 @@ from sglang_ascend_moe.serving.worker import (
     expert_location,
     layer,
     live_state,
+    lockstep,
     metrics,
     pairing,
     transfer_rooms,
@@ -96,6 +97,30 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.AFTER,
         metrics.export_after_batch,
         "the counters of the exchange have to reach the Prometheus endpoint while the server works",
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.dispatch_event_loop",
+        HookKind.AROUND,
+        lockstep.serve_in_step,
+        "waits in SGLang's own collectives have no bound that anybody lives to see, and end without a name",
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.run_batch",
+        HookKind.BEFORE,
+        lockstep.begin_batch,
+        "ranks that share their attention have to run the same batch, or they wait for each other",
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.process_batch_result",
+        HookKind.AFTER,
+        lockstep.note_result,
+        "ranks sample each for itself, and one that gets another token goes on with wrong text",
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.process_input_requests",
+        HookKind.BEFORE,
+        lockstep.compare_when_met,
+        "a rank that has nothing to run any more has to see that the others have",
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.on_idle",

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe.errors import AscendMoeError, Corruption, PeerLost, PeerTimeout
-from sglang_ascend_moe.serving.launcher.blame import blames_peer
+from sglang_ascend_moe.serving.blame import blames_peer, collective_of
 from tests.exchange.conftest import fresh_pool
 from tests.exchange.pool import Rank
 
@@ -67,6 +67,35 @@ def meet_an_ended_peer(rank: Rank) -> list[bool]:
             work.wait()
 
     return [blame_of(fails) for fails in (gather, receive)]
+
+
+def name_collectives(rank: Rank) -> list[tuple[str, bool] | None]:
+    """Names of the collectives that meet an ended peer, and whether the group is known."""
+    if rank.rank == 1:
+        os._exit(0)
+    own = torch.zeros(2)
+
+    def fail_in(fails: Callable[[], object]) -> tuple[str, bool] | None:
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            fails()
+        found = collective_of(caught.value)
+        return found and (found.name, found.group is rank.group)
+
+    return [
+        fail_in(lambda: dist.all_reduce(own, group=rank.group)),
+        fail_in(lambda: dist.broadcast(own, src=1, group=rank.group)),
+        fail_in(lambda: dist.all_gather_into_tensor(torch.zeros(4), own, group=rank.group)),
+        fail_in(lambda: dist.reduce_scatter_tensor(torch.zeros(1), own, group=rank.group)),
+        fail_in(lambda: dist.all_gather_object([None, None], own, group=rank.group)),
+        fail_in(lambda: raise_(ValueError("its own"))),
+    ]
+
+
+def test_a_collective_that_failed_is_named_as_it_was_called(fresh_pool):
+    pool = fresh_pool(2)
+    pool.start(name_collectives)
+    names = ["all_reduce", "broadcast", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather_object"]
+    assert pool.collect(dead=[1])[0] == [*((name, True) for name in names), None]
 
 
 def test_by_the_collective_that_raised_it(fresh_pool):

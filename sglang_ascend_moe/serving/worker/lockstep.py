@@ -1,0 +1,169 @@
+"""Whether the ranks of a server go in step: what they begin and sample is compared, and their waits are bounded.
+
+Without it a rank that samples another token than those it shares its attention with goes on unnoticed, with wrong
+text; and one that samples the end leaves the others waiting for it, whatever `--ascend-moe-timeout` says.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from sglang_ascend_moe.errors import PeerFault, ProtocolMismatch
+from sglang_ascend_moe.exchange.control.rendezvous import gather_frames
+from sglang_ascend_moe.exchange.control.waiting import Patience
+from sglang_ascend_moe.serving.blame import blames_peer, collective_of
+from sglang_ascend_moe.serving.worker import group_waits, layer
+from sglang_ascend_moe.serving.worker.journal import Journal, JournalMemory, State, describe
+
+MOST_TOKENS = 4096
+"""Of one result, to be named when they differ; all are compared."""
+_PLACE_BYTES = 256
+
+
+class _Place(NamedTuple):
+    """Where the memory of the journal is, and how many tokens of an event it keeps."""
+
+    path: str
+    tokens: int
+
+
+class Lockstep:
+    """What this rank tells its peers of its batches; a context manager around the event loop, whose errors it explains.
+
+    It raises `ProtocolMismatch` when ranks that share their attention have begun or sampled something else, also in
+    place of an error that only says that a peer is gone, and `PeerTimeout` or `PeerLost` in place of gloo's errors.
+    """
+
+    def __init__(self, journal: Journal, phases: dict[int, str], patience: Patience | None) -> None:
+        """patience: of SGLang's collectives; None: they wait as long as SGLang says."""
+        self._journal = journal
+        self._phases = phases
+        self._patience = patience
+        self._last_seen = time.monotonic()
+
+    def begin(self, batch: Any) -> None:
+        """This rank is about to run a batch of SGLang."""
+        mode = batch.forward_mode
+        tokens = batch.extend_num_tokens if mode.is_extend() else len(batch.reqs)
+        self._journal.begin(mode, [request.rid for request in batch.reqs], tokens or 0)
+        self.compare()
+
+    def sample(self, batch: Any, result: Any) -> None:
+        """This rank has the result of a batch of SGLang. It is compared when the ranks meet again."""
+        self._journal.sample(batch.forward_mode, len(batch.reqs), _bytes_of(getattr(result, "next_token_ids", None)))
+        self._last_seen = time.monotonic()
+
+    def compare(self) -> None:
+        """Raises `ProtocolMismatch` if a peer that has come as far as this rank came another way."""
+        self._last_seen = time.monotonic()
+        if not self._journal.agrees() and (problem := self._drift()):
+            raise ProtocolMismatch(problem)
+
+    def _drift(self) -> str:
+        """In what ranks that share their attention differ, in words; empty if in nothing."""
+        difference = self._journal.difference()
+        if difference is None:
+            return ""
+        return (
+            f"ranks that share their attention drifted apart: {describe(difference, self._phases)}; one of them"
+            " computes wrongly, so the last answers may be wrong"
+        )
+
+    def __enter__(self) -> Lockstep:
+        return self
+
+    def __exit__(self, _kind: type | None, error: BaseException | None, _trace: TracebackType | None) -> None:
+        if error is None:
+            return
+        if not blames_peer(error):
+            self._journal.mark(State.FAILED)
+            return
+        waited_s = time.monotonic() - self._last_seen
+        self._journal.mark(State.GAVE_UP)
+        if problem := self._drift():
+            raise ProtocolMismatch(problem) from error
+        collective = None if isinstance(error, PeerFault) else collective_of(error)
+        if collective is not None:
+            group_waits.explain(error, collective, self._journal, waited_s, self._patience)
+
+
+_lockstep: Lockstep | None = None
+
+
+def serve_in_step(original: Callable[[Any], None], scheduler: Any) -> None:
+    """Around `dispatch_event_loop`: start-up is over, and from here on ranks go in step."""
+    global _lockstep
+    serving = layer.serving()
+    if serving is None or serving.ranks == 1:
+        original(scheduler)
+        return
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    journal = open_journal(serving, scheduler.max_running_requests)
+    patience = None
+    if scheduler.server_args.dist_timeout is None:
+        patience = group_waits.bound(group_waits.gloo_groups(), serving.options.timeout_s)
+    with Lockstep(journal, {mode.value: mode.name.lower() for mode in ForwardMode}, patience) as _lockstep:
+        original(scheduler)
+
+
+def begin_batch(_scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
+    """Before `Scheduler.run_batch`."""
+    if _lockstep is not None:
+        _lockstep.begin(batch)
+
+
+def note_result(_result: None, _scheduler: Any, batch: Any, result: Any, *_: Any, **__: Any) -> None:
+    """After `Scheduler.process_batch_result`."""
+    if _lockstep is not None:
+        _lockstep.sample(batch, result)
+
+
+def compare_when_met(_scheduler: Any, *_: Any, **__: Any) -> None:
+    """Before `Scheduler.process_input_requests`, once per turn of the event loop, when the ranks have just met."""
+    if _lockstep is not None:
+        _lockstep.compare()
+
+
+def open_journal(serving: layer.Serving, most_requests: int) -> Journal:
+    """All ranks of the server map the same memory. Raises like `gather_frames`."""
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    group, rank = parallel.tp_group.cpu_group, parallel.tp_rank
+    patience = Patience(serving.options.bring_up_timeout_s, "--ascend-moe-bring-up-timeout")
+    first = rank == 0
+    descriptor = os.memfd_create("ascend-moe-journal", os.MFD_CLOEXEC) if first else -1
+    try:
+        own = _Place(f"/proc/{os.getpid()}/fd/{descriptor}", min(most_requests, MOST_TOKENS))
+        places = gather_frames(
+            group, msgspec.json.encode(own), _PLACE_BYTES, patience, "begun to serve", serving.secret
+        )
+        place = msgspec.json.decode(places[0], type=_Place)
+        if not first:
+            descriptor = os.open(place.path, os.O_RDWR | os.O_CLOEXEC)
+        memory = JournalMemory(descriptor, serving.ranks, place.tokens)
+        journal = Journal(memory, rank, [peer for peer in parallel.attn_tp_group.ranks if peer != rank])
+        # The first rank closes the descriptor when all have opened it.
+        gather_frames(group, b"", 0, patience, "opened the journal", serving.secret)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return journal
+
+
+def _bytes_of(tokens: Any) -> bytes:
+    """Token ids of a result of SGLang, 8 bytes each; empty if it has none."""
+    if tokens is None:
+        return b""
+    ids = torch.as_tensor(tokens)
+    if ids.dtype is not torch.int64 or not ids.is_cpu:
+        ids = ids.to(device="cpu", dtype=torch.int64)
+    return bytes(ids.numpy().tobytes())
