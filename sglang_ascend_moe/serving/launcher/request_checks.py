@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving.options import options_of
 
 MOST_ANSWERS = 4096
@@ -14,8 +15,25 @@ MOST_TOP_K = 2**31 - 1
 
 
 _FAULTS = (TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error)
-_TEXT_ROUTES = ("/parse_function_call", "/separate_reasoning")
-"""They read a text in the launcher, and turn nothing that goes wrong into an answer."""
+_READING_ROUTES = (
+    "/parse_function_call",
+    "/separate_reasoning",
+    "/configure_logging",
+    "/add_external_corpus",
+    "/remove_external_corpus",
+)
+"""What these read in the launcher and cannot use would be answered with 500."""
+_RANK_ROUTES = ("/start_profile", "/stop_profile")
+"""What ranks could not do of these is a RuntimeError in the launcher."""
+_REPLICA_ROUTES = (
+    "/init_weights_update_group",
+    "/destroy_weights_update_group",
+    "/update_weights_from_distributed",
+    "/update_weights_from_tensor",
+    "/init_weights_send_group_for_remote_instance",
+    "/send_weights_to_remote_instance",
+)
+"""SGLang asserts that these are not asked of data-parallel ranks."""
 
 
 @contextmanager
@@ -70,21 +88,29 @@ def refuse_unknown_tokens(serving: Any, request: Any, *_: Any, **__: Any) -> Non
             _refuse_unknown_tokens("tokens", tokens, manager.model_config.vocab_size)
 
 
-def answer_unreadable_texts(server_args: Any, *_: Any, **__: Any) -> None:
-    """Before `_setup_and_run_http_server`: the routes of texts answer 400 if they cannot read theirs."""
+def answer_refusals(server_args: Any, *_: Any, **__: Any) -> None:
+    """Before `_setup_and_run_http_server`: what is refused by an exception is answered with 400, or with 501 if this
+    server never does it."""
     if options_of(server_args) is None:
         return
     from fastapi.responses import JSONResponse
     from sglang.srt.entrypoints.http_server import app
 
-    async def answer(request: Any, error: Exception) -> Any:
-        if request.url.path not in _TEXT_ROUTES:
-            raise error
-        message = f"the request cannot be read: {type(error).__name__}: {error}"
-        return JSONResponse({"error": {"message": message}}, status_code=400)
+    def answering(status: int, routes: tuple[str, ...] | None, words: str = "") -> Callable[[Any, Exception], Any]:
+        async def answer(request: Any, error: Exception) -> Any:
+            if routes is not None and request.url.path not in routes:
+                raise error
+            message = f"{words}{type(error).__name__}: {error}" if words else str(error)
+            return JSONResponse({"error": {"message": message}}, status_code=status)
 
+        return answer
+
+    app.add_exception_handler(Unsupported, answering(501, None))
+    app.add_exception_handler(InvalidInput, answering(400, None))
+    app.add_exception_handler(AssertionError, answering(501, _REPLICA_ROUTES))
+    app.add_exception_handler(RuntimeError, answering(400, _RANK_ROUTES))
     for fault in (ValueError, *_FAULTS):
-        app.add_exception_handler(fault, answer)
+        app.add_exception_handler(fault, answering(400, _READING_ROUTES, "the request cannot be read: "))
 
 
 def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
