@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import requests
 
 ROUTE_SECONDS = 120.0
+NO_BRACES = str.maketrans("", "", "{}")
+"""Of the parameters in a path, whose names stand for values."""
 ABSURD: dict[str, Any] = {
     "null": None,
     "false": False,
@@ -94,7 +96,7 @@ def described_routes(url: str) -> list[Route]:
     return [
         Route(
             method.upper(),
-            path.replace("{", "").replace("}", ""),
+            path.translate(NO_BRACES),
             _fields(document, operation),
             tuple(given["name"] for given in operation.get("parameters", []) if given["in"] == "query"),
         )

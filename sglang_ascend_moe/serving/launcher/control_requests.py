@@ -17,6 +17,8 @@ from sglang_ascend_moe.serving.options import options_of
 
 LONGEST_SLEEP_SECONDS = 60.0
 """Before each batch, for `/slow_down`."""
+LONGEST_WAIT_SECONDS = 3600.0
+"""For a moment without requests, for `/flush_cache`."""
 LISTEN_SECONDS = 10.0
 """How long a group for weights may take until somebody listens at its address."""
 PORTS = range(1, 2**16)
@@ -100,6 +102,11 @@ def _is_writable_folder(given: str) -> bool:
 def _sleeps_too_long(request: Any) -> bool:
     seconds = request.forward_sleep_time
     return seconds is not None and not 0 <= seconds <= LONGEST_SLEEP_SECONDS
+
+
+def _waits_too_long(request: Any) -> bool:
+    seconds = request.timeout_s
+    return seconds is not None and not 0 <= seconds <= LONGEST_WAIT_SECONDS
 
 
 def _sets_other_than_numbers(request: Any) -> bool:
@@ -233,6 +240,12 @@ CONTROL_REQUESTS = (
         _sleeps_too_long,
         InvalidInput,
         f"forward_sleep_time: it must be at least 0 and at most {LONGEST_SLEEP_SECONDS:g} seconds",
+    ),
+    ControlRequest(
+        ("FlushCacheReqInput",),
+        _waits_too_long,
+        InvalidInput,
+        f"timeout: it must be at least 0 and at most {LONGEST_WAIT_SECONDS:g} seconds",
     ),
     ControlRequest(
         ("SetInternalStateReq",),

@@ -151,6 +151,13 @@ HOOKS: tuple[Hook, ...] = (
         mends=SglangFault(),
     ),
     launcher_hook(
+        f"{SRT}.managers.io_struct.EmbeddingReqInput.normalize_batch_and_arguments",
+        HookKind.AFTER,
+        request_checks.read_embedding,
+        "a list of names for one prompt is answered with 500",
+        mends=SglangFault(),
+    ),
+    launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager._validate_one_request",
         HookKind.BEFORE,
         request_checks.refuse_unusable_request,
@@ -176,6 +183,16 @@ HOOKS: tuple[Hook, ...] = (
             "serving_chat.OpenAIServingChat._convert_to_internal_request",
             "serving_tokenize.OpenAIServingTokenize._tokenize_chat_request",
         )
+    ),
+    *(
+        launcher_hook(
+            f"{SRT}.entrypoints.ollama.serving.OllamaServing.{method}",
+            HookKind.AROUND,
+            request_checks.begin_stream,
+            "a stream that is refused would begin, and break off without a word",
+            mends=SglangFault(),
+        )
+        for method in ("_stream_chat_response", "_stream_generate_response")
     ),
     launcher_hook(
         f"{SRT}.entrypoints.openai.serving_tokenize.OpenAIServingDetokenize._convert_to_internal_request",

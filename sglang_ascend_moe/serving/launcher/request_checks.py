@@ -1,7 +1,7 @@
 """What a server refuses of a request before a rank sees it, with 400, because it would end a rank, or answer 500."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,12 @@ _READING_ROUTES = (
     "/configure_logging",
     "/add_external_corpus",
     "/remove_external_corpus",
+    "/v1/loads",
+    "/v1/chat/completions",
+    "/invocations",
+    "/vertex_generate",
+    "/api/chat",
+    "/api/generate",
 )
 """What these read in the launcher and cannot use would be answered with 500."""
 _RANK_ROUTES = ("/start_profile", "/stop_profile")
@@ -65,6 +71,14 @@ def read_request(original: Callable[[Any], None], obj: Any) -> None:
         original(obj)
     if obj.is_single and not (isinstance(obj.rid, str) and isinstance(obj.sampling_params, dict)):
         raise ValueError("rid and sampling_params: lists of them come with a list of prompts")
+
+
+def read_embedding(_result: None, obj: Any) -> None:
+    """After `EmbeddingReqInput.normalize_batch_and_arguments`. Raises ValueError."""
+    from sglang.srt.runtime_context import get_server_args
+
+    if options_of(get_server_args()) is not None and obj.is_single and not isinstance(obj.rid, str):
+        raise ValueError("rid: a list of them comes with a list of prompts")
 
 
 def make_parameters(original: Callable[..., Any], manager: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -113,6 +127,23 @@ def answer_refusals(server_args: Any, *_: Any, **__: Any) -> None:
         app.add_exception_handler(fault, answering(400, _READING_ROUTES, "the request cannot be read: "))
 
 
+async def begin_stream(original: Callable[..., Any], serving: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Around the methods of `OllamaServing` that answer with a stream: what refuses the request comes before it."""
+    response = await original(serving, *arguments, **keywords)
+    if options_of(serving.tokenizer_manager.server_args) is not None:
+        pieces = response.body_iterator
+        first = await anext(pieces, None)
+
+        async def all_pieces() -> AsyncIterator[Any]:
+            if first is not None:
+                yield first
+            async for piece in pieces:
+                yield piece
+
+        response.body_iterator = all_pieces()
+    return response
+
+
 def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
     """Before `TokenizerManager._validate_one_request`: nothing that SGLang gives to the ranks as it is ends one there.
 
@@ -123,6 +154,8 @@ def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
     vocabulary = manager.model_config.vocab_size
     if input_ids is not None:
         _refuse_unusable_prompt(input_ids, vocabulary)
+    if manager.disaggregation_mode.value != "null" and getattr(obj, "bootstrap_room", 0) is None:
+        raise ValueError("bootstrap_room: it comes from the router; ask that, and not an instance")
     parameters = obj.sampling_params
     if (parameters.get("beam_width") or 1) > 1:
         raise ValueError("beam_width: there is no beam search with --ascend-moe")

@@ -72,6 +72,7 @@ USUAL: dict[str, dict[str, Any]] = {
         "profile_id": "1795912698.1", "profile_prefix": None, "output_dir": None,
     },
     "SlowDownReqInput": {"forward_sleep_time": None},
+    "FlushCacheReqInput": {"timeout_s": 3600.0},
     "SetInternalStateReq": {"server_args": {}},
     "AbortReq": {"abort_all": False},
 }  # fmt: skip
@@ -142,6 +143,7 @@ def test_a_server_that_records_and_a_machine_with_accelerators_do_what_others_ca
         pytest.param("SlowDownReqInput", {"forward_sleep_time": 61.0}, id="long sleep"),
         pytest.param("SlowDownReqInput", {"forward_sleep_time": float("nan")}, id="no sleep"),
         pytest.param("SlowDownReqInput", {"forward_sleep_time": -1.0}, id="negative sleep"),
+        pytest.param("FlushCacheReqInput", {"timeout_s": float("inf")}, id="long wait"),
         pytest.param("SetInternalStateReq", {"server_args": {"pp_max_micro_batch_size": "a"}}, id="text"),
         pytest.param("SetInternalStateReq", {"server_args": {"pp_max_micro_batch_size": 1.5}}, id="half a request"),
         pytest.param("SetInternalStateReq", {"server_args": {"speculative_accept_threshold_acc": True}}, id="truth"),
@@ -151,10 +153,7 @@ def test_what_ranks_cannot_serve_is_invalid_and_names_the_field(kind, fields):
     given = request(kind, **fields)
     with pytest.raises(InvalidInput) as raised:
         control_requests.check_control_request(manager(), given)
-    named = str(raised.value).partition(":")[0].split(", ") + (
-        ["profile_by_stage"] if "num_steps" in str(raised.value) else []
-    )
-    assert set(fields) & set(named)
+    assert any(field.removesuffix("_s") in str(raised.value) for field in fields)
     control_requests.check_control_request(manager(WITHOUT), given)
 
 
