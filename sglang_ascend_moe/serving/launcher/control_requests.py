@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving.hooks import on_host
 from sglang_ascend_moe.serving.options import options_of
 
@@ -32,15 +32,15 @@ _UNHEARD = "ascend_moe_unheard_abort"
 class ControlRequest(NamedTuple):
     """Something that cannot be asked of a server.
 
-    kinds: names of SGLang's types for the requests that ask it. wrong: whether such a request cannot be served. error:
-    `Unsupported` (501 over HTTP) of what this server never does, `InvalidInput` (400) of what it does if asked
-    otherwise. reason: for the message.
+    kinds: names of SGLang's types for the requests that ask it. wrong: whether such a request cannot be served. reason:
+    for the message. never: whether this server serves none of the kind, which is 501 over HTTP, or does if it is asked
+    otherwise, which is 400.
     """
 
     kinds: tuple[str, ...]
     wrong: Callable[[Any], bool]
-    error: type[AscendMoeError]
     reason: str
+    never: bool = False
 
 
 def _always(_request: Any) -> bool:
@@ -168,89 +168,76 @@ CONTROL_REQUESTS = (
     ControlRequest(
         ("ReleaseMemoryOccupationReqInput", "ResumeMemoryOccupationReqInput"),
         _always,
-        Unsupported,
         "with --ascend-moe a server keeps its memory; end it, and start it again",
+        never=True,
     ),
     ControlRequest(
         ("ExpertDistributionReq",),
         _records_nothing,
-        Unsupported,
         "this server does not record which experts are asked for; start it with --expert-distribution-recorder-mode",
+        never=True,
     ),
     ControlRequest(
         _SENDING,
         _has_no_accelerator,
-        Unsupported,
         "weights are sent from the memory of an accelerator, which this machine lacks; start the other instance from"
         " the checkpoint",
+        never=True,
     ),
-    ControlRequest(_SENDING, _names_wrong_ports, InvalidInput, "ports: give one for each rank, with commas between"),
-    ControlRequest((*_SENDING, _JOINING), _names_no_group, InvalidInput, "group_name: give a name"),
-    ControlRequest(
-        (_JOINING,), _joins_without_gloo, InvalidInput, "backend: it must be gloo on a machine without accelerator"
-    ),
+    ControlRequest(_SENDING, _names_wrong_ports, "ports: give one for each rank, with commas between"),
+    ControlRequest((*_SENDING, _JOINING), _names_no_group, "group_name: give a name"),
+    ControlRequest((_JOINING,), _joins_without_gloo, "backend: it must be gloo on a machine without accelerator"),
     ControlRequest(
         (_JOINING,),
         _joins_at_impossible_ranks,
-        InvalidInput,
         "rank_offset: it must be at least 0, and with the ranks of the server at most world_size",
     ),
-    ControlRequest((_JOINING,), _joins_at_no_port, InvalidInput, "master_port: it must be from 1 to 65535"),
+    ControlRequest((_JOINING,), _joins_at_no_port, "master_port: it must be from 1 to 65535"),
     ControlRequest(
         (_LOADING,),
         _loads_from_nowhere,
-        InvalidInput,
         "model_path: it must be a folder with weights, or a name of the hub",
     ),
-    ControlRequest(
-        (_LOADING,), _loads_unknown_format, InvalidInput, "load_format: it must be one that --load-format takes"
-    ),
+    ControlRequest((_LOADING,), _loads_unknown_format, "load_format: it must be one that --load-format takes"),
     ControlRequest(
         (_PROFILING,),
         _profiles_by_stage_only,
-        Unsupported,
         "with SGLANG_PROFILE_V2 profiling ends a server; unset the variable",
+        never=True,
     ),
     ControlRequest(
         (_PROFILING,),
         _profiles_something_else,
-        InvalidInput,
         "activities: they must be CPU, or CPU and GPU, on a machine without accelerator",
     ),
     ControlRequest(
         (_PROFILING,),
         _profiles_stages_for_ever,
-        InvalidInput,
         "num_steps: profile_by_stage needs at least 1",
     ),
     ControlRequest(
         (_PROFILING,),
         _profiles_into_no_file,
-        InvalidInput,
         "profile_id, profile_prefix: they must be parts of a file name, of at most 96 bytes",
     ),
     ControlRequest(
         (_PROFILING,),
         _profiles_into_an_unwritable_folder,
-        InvalidInput,
         "output_dir: it must be a folder that the server can write to",
     ),
     ControlRequest(
         ("SlowDownReqInput",),
         _sleeps_too_long,
-        InvalidInput,
         f"forward_sleep_time: it must be at least 0 and at most {LONGEST_SLEEP_SECONDS:g} seconds",
     ),
     ControlRequest(
         ("FlushCacheReqInput",),
         _waits_too_long,
-        InvalidInput,
         f"timeout: it must be at least 0 and at most {LONGEST_WAIT_SECONDS:g} seconds",
     ),
     ControlRequest(
         ("SetInternalStateReq",),
         _sets_other_than_numbers,
-        InvalidInput,
         "server_args: values must be numbers, and pp_max_micro_batch_size a whole one",
     ),
 )
@@ -266,7 +253,7 @@ def check_control_request(manager: Any, obj: Any) -> None:
     kind = type(obj).__name__
     for row in CONTROL_REQUESTS:
         if kind in row.kinds and row.wrong(obj):
-            raise row.error(row.reason)
+            raise Unsupported(row.reason) if row.never else InvalidInput(row.reason)
     if kind == "AbortReq" and obj.abort_all and _ranks_hear_apart():
         setattr(manager, _UNHEARD, True)
 

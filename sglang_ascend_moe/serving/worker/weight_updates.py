@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.serving.worker import layer
 
 GROUP_SECONDS = 120.0
@@ -48,7 +49,7 @@ def update_from_disk(
 ) -> tuple[bool, str]:
     """Around `WeightUpdater.update_weights_from_disk`: if a rank fails, all go back to the weights they had.
 
-    SGLang goes back to the path that has just failed. Raises RuntimeError if there is no way back.
+    SGLang goes back to the path that has just failed. Raises `InvalidInput` if there is no way back.
     """
     if layer.serving() is None:
         return original(updater, model_path, load_format, weight_name_filter, recapture_cuda_graph)
@@ -60,7 +61,9 @@ def update_from_disk(
         return updated, said
     restored, problem = original(updater, before, _own_format())
     if not restored:
-        raise RuntimeError(f"after a failed update ({said}) the weights of {before} cannot be read: {problem}")
+        raise InvalidInput(
+            f"after a failed update ({said}) {before} must still have the weights, and has not: {problem}"
+        )
     return updated, said
 
 

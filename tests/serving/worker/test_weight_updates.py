@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe.errors import PeerLost
+from sglang_ascend_moe.errors import InvalidInput, PeerLost
 from sglang_ascend_moe.serving.worker import layer, weight_updates
 
 
@@ -76,7 +76,7 @@ def test_all_ranks_go_back_if_one_cannot_load(others, path, other, said):
 def test_a_rank_that_cannot_go_back_ends():
     updater = Updater()
     updater.model_config.model_path = "missing"
-    with pytest.raises(RuntimeError, match="weights of missing cannot be read"):
+    with pytest.raises(InvalidInput, match="missing must still have the weights"):
         weight_updates.update_from_disk(load, updater, "broken", "pt")
 
 
