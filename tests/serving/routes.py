@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import requests
 
 ROUTE_SECONDS = 120.0
+AT_A_TIME = 8
 NO_BRACES = str.maketrans("", "", "{}")
 """Of the parameters in a path, whose names stand for values."""
 ABSURD: dict[str, Any] = {
@@ -38,6 +40,15 @@ class Call(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}: {self.name}"
+
+
+UNDONE_BY = {
+    "/pause_generation": Call("POST", "/continue_generation", b"{}", "undo"),
+    "/start_profile": Call("POST", "/stop_profile", None, "undo"),
+    "/slow_down": Call("POST", "/slow_down", b'{"forward_sleep_time": null}', "undo"),
+    "/begin_weight_update": Call("POST", "/end_weight_update", b"{}", "undo"),
+}
+"""After these others could not be served until something else is asked."""
 
 
 class Said(NamedTuple):
@@ -159,3 +170,17 @@ def _plausible(document: dict[str, Any], schema: dict[str, Any], depth: int = 0)
 def all_calls(routes: list[Route]) -> list[Call]:
     """Every call to every route, in the order of the routes."""
     return [call for route in routes for call in route.all_calls()]
+
+
+def call_all(url: str, made: list[Call]) -> dict[str, Said]:
+    """The answers by what was called; several calls are made at a time. Raises OSError if one is not answered."""
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        answers = pool.map(lambda one: _call_and_undo(url, one), made)
+        return {str(one): answer for one, answer in zip(made, answers, strict=True)}
+
+
+def _call_and_undo(url: str, made: Call) -> Said:
+    said = call(url, made)
+    if made.path in UNDONE_BY:
+        call(url, UNDONE_BY[made.path])
+    return said
