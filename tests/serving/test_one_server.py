@@ -132,7 +132,8 @@ def test_weights_that_cannot_be_loaded_leave_those_that_are_served(served, check
     """On every rank; those of the checkpoint itself are loaded once more."""
 
     def update(path: Path) -> int:
-        return post(served.url, json.dumps({"model_path": str(path)}).encode(), "/update_weights_from_disk")[0]
+        body = {"model_path": str(path), "recapture_cuda_graph": True}
+        return post(served.url, json.dumps(body).encode(), "/update_weights_from_disk")[0]
 
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)

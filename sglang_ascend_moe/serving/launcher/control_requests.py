@@ -53,6 +53,13 @@ def _records_nothing(_request: Any) -> bool:
     return get_exec().moe.expert_distribution_recorder_mode is None
 
 
+def _dumps_records_nowhere(request: Any) -> bool:
+    from sglang.srt.environ import envs
+
+    folder = envs.SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR.get()
+    return request.action.name == "DUMP_RECORD" and not _is_writable_folder(folder)
+
+
 def _has_no_accelerator(_request: Any) -> bool:
     return on_host()
 
@@ -176,6 +183,11 @@ CONTROL_REQUESTS = (
         _records_nothing,
         "this server does not record which experts are asked for; start it with --expert-distribution-recorder-mode",
         never=True,
+    ),
+    ControlRequest(
+        ("ExpertDistributionReq",),
+        _dumps_records_nowhere,
+        "SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR: it must be a folder that the server can write to",
     ),
     ControlRequest(
         _SENDING,

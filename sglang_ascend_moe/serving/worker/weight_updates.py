@@ -54,16 +54,16 @@ def update_from_disk(
     if layer.serving() is None:
         return original(updater, model_path, load_format, weight_name_filter, recapture_cuda_graph)
     before = updater.model_config.model_path
-    updated, said = _agreed(
-        *_attempted(original, updater, model_path, load_format, weight_name_filter, recapture_cuda_graph)
-    )
-    if updated:
-        return updated, said
-    restored, problem = original(updater, before, _own_format())
-    if not restored:
-        raise InvalidInput(
-            f"after a failed update ({said}) {before} must still have the weights, and has not: {problem}"
-        )
+    updated, said = _agreed(*_attempted(original, updater, model_path, load_format, weight_name_filter))
+    if not updated:
+        restored, problem = original(updater, before, _own_format())
+        if not restored:
+            raise InvalidInput(
+                f"after a failed update ({said}) {before} must still have the weights, and has not: {problem}"
+            )
+    elif recapture_cuda_graph and _captures_graphs():
+        # Ranks exchange tokens while they capture, so all have to.
+        updater.recapture_cuda_graph()
     return updated, said
 
 
@@ -117,6 +117,12 @@ def _agreed(updated: bool, said: str) -> tuple[bool, str]:
     dist.all_gather_object(problems, None if updated else said, group=group)
     failed = [f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem is not None]
     return (False, "; ".join(failed)) if failed else (updated, said)
+
+
+def _captures_graphs() -> bool:
+    from sglang.srt.platforms import current_platform
+
+    return bool(current_platform.is_out_of_tree() and current_platform.capabilities.graph_capture)
 
 
 def _own_format() -> str:

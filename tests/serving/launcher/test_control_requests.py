@@ -28,6 +28,13 @@ class ProfileReqType(enum.Enum):
     STOP_PROFILE = 2
 
 
+class ExpertDistributionReqType(enum.Enum):
+    """SGLang's."""
+
+    START_RECORD = 1
+    DUMP_RECORD = 3
+
+
 class LoadFormat(enum.Enum):
     """A part of SGLang's."""
 
@@ -37,13 +44,16 @@ class LoadFormat(enum.Enum):
 @pytest.fixture(autouse=True)
 def sglang(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """In place of SGLang's modules, which take long to import, on a machine without accelerator."""
-    set_to = SimpleNamespace(recorder=None, dp_ranks=1, profile_v2=False)
+    set_to = SimpleNamespace(recorder=None, records="/tmp", dp_ranks=1, profile_v2=False)
     runtime = SimpleNamespace(
         get_parallel=lambda: SimpleNamespace(tp_size=RANKS, num_dp_ranks=set_to.dp_ranks),
         get_exec=lambda: SimpleNamespace(moe=SimpleNamespace(expert_distribution_recorder_mode=set_to.recorder)),
     )
     environ = SimpleNamespace(
-        envs=SimpleNamespace(SGLANG_PROFILE_V2=SimpleNamespace(get=lambda: set_to.profile_v2)),
+        envs=SimpleNamespace(
+            SGLANG_PROFILE_V2=SimpleNamespace(get=lambda: set_to.profile_v2),
+            SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR=SimpleNamespace(get=lambda: set_to.records),
+        ),
     )
     monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", runtime)
     monkeypatch.setitem(sys.modules, "sglang.srt.environ", environ)
@@ -59,7 +69,7 @@ def manager(server_args: object = WITH) -> SimpleNamespace:
 USUAL: dict[str, dict[str, Any]] = {
     "ReleaseMemoryOccupationReqInput": {},
     "ResumeMemoryOccupationReqInput": {},
-    "ExpertDistributionReq": {},
+    "ExpertDistributionReq": {"action": ExpertDistributionReqType.DUMP_RECORD},
     "InitWeightsSendGroupForRemoteInstanceReqInput": {"ports": "1,2", "group_name": "a"},
     "SendWeightsToRemoteInstanceReqInput": {"ports": "1,2", "group_name": "a"},
     "InitWeightsUpdateGroupReqInput": {
@@ -155,6 +165,15 @@ def test_what_ranks_cannot_serve_is_invalid_and_names_the_field(kind, fields):
         control_requests.check_control_request(manager(), given)
     assert any(field.removesuffix("_s") in str(raised.value) for field in fields)
     control_requests.check_control_request(manager(WITHOUT), given)
+
+
+def test_records_are_dumped_where_they_can_be_written(sglang):
+    sglang.recorder = "stat"
+    sglang.records = "/proc/surprise"
+    started = request("ExpertDistributionReq", action=ExpertDistributionReqType.START_RECORD)
+    control_requests.check_control_request(manager(), started)
+    with pytest.raises(InvalidInput, match="SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"):
+        control_requests.check_control_request(manager(), request("ExpertDistributionReq"))
 
 
 def test_profiling_by_stage_only_ends_a_server(sglang):

@@ -17,6 +17,10 @@ class Updater(SimpleNamespace):
     def __init__(self) -> None:
         super().__init__(model_config=SimpleNamespace(model_path="before"))
         self.loads: list[tuple[str, str]] = []
+        self.captures = 0
+
+    def recapture_cuda_graph(self) -> None:
+        self.captures += 1
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +36,9 @@ def others(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         get_parallel=lambda: SimpleNamespace(tp_group=SimpleNamespace(cpu_group="group")),
         get_model=lambda: SimpleNamespace(load_format="auto"),
     )
+    platform = SimpleNamespace(is_out_of_tree=lambda: True, capabilities=SimpleNamespace(graph_capture=True))
     monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", runtime)
+    monkeypatch.setitem(sys.modules, "sglang.srt.platforms", SimpleNamespace(current_platform=platform))
     monkeypatch.setattr(weight_updates.dist, "get_world_size", lambda _group: 2)
     monkeypatch.setattr(weight_updates.dist, "all_gather_object", gather)
     monkeypatch.setattr(layer, "serving", lambda: "serving")
@@ -52,6 +58,16 @@ def test_weights_that_every_rank_loads_are_served():
     updater = Updater()
     assert weight_updates.update_from_disk(load, updater, "after", "pt") == (True, "after")
     assert updater.loads == [("after", "pt")]
+    assert updater.captures == 0
+
+
+def test_graphs_are_captured_again_by_all_ranks_or_none(others):
+    updater = Updater()
+    assert weight_updates.update_from_disk(load, updater, "after", "pt", None, True) == (True, "after")
+    assert updater.captures == 1
+    others.problem = "no memory"
+    assert not weight_updates.update_from_disk(load, updater, "after", "pt", None, True)[0]
+    assert updater.captures == 1
 
 
 @pytest.mark.parametrize(
