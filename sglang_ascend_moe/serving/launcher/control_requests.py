@@ -26,7 +26,9 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 HOST_ACTIVITIES = frozenset({"CPU", "GPU"})
 """What a profiler may be asked for on a host; of GPU it finds nothing there, and SGLang asks for both by default."""
 
+# What is kept on the tokenizer manager.
 _UNHEARD = "ascend_moe_unheard_abort"
+_UPDATING = "ascend_moe_updating"
 
 
 class ControlRequest(NamedTuple):
@@ -328,3 +330,14 @@ async def send_after_aborts(
             if heard.done() and getattr(manager, _UNHEARD) is heard:
                 setattr(manager, _UNHEARD, None)
     return await original(manager, *arguments, **keywords)
+
+
+async def update_after_others(original: Callable[[Any, Any], Awaitable[Any]], manager: Any, obj: Any) -> Any:
+    """Around `_wait_for_model_update_from_disk`, which keeps one answer: while generation is paused, nothing else keeps
+    two updates apart, and the answer to the second would end the launcher."""
+    if options_of(manager.server_args) is None:
+        return await original(manager, obj)
+    if not hasattr(manager, _UPDATING):
+        setattr(manager, _UPDATING, asyncio.Lock())
+    async with getattr(manager, _UPDATING):
+        return await original(manager, obj)

@@ -222,6 +222,13 @@ HOOKS: tuple[Hook, ...] = (
         "ranks would serve nobody for minutes while they look for an address at which nobody listens",
         mends=SglangFault(),
     ),
+    launcher_hook(
+        f"{SRT}.managers.tokenizer_manager.TokenizerManager._wait_for_model_update_from_disk",
+        HookKind.AROUND,
+        control_requests.update_after_others,
+        "two updates of weights at once, while generation is paused, end the launcher",
+        mends=SglangFault(),
+    ),
     *(
         launcher_hook(
             f"{SRT}.managers.tokenizer_manager.TokenizerManager.{method}",

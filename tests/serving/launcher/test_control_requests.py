@@ -249,3 +249,19 @@ def test_a_request_leaves_when_every_rank_has_heard_of_the_abort_of_all(sglang):
 def test_other_aborts_hold_up_nobody(sglang, dp_ranks, abort_all):
     sglang.dp_ranks = dp_ranks
     assert sent_after_aborts([request("AbortReq", abort_all=abort_all)], 1) == ["request 0"]
+
+
+def test_updates_from_disk_come_one_after_the_other():
+    done: list[str] = []
+
+    async def update(_manager: object, name: str) -> None:
+        done.append(f"{name} begins")
+        await asyncio.sleep(0)
+        done.append(f"{name} ends")
+
+    async def run() -> None:
+        asked = manager()
+        await asyncio.gather(*(control_requests.update_after_others(update, asked, name) for name in "ab"))
+
+    asyncio.run(run())
+    assert done == ["a begins", "a ends", "b begins", "b ends"]
