@@ -19,7 +19,7 @@ LONGEST_SLEEP_SECONDS = 60.0
 """Before each batch, for `/slow_down`."""
 LONGEST_WAIT_SECONDS = 3600.0
 """For a moment without requests, for `/flush_cache`."""
-LISTEN_SECONDS = 10.0
+LISTEN_SECONDS = 30.0
 """How long a group for weights may take until somebody listens at its address."""
 PORTS = range(1, 2**16)
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
