@@ -13,6 +13,8 @@ from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 @pytest.mark.nightly
 @pytest.mark.timeout(3000)
 def test_no_request_ends_a_deployment(checkpoint: Path, tmp_path: Path, monkeypatch):
+    # Some ask for files in folders of any name.
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SGLANG_TORCH_PROFILER_DIR", str(tmp_path / "traces"))
     prompts = chosen_prompts()[:4]
     with Deployed(description(checkpoint), tmp_path / "deployment") as deployed:
