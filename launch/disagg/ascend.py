@@ -12,6 +12,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
+from sglang_ascend_moe.launch.disagg.router_flags import WATCHFUL
 from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags, written
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan, Request, plan_memory
@@ -167,8 +168,7 @@ def router_arguments(deployment: Deployment, host_of: Callable[[RoleName, int], 
     router, ascend = deployment.router, deployment.ascend
     words = ["python", "-m", "sglang_router.launch_router", "--pd-disaggregation"]
     words += ["--host", EVERYWHERE, "--port", str(router.port or 8000)]
-    if router.kind == "mini-lb":
-        words.append("--mini-lb")
+    words += ["--mini-lb"] if router.kind == "mini-lb" else WATCHFUL
     for name, role in deployment.roles.items():
         for instance in range(role.instances):
             words += [f"--{name}", f"http://{host_of(name, instance)}:{ascend.port}"]

@@ -22,6 +22,7 @@ from sglang_ascend_moe.launch.disagg.deployment_events import (
     Teller,
     Waiting,
 )
+from sglang_ascend_moe.launch.disagg.router_flags import WATCHFUL
 from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
 from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, free_port, log_tail
@@ -121,7 +122,7 @@ class RunningDeployment:
 
     def router_arguments(self) -> list[str]:
         """The router's command line, its own address left out."""
-        arguments = ["--pd-disaggregation", "--policy", "round_robin", "--prometheus-port", str(free_port())]
+        arguments = ["--pd-disaggregation", "--policy", "round_robin", "--prometheus-port", str(free_port()), *WATCHFUL]
         if self._deployment.router.kind == "mini-lb":
             arguments = ["--pd-disaggregation", "--policy", "random", "--mini-lb"]
         for member in self.instances:

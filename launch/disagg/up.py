@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import importlib.util
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -72,14 +73,23 @@ def _run(parsed: argparse.Namespace) -> int:
         return CANNOT
     if threads() > 1 and not parsed.without_threads:
         start_again_without_threads([*parsed.command_line, "--without-threads"])
-    logs = folder_of_logs(parsed.logs)
+    logs = None if parsed.logs is None else folder_of_logs(parsed.logs)
     tell = Teller(as_json=parsed.json)
     try:
         import_told(tell)
     except ServerFailed as error:
         print(f"ascend-moe disagg up: {error}", file=sys.stderr)
         return CANNOT
-    return serve(deployment, logs, parsed.ready_timeout, tell)
+    if logs is not None:
+        return serve(deployment, logs, parsed.ready_timeout, tell)
+    # Not before there can be a log: an interrupt until now leaves nothing behind.
+    logs = Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
+    try:
+        return serve(deployment, logs, parsed.ready_timeout, tell)
+    except KeyboardInterrupt:
+        # Nothing went wrong that they could tell.
+        shutil.rmtree(logs, ignore_errors=True)
+        raise
 
 
 def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller) -> int:
@@ -145,10 +155,8 @@ def deployment_asked(parsed: argparse.Namespace) -> Deployment:
     return deployment
 
 
-def folder_of_logs(asked: Path | None) -> Path:
+def folder_of_logs(asked: Path) -> Path:
     """The folder, made if it is not there. Raises `InvalidInput`."""
-    if asked is None:
-        return Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
     try:
         asked.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,7 +6,6 @@ process with a single thread, and one that has not loaded SGLang's plugins: each
 
 import importlib
 import os
-import shutil
 import sys
 import tempfile
 import traceback
@@ -16,6 +15,7 @@ import psutil
 
 from sglang_ascend_moe.launch.servers.server_process import ServerFailed, ServerProcess, end_with_parent
 from sglang_ascend_moe.launch.servers.sglang_server import serve
+from sglang_ascend_moe.serving import owned_folder
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
 
@@ -87,7 +87,7 @@ class ForkedServer(ServerProcess):
 
     def _remove_temporary(self) -> None:
         """Here as well, in case the parent was killed."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        owned_folder.remove(self.temporary)
 
     def _redirect(self) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)

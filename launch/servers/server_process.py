@@ -5,12 +5,10 @@ import ctypes
 import errno
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import NamedTuple, Self
 
 import psutil
 
-from sglang_ascend_moe.serving import stages
+from sglang_ascend_moe.serving import owned_folder, stages
 from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.stages import Stage
@@ -101,12 +99,12 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=can_be_interrupted,
+                pass_fds=[owned_folder.descriptor_of(self.temporary)],
             )
 
     def make_temporary(self) -> None:
         """Makes the folder of the server's temporary files, in which it also says how far it is."""
-        # A short name: those of the server's sockets begin with it, and may have 107 characters.
-        self.temporary = Path(tempfile.mkdtemp(prefix="sglang-"))
+        self.temporary = owned_folder.make()
         self._stages.touch()
 
     @property
@@ -190,7 +188,7 @@ class ServerProcess:
         if not by_itself:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        owned_folder.remove(self.temporary)
         return by_itself
 
     def interrupt(self) -> None:

@@ -89,13 +89,13 @@ class ExchangeSteps:
         call = self._free_call()
         if not self.session.dispatch_fitting(call, x, ids, weights, kind):
             return None
-        return self._dispatched(call, kind, Part.WHOLE, weights, begun_ns, True)
+        return self._dispatched(call, kind, weights, begun_ns)
 
     def received(self, call: Call, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True) -> ExpertRows:
         """Dispatches a call that has taken its tokens, observed, and returns its rows."""
         begun_ns = perf_counter_ns()
         self.session.dispatch(call)
-        return self._dispatched(call, kind, part, weights, begun_ns, first_round)
+        return self._dispatched(call, kind, weights, begun_ns, part, first_round=first_round)
 
     def dispatch_send(self, tokens: RoutedTokens, kind: Kind = Kind.DECODE, *, row_bytes: int = 0) -> ExpertRows:
         """The first part of a dispatch: announces, and places every routed row. `dispatch_receive` follows.
@@ -107,15 +107,16 @@ class ExchangeSteps:
         call = self._free_call()
         call.take(*tokens, kind, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
         self.session.dispatch_send(call)
-        return self._dispatched(call, kind, Part.WHOLE, tokens.weights, begun_ns, True)
+        return self._dispatched(call, kind, tokens.weights, begun_ns)
 
     def dispatch_receive(self, rows: ExpertRows) -> None:
         """The second part: waits until everyone's rows are there."""
         self.session.dispatch_receive(rows.ticket.call)
 
     def _dispatched(
-        self, call: Call, kind: Kind, part: Part, weights: Tensor, begun_ns: int, first_round: bool
-    ) -> ExpertRows:
+        self, call: Call, kind: Kind, weights: Tensor, begun_ns: int, part: Part = Part.WHOLE, *,
+        first_round: bool = True,
+    ) -> ExpertRows:  # fmt: skip
         ticket = Ticket(self.session, call, kind, part, weights)
         if self.layout.expert_rows:
             ticket.rows_needed = self.layout.capacity

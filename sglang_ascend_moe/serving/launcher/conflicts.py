@@ -110,6 +110,12 @@ CONFLICTS = (
         "serve it without --ascend-moe",
     ),
     Conflict(
+        "--is-embedding",
+        _is_on("is_embedding"),
+        "no server that embeds texts in place of continuing them was compared with SGLang's own",
+        "serve it without --ascend-moe",
+    ),
+    Conflict(
         "--dwdp-size", _above_one("dwdp_size"), "it replicates the experts instead of their tokens", "leave it out"
     ),
     Conflict("--nnodes", _above_one("nnodes"), "windows are shared between the processes of one machine", "one node"),

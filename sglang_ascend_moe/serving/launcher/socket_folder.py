@@ -6,12 +6,11 @@ removal, but anyone on the machine could connect.
 
 import atexit
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from sglang_ascend_moe.serving import owned_folder
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.options import options_of
 
@@ -45,15 +44,14 @@ def _make() -> str:
     if not _folders:
         atexit.register(remove)
         interrupts.put_away_too(remove_at_end)
-    # A short name: those of sockets may have 107 characters.
-    _folders.append(tempfile.mkdtemp(prefix="sglang-"))
+    _folders.append(str(owned_folder.make()))
     return _folders[-1]
 
 
 def remove() -> None:
     """Remove the folders, when the processes of the engines have ended."""
     while _folders:
-        shutil.rmtree(_folders.pop(), ignore_errors=True)
+        owned_folder.remove(Path(_folders.pop()))
     atexit.unregister(remove)
 
 

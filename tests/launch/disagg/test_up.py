@@ -16,6 +16,7 @@ from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Failure, S
 from sglang_ascend_moe.launch.disagg.running import Member, MemberFailed, RunningDeployment, cause
 from sglang_ascend_moe.launch.servers import forked_server
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members
+from sglang_ascend_moe.serving import owned_folder
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, WRONG_USAGE
 
 CHILD_THAT_HAS_NOT_RUN = 1
@@ -215,7 +216,7 @@ def test_a_forked_server_has_a_log_as_soon_as_it_is_there(tmp_path: Path, monkey
     server.start()
     assert server._process == CHILD_THAT_HAS_NOT_RUN
     assert (tmp_path / "server.log").read_bytes() == b""
-    server.temporary.rmdir()
+    owned_folder.remove(server.temporary)
 
 
 def test_a_library_that_mooncake_lacks_is_named_with_its_package(monkeypatch):

@@ -47,6 +47,7 @@ SETTINGS = {
     "--smg-grpc-mode": {"smg_grpc_mode": True},
     "--grpc-mode": {"grpc_mode": True},
     "--encoder-only": {"encoder_only": True},
+    "--is-embedding": {"is_embedding": True},
     "--ssl-certfile": {"ssl_certfile": "certificate.pem", "disaggregation_mode": "decode"},
     "--enable-lora": {"enable_lora": True},
     "--lora-paths": {"lora_paths": ["adapter=/adapters/one"]},
