@@ -26,7 +26,7 @@ BUILT = {
     "cause_of", "loss_of", "refusal", "_drift",
 }  # fmt: skip
 # Functions that are handed words and raise or print them: which argument it is.
-HANDED = {"refuse": 1, "refuse_capture": 0, "error": 0}
+HANDED = {"refuse": 1, "refuse_capture": 0, "error": 0, "ControlRequest": 2}
 # Attributes that keep words until something is raised.
 KEPT = {"_poison"}
 # Exceptions of other libraries with which a command ends: argparse prints what it says.

@@ -1,6 +1,8 @@
 """One server through its life: hostile clients, traffic that comes and goes, rest, and the death of a rank."""
 
+import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,6 +16,7 @@ import requests
 from sglang_ascend_moe.launch.doctor import doctor_command
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
+from tests.serving import routes
 from tests.serving.clients import Traffic, ask, malformed_requests, malformed_texts, post
 from tests.serving.cpu_time import cpu_seconds, title
 from tests.serving.leftovers import MARK, NOTHING, Surroundings, temporary_names
@@ -25,6 +28,7 @@ RANKS = 2
 REST_SECONDS = 5.0
 MOST_AT_REST = 0.05
 """Of a core, for each rank; everything that belongs to the server counts."""
+TENSOR_UPDATE = ("/begin_weight_update", "/update_weights_from_tensor", "/end_weight_update")
 LAST_LINE = "The server ends: sglang::scheduler"
 
 pytestmark = pytest.mark.timeout(900)
@@ -33,10 +37,13 @@ pytestmark = pytest.mark.timeout(900)
 class Served:
     """A server that answers, what surrounds it, and its answers to the prompts when nobody else asks."""
 
-    def __init__(self, process: ServerProcess, surroundings: Surroundings, prompts: list[list[int]]) -> None:
+    def __init__(
+        self, process: ServerProcess, surroundings: Surroundings, prompts: list[list[int]], traces: Path
+    ) -> None:
         self.process = process
         self.url = process.url
         self.surroundings = surroundings
+        self.traces = traces
         self.prompts = prompts
         self.expected = [ask(self.url, prompt, NEW_TOKENS).tokens for prompt in prompts]
 
@@ -51,10 +58,12 @@ def served(checkpoint: Path, prompts: list[list[int]], tmp_path_factory: pytest.
     surroundings = Surroundings()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, surroundings.mark)
+        traces = tmp_path_factory.mktemp("traces")
+        patch.setenv("SGLANG_TORCH_PROFILER_DIR", str(traces))
         log = tmp_path_factory.mktemp("server") / "server.log"
         with ServerProcess([*arguments, *limits, "--enable-metrics"], log) as server:
             server.wait_until_ready(READY_SECONDS, lambda _progress: None)
-            yield Served(server, surroundings, prompts[:8])
+            yield Served(server, surroundings, prompts[:8], traces)
 
 
 def test_it_tells_its_state(served, capsys):
@@ -97,6 +106,48 @@ def test_it_burns_no_core_when_nobody_asks(served, record_property):
     share = sum(took.values()) / (time.monotonic() - begun)
     record_property("cores at rest", f"{share:.3f}")
     assert share < MOST_AT_REST * RANKS, took
+
+
+def test_every_route_answers_whoever_says_nothing(served):
+    made = [call for route in routes.described_routes(served.url) for call in route.calls_without_fields()]
+    said = {str(call): routes.call(served.url, call) for call in made}
+    assert {name: answer for name, answer in said.items() if answer.status >= 500 and answer.status != 501} == {}
+    assert [name for name, answer in said.items() if answer.status == 501 and not answer.text] == []
+    served.require_right_answers()
+    # `/start_profile` needs no words, and `/stop_profile` has come after it.
+    assert len(list(served.traces.glob("*.trace.json.gz"))) == RANKS
+
+
+def test_steps_are_profiled_once_at_a_time(served, tmp_path):
+    def start(**fields: object) -> int:
+        return post(served.url, json.dumps({"output_dir": str(tmp_path), **fields}).encode(), "/start_profile")[0]
+
+    assert [start(num_steps=2), start()] == [200, 400]
+    served.require_right_answers()
+    assert len(list(tmp_path.glob("*.trace.json.gz"))) == RANKS
+    assert post(served.url, b"", "/stop_profile")[0] == 400
+
+
+def test_weights_that_cannot_be_loaded_leave_those_that_are_served(served, checkpoint, tmp_path):
+    """On every rank; those of the checkpoint itself are loaded once more."""
+
+    def update(path: Path) -> int:
+        body = {"model_path": str(path), "recapture_cuda_graph": True}
+        return post(served.url, json.dumps(body).encode(), "/update_weights_from_disk")[0]
+
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = next(broken.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert update(broken) == 400
+    served.require_right_answers()
+    # Of the first rank's part alone.
+    tensors = json.dumps({"serialized_named_tensors": ["AAAA"]}).encode()
+    said = [post(served.url, tensors if "tensor" in route else b"{}", route)[0] for route in TENSOR_UPDATE]
+    assert said == [200, 400, 200]
+    served.require_right_answers()
+    assert update(checkpoint) == 200
+    served.require_right_answers()
 
 
 def test_a_killed_rank_ends_it_by_name_and_leaves_nothing(served):

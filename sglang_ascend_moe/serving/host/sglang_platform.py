@@ -1,5 +1,6 @@
 """The SGLang platform for a machine without an accelerator: `--device cpu` with the PyPI build of SGLang."""
 
+import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
@@ -45,3 +46,10 @@ class HostPlatform(CpuDeviceMixin, SRTPlatform):
     def get_compile_backend(self, mode: str | None = None) -> str:  # noqa: ARG002 - SGLang's signature
         # SGLang compiles a few small functions of its routers: seconds of C++ compilation in every process.
         return "eager"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        """By which `/start_profile` names what the profiler records of this device."""
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        return torch.profiler.ProfilerActivity.CPU

@@ -1,7 +1,7 @@
 """What is changed in the process that starts a server. One row a hook, with its reason."""
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault, Where, launcher_hook
-from sglang_ascend_moe.serving.launcher import arguments, ending, request_checks, socket_folder
+from sglang_ascend_moe.serving.launcher import arguments, control_requests, ending, request_checks, socket_folder
 from sglang_ascend_moe.serving.stages import Stage, telling
 
 SRT = "sglang.srt"
@@ -151,6 +151,13 @@ HOOKS: tuple[Hook, ...] = (
         mends=SglangFault(),
     ),
     launcher_hook(
+        f"{SRT}.managers.io_struct.EmbeddingReqInput.normalize_batch_and_arguments",
+        HookKind.AFTER,
+        request_checks.read_embedding,
+        "a list of names for one prompt is answered with 500",
+        mends=SglangFault(),
+    ),
+    launcher_hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager._validate_one_request",
         HookKind.BEFORE,
         request_checks.refuse_unusable_request,
@@ -177,6 +184,16 @@ HOOKS: tuple[Hook, ...] = (
             "serving_tokenize.OpenAIServingTokenize._tokenize_chat_request",
         )
     ),
+    *(
+        launcher_hook(
+            f"{SRT}.entrypoints.ollama.serving.OllamaServing.{method}",
+            HookKind.AROUND,
+            request_checks.begin_stream,
+            "a stream that is refused would begin, and break off without a word",
+            mends=SglangFault(),
+        )
+        for method in ("_stream_chat_response", "_stream_generate_response")
+    ),
     launcher_hook(
         f"{SRT}.entrypoints.openai.serving_tokenize.OpenAIServingDetokenize._convert_to_internal_request",
         HookKind.BEFORE,
@@ -187,8 +204,39 @@ HOOKS: tuple[Hook, ...] = (
     launcher_hook(
         f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
         HookKind.BEFORE,
-        request_checks.answer_unreadable_texts,
-        "an unknown parser, or a text that it cannot read, is answered with 500",
+        request_checks.answer_refusals,
+        "what is refused, an unknown parser and a text that it cannot read are answered with 500",
         mends=SglangFault(),
+    ),
+    launcher_hook(
+        f"{SRT}.managers.tokenizer_manager.TokenizerManager._dispatch_to_scheduler",
+        HookKind.BEFORE,
+        control_requests.check_control_request,
+        "a request that steers the server and that the ranks cannot serve would end it",
+        mends=SglangFault(),
+    ),
+    launcher_hook(
+        f"{SRT}.managers.tokenizer_control_mixin.TokenizerControlMixin.init_weights_update_group",
+        HookKind.AROUND,
+        control_requests.join_update_group,
+        "ranks would serve nobody for minutes while they look for an address at which nobody listens",
+        mends=SglangFault(),
+    ),
+    launcher_hook(
+        f"{SRT}.managers.tokenizer_manager.TokenizerManager._wait_for_model_update_from_disk",
+        HookKind.AROUND,
+        control_requests.update_after_others,
+        "two updates of weights at once, while generation is paused, end the launcher",
+        mends=SglangFault(),
+    ),
+    *(
+        launcher_hook(
+            f"{SRT}.managers.tokenizer_manager.TokenizerManager.{method}",
+            HookKind.AROUND,
+            control_requests.send_after_aborts,
+            "with data-parallel attention an abort of all requests ends some that come after it",
+            mends=SglangFault(),
+        )
+        for method in ("_send_one_request", "_send_batch_request")
     ),
 )

@@ -1,10 +1,11 @@
 """What a server refuses of a request before a rank sees it, with 400, because it would end a rank, or answer 500."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving.options import options_of
 
 MOST_ANSWERS = 4096
@@ -14,8 +15,31 @@ MOST_TOP_K = 2**31 - 1
 
 
 _FAULTS = (TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error)
-_TEXT_ROUTES = ("/parse_function_call", "/separate_reasoning")
-"""They read a text in the launcher, and turn nothing that goes wrong into an answer."""
+_READING_ROUTES = (
+    "/parse_function_call",
+    "/separate_reasoning",
+    "/configure_logging",
+    "/add_external_corpus",
+    "/remove_external_corpus",
+    "/v1/loads",
+    "/v1/chat/completions",
+    "/invocations",
+    "/vertex_generate",
+    "/api/chat",
+    "/api/generate",
+)
+"""What these read in the launcher and cannot use would be answered with 500."""
+_RANK_ROUTES = ("/start_profile", "/stop_profile")
+"""What ranks could not do of these is a RuntimeError in the launcher."""
+_REPLICA_ROUTES = (
+    "/init_weights_update_group",
+    "/destroy_weights_update_group",
+    "/update_weights_from_distributed",
+    "/update_weights_from_tensor",
+    "/init_weights_send_group_for_remote_instance",
+    "/send_weights_to_remote_instance",
+)
+"""SGLang asserts that these are not asked of data-parallel ranks."""
 
 
 @contextmanager
@@ -49,6 +73,14 @@ def read_request(original: Callable[[Any], None], obj: Any) -> None:
         raise ValueError("rid and sampling_params: lists of them come with a list of prompts")
 
 
+def read_embedding(_result: None, obj: Any) -> None:
+    """After `EmbeddingReqInput.normalize_batch_and_arguments`. Raises ValueError."""
+    from sglang.srt.runtime_context import get_server_args
+
+    if options_of(get_server_args()) is not None and obj.is_single and not isinstance(obj.rid, str):
+        raise ValueError("rid: a list of them comes with a list of prompts")
+
+
 def make_parameters(original: Callable[..., Any], manager: Any, *arguments: Any, **keywords: Any) -> Any:
     """Around `TokenizerManager._create_tokenized_object`, which turns the fields of a request into objects."""
     with _faults_of_the_request(manager.server_args):
@@ -70,21 +102,46 @@ def refuse_unknown_tokens(serving: Any, request: Any, *_: Any, **__: Any) -> Non
             _refuse_unknown_tokens("tokens", tokens, manager.model_config.vocab_size)
 
 
-def answer_unreadable_texts(server_args: Any, *_: Any, **__: Any) -> None:
-    """Before `_setup_and_run_http_server`: the routes of texts answer 400 if they cannot read theirs."""
+def answer_refusals(server_args: Any, *_: Any, **__: Any) -> None:
+    """Before `_setup_and_run_http_server`: what is refused by an exception is answered with 400, or with 501 if this
+    server never does it."""
     if options_of(server_args) is None:
         return
     from fastapi.responses import JSONResponse
     from sglang.srt.entrypoints.http_server import app
 
-    async def answer(request: Any, error: Exception) -> Any:
-        if request.url.path not in _TEXT_ROUTES:
-            raise error
-        message = f"the request cannot be read: {type(error).__name__}: {error}"
-        return JSONResponse({"error": {"message": message}}, status_code=400)
+    def answering(status: int, routes: tuple[str, ...] | None, words: str = "") -> Callable[[Any, Exception], Any]:
+        async def answer(request: Any, error: Exception) -> Any:
+            if routes is not None and request.url.path not in routes:
+                raise error
+            message = f"{words}{type(error).__name__}: {error}" if words else str(error)
+            return JSONResponse({"error": {"message": message}}, status_code=status)
 
+        return answer
+
+    app.add_exception_handler(Unsupported, answering(501, None))
+    app.add_exception_handler(InvalidInput, answering(400, None))
+    app.add_exception_handler(AssertionError, answering(501, _REPLICA_ROUTES))
+    app.add_exception_handler(RuntimeError, answering(400, _RANK_ROUTES))
     for fault in (ValueError, *_FAULTS):
-        app.add_exception_handler(fault, answer)
+        app.add_exception_handler(fault, answering(400, _READING_ROUTES, "the request cannot be read: "))
+
+
+async def begin_stream(original: Callable[..., Any], serving: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Around the methods of `OllamaServing` that answer with a stream: what refuses the request comes before it."""
+    response = await original(serving, *arguments, **keywords)
+    if options_of(serving.tokenizer_manager.server_args) is not None:
+        pieces = response.body_iterator
+        first = await anext(pieces, None)
+
+        async def all_pieces() -> AsyncIterator[Any]:
+            if first is not None:
+                yield first
+            async for piece in pieces:
+                yield piece
+
+        response.body_iterator = all_pieces()
+    return response
 
 
 def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
@@ -97,6 +154,8 @@ def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
     vocabulary = manager.model_config.vocab_size
     if input_ids is not None:
         _refuse_unusable_prompt(input_ids, vocabulary)
+    if manager.disaggregation_mode.value != "null" and getattr(obj, "bootstrap_room", 0) is None:
+        raise ValueError("bootstrap_room: it comes from the router; ask that, and not an instance")
     parameters = obj.sampling_params
     if (parameters.get("beam_width") or 1) > 1:
         raise ValueError("beam_width: there is no beam search with --ascend-moe")

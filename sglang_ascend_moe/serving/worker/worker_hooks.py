@@ -11,7 +11,9 @@ from sglang_ascend_moe.serving.worker import (
     lockstep,
     metrics,
     pairing,
+    profiling,
     transfer_rooms,
+    weight_updates,
 )
 
 SRT = "sglang.srt"
@@ -151,6 +153,43 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.AROUND,
         transfer_rooms.update_status,
         "two threads read and write the state of a request's transfer, and one may overwrite what the other wrote",
+        mends=SglangFault(),
+    ),
+    *(
+        Hook(
+            f"{SRT}.managers.scheduler_components.profiler_manager.SchedulerProfilerManager.{method}",
+            HookKind.AROUND,
+            function,
+            "a profile that is started twice is never written, and one that cannot be written ends the server",
+            mends=SglangFault(),
+        )
+        for method, function in (("_profile", profiling.start_or_stop), ("_stop_profile", profiling.stop))
+    ),
+    *(
+        Hook(
+            f"{SRT}.{target}",
+            HookKind.AROUND,
+            function,
+            "weights that a rank cannot take would end it, or leave ranks with different ones",
+            mends=SglangFault(),
+        )
+        for target, function in (
+            (
+                "model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_disk",
+                weight_updates.update_from_disk,
+            ),
+            (
+                "model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_tensor",
+                weight_updates.update_from_tensors,
+            ),
+            ("managers.tp_worker.BaseTpWorker.deserialize_own_rank", weight_updates.read_tensors),
+        )
+    ),
+    Hook(
+        f"{SRT}.utils.common.init_custom_process_group",
+        HookKind.AROUND,
+        weight_updates.join_in_time,
+        "a rank that waits for a group of others is ended by SGLang's watchdog",
         mends=SglangFault(),
     ),
     Hook(

@@ -1,7 +1,9 @@
 """A request that would end a rank, or that SGLang answers with 500, is refused with a ValueError, which means 400."""
 
+import asyncio
 import re
 import sys
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +17,11 @@ WITH = SimpleNamespace()
 attach(WITH, Options())
 
 
-def manager(server_args: object = WITH) -> SimpleNamespace:
-    return SimpleNamespace(model_config=SimpleNamespace(vocab_size=100), server_args=server_args)
+def manager(server_args: object = WITH, role: str = "null") -> SimpleNamespace:
+    mode = SimpleNamespace(value=role)
+    return SimpleNamespace(
+        model_config=SimpleNamespace(vocab_size=100), server_args=server_args, disaggregation_mode=mode
+    )
 
 
 def request(**fields: Any) -> SimpleNamespace:
@@ -63,6 +68,15 @@ def test_what_would_end_a_rank_is_refused(prompt, fields, message):
     request_checks.refuse_unusable_request(manager(WITHOUT), request(**fields), prompt)
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_an_instance_is_asked_by_its_router_only(role):
+    instance = manager(role=role)
+    request_checks.refuse_unusable_request(instance, request(bootstrap_room=0), [1])
+    with pytest.raises(ValueError, match="bootstrap_room: it comes from the router"):
+        request_checks.refuse_unusable_request(instance, request(bootstrap_room=None), [1])
+    request_checks.refuse_unusable_request(manager(WITHOUT, role), request(bootstrap_room=None), [1])
+
+
 @pytest.fixture
 def server_args(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """In place of SGLang's module, which takes long to import: what `args` is set to are the server's arguments."""
@@ -102,6 +116,14 @@ def test_other_forms_are_refused(server_args, fields, message):
     request_checks.read_request(lambda _: None, request(**fields))
 
 
+def test_one_prompt_has_one_name(server_args):
+    request_checks.read_embedding(None, request())
+    with pytest.raises(ValueError, match="rid: a list of them"):
+        request_checks.read_embedding(None, request(rid=["a"]))
+    server_args.args = WITHOUT
+    request_checks.read_embedding(None, request(rid=["a"]))
+
+
 @pytest.mark.parametrize("fault", [TypeError("no str"), re.error("no pattern"), OverflowError("too large")], ids=repr)
 def test_what_sglang_cannot_read_is_a_fault_of_the_request(fault):
     def fail(*_: object) -> None:
@@ -139,3 +161,30 @@ def test_unknown_tokens_become_no_text(tokens):
     with pytest.raises(ValueError, match=r"tokens.* position 1.* 100"):
         request_checks.refuse_unknown_tokens(serving(), SimpleNamespace(tokens=tokens))
     request_checks.refuse_unknown_tokens(serving(WITHOUT), SimpleNamespace(tokens=tokens))
+
+
+async def pieces(*said: str | Exception) -> AsyncIterator[str]:
+    for piece in said:
+        if isinstance(piece, Exception):
+            raise piece
+        yield piece
+
+
+@pytest.mark.parametrize("said", [(), ("a",), ("a", "b")], ids=len)
+def test_a_stream_is_passed_on_from_its_first_piece(said):
+    async def stream(_serving: object) -> SimpleNamespace:
+        return SimpleNamespace(body_iterator=pieces(*said))
+
+    async def read() -> list[str]:
+        return [piece async for piece in (await request_checks.begin_stream(stream, serving())).body_iterator]
+
+    assert asyncio.run(read()) == list(said)
+
+
+def test_a_stream_that_is_refused_does_not_begin():
+    async def stream(_serving: object) -> SimpleNamespace:
+        return SimpleNamespace(body_iterator=pieces(ValueError("too long")))
+
+    with pytest.raises(ValueError, match="too long"):
+        asyncio.run(request_checks.begin_stream(stream, serving()))
+    asyncio.run(request_checks.begin_stream(stream, serving(WITHOUT)))

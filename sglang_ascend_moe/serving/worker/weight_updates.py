@@ -1,0 +1,131 @@
+"""Weights that come while a server serves: what one rank cannot take is refused by all, and ends none.
+
+Hooks of `worker_hooks`. Each rank reads its own part, so one may fail where others do not. SGLang's ranks meet after an
+update, so one that fails must come there too, and all must tell the same of it.
+"""
+
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.serving.worker import layer
+
+GROUP_SECONDS = 120.0
+"""How long ranks wait for others in a group for weights, at every step. SGLang ends a rank that is busy for 300."""
+
+# What reading foreign weights may raise; an error of an exchange is none of these.
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.PickleError,
+)
+
+
+class Unreadable(NamedTuple):
+    """In place of tensors that this rank cannot read."""
+
+    problem: str
+
+
+def update_from_disk(
+    original: Callable[..., tuple[bool, str]],
+    updater: Any,
+    model_path: str,
+    load_format: str,
+    weight_name_filter: Callable[[str], bool] | None = None,
+    recapture_cuda_graph: bool = False,
+) -> tuple[bool, str]:
+    """Around `WeightUpdater.update_weights_from_disk`: if a rank fails, all go back to the weights they had.
+
+    SGLang goes back to the path that has just failed. Raises `InvalidInput` if there is no way back.
+    """
+    if layer.serving() is None:
+        return original(updater, model_path, load_format, weight_name_filter, recapture_cuda_graph)
+    before = updater.model_config.model_path
+    updated, said = _agreed(*_attempted(original, updater, model_path, load_format, weight_name_filter))
+    if not updated:
+        restored, problem = original(updater, before, _own_format())
+        if not restored:
+            raise InvalidInput(
+                f"after a failed update ({said}) {before} must still have the weights, and has not: {problem}"
+            )
+    elif recapture_cuda_graph and _captures_graphs():
+        # Ranks exchange tokens while they capture, so all have to.
+        updater.recapture_cuda_graph()
+    return updated, said
+
+
+def read_tensors(original: Callable[..., Any], worker: Any, serialized_named_tensors: Any) -> Any:
+    """Around `BaseTpWorker.deserialize_own_rank`."""
+    if layer.serving() is None:
+        return original(worker, serialized_named_tensors)
+    try:
+        return original(worker, serialized_named_tensors)
+    except _faults() as error:
+        return Unreadable(f"the tensors cannot be read: {type(error).__name__}: {error}")
+
+
+def update_from_tensors(
+    original: Callable[..., tuple[bool, str]], updater: Any, named_tensors: Any, load_format: str | None = None
+) -> tuple[bool, str]:
+    """Around `WeightUpdater.update_weights_from_tensor`: what it raises becomes its answer, on every rank."""
+    if layer.serving() is None:
+        return original(updater, named_tensors, load_format)
+    if isinstance(named_tensors, Unreadable):
+        return _agreed(False, named_tensors.problem)
+    return _agreed(*_attempted(original, updater, named_tensors, load_format))
+
+
+def join_in_time(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Around `init_custom_process_group`: a server that serves waits for others for a while only."""
+    if layer.serving() is not None:
+        keywords.setdefault("timeout", timedelta(seconds=GROUP_SECONDS))
+    return original(*arguments, **keywords)
+
+
+def _attempted(original: Callable[..., tuple[bool, str]], *arguments: Any, **keywords: Any) -> tuple[bool, str]:
+    try:
+        return original(*arguments, **keywords)
+    except _faults() as error:
+        return False, f"the weights cannot be loaded: {type(error).__name__}: {error}"
+
+
+def _faults() -> tuple[type[BaseException], ...]:
+    from safetensors import SafetensorError
+
+    return (*_FAULTS, SafetensorError)
+
+
+def _agreed(updated: bool, said: str) -> tuple[bool, str]:
+    """The outcome of all ranks: what went wrong, of each rank that failed, or what this one says."""
+    from sglang.srt.runtime_context import get_parallel
+
+    group = get_parallel().tp_group.cpu_group
+    problems: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(problems, None if updated else said, group=group)
+    failed = [f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem is not None]
+    return (False, "; ".join(failed)) if failed else (updated, said)
+
+
+def _captures_graphs() -> bool:
+    from sglang.srt.platforms import current_platform
+
+    return bool(current_platform.is_out_of_tree() and current_platform.capabilities.graph_capture)
+
+
+def _own_format() -> str:
+    from sglang.srt.runtime_context import get_model
+
+    return str(get_model().load_format)
