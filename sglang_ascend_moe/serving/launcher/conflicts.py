@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
 
 
 class Conflict(NamedTuple):
@@ -61,7 +62,7 @@ def _pairs_over_tls(settings: Any) -> bool:
 
 def _quantised_for_the_host(settings: Any) -> bool:
     # On an NPU the checkpoint decides (`refuse_model`), and each layer is looked at when it is loaded.
-    return bool(settings.quantization) and settings.device != "npu"
+    return bool(settings.quantization) and device_of(settings) != "npu"
 
 
 CONFLICTS = (
@@ -143,12 +144,6 @@ CONFLICTS = (
         _is_on("enable_fused_moe_sum_all_reduce"),
         "it belongs to a runner of SGLang that is not used",
         "leave it out",
-    ),
-    Conflict(
-        "--deepep-mode",
-        _other_than("deepep_mode", "auto"),
-        "it chooses a schedule of DeepEP, which is not used",
-        "--ascend-moe-schedule",
     ),
     Conflict("--deepep-config", _is_on("deepep_config"), "it tunes DeepEP, which is not used", "leave it out"),
     Conflict(
@@ -243,14 +238,18 @@ CONFLICTS = (
 )
 
 
-def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:
-    """Raise `Unsupported`, naming the flag or variable, if a server would have what `--ascend-moe` does not work with.
+def conflicts_of(settings: Any, environment: Mapping[str, str]) -> list[Conflict]:
+    """What a server would have that `--ascend-moe` does not work with.
 
     settings: of the server, by the names that SGLang's server arguments have. environment: of its processes.
     """
-    for conflict in CONFLICTS:
-        if conflict.found(settings if conflict.flag.startswith("--") else environment):
-            raise Unsupported(conflict.refusal(settings))
+    return [one for one in CONFLICTS if one.found(settings if one.flag.startswith("--") else environment)]
+
+
+def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:
+    """Raise `Unsupported`, naming flag or variable, for the first of `conflicts_of`."""
+    for conflict in conflicts_of(settings, environment):
+        raise Unsupported(conflict.refusal(settings))
 
 
 def refuse_conflicts(server_args: Any) -> None:

@@ -21,7 +21,7 @@ from sglang_ascend_moe.serving.launcher import conflicts
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.given_flags import FLAGS_OF_PLUGINS, known_flags
-from sglang_ascend_moe.serving.launcher.refusals import A2A_BACKEND
+from sglang_ascend_moe.serving.launcher.replaced_settings import A2A_BACKEND
 from tests.launch.disagg.test_render import CONFIGS, DEPLOYMENTS, command_lines, rendered, value
 from tests.packaging.source_tree import ROOT
 from tests.serving.launcher.test_conflicts import SETTINGS

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.serving.launcher import arguments, conflicts, refusals
+from sglang_ascend_moe.serving.launcher import arguments, conflicts
+from sglang_ascend_moe.serving.launcher.replaced_settings import A2A_BACKEND
 from sglang_ascend_moe.serving.options import Options, attach
 
 # A value of each flag of the table that has to be refused.
@@ -30,7 +31,6 @@ SETTINGS = {
     "--modelopt-quant": {"modelopt_quant": "fp8"},
     "--moe-runner-backend": {"moe_runner_backend": "triton"},
     "--enable-fused-moe-sum-all-reduce": {"enable_fused_moe_sum_all_reduce": True},
-    "--deepep-mode": {"deepep_mode": "low_latency"},
     "--deepep-config": {"deepep_config": "tuned.json"},
     "--deepep-dispatcher-output-dtype": {"deepep_dispatcher_output_dtype": "int8"},
     "--fuseep-mode": {"fuseep_mode": 1},
@@ -67,6 +67,7 @@ FINE = [
     {"enable_dp_lm_head": True},
     {"flashinfer_a2a_dispatch_type": "bf16"},
     {"ssl_certfile": "certificate.pem"},
+    {"moe_a2a_backend": "deepep", "deepep_mode": "low_latency"},
 ]
 
 
@@ -105,7 +106,7 @@ def test_a_setting_that_changes_nothing_about_the_exchange_is_let_through(settin
 
 
 def test_a_backend_that_sglang_chose_over_ours_is_refused():
-    arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend=refusals.A2A_BACKEND))
+    arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend=A2A_BACKEND))
     with pytest.raises(Unsupported, match="--moe-a2a-backend deepep because of another option"):
         arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend="deepep"))
 
