@@ -143,9 +143,9 @@ def _window(given: Given, shape: MoeShape | None) -> tuple[MemoryPlan | None, li
     limits = _limits(settings, shape)
     if shape is None or isinstance(limits, str):
         return None, [], [f"the bytes of the window are not known: {limits}"] if isinstance(limits, str) else []
-    role = "both" if limits.role == "null" else limits.role
+    device_bytes = DIE_BYTES if device_of(settings) == "npu" else None
     try:
-        return plan_server_window(shape, settings, options, limits, role), [], []
+        return plan_server_window(shape, settings, options, limits, device_bytes), [], []
     except WindowTooSmall as error:
         return None, [Refusal("--ascend-moe-window-bytes", str(error))], []
     except (InvalidInput, Unsupported) as error:
@@ -195,7 +195,7 @@ def _window_notes(plan: MemoryPlan | None) -> list[str]:
     if plan is None or plan.memory.total < DIE_BYTES:
         return []
     flag = FLAGS["window_bytes"].flag
-    return [f"no die of an A3 has memory for this window: give {flag}, with which prefill takes more rounds"]
+    return [f"no die of an A3 has memory for this window; give a smaller {flag}, or let the server choose"]
 
 
 def _model_notes(shape: MoeShape | None) -> list[str]:

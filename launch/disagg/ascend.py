@@ -102,7 +102,7 @@ def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> Memo
         size // role.dp_size * role.dp_size for size in (role.max_running_requests, role.chunked_prefill_size)
     )
     limits = SchedulerLimits(requests, chunk, "--chunked-prefill-size", role.tp_size, name)
-    return plan_server_window(shape, given.settings, options, limits, name)
+    return plan_server_window(shape, given.settings, options, limits)
 
 
 def arguments(deployment: Deployment, name: RoleName, address: MachineAddress, plan: MemoryPlan) -> list[str]:

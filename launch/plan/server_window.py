@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan, Request, Role, plan_memory
 from sglang_ascend_moe.serving.options import Options
-from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, check_window, tokens_per_rank
-from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, plan_window
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized, tokens_per_rank
+from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters
 
 # HCCL's own default, in MB.
 HCCL_BUFFER_MB = 200
@@ -19,12 +17,13 @@ MB = 10**6
 
 
 def plan_server_window(
-    shape: MoeShape, settings: Any, options: Options, limits: SchedulerLimits, role: Role
+    shape: MoeShape, settings: Any, options: Options, limits: SchedulerLimits, device_bytes: int | None = None
 ) -> MemoryPlan:
-    """settings: by the names that SGLang's server arguments have.
+    """settings: by the names that SGLang's server arguments have. device_bytes: memory of an NPU, if it is known.
 
     Raises `InvalidInput` and `WindowTooSmall` as a server does when it opens its exchanges.
     """
+    role: Role = "both" if limits.role == "null" else limits.role
     hidden, experts, topk = shape.hidden, shape.experts, shape.topk
     if hidden is None or experts is None or topk is None:
         unknown = [part for part in ("hidden", "experts", "topk") if getattr(shape, part) is None]
@@ -38,13 +37,8 @@ def plan_server_window(
         dtype=shape.dtype if shape.dtype in ELEMENT_BYTES else "bfloat16",
         quant=None if options.quant == "none" else options.quant,
         distinct_topk=True,
-        window_bytes=options.window_bytes,
     )
-
-    def bytes_for(tokens: int) -> int:
-        return plan_window(msgspec.structs.replace(parameters, max_tokens=tokens, window_bytes=None)).total_bytes
-
-    check_window(options, limits, bytes_for)
+    parameters = sized(parameters, options, limits, device_bytes)
     return plan_memory(Request(shape.name, role, parameters, limits.decode_tokens_per_rank or 1))
 
 
