@@ -5,7 +5,9 @@ update, so one that fails must come there too, and all must tell the same of it.
 """
 
 import pickle
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -89,10 +91,46 @@ def update_from_tensors(
 
 
 def join_in_time(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """Around `init_custom_process_group`: a server that serves waits for others for a while only."""
+    """Around `init_custom_process_group`: a server that serves waits for others for a while only.
+
+    Raises `InvalidInput`, which SGLang answers, if who listens at the group's address does not answer.
+    """
     if layer.serving() is not None:
         keywords.setdefault("timeout", timedelta(seconds=GROUP_SECONDS))
+        if keywords.get("store") is None and keywords.get("init_method") is not None:
+            keywords["store"] = _group_store(keywords)
+            del keywords["init_method"]
     return original(*arguments, **keywords)
+
+
+def _group_store(given: dict[str, Any]) -> dist.Store:
+    """The store in which the ranks of a group meet, as SGLang would make it.
+
+    Torch waits for ever for the first word of a listener that accepts and says nothing, so a thread does it.
+    """
+    timeout: timedelta = given["timeout"]
+    met: Future[dist.Store] = Future()
+
+    def meet() -> None:
+        try:
+            store, _, _ = next(
+                dist.rendezvous(given["init_method"], given["rank"], given["world_size"], timeout=timeout)
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            met.set_exception(error)
+        else:
+            met.set_result(store)
+
+    threading.Thread(target=meet, name="rendezvous", daemon=True).start()
+    try:
+        store = met.result(timeout.total_seconds())
+    except TimeoutError:
+        raise InvalidInput(
+            f"master_address, master_port: who listens at {given['init_method']} said nothing within"
+            f" {timeout.total_seconds():g} s; give those of the group's first rank"
+        ) from None
+    store.set_timeout(timeout)
+    return dist.PrefixStore(given["group_name"], store)
 
 
 def _attempted(original: Callable[..., tuple[bool, str]], *arguments: Any, **keywords: Any) -> tuple[bool, str]:

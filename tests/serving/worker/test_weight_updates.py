@@ -1,11 +1,13 @@
 """Weights that one rank cannot take are refused by all, and end none."""
 
+import socket
 import sys
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from sglang_ascend_moe.errors import InvalidInput, PeerLost
 from sglang_ascend_moe.serving.worker import layer, weight_updates
@@ -137,3 +139,29 @@ def test_a_group_is_waited_for_for_a_while_once_ranks_serve(monkeypatch):
     assert weight_updates.join_in_time(join, timeout="asked for") == "asked for"
     monkeypatch.setattr(layer, "serving", lambda: None)
     assert weight_updates.join_in_time(join) is None
+
+
+def group_at(port: int, rank: int) -> dict[str, Any]:
+    """What SGLang gives for rank `rank` of two."""
+    return {"init_method": f"tcp://127.0.0.1:{port}", "world_size": 2, "rank": rank, "group_name": "weights"}
+
+
+def test_ranks_of_a_group_meet_where_sglang_would_have_them_meet():
+    first = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    given = weight_updates.join_in_time(lambda **given: given, **group_at(first.port, 1))
+    assert "init_method" not in given
+    given["store"].set("here", "rank 1")
+    assert dist.PrefixStore("weights", first).get("here") == b"rank 1"
+
+
+def test_a_group_whose_first_rank_accepts_and_says_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr(weight_updates, "GROUP_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        given = group_at(listener.getsockname()[1], 1)
+        with pytest.raises(InvalidInput, match=r"master_address.*said nothing within 0.5 s"):
+            weight_updates.join_in_time(lambda **_: pytest.fail("joined"), **given)
+
+
+def test_what_torch_says_of_a_group_that_cannot_be_met_is_told():
+    with pytest.raises(RuntimeError, match="surprise"):
+        weight_updates.join_in_time(lambda **_: pytest.fail("joined"), **group_at(1, 1) | {"init_method": "surprise://"})
