@@ -1,8 +1,8 @@
 """What may not be asked of a server besides tokens, found before a rank sees it.
 
 SGLang gives requests that steer a server to its ranks as they are, and a rank that cannot do what it is asked ends the
-server. The table is read where such a request leaves for the ranks, over HTTP or from `sglang.Engine`; what the launcher
-does for itself, before it does it.
+server. The table is read where such a request leaves for the ranks, over HTTP or from `sglang.Engine`, or where the
+launcher does what it asks.
 """
 
 import asyncio

@@ -164,4 +164,6 @@ def test_a_group_whose_first_rank_accepts_and_says_nothing_is_given_up(monkeypat
 
 def test_what_torch_says_of_a_group_that_cannot_be_met_is_told():
     with pytest.raises(RuntimeError, match="surprise"):
-        weight_updates.join_in_time(lambda **_: pytest.fail("joined"), **group_at(1, 1) | {"init_method": "surprise://"})
+        weight_updates.join_in_time(
+            lambda **_: pytest.fail("joined"), **group_at(1, 1) | {"init_method": "surprise://"}
+        )
