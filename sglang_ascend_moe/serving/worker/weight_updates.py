@@ -18,6 +18,8 @@ from sglang_ascend_moe.serving.worker import layer
 
 GROUP_SECONDS = 120.0
 """How long ranks wait for others in a group for weights, at every step. SGLang ends a rank that is busy for 300."""
+_MEETING_SECONDS = 2 * GROUP_SECONDS + 10
+"""How long a rank waits for one that still waits in such a group: to join it takes two steps."""
 
 # What reading foreign weights may raise; an error of an exchange is none of these.
 _FAULTS = (
@@ -88,6 +90,53 @@ def update_from_tensors(
     if isinstance(named_tensors, Unreadable):
         return _agreed(False, named_tensors.problem)
     return _agreed(*_attempted(original, updater, named_tensors, load_format))
+
+
+def join_group(
+    original: Callable[..., tuple[bool, str]],
+    updater: Any,
+    master_address: str,
+    master_port: int,
+    rank_offset: int,
+    world_size: int,
+    group_name: str,
+    backend: str = "nccl",
+) -> tuple[bool, str]:
+    """Around `WeightUpdater.init_weights_update_group`: all ranks join, or none."""
+    joined, said = original(updater, master_address, master_port, rank_offset, world_size, group_name, backend)
+    if layer.serving() is None:
+        return joined, said
+    _meet()
+    all_joined, said = _agreed(joined, said)
+    if joined and not all_joined:
+        updater.destroy_weights_update_group(group_name)
+    return all_joined, said
+
+
+def receive_from_group(original: Callable[..., Any], updater: Any, **keywords: Any) -> Any:
+    """Around `WeightUpdater.receive_weights_from_distributed`: all ranks receive, or none.
+
+    Raises `InvalidInput` on every rank, which SGLang answers.
+    """
+    if layer.serving() is None:
+        return original(updater, **keywords)
+    weights, problem = None, ""
+    try:
+        weights = original(updater, **keywords)
+    except _faults() as error:
+        problem = f"{type(error).__name__}: {error}"
+    _meet()
+    received, said = _agreed(not problem, problem)
+    if not received:
+        raise InvalidInput(said)
+    return weights
+
+
+def _meet() -> None:
+    """All ranks come here, one that waited in a group long after another: so much that others' patience would end."""
+    from sglang.srt.runtime_context import get_parallel
+
+    dist.monitored_barrier(get_parallel().tp_group.cpu_group, timedelta(seconds=_MEETING_SECONDS))
 
 
 def join_in_time(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
