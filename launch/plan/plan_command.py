@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported, WindowTooSmall
+from sglang_ascend_moe.exchange.schedules.prefill import expected_rounds
 from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape, read_moe_shape
 from sglang_ascend_moe.launch.plan.peer_memory import (
@@ -23,8 +24,10 @@ from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
 from sglang_ascend_moe.serving.host_platform import ascend_device_nodes
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.refusals import Division, refuse_model
-from sglang_ascend_moe.serving.options import parse_bytes
+from sglang_ascend_moe.serving.options import FLAGS, Options, parse_bytes
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
+from sglang_ascend_moe.serving.worker.sizing import DEVICE_PART, WINDOW_FACTOR, SchedulerLimits, sized
+from sglang_ascend_moe.serving.worker.sizing import Role as SchedulerRole
 from sglang_ascend_moe.windows.layout import (
     ELEMENT_BYTES,
     ExchangeParameters,
@@ -87,14 +90,15 @@ def plan_memory(request: Request) -> MemoryPlan:
             f"--window-bytes {p.window_bytes}: a decode step of {request.decode_tokens} tokens per rank needs"
             f" {exactly(needed)}. Raise it to {needed}, or lower --decode-tokens (or --max-tokens) to {fitting}"
         )
+    rounds = expected_rounds(p, layout.capacity)
     return MemoryPlan(
         model=request.model,
         role=request.role,
         parameters=p,
         memory=window_memory(layout),
         decode_tokens=fitting,
-        rounds_worst=-(-p.max_tokens // fitting),
-        rounds_even=max(1, -(-p.max_tokens * p.topk // layout.capacity)),
+        rounds_worst=rounds.worst,
+        rounds_even=rounds.alike,
     )
 
 
@@ -145,8 +149,22 @@ def request_of(parsed: argparse.Namespace) -> Request:
         # As the MoE layer does: routers choose distinct experts for a token.
         distinct_topk=not parsed.repeated_experts, **shape,
     )  # fmt: skip
+    if parsed.window_bytes is None:
+        parameters = sized(
+            parameters, Options(window_factor=parsed.window_factor), _limits(parsed), parsed.device_memory
+        )
+    elif parsed.window_factor is not None:
+        raise InvalidInput(
+            f"--window-factor {parsed.window_factor:g}: --window-bytes says how large the window is; leave one out"
+        )
     decode = {"prefill": 1, "decode": parsed.max_tokens, "both": parsed.decode_tokens or parsed.max_tokens}
     return Request(read.name, parsed.role, parameters, decode[parsed.role])
+
+
+def _limits(parsed: argparse.Namespace) -> SchedulerLimits:
+    """Those of a scheduler that gives a rank so many tokens."""
+    role: SchedulerRole = "null" if parsed.role == "both" else parsed.role
+    return SchedulerLimits(parsed.decode_tokens or parsed.max_tokens, parsed.max_tokens, "--max-tokens", 1, role)
 
 
 def require_served(parsed: argparse.Namespace, read: MoeShape) -> None:
@@ -254,8 +272,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     memory.add_argument("--decode-tokens", type=_positive, help="with --role both (default: --max-tokens)")
     memory.add_argument(
-        "--window-bytes", type=_size, metavar="SIZE", help="of each rank, such as 64MiB (default: one round)"
+        "--window-bytes", type=_size, metavar="SIZE", help="of each rank, such as 64MiB (default: as a server has them)"
     )
+    memory.add_argument(
+        "--window-factor", type=float, metavar="FACTOR",
+        help=f"as a server's --ascend-moe-window-factor (default {WINDOW_FACTOR:g})",
+    )  # fmt: skip
+    memory.add_argument(
+        "--device-memory", type=_size, metavar="SIZE",
+        help=f"of an NPU, of which prefill makes windows take at most 1/{DEVICE_PART}",
+    )  # fmt: skip
     memory.add_argument("--slots", type=_positive, default=1, help="dispatches that can be open at a time (default 1)")
     memory.add_argument("--verify", action="store_true", help="with a checksum for every row")
     memory.add_argument(
@@ -287,7 +313,8 @@ def _size(text: str) -> int:
 
 
 def _with_flags(message: str) -> str:
-    """Names of the exchange's parameters as the flags that set them."""
+    """Names of the exchange's parameters, and flags of a server, as the flags that set them."""
+    message = message.replace(FLAGS["window_factor"].flag, "--window-factor")
     for parameter, flag in _FLAGS.items():
         message = re.sub(rf"\b{parameter}=", f"{flag} ", message)
     return message.replace("num_experts", "--experts").replace("with distinct_topk=True", "without --repeated-experts")

@@ -65,6 +65,7 @@ def server_sizes(request: ServeRequest) -> ServerSizes:
         prefill_tokens=chunk if chunk and chunk > 0 else LEAST_CHUNK,
         redundant_experts=request.ep_num_redundant_experts,
         graph_batch=_graph_batch(request),
+        role=request.disaggregation_mode,
     )
 
 

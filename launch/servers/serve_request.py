@@ -6,6 +6,7 @@ import msgspec
 
 from sglang_ascend_moe.serving.launcher.given_flags import Given
 from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker.sizing import Role
 
 
 class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     disable_radix_cache: bool
     cuda_graph_bs_decode: list[int] | None
     cuda_graph_max_bs_decode: int | None
-    disaggregation_mode: str
+    disaggregation_mode: Role
     disaggregation_bootstrap_port: int
     options: Options | None
 

@@ -17,6 +17,8 @@ Schedule = Literal["auto", "decode", "prefill", "collective"]
 Quant = Literal["none", "int8"]
 Windows = Literal["memfabric", "aclshmem"]
 
+MAX_WINDOW_FACTOR = 1024
+
 ASK_FLAG = "--ascend-moe"
 ASK_KEYWORD = "ascend_moe"
 
@@ -33,7 +35,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What the user asked for. Raises `InvalidInput`, naming the flag, when a value cannot be used.
 
     max_tokens: most tokens that one rank brings to one MoE layer; None: computed from the limits of the scheduler.
-    window_bytes: bytes of one rank's window, everything included; None: one round of `max_tokens` from every rank.
+    window_bytes: bytes of one rank's window, everything included; None: what `sizing.sized` says.
+    window_factor: in place of `sizing.WINDOW_FACTOR`.
     timeout_s: seconds that a rank waits for a peer; bring_up_timeout_s: while the server starts.
     verify: send a checksum with every row.
     post_mortem: folder for an account of each rank after a failure.
@@ -48,6 +51,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     schedule: Schedule = "auto"
     max_tokens: int | None = None
     window_bytes: int | None = None
+    window_factor: float | None = None
     quant: Quant = "none"
     timeout_s: float = 30.0
     bring_up_timeout_s: float = 300.0
@@ -71,12 +75,26 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidInput(f"{FLAGS[name].flag} {value}: must be at least 1")
+        if self.window_factor is not None and not 1 <= self.window_factor <= MAX_WINDOW_FACTOR:
+            raise InvalidInput(
+                f"{FLAGS['window_factor'].flag} {self.window_factor}: must be from 1 to {MAX_WINDOW_FACTOR}"
+            )
+        if self.window_factor is not None and self.window_bytes is not None:
+            raise InvalidInput(
+                f"{FLAGS['window_factor'].flag} with {FLAGS['window_bytes'].flag}: each says how large windows are;"
+                " leave one of them out"
+            )
+        if self.window_factor is not None and self.schedule == "decode":
+            raise InvalidInput(
+                f"{FLAGS['window_factor'].flag} with {FLAGS['schedule'].flag} decode: it has no rounds, so a window"
+                " holds all; leave one of them out"
+            )
         for name in ("timeout_s", "bring_up_timeout_s"):
             if not 0 < getattr(self, name) <= MAX_TIMEOUT_S:
                 raise InvalidInput(
                     f"{FLAGS[name].flag} {getattr(self, name)}: must be above 0 and at most {MAX_TIMEOUT_S} seconds"
                 )
-        for name in ("window_bytes", "quant", "verify", "post_mortem", "windows", "secret_file"):
+        for name in ("window_bytes", "window_factor", "quant", "verify", "post_mortem", "windows", "secret_file"):
             if getattr(self, name) not in (None, False, "none") and self.schedule == "collective":
                 raise InvalidInput(
                     f"{FLAGS[name].flag} with {FLAGS['schedule'].flag} collective: the baseline has only what"
@@ -158,9 +176,18 @@ FLAGS: Mapping[str, Flag] = {
         int,
         parse_bytes,
         "BYTES",
-        "Size of each rank's window in total, for example 64MiB. Default: as much as one round needs when every rank"
-        " brings the most tokens. A smaller window makes prefill take more rounds; the server does not start with one"
-        " that cannot hold the largest decode batch.",
+        "Size of each rank's window in total, for example 64MiB, in place of --ascend-moe-window-factor. A smaller"
+        " window makes prefill take more rounds; the server does not start with one that cannot hold the largest decode"
+        " batch.",
+    ),
+    "window_factor": Flag(
+        "--ascend-moe-window-factor",
+        float,
+        _number("window_factor", float),
+        "FACTOR",
+        "Windows hold so many times the rows that each rank receives of the largest prefill batch if all receive alike,"
+        " and always the largest decode batch; uneven batches that need more take rounds, with the same results."
+        " Default: 2.",
     ),
     "quant": Flag(
         "--ascend-moe-quant",

@@ -12,7 +12,17 @@ from .seeded_faults import MUTATIONS
 FEWEST = 20
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+OFTEN = MUTATIONS[::4]
+"""On every change; all at night."""
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        pytest.param(mutation, id=mutation.name, marks=() if mutation in OFTEN else pytest.mark.nightly)
+        for mutation in MUTATIONS
+    ],
+)
 def test_a_seeded_fault_is_caught(objects, mutant_pools, tmp_path, mutation: Mutation):
     caught, words = try_mutant(mutation, mutant_pools, build_mutant(mutation, objects, tmp_path))
     assert caught, f"{mutation.test.__name__}: {words}"

@@ -34,7 +34,7 @@ def test_the_demo_ends_with_equal_tokens_and_leaves_nothing(surroundings):
     ("signal_number", "exit_code"),
     [
         pytest.param(signal.SIGINT, INTERRUPTED, id="ctrl-c"),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed", marks=pytest.mark.nightly),
     ],
 )
 def test_a_demo_that_is_ended_leaves_no_process(surroundings, tmp_path, signal_number, exit_code):

@@ -99,8 +99,27 @@ REMOVALS = [*STEPS_OF_AN_EXCHANGE, *AMONG_THREE, *FAILURES]
 by_step = pytest.mark.parametrize("removal", STEPS_OF_AN_EXCHANGE, ids=lambda removal: removal.step.lower())
 
 
-@pytest.mark.parametrize("ranks", [TWO, THREE], ids=["2-ranks", "3-ranks"])
-@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
+# With three ranks these have the most states.
+LONGEST = {
+    "prefill-half-windows",
+    "decode-and-plans-in-any-order",
+    "two-slots",
+    "combine-twice",
+    "combine-twice-in-two-slots",
+    "too-small-window",
+}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "scenario"),
+    [
+        pytest.param(
+            ranks, scenario, id=f"{name}-{ids}", marks=pytest.mark.nightly if ranks is THREE and name in LONGEST else ()
+        )
+        for name, scenario in SCENARIOS.items()
+        for ids, ranks in (("2-ranks", TWO), ("3-ranks", THREE))
+    ],
+)
 def test_no_exchange_hangs_or_reads_what_is_stale_or_torn(ranks, scenario, tmp_path: Path):
     verdict = verify("exchange.pml", ranks + scenario, tmp_path, optimised=True)
     assert (verdict.errors, verdict.reason, verdict.complete) == (0, "", True)

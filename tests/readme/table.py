@@ -6,7 +6,7 @@ import re
 from enum import Enum
 from typing import NamedTuple
 
-from tests.readme.extraction import Snippet, Step
+from tests.readme.extraction import Snippet, Step, has_ranks
 
 
 class Way(Enum):
@@ -35,7 +35,7 @@ ROWS = (
     Row("ascend-moe (serve|disagg up|disagg check) .*", Way.RUN, "servers, and what asks them"),
     Row(r"python -m sglang\.launch_server .*", Way.NIGHTLY,
         "`sglang serve` runs the same; tests/serving/test_one_server.py serves with it"),
-    Row("sglang serve .*", Way.RUN, "a server"),
+    Row("sglang serve .*", Way.NIGHTLY, "`ascend-moe serve` runs the same"),
     Row("curl http://127.0.0.1:.*", Way.RUN, "asks a server"),
     Row("ascend-moe doctor --.*", Way.NIGHTLY, "half a minute of imports each; the short suite runs it without flags"),
     Row("ascend-moe (doctor|plan .*)", Way.RUN, "half a minute at most"),
@@ -47,11 +47,12 @@ ROWS = (
 )  # fmt: skip
 """The first row that matches decides; a command that none matches fails the test."""
 
-SNIPPET = Row("", Way.RUN, "every block of Python")
+SNIPPET = Row("", Way.RUN, "a block of Python")
+ENGINE = Row("", Way.NIGHTLY, "a block of Python that starts ranks; the tests of serving start engines")
 
 
 def row_of(step: Step) -> Row | None:
     """The row of a command or snippet, None if there is none."""
     if isinstance(step, Snippet):
-        return SNIPPET
+        return ENGINE if has_ranks(step) else SNIPPET
     return next((row for row in ROWS if re.fullmatch(row.pattern, step.text)), None)

@@ -29,6 +29,7 @@ def test_a_server_answers_and_ends_well(reader: Reader, scene: Scene):
     reader.play(scene)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("snippet", [pytest.param(snippet, id=snippet.page) for snippet in ENGINES])
 def test_an_engine_answers_and_ends_well(reader: Reader, snippet: Snippet):
     reader.do(snippet)

@@ -91,9 +91,7 @@ def ask_until_stopped(url: str, prompt: list[int]) -> int:
             graphs,
             scheduling,
             id=f"{drift.value}-{graphs}-{scheduling}",
-            marks=[]
-            if (drift, graphs, scheduling) in ((Drift.END, "graphs", "overlapped"), (Drift.NAN, "eager", "in turn"))
-            else pytest.mark.nightly,
+            marks=[] if (drift, graphs, scheduling) == (Drift.END, "graphs", "overlapped") else pytest.mark.nightly,
         )
         for drift in SAMPLED
         for graphs in GRAPHS

@@ -48,14 +48,19 @@ def family(request: pytest.FixtureRequest, fork_server: ForkServer, tmp_path_fac
     return Family(request.param, checkpoint, answers)
 
 
-every_family = pytest.mark.parametrize("family", FAMILIES, indirect=True, scope="module")
+# On every change those that differ most.
+OFTEN = ("qwen3_moe", "deepseek_v3", "minimax_m2")
+
+
+def families(often: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Every family, at night but for those of `often`."""
+    params = [pytest.param(name, marks=() if name in often else pytest.mark.nightly) for name in FAMILIES]
+    return pytest.mark.parametrize("family", params, indirect=True, scope="module")
+
+
+every_family = families(OFTEN)
 # What one family shows on every change is nightly for the others.
-one_family = pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=() if name == "deepseek_v3" else pytest.mark.nightly) for name in FAMILIES],
-    indirect=True,
-    scope="module",
-)
+one_family = families(("deepseek_v3",))
 
 
 def require_tokens_of_stock(family: Family, setup: str, record_comparisons) -> None:

@@ -6,7 +6,7 @@ from tests.serving.configurations import PARALLEL, ours
 from tests.serving.prompts import NEW_TOKENS
 
 DTYPES = ["float32", "bfloat16"]
-NIGHTLY = [("tp4-ep4", "float32"), ("dp2-attention-ep2", "float32")]
+NIGHTLY = [("tp2-ep2", "bfloat16"), ("tp4-ep4", "float32"), ("dp2-attention-ep2", "float32")]
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ def auto_answers(fork_server, checkpoint, prompts):
     [
         pytest.param({"ascend_moe_schedule": "decode"}, id="decode"),
         pytest.param({"ascend_moe_schedule": "prefill"}, id="prefill"),
-        pytest.param({"ascend_moe_schedule": "collective"}, id="collective"),
+        pytest.param({"ascend_moe_schedule": "collective"}, id="collective", marks=pytest.mark.nightly),
         pytest.param({"ascend_moe_window_bytes": smallest_window()}, id="auto-in-rounds"),
-        pytest.param({"disable_cuda_graph": True}, id="without-graphs"),
+        pytest.param({"disable_cuda_graph": True}, id="without-graphs", marks=pytest.mark.nightly),
     ],
 )
 def test_tokens_and_logprobs_are_those_of_auto_bit_for_bit(fork_server, checkpoint, prompts, auto_answers, arguments):

@@ -156,6 +156,7 @@ def _server_sizes(server_args: Any) -> ServerSizes:
         prefill_tokens=chunked if chunked and chunked > 0 else settings.max_prefill_tokens,
         redundant_experts=settings.ep_num_redundant_experts,
         graph_batch=_graph_batch(server_args, settings),
+        role=settings.disaggregation_mode,
     )
 
 

@@ -17,6 +17,7 @@ from sglang_ascend_moe.serving.host.memory_share import (
 )
 from sglang_ascend_moe.serving.launcher.refusals import expert_count
 from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker.sizing import Role, SchedulerLimits, sized, tokens_per_rank
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, plan_window
 
 
@@ -66,6 +67,7 @@ class ServerSizes(NamedTuple):
     prefill_tokens: int = 8192
     redundant_experts: int = 0
     graph_batch: int | None = None
+    role: Role = "null"
 
     @property
     def ranks(self) -> int:
@@ -139,22 +141,22 @@ def _window_bytes(model: ModelSizes, server: ServerSizes, options: Options | Non
     """Bytes of the windows of one rank, as far as the configuration of the model tells."""
     if options is None or options.schedule == "collective" or model.experts is None or model.topk is None:
         return 0
-    tokens = max(scheduling.running, server.prefill_tokens)
+    limits = SchedulerLimits(
+        scheduling.running, server.prefill_tokens, "--max-prefill-tokens", server.attention_ranks, server.role
+    )
     try:
-        return plan_window(
-            ExchangeParameters(
-                ranks=server.tp,
-                num_experts=model.experts + server.redundant_experts,
-                hidden=model.hidden,
-                max_tokens=options.max_tokens or -(-tokens // server.attention_ranks),
-                topk=model.topk,
-                dtype=model.dtype,
-                quant=None if options.quant == "none" else options.quant,
-                distinct_topk=True,
-                window_bytes=options.window_bytes,
-                verify=options.verify,
-            )
-        ).total_bytes
+        parameters = ExchangeParameters(
+            ranks=server.tp,
+            num_experts=model.experts + server.redundant_experts,
+            hidden=model.hidden,
+            max_tokens=tokens_per_rank(options, limits),
+            topk=model.topk,
+            dtype=model.dtype,
+            quant=None if options.quant == "none" else options.quant,
+            distinct_topk=True,
+            verify=options.verify,
+        )
+        return plan_window(sized(parameters, options, limits)).total_bytes
     except AscendMoeError:
         # What is wrong with it the ranks find with the real shapes of the layers, and say so by flag.
         return 0

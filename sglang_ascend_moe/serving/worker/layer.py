@@ -4,11 +4,10 @@ One exchange per shape of layer and per process, shared by all layers of that sh
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +19,7 @@ from sglang_ascend_moe.exchange.control.secret import Secret, read_secret
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange, Phase
 from sglang_ascend_moe.exchange.rank_options import RankOptions
+from sglang_ascend_moe.exchange.schedules.prefill import expected_rounds
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.machine_limits import Demand, read_limits, refuse_what_does_not_fit
@@ -27,7 +27,7 @@ from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
 from sglang_ascend_moe.serving.worker import expert_location
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
-from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, check_window, tokens_per_rank
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized, tokens_per_rank
 from sglang_ascend_moe.windows.layout import (
     ExchangeParameters,
     WindowMemory,
@@ -115,14 +115,11 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
             experts.prepare(layer, options)
     limits = batch_limits(model_runner.max_running_requests, model_runner.model_config.context_len)
     ranks = get_parallel().moe_ep_group.ranks
-    max_tokens = tokens_per_rank(options, limits)
-    parameters = _parameters_by_shape(layers, options, len(ranks), max_tokens)
-    if options.schedule != "collective":
-        windows = _windows(parameters.values(), options, limits)
-        # Windows of an NPU take its memory, which is asked for when they are opened.
-        if not on_npu:
-            refuse_what_does_not_fit(Demand(len(ranks), windows), read_limits())
     device = torch.device("npu", model_runner.gpu_id) if on_npu else None
+    parameters = _parameters_by_shape(layers, options, len(ranks), limits, device)
+    # Windows of an NPU take its memory, which is asked for when they are opened.
+    if options.schedule != "collective" and not on_npu:
+        refuse_what_does_not_fit(Demand(len(ranks), _windows(parameters)), read_limits())
     exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
     secret = read_secret(options.secret_file)
     expert_location.agree_at_start(layers, ranks, options, list(exchanges.values()), secret)
@@ -158,16 +155,17 @@ def window_bytes(model: torch.nn.Module, options: Options, limits: SchedulerLimi
     if options.schedule == "collective":
         return 0
     ranks = len(get_parallel().moe_ep_group.ranks)
-    parameters = _parameters_by_shape(moe_layers(model), options, ranks, tokens_per_rank(options, limits))
-    return sum(window.total for window in _windows(parameters.values(), options, limits))
+    parameters = _parameters_by_shape(moe_layers(model), options, ranks, limits, None)
+    return sum(window.total for window in _windows(parameters))
 
 
 def _parameters_by_shape(
-    layers: list[Any], options: Options, ranks: int, max_tokens: int
+    layers: list[Any], options: Options, ranks: int, limits: SchedulerLimits, device: torch.device | None
 ) -> dict[LayerShape, ExchangeParameters]:
-    """What the exchange of each shape of layer is opened with, but for `window_bytes`."""
+    """What the exchange of each shape of layer is opened with. Raises as `tokens_per_rank` and `sized`."""
     over_windows = options.schedule != "collective"
-    return {
+    max_tokens = tokens_per_rank(options, limits)
+    parameters = {
         # SGLang's routers choose distinct experts for a token.
         shape: exchange_parameters(
             **shape._asdict(),
@@ -180,21 +178,15 @@ def _parameters_by_shape(
         )
         for shape in dict.fromkeys(map(shape_of, layers))
     }
+    if not over_windows:
+        return parameters
+    device_bytes = None if device is None else torch.npu.mem_get_info(device)[1] // len(parameters)
+    return {shape: sized(one, options, limits, device_bytes) for shape, one in parameters.items()}
 
 
-def _windows(
-    parameters: Iterable[ExchangeParameters], options: Options, limits: SchedulerLimits
-) -> tuple[WindowMemory, ...]:
-    """The windows of one rank. Raises `WindowTooSmall` if one cannot hold what must fit into one round."""
-    return tuple(_window(one, options, limits) for one in parameters)
-
-
-def _window(parameters: ExchangeParameters, options: Options, limits: SchedulerLimits) -> WindowMemory:
-    def memory(**changed: Any) -> WindowMemory:
-        return window_memory(plan_window(msgspec.structs.replace(parameters, **changed)))
-
-    check_window(options, limits, lambda tokens: memory(max_tokens=tokens).total)
-    return memory(window_bytes=options.window_bytes)
+def _windows(parameters: Mapping[LayerShape, ExchangeParameters]) -> tuple[WindowMemory, ...]:
+    """The windows of one rank."""
+    return tuple(window_memory(plan_window(one)) for one in parameters.values())
 
 
 def _open(
@@ -214,11 +206,11 @@ def _open(
     )
     if collective:
         return CollectiveExchange.open(group, parameters, rank_options)
-    p = msgspec.structs.replace(parameters, window_bytes=options.window_bytes)
-    exchange = Exchange.open(group, p, rank_options)
+    exchange = Exchange.open(group, parameters, rank_options)
+    p, rounds = parameters, expected_rounds(parameters, exchange.window.capacity_rows)
     logger.info(
         "Exchange is open: %d ranks, schedule %s, at most %d tokens per rank, %d experts, top %d, rows of %d %s."
-        " Window of %d bytes on each rank: %s",
+        " So many tokens take %d round(s) if ranks receive alike, %d at worst. Window of %d bytes on each rank: %s",
         p.ranks,
         options.schedule,
         p.max_tokens,
@@ -226,6 +218,8 @@ def _open(
         p.topk,
         p.hidden,
         p.dtype,
+        rounds.alike,
+        rounds.worst,
         exchange.window.total,
         ", ".join(f"{name} {size}" for name, size in exchange.window.by_region().items()),
     )

@@ -1,10 +1,19 @@
-"""How many tokens a rank can bring to an MoE layer, and whether a window holds them: pure arithmetic."""
+"""How many tokens a rank can bring to an MoE layer, and how large windows are for them: pure arithmetic."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
 from sglang_ascend_moe.serving.options import FLAGS, Options
+from sglang_ascend_moe.windows.layout import ExchangeParameters, bytes_for_capacity, plan_window
+
+WINDOW_FACTOR = 2.0
+"""Windows hold so many times the rows that a rank receives of the largest prefill batch if all receive alike."""
+DEVICE_PART = 8
+"""For prefill alone, windows take at most one part in so many of a device's memory."""
 
 # The values of `--disaggregation-mode`; null: an instance that does both.
 Role = Literal["null", "prefill", "decode"]
@@ -73,3 +82,35 @@ def check_window(options: Options, limits: SchedulerLimits, bytes_for: Callable[
             f" brings {tokens} tokens per rank and needs {needed} bytes. Raise it to {needed} or lower {flags}"
             f" (now {limits.running_requests}" + (f" and {limits.prefill_tokens})" if everything else ")")
         )
+
+
+def sized(
+    parameters: ExchangeParameters, options: Options, limits: SchedulerLimits, device_bytes: int | None = None
+) -> ExchangeParameters:
+    """The same with `window_bytes` set, or None where one round of everything is to fit.
+
+    Without `--ascend-moe-window-bytes` a window holds the largest decode batch whatever its routing, and of a prefill
+    batch `--ascend-moe-window-factor` times what each rank receives if all receive alike; more goes in rounds, whose
+    results have the same bits. device_bytes: memory of the device; None: prefill is bounded by nothing else.
+
+    Raises `WindowTooSmall` as `check_window`.
+    """
+    p = parameters
+
+    def bytes_for(tokens: int) -> int:
+        return plan_window(msgspec.structs.replace(p, max_tokens=tokens)).total_bytes
+
+    if options.window_bytes is not None:
+        check_window(options, limits, bytes_for)
+        return msgspec.structs.replace(p, window_bytes=options.window_bytes)
+    if options.schedule == "decode" or limits.role == "decode":
+        return p
+    # Whatever the routing: all rows of as many tokens of every rank.
+    per_token = p.ranks * p.rows_per_token
+    everything = per_token * p.max_tokens
+    decode = per_token * max(1, limits.decode_tokens_per_rank)
+    alike = math.ceil((options.window_factor or WINDOW_FACTOR) * p.max_tokens * p.topk)
+    rows = min(everything, max(decode, alike))
+    if device_bytes is not None and bytes_for_capacity(p, rows) > device_bytes // DEVICE_PART:
+        return msgspec.structs.replace(p, window_bytes=max(bytes_for_capacity(p, decode), device_bytes // DEVICE_PART))
+    return p if rows == everything else msgspec.structs.replace(p, window_bytes=bytes_for_capacity(p, rows))

@@ -137,9 +137,25 @@ def test_rounds_of_a_prefill_chunk_are_told(capsys: pytest.CaptureFixture[str]):
     assert 1 < planned.rounds_even < planned.rounds_worst
 
 
+def test_a_prefill_window_is_planned_as_a_server_has_it(capsys: pytest.CaptureFixture[str]):
+    model = ["--hidden", "7168", "--experts", "256", "--topk", "8", "--ranks", "16", "--max-tokens", "3585"]
+
+    def planned(*arguments: str) -> MemoryPlan:
+        assert plan(*model, "--role", "prefill", *arguments, "--json") == OK
+        return msgspec.json.decode(capsys.readouterr().out, type=MemoryPlan)
+
+    default = planned()
+    assert default.memory.capacity_rows == 2 * 3585 * 8
+    assert (default.rounds_even, default.rounds_worst) == (1, 9)
+    assert planned("--window-factor", "4").memory.capacity_rows == 4 * 3585 * 8
+    assert planned("--device-memory", "8GiB").memory.total <= 2**30
+
+
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
+        (["--max-tokens", "20", "--window-factor", "2", "--window-bytes", "1MiB"], "--window-factor"),
+        (["--max-tokens", "20", "--window-factor", "0"], "--window-factor"),
         (["--max-tokens", "20", "--frobnicate"], "--frobnicate"),
         ([], "--max-tokens"),
         (["--max-tokens", "many"], "--max-tokens"),

@@ -61,14 +61,23 @@ def test_windows_are_those_of_the_exchange_and_none_without_it():
     windows = {
         name: estimate_server(sizes(), server, options).needs.windows
         for name, options in {
-            "ours": Options(), "smaller": Options(window_bytes=2**20), "collective": Options(schedule="collective"),
-            "stock": None,
+            "ours": Options(), "smaller": Options(window_bytes=2**22), "collective": Options(schedule="collective"),
+            "stock": None, "refused": Options(window_bytes=2**16),
         }.items()
     }  # fmt: skip
     # Two ranks, 2,048 tokens of each, four rows of 512 bytes in and out.
     assert 2 * 2048 * 4 * 512 * 2 < windows["ours"] < 2 * 2048 * 4 * 512 * 2 + 2**20
-    assert 0 < windows["smaller"] <= 2**20
-    assert (windows["collective"], windows["stock"]) == (0, 0)
+    assert 2**21 < windows["smaller"] <= 2**22
+    assert (windows["collective"], windows["stock"], windows["refused"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("factor", [None, 3.0], ids=["default", "three"])
+def test_windows_of_many_ranks_hold_what_nearly_balanced_batches_need(factor: float | None):
+    server = ServerSizes(tp=8, prefill_tokens=2**17)
+    needs = estimate_server(sizes(), server, Options(window_factor=factor)).needs
+    # 16,384 tokens of each rank, four rows of 512 bytes in and out.
+    rows = (factor or 2) * 2**14 * 4 * 512 * 2
+    assert rows < needs.windows < rows + 2**20
 
 
 @pytest.mark.parametrize(

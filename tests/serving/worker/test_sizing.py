@@ -1,10 +1,24 @@
 """A window or a token limit that the scheduler's batches exceed is refused before serving, by the flag to change."""
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
+from sglang_ascend_moe.exchange.schedules.prefill import expected_rounds
 from sglang_ascend_moe.serving.options import Options
-from sglang_ascend_moe.serving.worker.sizing import Role, SchedulerLimits, check_window, tokens_per_rank
+from sglang_ascend_moe.serving.worker.sizing import (
+    DEVICE_PART,
+    WINDOW_FACTOR,
+    Role,
+    SchedulerLimits,
+    check_window,
+    sized,
+    tokens_per_rank,
+)
+from sglang_ascend_moe.windows.layout import ExchangeParameters, WindowLayout, plan_window
 
 LIMITS = SchedulerLimits(
     running_requests=33, prefill_tokens=1000, prefill_flag="--chunked-prefill-size", attention_ranks=4
@@ -80,3 +94,98 @@ def test_a_window_must_hold_what_cannot_go_in_rounds(schedule: str, enough: int)
 @pytest.mark.parametrize("options", [Options(), Options(schedule="collective")], ids=["no limit", "no window"])
 def test_without_a_window_size_there_is_nothing_to_check(options: Options):
     check_window(options, LIMITS, lambda _: 10**18)
+
+
+def windows_of(
+    ranks: int,
+    experts: int,
+    hidden: int,
+    topk: int,
+    limits: SchedulerLimits,
+    options: Options,
+    memory: int | None = None,
+) -> WindowLayout:
+    parameters = ExchangeParameters(
+        ranks=ranks,
+        num_experts=experts,
+        hidden=hidden,
+        topk=topk,
+        max_tokens=tokens_per_rank(options, limits),
+        distinct_topk=True,
+    )
+    return plan_window(sized(parameters, options, limits, memory))
+
+
+GIB = 2**30
+MODELS = {
+    "DeepSeek-R1, 3,585 tokens on 16 ranks": (16, 256, 7168, 8, 3585, 2 * GIB),
+    "GLM-5.1, 16,384 tokens on 32 ranks": (32, 256, 6144, 8, 16384, 8 * GIB),
+}
+
+
+@pytest.mark.parametrize(("ranks", "experts", "hidden", "topk", "tokens", "most"), MODELS.values(), ids=MODELS)
+def test_prefill_windows_of_large_models_fit_a_die(
+    ranks: int, experts: int, hidden: int, topk: int, tokens: int, most: int
+):
+    limits = SchedulerLimits(1, tokens, "--chunked-prefill-size", 1, "prefill")
+    layout = windows_of(ranks, experts, hidden, topk, limits, Options(), 64 * GIB)
+    assert layout.total_bytes < most
+    rounds = expected_rounds(layout.parameters, layout.capacity)
+    assert rounds.alike == 1
+    # Tokens may not divide evenly.
+    assert rounds.worst - math.ceil(ranks / WINDOW_FACTOR) in (0, 1)
+
+
+@given(
+    ranks=st.sampled_from([1, 2, 4, 8, 16]), requests=st.integers(1, 300), tokens=st.integers(1, 3000),
+    topk=st.integers(1, 8), role=st.sampled_from(["null", "prefill", "decode"]),
+    factor=st.none() | st.floats(1, 1024), memory=st.none() | st.integers(0, 2**28),
+)  # fmt: skip
+def test_a_window_holds_every_decode_batch_and_no_more_than_one_round_of_everything(
+    ranks: int, requests: int, tokens: int, topk: int, role: Role, factor: float | None, memory: int | None
+):
+    limits = SchedulerLimits(requests, tokens, "--chunked-prefill-size", 1, role)
+    layout = windows_of(ranks, 16, 64, topk, limits, Options(window_factor=factor), memory)
+    p = layout.parameters
+    per_token = p.ranks * p.rows_per_token
+    decode, everything = limits.decode_tokens_per_rank * per_token, p.max_tokens * per_token
+    wanted = (factor or WINDOW_FACTOR) * p.max_tokens * topk
+    assert decode <= layout.capacity <= everything
+    # A row more may be there where the last page has room for it.
+    bounded = memory is not None and layout.total_bytes >= memory // DEVICE_PART - 2 * 4096
+    assert bounded or layout.capacity >= min(wanted, everything)
+    if memory is not None and layout.total_bytes > memory // DEVICE_PART:
+        assert layout.capacity < max(1, limits.decode_tokens_per_rank) * per_token + 4096
+
+
+@pytest.mark.parametrize(
+    ("options", "role"),
+    [(Options(schedule="decode"), "null"), (Options(), "decode"), (Options(max_tokens=4000), "decode")],
+    ids=["decode schedule", "decode instance", "decode instance of more tokens"],
+)
+def test_what_never_goes_in_rounds_has_room_for_everything(options: Options, role: Role):
+    limits = LIMITS._replace(role=role)
+    layout = windows_of(8, 64, 64, 4, limits, options, 2**20)
+    assert layout.capacity == 8 * 4 * tokens_per_rank(options, limits)
+
+
+def test_a_window_size_that_is_given_is_taken():
+    assert windows_of(8, 64, 64, 4, LIMITS, Options(window_bytes=2**21), 2**20).total_bytes <= 2**21
+    with pytest.raises(WindowTooSmall, match="--ascend-moe-window-bytes 65536"):
+        windows_of(8, 64, 64, 4, LIMITS, Options(window_bytes=2**16))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"window_factor": 0.5}, "--ascend-moe-window-factor 0.5: must be from 1"),
+        ({"window_factor": float("nan")}, "--ascend-moe-window-factor nan"),
+        ({"window_factor": 2.0, "window_bytes": 2**20}, "leave one of them out"),
+        ({"window_factor": 2.0, "schedule": "decode"}, "leave one of them out"),
+        ({"window_factor": 2.0, "schedule": "collective"}, "leave one of them out"),
+    ],
+    ids=["below one", "no number", "beside bytes", "without rounds", "without windows"],
+)
+def test_a_factor_that_says_nothing_is_refused(values: dict, problem: str):
+    with pytest.raises(InvalidInput, match=problem):
+        Options(**values)
