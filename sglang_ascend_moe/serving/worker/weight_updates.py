@@ -126,9 +126,9 @@ def receive_from_group(original: Callable[..., Any], updater: Any, **keywords: A
     except _faults() as error:
         problem = f"{type(error).__name__}: {error}"
     _meet()
-    received, said = _agreed(not problem, problem)
+    received, problem = _agreed(not problem, problem)
     if not received:
-        raise InvalidInput(said)
+        raise InvalidInput(problem)
     return weights
 
 
