@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported, WindowTooSmall
-from sglang_ascend_moe.exchange.schedules.prefill import expected_rounds
 from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape, read_moe_shape
 from sglang_ascend_moe.launch.plan.peer_memory import (
@@ -33,6 +32,7 @@ from sglang_ascend_moe.windows.layout import (
     ExchangeParameters,
     WindowMemory,
     bytes_for_capacity,
+    expected_rounds,
     plan_window,
     window_memory,
 )

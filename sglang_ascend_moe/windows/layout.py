@@ -7,6 +7,7 @@ neither torch nor SGLang, so that a plan can be made anywhere.
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import msgspec
 
@@ -250,6 +251,25 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
 def bytes_for_capacity(parameters: ExchangeParameters, rows: int) -> int:
     """The smallest `window_bytes` whose window has a capacity of `rows` per slot."""
     return _round_up(sum(_control_sizes(parameters)), PAGE_BYTES) + sum(_row_sizes(parameters, rows))
+
+
+class ExpectedRounds(NamedTuple):
+    """Of the most tokens: if every rank receives the same, and at worst."""
+
+    alike: int
+    worst: int
+
+
+def expected_rounds(parameters: ExchangeParameters, capacity: int) -> ExpectedRounds:
+    """Rounds of `max_tokens` tokens from every rank, one after the other, with `capacity` rows.
+
+    Those that overlap have half a window each, so they are twice as many where it is more than one.
+    """
+    p = parameters
+    whatever_the_routing = capacity // (p.ranks * p.rows_per_token)
+    return ExpectedRounds(
+        alike=max(1, -(-p.max_tokens * p.topk // capacity)), worst=-(-p.max_tokens // whatever_the_routing)
+    )
 
 
 def window_memory(layout: WindowLayout) -> WindowMemory:

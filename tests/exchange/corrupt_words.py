@@ -26,7 +26,11 @@ REGIONS = {
 }  # fmt: skip
 STEPS = [Step.ANNOUNCE, Step.COUNTS, Step.PLACE, Step.ARRIVALS, Step.EXPERTS, Step.DONE, Step.REDUCE]
 HOWS = ("decode", "run-prefill", "verified", "refused")
-TIMEOUT_S = 1.0
+MAY_WAIT = ("zero", "previous")
+"""As if a word had not come yet: then somebody waits for it until the timeout."""
+SHORT_TIMEOUT_S, LONG_TIMEOUT_S = 4.0, 60.0
+SAMPLED, SAMPLED_WAITING = 12, 2
+"""Cases of each combination on every change, and how many of them may wait; all of them at night."""
 CALLS_BEFORE, CALLS_AFTER = 2, 3
 
 
@@ -77,6 +81,14 @@ def all_cases(ranks: int, how: str, seed: int) -> list[Case]:
         if not is_unknowable(case, how):
             cases.append(case)
     return cases
+
+
+def sample(cases: list[Case], seed: int) -> list[Case]:
+    """Some of the cases."""
+    chance = random.Random(seed)
+    waiting = [case for case in cases if case.replacement in MAY_WAIT]
+    others = [case for case in cases if case.replacement not in MAY_WAIT]
+    return chance.sample(waiting, SAMPLED_WAITING) + chance.sample(others, SAMPLED - SAMPLED_WAITING)
 
 
 def is_unknowable(case: Case, how: str) -> bool:
@@ -179,7 +191,8 @@ def outcomes_of(rank: Rank, how: str, cases: list[Case], seed: int) -> list[Outc
 
 def outcome_of(rank: Rank, how: str, case: Case, seed: int) -> Outcome:
     options = small_window(rank) if how == "run-prefill" else {"verify": how == "verified"}
-    with open_exchange("windows", rank, SCENARIO, timeout_s=TIMEOUT_S, **options) as exchange:
+    timeout_s = SHORT_TIMEOUT_S if case.replacement in MAY_WAIT else LONG_TIMEOUT_S
+    with open_exchange("windows", rank, SCENARIO, timeout_s=timeout_s, **options) as exchange:
         replacer = Replacer(case, exchange, seed)
         if rank.rank == case.holder:
             exchange.watch_steps(replacer)
@@ -229,8 +242,8 @@ def require_known(case: Case, outcomes: list[Outcome], how: str) -> None:
         known = region in regions and (rank == case.source or case.place == "checks")
         if known and all(outcome.code == Corruption.code for outcome in outcomes):
             return
-    elif case.replacement in ("zero", "previous"):
-        # As if it had not come yet. Who waits for the holder meanwhile may be the first to lose patience.
+    elif case.replacement in MAY_WAIT:
+        # Who waits for the holder meanwhile may be the first to lose patience.
         named = {outcome.rank for outcome in outcomes if outcome.code == PeerTimeout.code}
         told = {rank for rank, outcome in enumerate(outcomes) if outcome.code == SessionPoisoned.code}
         if len(ended) == len(outcomes) and len(named) == 1 and named <= {case.source, case.holder} and told <= named:

@@ -58,6 +58,14 @@ class Generate(msgspec.Struct, tag=True, frozen=True):
     together: bool
 
 
+class Continue(msgspec.Struct, tag=True, frozen=True):
+    """Tests -> engine: continue each text greedily, all at once; `images` are data URLs, those of each text."""
+
+    texts: list[str]
+    images: list[list[str]]
+    new_tokens: int
+
+
 class Call(msgspec.Struct, tag=True, frozen=True):
     """Tests -> engine: call this method of `sglang.Engine`, which takes no arguments."""
 

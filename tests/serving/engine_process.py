@@ -15,6 +15,7 @@ from tests.serving import patches
 from tests.serving.engine_messages import (
     Call,
     Called,
+    Continue,
     Generate,
     Generated,
     Inspect,
@@ -63,9 +64,12 @@ def serve_engine(request: StartEngine, channel: Connection) -> None:
                 payload = channel.recv_bytes()
             except EOFError:
                 return
-            match msgspec.msgpack.decode(payload, type=Generate | Inspect | Call):
+            match msgspec.msgpack.decode(payload, type=Generate | Continue | Inspect | Call):
                 case Generate() as generation:
                     answer = generate(engine, generation)
+                case Continue(texts, images, new_tokens):
+                    results = engine.generate(prompt=texts, image_data=images, **greedy(new_tokens))
+                    answer = generated(results)
                 case Inspect():
                     answer = inspect(engine)
                 case Call(method):
@@ -76,15 +80,25 @@ def serve_engine(request: StartEngine, channel: Connection) -> None:
 
 def generate(engine: Any, request: Generate) -> Generated:
     """Greedy answers with the likeliest candidates of every position."""
-    options = {
-        "sampling_params": {"temperature": 0.0, "max_new_tokens": request.new_tokens, "ignore_eos": True},
-        "return_logprob": True,
-        "top_logprobs_num": TOP_LOGPROBS,
-    }
+    options = greedy(request.new_tokens)
     if request.together:
         results = engine.generate(input_ids=request.prompts, **options)
     else:
         results = [engine.generate(input_ids=prompt, **options) for prompt in request.prompts]
+    return generated(results)
+
+
+def greedy(new_tokens: int) -> dict[str, Any]:
+    """Arguments of `Engine.generate`."""
+    return {
+        "sampling_params": {"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True},
+        "return_logprob": True,
+        "top_logprobs_num": TOP_LOGPROBS,
+    }
+
+
+def generated(results: list[dict[str, Any]]) -> Generated:
+    """What SGLang returned."""
     return Generated(
         answers=[answer_of(result) for result in results],
         cached_tokens=[result["meta_info"]["cached_tokens"] for result in results],

@@ -18,6 +18,7 @@ from sglang_ascend_moe.launch.servers.server_process import group_members, log_t
 from tests.serving.engine_messages import (
     Call,
     Called,
+    Continue,
     Exited,
     Generate,
     Generated,
@@ -152,6 +153,11 @@ class Engine:
         """Like `generate`; also tells how many tokens of each prompt came from the prefix cache."""
         self._channel.send_bytes(msgspec.msgpack.encode(Generate(prompts, new_tokens, together)))
         return self._receive(Generated, ANSWER_TIMEOUT)
+
+    def continue_texts(self, texts: list[str], images: list[list[str]], new_tokens: int) -> list[Answer]:
+        """Greedy continuations of `texts`, as one batch, with the images of each."""
+        self._channel.send_bytes(msgspec.msgpack.encode(Continue(texts, images, new_tokens)))
+        return self._receive(Generated, ANSWER_TIMEOUT).answers
 
     def call(self, method: str) -> None:
         """Call a method of `sglang.Engine` that takes no arguments."""

@@ -21,7 +21,7 @@ from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.native.codes import Kind, Part, Step
-from sglang_ascend_moe.windows.layout import MAX_PLAN_CHUNKS, ExchangeParameters
+from sglang_ascend_moe.windows.layout import MAX_PLAN_CHUNKS
 
 
 class Round(NamedTuple):
@@ -29,25 +29,6 @@ class Round(NamedTuple):
 
     begins: tuple[int, ...]
     ends: tuple[int, ...]
-
-
-class ExpectedRounds(NamedTuple):
-    """Of the most tokens: if every rank receives the same, and at worst."""
-
-    alike: int
-    worst: int
-
-
-def expected_rounds(parameters: ExchangeParameters, capacity: int) -> ExpectedRounds:
-    """Rounds of `max_tokens` tokens from every rank, one after the other, with `capacity` rows.
-
-    Those that overlap have half a window each, so they are twice as many where it is more than one.
-    """
-    p = parameters
-    whatever_the_routing = capacity // (p.ranks * p.rows_per_token)
-    return ExpectedRounds(
-        alike=max(1, -(-p.max_tokens * p.topk // capacity)), worst=-(-p.max_tokens // whatever_the_routing)
-    )
 
 
 def chunk_tokens(tokens: int) -> int:

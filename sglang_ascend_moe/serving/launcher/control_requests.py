@@ -1,7 +1,8 @@
 """What may not be asked of a server besides tokens, found before a rank sees it.
 
 SGLang gives requests that steer a server to its ranks as they are, and a rank that cannot do what it is asked ends the
-server. The table is read where such a request leaves for the ranks, over HTTP or from `sglang.Engine`.
+server. The table is read where such a request leaves for the ranks, over HTTP or from `sglang.Engine`, or where the
+launcher does what it asks.
 """
 
 import asyncio
@@ -104,6 +105,22 @@ def _is_writable_folder(given: str) -> bool:
         folder = Path(given).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         return os.access(folder, os.W_OK | os.X_OK)
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _dumps_elsewhere(request: Any) -> bool:
+    """Whether others' requests would be written into a folder that whoever started the server did not name."""
+    from sglang.srt.runtime_context import get_observability
+
+    allowed = get_observability().crash_dump_folder
+    folders = filter(None, (request.dump_requests_folder, request.crash_dump_folder))
+    return not all(allowed and _is_within(folder, allowed) for folder in folders)
+
+
+def _is_within(folder: str, allowed: str) -> bool:
+    try:
+        return Path(folder).resolve().is_relative_to(Path(allowed).resolve())
     except (OSError, ValueError, RuntimeError):
         return False
 
@@ -240,6 +257,11 @@ CONTROL_REQUESTS = (
         "output_dir: it must be a folder that the server can write to",
     ),
     ControlRequest(
+        ("ConfigureLoggingReq",),
+        _dumps_elsewhere,
+        "dump_requests_folder, crash_dump_folder: they must be --crash-dump-folder of this server, or lie in it",
+    ),
+    ControlRequest(
         ("SlowDownReqInput",),
         _sleeps_too_long,
         f"forward_sleep_time: it must be at least 0 and at most {LONGEST_SLEEP_SECONDS:g} seconds",
@@ -258,7 +280,8 @@ CONTROL_REQUESTS = (
 
 
 def check_control_request(manager: Any, obj: Any) -> None:
-    """Before `TokenizerManager._dispatch_to_scheduler`: raises the error of the first row that refuses `obj`.
+    """Before `TokenizerManager._dispatch_to_scheduler` and `configure_logging`: raises the error of the first row that
+    refuses `obj`.
 
     An abort of all requests is noted for `send_after_aborts`.
     """

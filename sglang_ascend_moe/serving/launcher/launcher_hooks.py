@@ -216,6 +216,13 @@ HOOKS: tuple[Hook, ...] = (
         mends=SglangFault(),
     ),
     launcher_hook(
+        f"{SRT}.managers.tokenizer_manager.TokenizerManager.configure_logging",
+        HookKind.BEFORE,
+        control_requests.check_control_request,
+        "any client could have the requests of others written into any folder",
+        mends=SglangFault(),
+    ),
+    launcher_hook(
         f"{SRT}.managers.tokenizer_control_mixin.TokenizerControlMixin.init_weights_update_group",
         HookKind.AROUND,
         control_requests.join_update_group,

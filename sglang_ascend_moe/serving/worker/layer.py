@@ -19,7 +19,6 @@ from sglang_ascend_moe.exchange.control.secret import Secret, read_secret
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange, Phase
 from sglang_ascend_moe.exchange.rank_options import RankOptions
-from sglang_ascend_moe.exchange.schedules.prefill import expected_rounds
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.machine_limits import Demand, read_limits, refuse_what_does_not_fit
@@ -32,6 +31,7 @@ from sglang_ascend_moe.windows.layout import (
     ExchangeParameters,
     WindowMemory,
     exchange_parameters,
+    expected_rounds,
     plan_window,
     window_memory,
 )

@@ -24,6 +24,7 @@ COMPARED_ARCHITECTURES = (
     "MiniMaxM2ForCausalLM",
     "Qwen2MoeForCausalLM",
     "Qwen3MoeForCausalLM",
+    "Qwen3VLMoeForConditionalGeneration",
 )
 """Names that their configs have for the models whose blocks these are; others may use the same blocks."""
 

@@ -4,6 +4,7 @@ from sglang_ascend_moe.deep_ep import Buffer, Config
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where, launcher_hook
 from sglang_ascend_moe.serving.stages import Stage, telling
 from sglang_ascend_moe.serving.worker import (
+    added_rows,
     deep_ep_client,
     expert_location,
     layer,
@@ -59,6 +60,13 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.AROUND,
         layer.forward,
         "this function is the whole MoE layer of the backend that --ascend-moe chooses",
+    ),
+    Hook(
+        f"{SRT}.layers.layer_boundary.residual.batch.add_to_output",
+        HookKind.AROUND,
+        added_rows.add_own_rows,
+        "Qwen3-VL adds features of images for all rows, of which a rank has a share between layers that exchange rows",
+        mends=SglangFault(),
     ),
     Hook(
         f"{SRT}.eplb.expert_location_updater.ExpertLocationUpdater.update",
@@ -183,6 +191,14 @@ HOOKS: tuple[Hook, ...] = (
                 weight_updates.update_from_tensors,
             ),
             ("managers.tp_worker.BaseTpWorker.deserialize_own_rank", weight_updates.read_tensors),
+            (
+                "model_executor.model_runner_components.weight_updater.WeightUpdater.init_weights_update_group",
+                weight_updates.join_group,
+            ),
+            (
+                "model_executor.model_runner_components.weight_updater.WeightUpdater.receive_weights_from_distributed",
+                weight_updates.receive_from_group,
+            ),
         )
     ),
     Hook(

@@ -26,7 +26,7 @@ from sglang_ascend_moe.launch.servers.server_process import group_members
 from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
 from tests.serving.leftovers import MARK, Surroundings
 
-READY_SECONDS = 240.0
+READY_SECONDS = 400.0
 END_SECONDS = 90.0
 POLL_SECONDS = 0.1
 MAX_RUNNING_REQUESTS = 8

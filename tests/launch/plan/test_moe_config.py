@@ -12,7 +12,10 @@ from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.launch.tiny_model.families import FAMILIES
 from sglang_ascend_moe.serving.launcher.refusals import NPU_QUANTISATIONS, expert_count
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
+from tests.serving.vision_model import write_vision_checkpoint
 
+VISION = "qwen3_vl_moe"
+MODELS = (*FAMILIES, VISION)
 QUANTISED = {
     "not": ({}, {}),
     "null": ({"quantization_config": None}, {}),
@@ -28,11 +31,16 @@ QUANTISED = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_experts_and_rows_of_every_family_are_those_of_sglang(tmp_path: Path, family: str):
+def checkpoint_of(folder: Path, model: str) -> Path:
+    """A tiny one of a family, or of `VISION`."""
+    return write_vision_checkpoint(folder) if model == VISION else write_checkpoint(folder, model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_experts_and_rows_of_every_model_are_those_of_sglang(tmp_path: Path, model: str):
     from sglang.srt.configs.model_config import ModelConfig
 
-    folder = write_checkpoint(tmp_path, family)
+    folder = checkpoint_of(tmp_path, model)
     shape = read_moe_shape(folder)
     text_config = ModelConfig(str(folder)).hf_text_config
     assert shape.experts == expert_count(lambda name: getattr(text_config, name, None))
@@ -40,8 +48,8 @@ def test_experts_and_rows_of_every_family_are_those_of_sglang(tmp_path: Path, fa
     assert shape.name in COMPARED_ARCHITECTURES
 
 
-def test_every_compared_architecture_is_one_of_the_families(tmp_path: Path):
-    names = {read_moe_shape(write_checkpoint(tmp_path / family, family)).name for family in FAMILIES}
+def test_every_compared_architecture_is_of_a_model_that_is_served_here(tmp_path: Path):
+    names = {read_moe_shape(checkpoint_of(tmp_path / model, model)).name for model in MODELS}
     assert names == set(COMPARED_ARCHITECTURES)
 
 

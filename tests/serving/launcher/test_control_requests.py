@@ -44,9 +44,10 @@ class LoadFormat(enum.Enum):
 @pytest.fixture(autouse=True)
 def sglang(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """In place of SGLang's modules, which take long to import, on a machine without accelerator."""
-    set_to = SimpleNamespace(recorder=None, records="/tmp", dp_ranks=1, profile_v2=False)
+    set_to = SimpleNamespace(recorder=None, records="/tmp", dp_ranks=1, profile_v2=False, dumps="/tmp/dumps")
     runtime = SimpleNamespace(
         get_parallel=lambda: SimpleNamespace(tp_size=RANKS, num_dp_ranks=set_to.dp_ranks),
+        get_observability=lambda: SimpleNamespace(crash_dump_folder=set_to.dumps),
         get_exec=lambda: SimpleNamespace(moe=SimpleNamespace(expert_distribution_recorder_mode=set_to.recorder)),
     )
     environ = SimpleNamespace(
@@ -81,6 +82,7 @@ USUAL: dict[str, dict[str, Any]] = {
         "req_type": ProfileReqType.START_PROFILE, "activities": None, "profile_by_stage": False, "num_steps": None,
         "profile_id": "1795912698.1", "profile_prefix": None, "output_dir": None,
     },
+    "ConfigureLoggingReq": {"dump_requests_folder": None, "crash_dump_folder": None},
     "SlowDownReqInput": {"forward_sleep_time": None},
     "FlushCacheReqInput": {"timeout_s": 3600.0},
     "SetInternalStateReq": {"server_args": {}},
@@ -150,6 +152,10 @@ def test_a_server_that_records_and_a_machine_with_accelerators_do_what_others_ca
         pytest.param("ProfileReq", {"profile_id": "x" * 97}, id="long name"),
         pytest.param("ProfileReq", {"output_dir": "/proc/surprise"}, id="folder that cannot be made"),
         pytest.param("ProfileReq", {"output_dir": "\x00"}, id="no folder to write to"),
+        pytest.param("ConfigureLoggingReq", {"dump_requests_folder": "/tmp"}, id="requests anywhere"),
+        pytest.param("ConfigureLoggingReq", {"dump_requests_folder": "/tmp/dumps/../x"}, id="requests out of it"),
+        pytest.param("ConfigureLoggingReq", {"dump_requests_folder": "\x00"}, id="requests nowhere"),
+        pytest.param("ConfigureLoggingReq", {"crash_dump_folder": "dumps"}, id="crash dumps anywhere"),
         pytest.param("SlowDownReqInput", {"forward_sleep_time": 61.0}, id="long sleep"),
         pytest.param("SlowDownReqInput", {"forward_sleep_time": float("nan")}, id="no sleep"),
         pytest.param("SlowDownReqInput", {"forward_sleep_time": -1.0}, id="negative sleep"),
@@ -165,6 +171,16 @@ def test_what_ranks_cannot_serve_is_invalid_and_names_the_field(kind, fields):
         control_requests.check_control_request(manager(), given)
     assert any(field.removesuffix("_s") in str(raised.value) for field in fields)
     control_requests.check_control_request(manager(WITHOUT), given)
+
+
+@pytest.mark.parametrize("folder", ["", "/tmp/dumps", "/tmp/dumps/today"], ids=["none", "the folder", "within it"])
+def test_requests_are_dumped_where_the_server_was_told_to(sglang, folder):
+    given = request("ConfigureLoggingReq", dump_requests_folder=folder, crash_dump_folder=folder)
+    control_requests.check_control_request(manager(), given)
+    sglang.dumps = None
+    if folder:
+        with pytest.raises(InvalidInput, match="--crash-dump-folder"):
+            control_requests.check_control_request(manager(), given)
 
 
 def test_records_are_dumped_where_they_can_be_written(sglang):

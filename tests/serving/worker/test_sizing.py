@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
-from sglang_ascend_moe.exchange.schedules.prefill import expected_rounds
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker.sizing import (
     DEVICE_PART,
@@ -18,7 +17,7 @@ from sglang_ascend_moe.serving.worker.sizing import (
     sized,
     tokens_per_rank,
 )
-from sglang_ascend_moe.windows.layout import ExchangeParameters, WindowLayout, plan_window
+from sglang_ascend_moe.windows.layout import ExchangeParameters, WindowLayout, expected_rounds, plan_window
 
 LIMITS = SchedulerLimits(
     running_requests=33, prefill_tokens=1000, prefill_flag="--chunked-prefill-size", attention_ranks=4
