@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
+from sglang_ascend_moe.serving.launcher.http_processes import APP
+from sglang_ascend_moe.serving.launcher.http_processes import VARIABLE as HTTP_APP
 
 
 class Conflict(NamedTuple):
@@ -58,6 +60,14 @@ def _has_adapters(settings: Any) -> bool:
 
 def _pairs_over_tls(settings: Any) -> bool:
     return bool(settings.ssl_certfile) and settings.disaggregation_mode != "null"
+
+
+def _asks_for_keys_in_several_processes(settings: Any) -> bool:
+    return bool(settings.api_key) and settings.tokenizer_worker_num > 1
+
+
+def _has_another_app(environment: Mapping[str, str]) -> bool:
+    return environment.get(HTTP_APP, APP) != APP
 
 
 def _quantised_for_the_host(settings: Any) -> bool:
@@ -203,9 +213,15 @@ CONFLICTS = (
     ),
     Conflict(
         "--tokenizer-worker-num",
-        _above_one("tokenizer_worker_num"),
-        "SGLang loads no plugin in its further processes for HTTP, which would check no token ids",
-        "leave it out",
+        _asks_for_keys_in_several_processes,
+        "with --api-key SGLang starts one process for HTTP only",
+        "leave it out, or ask for keys in what stands before the server",
+    ),
+    Conflict(
+        HTTP_APP,
+        _has_another_app,
+        "every process for HTTP has to check requests for the ranks",
+        "unset the variable",
     ),
     *(
         Conflict(

@@ -15,6 +15,8 @@ from sglang_ascend_moe.launch.plan.plan_command import Request, plan_memory
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 from tests.serving.launcher.test_conflicts import SETTINGS
 
@@ -121,12 +123,13 @@ def test_the_window_is_that_of_the_flags_beside_what_it_replaces(adopted, config
     parameters = ExchangeParameters(
         ranks=4, num_experts=132, hidden=2048, max_tokens=512, topk=8, dtype="bfloat16", distinct_topk=True
     )
-    plan = plan_memory(Request("", "both", parameters, 16))
+    limits = SchedulerLimits(32, 1024, "--chunked-prefill-size", 2, "null")
+    plan = plan_memory(Request("", "both", sized(parameters, Options(), limits), 16))
     assert server["window"] == {
         "tokens_per_rank": 512,
         "bytes": plan.memory.total,
         "rounds_even": 1,
-        "rounds_worst": 1,
+        "rounds_worst": 2,
         "in_place_of": {
             "HCCL_BUFFSIZE=1600": 1600 * 2**20,
             "SGLANG_ZBAL_LOCAL_MEM_SIZE=4": 4 * 2**20,

@@ -136,7 +136,7 @@ def test_a_value_that_is_none_is_named(words: list[str], said: str):
 def test_a_variable_is_read_as_sglang_reads_it(monkeypatch: pytest.MonkeyPatch, text: str | None):
     from sglang.srt.environ import envs
 
-    (conflict,) = (conflict for conflict in CONFLICTS if not conflict.flag.startswith("--"))
+    (conflict,) = (conflict for conflict in CONFLICTS if conflict.flag == "SGLANG_RUST_SERVER")
     monkeypatch.delenv(conflict.flag, raising=False)
     environment = {} if text is None else {conflict.flag: text}
     for name, value in environment.items():
