@@ -214,8 +214,8 @@ CONFLICTS = (
     Conflict(
         "--tokenizer-worker-num",
         _asks_for_keys_in_several_processes,
-        "with --api-key SGLang starts one process for HTTP only",
-        "leave it out, or ask for keys in what stands before the server",
+        "SGLang asks for API keys where one process answers HTTP only",
+        "leave it out, or let what stands before the server ask for keys",
     ),
     Conflict(
         HTTP_APP,

@@ -14,6 +14,8 @@ from sglang_ascend_moe.serving.options import options_of
 VARIABLE = "SGLANG_HTTP_SERVER_APP_PATH"
 APP = "sglang_ascend_moe.serving.launcher.http_app:app"
 
+# Whether the processes of this launcher are ours.
+_named = False
 # What is kept on a process of the supervisor: whether it was asked, and has answered.
 _ASKED = "ascend_moe_asked"
 _HEARD = "ascend_moe_heard"
@@ -21,8 +23,10 @@ _HEARD = "ascend_moe_heard"
 
 def name_app(server_args: Any, *_: Any, **__: Any) -> None:
     """Before `_setup_and_run_http_server`: the processes import SGLang's app from a module that loads plugins."""
+    global _named
     if options_of(server_args) is not None:
         os.environ[VARIABLE] = APP
+        _named = True
 
 
 def move_own_name(_worker: Any, server_args: Any, port_args: Any) -> None:
@@ -33,7 +37,7 @@ def move_own_name(_worker: Any, server_args: Any, port_args: Any) -> None:
 def wait_for_start(original: Callable[..., bool], process: Any, *arguments: Any, **keywords: Any) -> bool:
     """Around `Process.is_alive`, which asks a process and kills it if it does not answer: while it imports SGLang, it
     cannot, and the supervisor has signals to heed meanwhile."""
-    if os.environ.get(VARIABLE) != APP or getattr(process, _HEARD, False):
+    if not _named or getattr(process, _HEARD, False):
         return original(process, *arguments, **keywords)
     # One that has ended already closes the pipe.
     with contextlib.suppress(OSError, EOFError):

@@ -97,8 +97,8 @@ REFUSED = {
         "FILE cannot be served: prefill.options.pipeline-parallel-size 2 does not work with --ascend-moe",
     ),
     "another backend": (
-        OPTIONS, 'options = { moe-a2a-backend = "deepep" }',
-        "FILE cannot be served: prefill.options.moe-a2a-backend deepep: --ascend-moe is such a backend itself",
+        OPTIONS, 'options = { moe-a2a-backend = "mori" }',
+        "FILE cannot be served: prefill.options.moe-a2a-backend mori: --ascend-moe is such a backend itself",
     ),
     "fewer expert ranks": (
         OPTIONS, "options = { ep-size = 4 }",

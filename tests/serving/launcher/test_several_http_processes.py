@@ -36,7 +36,7 @@ class Pipe:
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A process of the supervisor that lives and has not answered."""
-    monkeypatch.setenv(VARIABLE, APP)
+    monkeypatch.setattr(http_processes, "_named", True)
     return SimpleNamespace(parent_conn=Pipe(), process=SimpleNamespace(is_alive=lambda: True))
 
 
@@ -67,12 +67,13 @@ def test_one_that_has_answered_once_is_asked_by_the_supervisor(process: Any):
 
 
 def test_processes_of_other_servers_are_left_to_the_supervisor(process: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr(http_processes, "_named", False)
     assert is_alive(process) == "uvicorn's answer"
 
 
 def test_the_app_is_named_for_servers_with_our_layer_only(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, "theirs:app")
+    monkeypatch.setattr(http_processes, "_named", False)
     server_args = SimpleNamespace()
     http_processes.name_app(server_args)
     assert os.environ[VARIABLE] == "theirs:app"
