@@ -18,7 +18,7 @@ from sglang_ascend_moe.serving.host.memory_share import (
 )
 from sglang_ascend_moe.serving.host.reservations import outstanding
 from sglang_ascend_moe.serving.host.server_estimate import ServerSizes, estimate_server, model_sizes
-from sglang_ascend_moe.serving.launcher import refusals
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.machine_limits import read_limits
 
 # SGLang's other names of dtypes; auto is that of the config.
@@ -32,7 +32,7 @@ def check_memory(requests: Sequence[ServeRequest]) -> None:
 
     Servers for NPUs take their memory, and are not looked at; nor are models that are not on this machine yet.
     """
-    on_host = [request for request in requests if refusals.device_of(request) == "cpu"]
+    on_host = [request for request in requests if device_of(request) == "cpu"]
     left = memory_left(read_limits(), outstanding())
     ranks = sum(server_sizes(request).ranks for request in on_host)
     for request in on_host:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
+from sglang_ascend_moe.serving.launcher.http_processes import APP
+from sglang_ascend_moe.serving.launcher.http_processes import VARIABLE as HTTP_APP
 
 
 class Conflict(NamedTuple):
@@ -59,9 +62,17 @@ def _pairs_over_tls(settings: Any) -> bool:
     return bool(settings.ssl_certfile) and settings.disaggregation_mode != "null"
 
 
+def _asks_for_keys_in_several_processes(settings: Any) -> bool:
+    return bool(settings.api_key) and settings.tokenizer_worker_num > 1
+
+
+def _has_another_app(environment: Mapping[str, str]) -> bool:
+    return environment.get(HTTP_APP, APP) != APP
+
+
 def _quantised_for_the_host(settings: Any) -> bool:
     # On an NPU the checkpoint decides (`refuse_model`), and each layer is looked at when it is loaded.
-    return bool(settings.quantization) and settings.device != "npu"
+    return bool(settings.quantization) and device_of(settings) != "npu"
 
 
 CONFLICTS = (
@@ -144,12 +155,6 @@ CONFLICTS = (
         "it belongs to a runner of SGLang that is not used",
         "leave it out",
     ),
-    Conflict(
-        "--deepep-mode",
-        _other_than("deepep_mode", "auto"),
-        "it chooses a schedule of DeepEP, which is not used",
-        "--ascend-moe-schedule",
-    ),
     Conflict("--deepep-config", _is_on("deepep_config"), "it tunes DeepEP, which is not used", "leave it out"),
     Conflict(
         "--deepep-dispatcher-output-dtype",
@@ -208,9 +213,15 @@ CONFLICTS = (
     ),
     Conflict(
         "--tokenizer-worker-num",
-        _above_one("tokenizer_worker_num"),
-        "SGLang loads no plugin in its further processes for HTTP, which would check no token ids",
-        "leave it out",
+        _asks_for_keys_in_several_processes,
+        "SGLang asks for API keys where one process answers HTTP only",
+        "leave it out, or let what stands before the server ask for keys",
+    ),
+    Conflict(
+        HTTP_APP,
+        _has_another_app,
+        "every process for HTTP has to check requests for the ranks",
+        "unset the variable",
     ),
     *(
         Conflict(
@@ -243,14 +254,18 @@ CONFLICTS = (
 )
 
 
-def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:
-    """Raise `Unsupported`, naming the flag or variable, if a server would have what `--ascend-moe` does not work with.
+def conflicts_of(settings: Any, environment: Mapping[str, str]) -> list[Conflict]:
+    """What a server would have that `--ascend-moe` does not work with.
 
     settings: of the server, by the names that SGLang's server arguments have. environment: of its processes.
     """
-    for conflict in CONFLICTS:
-        if conflict.found(settings if conflict.flag.startswith("--") else environment):
-            raise Unsupported(conflict.refusal(settings))
+    return [one for one in CONFLICTS if one.found(settings if one.flag.startswith("--") else environment)]
+
+
+def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:
+    """Raise `Unsupported`, naming flag or variable, for the first of `conflicts_of`."""
+    for conflict in conflicts_of(settings, environment):
+        raise Unsupported(conflict.refusal(settings))
 
 
 def refuse_conflicts(server_args: Any) -> None:

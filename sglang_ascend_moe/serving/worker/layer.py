@@ -26,7 +26,7 @@ from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
 from sglang_ascend_moe.serving.worker import expert_location
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
-from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized, tokens_per_rank
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, prefill_batch, sized, tokens_per_rank
 from sglang_ascend_moe.windows.layout import (
     ExchangeParameters,
     WindowMemory,
@@ -234,12 +234,7 @@ def batch_limits(running_requests: int, context: int) -> SchedulerLimits:
     from sglang.srt.runtime_context import get_disagg, get_parallel, get_schedule
 
     schedule = get_schedule()
-    chunked = schedule.chunked_prefill_size
-    if chunked is not None and chunked > 0:
-        prefill, flag = chunked, "--chunked-prefill-size"
-    else:
-        # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
-        prefill, flag = max(schedule.max_prefill_tokens, context), "--max-prefill-tokens"
+    prefill, flag = prefill_batch(schedule.chunked_prefill_size, schedule.max_prefill_tokens, context)
     role = get_disagg().disaggregation_mode
     return SchedulerLimits(running_requests, prefill, flag, get_parallel().attn_tp_size, role)
 

@@ -39,6 +39,17 @@ class SchedulerLimits(NamedTuple):
         return 0 if self.role == "decode" else -(-self.prefill_tokens // self.attention_ranks)
 
 
+def prefill_batch(chunked: int | None, most: int, context: int) -> tuple[int, str]:
+    """Most tokens of a prefill batch of one attention group, and the flag that sets them.
+
+    chunked, most: `--chunked-prefill-size` and `--max-prefill-tokens`. context: length of the longest request.
+    """
+    if chunked is not None and chunked > 0:
+        return chunked, "--chunked-prefill-size"
+    # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
+    return max(most, context), "--max-prefill-tokens"
+
+
 def tokens_per_rank(options: Options, limits: SchedulerLimits) -> int:
     """The `max_tokens` of the exchange.
 

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.serving.launcher import arguments, conflicts, refusals
+from sglang_ascend_moe.serving.launcher import arguments, conflicts
+from sglang_ascend_moe.serving.launcher.http_processes import VARIABLE
+from sglang_ascend_moe.serving.launcher.replaced_settings import A2A_BACKEND
 from sglang_ascend_moe.serving.options import Options, attach
 
 # A value of each flag of the table that has to be refused.
@@ -30,7 +32,6 @@ SETTINGS = {
     "--modelopt-quant": {"modelopt_quant": "fp8"},
     "--moe-runner-backend": {"moe_runner_backend": "triton"},
     "--enable-fused-moe-sum-all-reduce": {"enable_fused_moe_sum_all_reduce": True},
-    "--deepep-mode": {"deepep_mode": "low_latency"},
     "--deepep-config": {"deepep_config": "tuned.json"},
     "--deepep-dispatcher-output-dtype": {"deepep_dispatcher_output_dtype": "int8"},
     "--fuseep-mode": {"fuseep_mode": 1},
@@ -43,7 +44,7 @@ SETTINGS = {
     "--enable-paged-experts": {"enable_paged_experts": True},
     "--cpu-offload-gb": {"cpu_offload_gb": 1},
     "--offload-group-size": {"offload_group_size": 2},
-    "--tokenizer-worker-num": {"tokenizer_worker_num": 2},
+    "--tokenizer-worker-num": {"tokenizer_worker_num": 2, "api_key": "key"},
     "--smg-grpc-mode": {"smg_grpc_mode": True},
     "--grpc-mode": {"grpc_mode": True},
     "--encoder-only": {"encoder_only": True},
@@ -65,8 +66,10 @@ FINE = [
     {"moe_dense_tp_size": 1},
     {"disable_shared_experts_fusion": True},
     {"enable_dp_lm_head": True},
+    {"tokenizer_worker_num": 4, "admin_api_key": "key"},
     {"flashinfer_a2a_dispatch_type": "bf16"},
     {"ssl_certfile": "certificate.pem"},
+    {"moe_a2a_backend": "deepep", "deepep_mode": "low_latency"},
 ]
 
 
@@ -96,7 +99,7 @@ def test_every_refused_flag_is_one_of_the_command_line():
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
-    assert {conflict.flag for conflict in conflicts.CONFLICTS} - known == {"SGLANG_RUST_SERVER"}
+    assert {conflict.flag for conflict in conflicts.CONFLICTS} - known == {"SGLANG_RUST_SERVER", VARIABLE}
 
 
 @pytest.mark.parametrize("settings", FINE, ids=lambda settings: ",".join(settings))
@@ -105,7 +108,7 @@ def test_a_setting_that_changes_nothing_about_the_exchange_is_let_through(settin
 
 
 def test_a_backend_that_sglang_chose_over_ours_is_refused():
-    arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend=refusals.A2A_BACKEND))
+    arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend=A2A_BACKEND))
     with pytest.raises(Unsupported, match="--moe-a2a-backend deepep because of another option"):
         arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend="deepep"))
 
