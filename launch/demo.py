@@ -20,7 +20,7 @@ from sglang_ascend_moe.launch.servers.preflight import check_flags
 from sglang_ascend_moe.launch.servers.serve_request import request_of
 from sglang_ascend_moe.launch.servers.server_process import Progress, ServerFailed, ServerProcess
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
-from sglang_ascend_moe.serving.host_platform import activate
+from sglang_ascend_moe.serving.host_platform import obstacle
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 
@@ -100,12 +100,8 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             print(f"ascend-moe demo: --keep {folder}: {error.strerror}; give a folder to write into", file=sys.stderr)
             return WRONG_USAGE
-    if activate() is None:
-        print(
-            "ascend-moe demo: needs a machine without accelerator, and SGLANG_USE_CPU_ENGINE unset: the host platform"
-            " of sglang-ascend-moe is not active here",
-            file=sys.stderr,
-        )
+    if problem := obstacle():
+        print(f"ascend-moe demo: needs a machine without accelerator: {problem}", file=sys.stderr)
         return CANNOT
     # torch comes with it, whose import should not be interrupted by an exception.
     importlib.import_module("sglang_ascend_moe.launch.tiny_model.checkpoint")

@@ -23,9 +23,9 @@ from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
 from sglang_ascend_moe.serving.host_platform import ascend_device_nodes
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.refusals import Division, refuse_model
-from sglang_ascend_moe.serving.options import FLAGS, Options, parse_bytes
+from sglang_ascend_moe.serving.options import FLAGS, WINDOW_FACTOR, Options, parse_bytes
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
-from sglang_ascend_moe.serving.worker.sizing import DEVICE_PART, WINDOW_FACTOR, SchedulerLimits, sized
+from sglang_ascend_moe.serving.worker.sizing import DEVICE_PART, SchedulerLimits, sized
 from sglang_ascend_moe.serving.worker.sizing import Role as SchedulerRole
 from sglang_ascend_moe.windows.layout import (
     ELEMENT_BYTES,

@@ -7,11 +7,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
-from sglang_ascend_moe.serving.options import FLAGS, Options
+from sglang_ascend_moe.serving.options import FLAGS, WINDOW_FACTOR, Options
 from sglang_ascend_moe.windows.layout import ExchangeParameters, bytes_for_capacity, plan_window
 
-WINDOW_FACTOR = 2.0
-"""Windows hold so many times the rows that a rank receives of the largest prefill batch if all receive alike."""
 DEVICE_PART = 8
 """For prefill alone, windows take at most one part in so many of a device's memory."""
 

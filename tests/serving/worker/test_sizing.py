@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
-from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.options import WINDOW_FACTOR, Options
 from sglang_ascend_moe.serving.worker.sizing import (
     DEVICE_PART,
-    WINDOW_FACTOR,
     Role,
     SchedulerLimits,
     check_window,
