@@ -18,8 +18,8 @@ PAGE = ROOT / "examples" / "recipes.md"
 INTRODUCTION = """# Recipes
 
 Published commands of SGLang for MoE models on Ascend A3, as `ascend-moe adopt` turns them into commands for
-`--ascend-moe`; `python -m tests.launch.adopt.recipe_page` writes this page. MODEL is the folder of the checkpoint. Hosts
-and ports of instances, and values of the variables that stay, are the deployment's own. A die is a rank.
+`--ascend-moe`; `python -m tests.launch.adopt.recipe_page` writes this page. MODEL is the folder of the checkpoint.
+Hosts and ports of instances, and values of the variables that stay, are the deployment's own. A die is a rank.
 
 **None has run on an NPU.** What of each has run where says [compatibility](../docs/compatibility.md).
 {starting} of {all} start with this version; below each stands what it still lacks. Windows are per rank, and without
