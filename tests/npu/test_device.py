@@ -134,13 +134,20 @@ def run_program(library: Path, then: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("first", ["pass", "faulthandler.enable()"], ids=["", "faulthandler enabled"])
-def test_host_code_that_reads_a_device_pointer_is_reported_with_where_python_was(device_library: Path, first: str):
-    code, text = run_program(
-        device_library, f"{first}\ndef careless():\n    ctypes.string_at(x.data_ptr(), 4)\ncareless()"
-    )
+@pytest.mark.parametrize(
+    ("first", "access", "use"),
+    [
+        ("pass", "wrote", "ctypes.memset(x.data_ptr(), 0, 4)"),
+        ("faulthandler.enable()", "read", "ctypes.string_at(x.data_ptr(), 4)"),
+    ],
+    ids=["write", "read, with faulthandler"],
+)
+def test_host_code_that_uses_a_device_pointer_is_reported_with_where_python_was(
+    device_library: Path, first: str, access: str, use: str
+):
+    code, text = run_program(device_library, f"{first}\ndef careless():\n    {use}\ncareless()")
     assert code == HOST_ACCESS_EXIT_CODE
-    assert "host code read memory of the emulated NPU at 0x" in text
+    assert f"host code {access} memory of the emulated NPU at 0x" in text
     assert "in careless" in text
 
 
@@ -206,6 +213,19 @@ def test_a_stream_sees_what_it_has_waited_for(on_device: OnDevice, order: str, s
 
 def test_a_missing_event_shows(on_device: OnDevice):
     assert on_device(hand_over, "none", seed=LATE) == [1.0, 1.0]
+
+
+def enter_again() -> list[int]:
+    context, seen = torch.npu.stream(torch.npu.Stream()), []
+    for _ in range(2):
+        with context, torch.npu.stream(None), context:
+            seen.append(torch.npu.current_stream() == context.stream)
+        seen.append(torch.npu.current_stream().stream_id)
+    return seen
+
+
+def test_the_context_of_a_stream_may_be_entered_again(on_device: OnDevice):
+    assert on_device(enter_again) == [True, 0, True, 0]
 
 
 def queries() -> list[bool]:

@@ -8,7 +8,7 @@
 namespace emulated_npu {
 namespace {
 
-std::atomic<double> flag_patience_s = 5.0;
+std::atomic<double> flag_patience_s = 60.0;
 
 std::shared_ptr<Work> nothing(const char *name) {
     return std::make_shared<FunctionWork>(name, [](uint64_t) {});
@@ -90,6 +90,7 @@ void Flag::record(Stream &stream) {
     stream.put(std::make_shared<FunctionWork>("event recorded", [state = state_](uint64_t) { state->set = true; }));
     state_->sequence = stream.last();
     state_->setter = &stream;
+    look_again(); // whoever waits for the flag may not have known what it depends on
 }
 
 void Flag::wait(Stream &stream) const { stream.put(nothing("event awaited"), state_); }

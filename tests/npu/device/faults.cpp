@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 #include <execinfo.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "memory.h"
@@ -21,7 +22,16 @@ void write_text(const char *text) {
         return;
 }
 
-void handle(int number, siginfo_t *information, void *) {
+const char *access_of([[maybe_unused]] const void *context) {
+#if defined(__x86_64__)
+    constexpr long long wrote = 2; // of the error code of a page fault
+    return (static_cast<const ucontext_t *>(context)->uc_mcontext.gregs[REG_ERR] & wrote) != 0 ? "wrote" : "read";
+#else
+    return "read or wrote";
+#endif
+}
+
+void handle(int number, siginfo_t *information, void *context) {
     // Another handler (Python's faulthandler) has reported and raises the signal anew: the access faults again.
     if (information->si_code <= 0 && sent_on == 0) {
         sent_on = 1;
@@ -29,7 +39,8 @@ void handle(int number, siginfo_t *information, void *) {
     }
     if (information->si_code > 0 && shadow(information->si_addr) != nullptr) {
         char text[128];
-        snprintf(text, sizeof text, "host code read memory of the emulated NPU at %p\n", information->si_addr);
+        snprintf(text, sizeof text, "host code %s memory of the emulated NPU at %p\n", access_of(context),
+                 information->si_addr);
         write_text(text);
         if (traceback_signal != 0)
             raise(traceback_signal);

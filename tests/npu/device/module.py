@@ -175,7 +175,7 @@ SURFACE = (
     reset_peak_memory_stats, set_compile_mode, set_device, set_rng_state, set_stream_limit, synchronize,
     _is_in_bad_fork,
     streams.Event, streams.ExternalEvent, streams.Stream, streams.current_stream, streams.default_stream,
-    streams.set_stream, streams.stream,
+    streams.StreamContext, streams.set_stream, streams.stream,
     graphs.NPUGraph, graphs.graph, graphs.graph_pool_handle, graphs.is_current_stream_capturing,
 )  # fmt: skip
 

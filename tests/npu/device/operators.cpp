@@ -26,23 +26,17 @@ constexpr c10::DispatchKeySet keys{c10::DispatchKey::PrivateUse1};
 using Sizes = c10::SymIntArrayRef;
 template <class T> using Maybe = std::optional<T>;
 
-void use_device(Maybe<c10::Device> device) {
-    if (device && device->has_index())
-        TORCH_CHECK(device->index() >= 0, "no index");
-    open_current_die();
-}
-
 at::Tensor empty(Sizes sizes, Maybe<at::ScalarType> type, Maybe<at::Layout>, Maybe<c10::Device> device, Maybe<bool>,
                  Maybe<at::MemoryFormat> format) {
     const c10::DeviceGuard guard(device.value_or(c10::Device(device_type)));
-    use_device(device);
+    open_current_die();
     return at::detail::empty_generic_symint(sizes, &device_allocator(), keys, c10::dtype_or_default(type), format);
 }
 
 at::Tensor empty_strided(Sizes sizes, Sizes strides, Maybe<at::ScalarType> type, Maybe<at::Layout>,
                          Maybe<c10::Device> device, Maybe<bool>) {
     const c10::DeviceGuard guard(device.value_or(c10::Device(device_type)));
-    use_device(device);
+    open_current_die();
     return at::detail::empty_strided_symint_generic(sizes, strides, &device_allocator(), keys,
                                                     c10::dtype_or_default(type));
 }

@@ -174,6 +174,11 @@ void set_seed(int64_t seed) {
     schedule().changed.notify_all();
 }
 
+void look_again() {
+    const std::lock_guard lock(schedule().mutex);
+    schedule().changed.notify_all();
+}
+
 Stream &stream_at(int64_t number) {
     if (number < 0 || number >= static_cast<int64_t>(stream_count))
         throw Refused("there is no stream " + std::to_string(number));

@@ -132,6 +132,9 @@ class Reached final : public Condition {
     const Sequence sequence_;
 };
 
+// Streams that wait ask their conditions again.
+void look_again();
+
 // How late work runs: 0 at once; -1 not before somebody waits for it; n > 0 held back for a while drawn from n.
 void set_seed(int64_t seed);
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,12 +101,20 @@ def set_stream(stream: torch.Stream | None) -> None:
         torch.accelerator.set_stream(stream)
 
 
-@contextmanager
-def stream(stream: torch.Stream | None) -> Iterator[None]:
-    """Inside, the calling thread works on the stream; None changes nothing."""
-    before = current_stream()
-    set_stream(stream)
-    try:
-        yield
-    finally:
-        set_stream(before)
+class StreamContext:
+    """Inside, the calling thread works on the stream; None changes nothing. It may be entered again."""
+
+    def __init__(self, stream: torch.Stream | None) -> None:
+        self.stream = stream
+        self._before: list[Stream] = []
+
+    def __enter__(self) -> None:
+        self._before.append(current_stream())
+        set_stream(self.stream)
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        set_stream(self._before.pop())
+
+
+def stream(stream: torch.Stream | None) -> StreamContext:
+    return StreamContext(stream)
