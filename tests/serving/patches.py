@@ -172,7 +172,7 @@ def compute_with_the_ascend_runner() -> None:
 
     from sglang_ascend_moe.serving.npu import experts
     from sglang_ascend_moe.serving.worker import layer
-    from tests.serving.npu import operator_stand_ins
+    from tests.npu.operators.modules import install_operators
 
     open_exchanges, compute = layer.open_exchanges, experts.compute
 
@@ -183,7 +183,7 @@ def compute_with_the_ascend_runner() -> None:
         from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
         from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
 
-        operator_stand_ins.install()
+        install_operators()
         for module in model_runner.model.modules():
             if isinstance(module, FusedMoE):
                 # As SGLang makes them where it sees an NPU.

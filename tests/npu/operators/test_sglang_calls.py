@@ -116,10 +116,9 @@ def test_the_table_names_the_version_that_is_installed():
 IMPORTS = (
     "sglang.srt.models.qwen3_moe", "sglang.srt.models.deepseek_v2", "sglang.srt.models.glm4_moe",
     "sglang.srt.models.minimax_m2", "sglang.srt.hardware_backend.npu.attention.ascend_backend",
-    "sglang.srt.hardware_backend.npu.graph_runner.npu_graph_runner",
     "sglang.srt.hardware_backend.npu.graph_runner.npu_cudagraph_backend",
     "sglang.srt.hardware_backend.npu.quantization.moe_methods",
-    "sglang.srt.layers.moe.token_dispatcher.ascend_tp", "sglang.srt.managers.scheduler",
+    "sglang.srt.layers.moe.token_dispatcher.ascend_tp",
 )  # fmt: skip
 PROGRAM = """
 import importlib, sys, types
