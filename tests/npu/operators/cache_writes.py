@@ -44,6 +44,8 @@ def scatter_nd_update(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor
     """`updates` into the places of `input` that the last dimension of `indices` names."""
     if indices.shape[-1] > input.dim():
         raise WrongArguments("npu_scatter_nd_update_", f"indices {list(indices.shape)} for {list(input.shape)}")
+    if (indices < 0).any():
+        raise WrongArguments("npu_scatter_nd_update_", f"a negative index, {int(indices.min())}")
     input[tuple(indices.long().unbind(-1))] = updates
     return input
 

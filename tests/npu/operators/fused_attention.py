@@ -158,12 +158,12 @@ def parts(request: Request) -> Iterator[Part]:
     if request.block_table is not None:
         lengths = lengths_of(request.key_lengths, len(places), 0)
         check_batch(request, len(places), lengths)
-        keys = paged_with_rope(request)
-        values = pages_by_token(request.value, request.key_heads)
+        halves = [request.key] if request.key_rope is None else [request.key, request.key_rope]
+        *keys, values = (pages_by_token(cache, request.key_heads) for cache in (*halves, request.value))
         for sequence, place in enumerate(places):
             table, length = request.block_table[sequence], lengths[sequence]
-            own_keys, own_values = (paged(cache, table, length, request.operator) for cache in (keys, values))
-            yield Part(place, query[place], own_keys, own_values)
+            own = torch.cat([paged(cache, table, length, request.operator) for cache in keys], dim=-1)
+            yield Part(place, query[place], own, paged(values, table, length, request.operator))
         return
     keys = with_rope(request.key, request.key_rope, layout, request.key_heads)
     values = by_token(request.value, layout, request.key_heads)
@@ -193,13 +193,6 @@ def with_rope(tensor: Tensor, rope: Tensor | None, layout: str, heads: int) -> T
 def pages_by_token(cache: Tensor, heads: int) -> Tensor:
     """[pages, page size, heads, width]."""
     return cache.unflatten(2, (heads, -1)) if cache.dim() == 3 else cache.transpose(1, 2)
-
-
-def paged_with_rope(request: Request) -> Tensor:
-    keys = pages_by_token(request.key, request.key_heads)
-    if request.key_rope is None:
-        return keys
-    return torch.cat([keys, pages_by_token(request.key_rope, request.key_heads)], dim=-1)
 
 
 def visible(request: Request, sequence: int, rows: int, columns: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from sglang.srt.mem_cache.allocator import alloc_extend_naive
 from torch import Tensor
 
 from tests.npu.operators import modules
-from tests.npu.operators.refusals import NotEmulated
+from tests.npu.operators.refusals import NotEmulated, WrongArguments
 
 PAGE = 4
 
@@ -62,6 +62,11 @@ def test_updates_go_to_pairs_of_indices():
     torch.ops.npu.npu_scatter_nd_update_(table, torch.tensor([[2, 1], [0, 3]]), torch.tensor([5.0, 6.0]))
     assert table.nonzero().tolist() == [[0, 3], [2, 1]]
     assert table[2, 1] == 5
+
+
+def test_a_negative_index_is_no_place():
+    with pytest.raises(WrongArguments, match=r"npu_scatter_nd_update_ .* a negative index, -1"):
+        torch.ops.npu.npu_scatter_nd_update_(torch.zeros(3, 4), torch.tensor([[-1]]), torch.ones(1, 4))
 
 
 def test_other_layouts_of_a_cache_are_not_there():
