@@ -121,7 +121,7 @@ PROGRAM = """
 import ctypes, faulthandler, sys
 from pathlib import Path
 from tests.npu import emulated
-emulated.install(Path(sys.argv[1]), memory_bytes=1 << 20)
+emulated.install(emulated.Settings(sys.argv[1], memory_bytes=1 << 20))
 import torch
 x = torch.ones(4, device="npu")
 {then}

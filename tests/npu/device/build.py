@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sysconfig
@@ -43,3 +44,12 @@ def build(folder: Path) -> Path:
         [*compiler, "-shared", "-pthread", *objects, *libraries, "-o", str(library)], check=True, timeout=120
     )
     return library
+
+
+def build_once(folder: Path) -> Path:
+    """As `build`, unless another process has done or does it."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        library = folder / LIBRARY
+        return library if library.exists() else build(folder)

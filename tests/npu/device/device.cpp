@@ -9,6 +9,8 @@
 #include <map>
 #include <mutex>
 
+#include <unistd.h>
+
 #include "counters.h"
 #include "events.h"
 #include "generators.h"
@@ -21,6 +23,7 @@ namespace {
 
 std::atomic<int> devices = 0;
 std::atomic<int> opened = -1; // the index of this process's die
+std::atomic<pid_t> opener = 0;
 std::atomic<size_t> bytes_of_die = 0;
 std::mutex opening;
 thread_local c10::DeviceIndex current = 0;
@@ -220,11 +223,16 @@ Memory &open_current_die() {
                     opened.load(), " and cannot use ", static_cast<int>(current));
         if (opened < 0) {
             open_die(bytes_of_die);
+            opener = getpid();
             opened = current;
         }
     }
     return die();
 }
+
+Usage memory_usage() { return opened < 0 ? Usage{bytes_of_die, 0, 0, 0} : open_current_die().usage(); }
+
+bool opened_before_fork() { return opened >= 0 && opener != getpid(); }
 
 c10::Allocator &device_allocator() { return device_memory; }
 bool is_pinned(const void *address) { return pinned_memory().holds(address); }

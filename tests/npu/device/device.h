@@ -19,6 +19,10 @@ void install_device(int count, size_t memory_bytes);
 void set_current_device(c10::DeviceIndex device);
 // The die of the current device, opened if it is not yet. Raises if the process has opened another one.
 Memory &open_current_die();
+// Of a die that is not opened yet, that it is free: whoever asks does not use it.
+Usage memory_usage();
+// Whether this process was forked from the one that has opened the die, and so lacks the threads of its streams.
+bool opened_before_fork();
 
 c10::Allocator &device_allocator();
 bool is_pinned(const void *address);

@@ -154,6 +154,27 @@ std::optional<size_t> returned_argument(const c10::FunctionSchema &schema, size_
     return std::nullopt;
 }
 
+// The argument that a result is though the schema does not say so: the Meta implementation returns what it was given.
+std::optional<c10::IValue> returned_as_given(const c10::IValue &result, const Arguments &meta,
+                                             const Arguments &arguments) {
+    if (!result.isTensor() || !result.toTensor().defined())
+        return std::nullopt;
+    for (size_t index = 0; index < meta.size(); ++index) {
+        std::vector<at::Tensor> given;
+        each_tensor(arguments[index], [&](const at::Tensor &tensor) { given.push_back(tensor); });
+        size_t next = 0;
+        std::optional<c10::IValue> found;
+        each_tensor(meta[index], [&](const at::Tensor &tensor) {
+            if (result.toTensor().is_same(tensor))
+                found = given[next];
+            ++next;
+        });
+        if (found)
+            return found;
+    }
+    return std::nullopt;
+}
+
 bool returns_view(const c10::FunctionSchema &schema) {
     for (const c10::Argument &result : schema.returns())
         if (result.alias_info() != nullptr && !result.alias_info()->isWrite())
@@ -281,16 +302,17 @@ Arguments for_later(const c10::OperatorHandle &op, const Arguments &arguments) {
 
 torch::jit::Stack put_on_stream(const c10::OperatorHandle &op, const Arguments &arguments) {
     const c10::FunctionSchema &schema = op.schema();
-    std::vector<std::optional<size_t>> returned;
+    std::vector<std::optional<c10::IValue>> returned;
     bool makes_tensors = false;
     for (size_t result = 0; result < schema.returns().size(); ++result) {
-        returned.push_back(returned_argument(schema, result));
-        makes_tensors |= !returned.back();
+        const std::optional<size_t> argument = returned_argument(schema, result);
+        returned.push_back(argument ? std::optional(arguments[*argument]) : std::nullopt);
+        makes_tensors |= !argument;
     }
     const auto with_arguments = [&](torch::jit::Stack results) {
         for (size_t result = 0; result < returned.size(); ++result)
             if (returned[result])
-                results[result] = arguments[*returned[result]];
+                results[result] = *returned[result];
         return results;
     };
     if (const auto updated = next_updated_work()) {
@@ -306,8 +328,11 @@ torch::jit::Stack put_on_stream(const c10::OperatorHandle &op, const Arguments &
         Arguments meta = arguments;
         results = call_meta(op, meta);
         resize_outs(arguments, meta);
-        for (size_t result = 0; result < results.size(); ++result)
+        for (size_t result = 0; result < results.size(); ++result) {
+            if (!returned[result])
+                returned[result] = returned_as_given(results[result], meta, arguments);
             results[result] = returned[result] ? c10::IValue() : mapped(results[result], device_type, promise);
+        }
     }
     std::vector<c10::IValue> promised;
     for (const c10::IValue &result : results)

@@ -91,6 +91,9 @@ void *Memory::allocate(size_t bytes, Stream &stream) {
     count("allocation", bytes);
     if (void *address = allocate_from(pool, aligned(bytes), stream))
         return address;
+    join_all();
+    if (void *address = allocate_from(pool, aligned(bytes), stream))
+        return address;
     // Memory that streams have not come far enough for is waited for, as a device's allocator does before it gives up.
     if (pool == 0 && wait_for_users())
         if (void *address = allocate_from(pool, aligned(bytes), stream))
@@ -189,27 +192,50 @@ void Memory::set_free(Blocks::iterator block, bool free) {
         list.erase({block->second.bytes, block->first});
 }
 
-// One free block with its free neighbours.
+// The streams that a free block waits for.
+std::set<Stream *> Memory::awaited(Block &block) {
+    std::erase_if(block.users,
+                  [](const auto &user) { return user.second != end_of_capture && user.first->done(user.second); });
+    std::set<Stream *> streams;
+    for (const auto &[stream, sequence] : block.users)
+        streams.insert(stream);
+    return streams;
+}
+
+// Makes one of two free blocks of a pool, which then waits for what each of them waited for.
+bool Memory::unite(Blocks::iterator first, Blocks::iterator second) {
+    if (first->second.allocation != 0 || second->second.allocation != 0 || first->second.pool != second->second.pool)
+        return false;
+    set_free(first, false);
+    set_free(second, false);
+    first->second.bytes += second->second.bytes;
+    for (const auto &[stream, sequence] : second->second.users) {
+        Sequence &latest = first->second.users[stream];
+        latest = std::max(latest, sequence);
+    }
+    blocks_.erase(second);
+    set_free(first, true);
+    return true;
+}
+
+// A free block with its free neighbours, where that makes nothing wait for more streams.
 void Memory::join(Blocks::iterator block) {
-    const auto unite = [this](Blocks::iterator first, Blocks::iterator second) {
-        if (first->second.allocation != 0 || second->second.allocation != 0 ||
-            first->second.pool != second->second.pool)
-            return false;
-        set_free(first, false);
-        set_free(second, false);
-        first->second.bytes += second->second.bytes;
-        for (const auto &[stream, sequence] : second->second.users) {
-            Sequence &latest = first->second.users[stream];
-            latest = std::max(latest, sequence);
-        }
-        blocks_.erase(second);
-        set_free(first, true);
-        return true;
+    const auto alike = [](Blocks::iterator first, Blocks::iterator second) {
+        return first->second.allocation == 0 && second->second.allocation == 0 &&
+               awaited(first->second) == awaited(second->second);
     };
-    if (const auto next = std::next(block); next != blocks_.end())
+    if (const auto next = std::next(block); next != blocks_.end() && alike(block, next))
         unite(block, next);
-    if (block != blocks_.begin())
+    if (block != blocks_.begin() && alike(std::prev(block), block))
         unite(std::prev(block), block);
+}
+
+// All free neighbours: larger blocks, for which more streams may have to be waited for.
+void Memory::join_all() {
+    const std::lock_guard lock(mutex_);
+    for (auto block = blocks_.begin(); block != blocks_.end();)
+        if (const auto next = std::next(block); next == blocks_.end() || !unite(block, next))
+            block = next;
 }
 
 bool Memory::wait_for_users() {

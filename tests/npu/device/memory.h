@@ -77,7 +77,10 @@ class Memory {
     bool ready(const Block &block, Stream &stream) const;
     Blocks::iterator find_free(Pool pool, size_t bytes, Stream &stream);
     Blocks::iterator split(Blocks::iterator block, size_t bytes);
+    static std::set<Stream *> awaited(Block &block);
+    bool unite(Blocks::iterator first, Blocks::iterator second);
     void join(Blocks::iterator block);
+    void join_all();
     void set_free(Blocks::iterator block, bool free);
     void give_back(Pool pool);
     Blocks::const_iterator block_of(const void *address) const;

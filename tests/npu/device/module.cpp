@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "collectives.h"
 #include "counters.h"
 #include "device.h"
 #include "events.h"
@@ -10,6 +11,9 @@
 #include "graphs.h"
 #include "memory.h"
 #include "streams.h"
+
+// As torch declares it for its own bindings, whose types these are.
+PYBIND11_DECLARE_HOLDER_TYPE(T, c10::intrusive_ptr<T>, true)
 
 namespace {
 
@@ -33,7 +37,7 @@ std::map<std::string, std::pair<uint64_t, uint64_t>> counters() {
 }
 
 std::map<std::string, uint64_t> memory() {
-    const Usage usage = open_current_die().usage();
+    const Usage usage = memory_usage();
     return {{"total", usage.total}, {"allocated", usage.allocated}, {"peak", usage.peak}, {"reserved", usage.reserved}};
 }
 
@@ -70,11 +74,13 @@ PYBIND11_MODULE(emulated_npu_device, module) {
     module.def("drain", &drain_streams);
     module.def("counters", &counters);
     module.def("memory", &memory);
+    module.def("opened_before_fork", &opened_before_fork);
     module.def("reset_peak", [] { open_current_die().reset_peak(); });
     module.def("milliseconds", &milliseconds);
     module.def("default_generator", &default_state);
     module.def("set_default_generator", &set_default_state);
     module.def("is_capturing", [] { return current_stream().recorder() != nullptr; });
+    module.def("collectives_over", &collectives_over);
     module.def("new_pool", [] { return open_current_die().new_pool(); });
 
     pybind11::class_<Graph>(module, "Graph")

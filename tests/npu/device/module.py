@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
-import os
 import signal
 import struct
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from tests.npu.device.library import native
 
 NAME = "emulated NPU"
 _STATE = struct.Struct("=QQ")
-_settings = SimpleNamespace(devices=0, process=0)
+_settings = SimpleNamespace(devices=0)
 
 
 class DeviceProperties(NamedTuple):
@@ -159,7 +158,7 @@ def set_stream_limit(stream: Any, cube_num: int = -1, vector_num: int = -1) -> N
 
 
 def _is_in_bad_fork() -> bool:
-    return _settings.process not in (0, os.getpid())
+    return native().opened_before_fork()
 
 
 @contextmanager
@@ -186,7 +185,7 @@ def install(devices: int, memory_bytes: int, seed: int) -> ModuleType:
 
     native().install(devices, memory_bytes)
     native().set_seed(seed)
-    _settings.devices, _settings.process = devices, os.getpid()
+    _settings.devices = devices
     # With it the report of a direct access says what Python was doing.
     traceback_signal = signal.SIGRTMAX - 1
     faulthandler.register(traceback_signal, all_threads=False, chain=False)

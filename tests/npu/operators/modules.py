@@ -169,6 +169,11 @@ def rebuild_npu_tensor(*_: Any) -> Tensor:
     raise NotEmulated("torch_npu.multiprocessing.reductions.rebuild_npu_tensor")
 
 
+def weak_reference(tensor: Tensor) -> Tensor:
+    """The same values, whose memory may go to others."""
+    return torch.ops.emulated_npu.weak_reference(tensor) if tensor.device.type == "npu" else tensor
+
+
 def profiler() -> dict[str, Any]:
     """torch's own profiler, which sees the CPU."""
     cpu = torch.profiler.ProfilerActivity.CPU
@@ -197,7 +202,7 @@ def torch_npu() -> dict[str, ModuleType]:
             "multiprocessing.reductions": {"rebuild_npu_tensor": rebuild_npu_tensor},
             "_C": {
                 "_distributed_c10d": SimpleNamespace(ProcessGroupHCCL=options),
-                "_weak_ref_tensor": lambda tensor: tensor,
+                "_weak_ref_tensor": weak_reference,
             },
         },
         __version__=VERSION,
@@ -208,6 +213,22 @@ def torch_npu() -> dict[str, ModuleType]:
     if hasattr(torch, "npu"):
         made["torch_npu"].npu = made["torch_npu.npu"] = torch.npu
     return made
+
+
+def torchair() -> dict[str, ModuleType]:
+    """The compiler, which SGLang names when it is imported; a model that is to be compiled is `NotEmulated`."""
+
+    def get_npu_backend(*, compiler_config: Any) -> Callable[..., Any]:  # noqa: ARG001
+        return not_emulated("torchair")
+
+    return packages(
+        "torchair",
+        {
+            "configs.compiler_config": {"CompilerConfig": lambda: SimpleNamespace(debug=SimpleNamespace())},
+            "ge_concrete_graph.ge_converter.experimental.patch_for_hcom_allreduce": {},
+        },
+        get_npu_backend=get_npu_backend,
+    )
 
 
 def acl() -> dict[str, ModuleType]:
@@ -225,5 +246,5 @@ def install_operators() -> None:
 def install() -> None:
     """The same, and `torch_npu` with what is imported beside it. `torch.npu` has to be there before."""
     install_operators()
-    for name, made in (torch_npu() | acl() | {"custom_ops": module("custom_ops")}).items():
+    for name, made in (torch_npu() | torchair() | acl() | {"custom_ops": module("custom_ops")}).items():
         sys.modules.setdefault(name, made)
