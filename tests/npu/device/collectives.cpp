@@ -99,9 +99,8 @@ class Collectives final : public c10d::Backend {
                    });
     }
     Started alltoall(Tensors &outputs, Tensors &inputs, const c10d::AllToAllOptions &options) override {
-        return put(c10d::OpType::ALLTOALL, {outputs, inputs}, [options](c10d::Backend &host, Lists &given) {
-            return host.alltoall(given[0], given[1], options);
-        });
+        return put(c10d::OpType::ALLTOALL, {outputs, inputs},
+                   [options](c10d::Backend &host, Lists &given) { return host.alltoall(given[0], given[1], options); });
     }
     Started send(Tensors &tensors, int to, int tag) override {
         return put(c10d::OpType::SEND, {tensors},
