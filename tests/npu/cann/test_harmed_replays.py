@@ -1,0 +1,91 @@
+"""A rank that is killed, stopped or fails while others replay a graph: they name it as they do on the host.
+
+No NPU has run this.
+"""
+
+from __future__ import annotations
+
+import signal
+
+import msgspec
+import pytest
+import torch
+
+from sglang_ascend_moe.errors import PeerFault, PeerLost, PeerTimeout, SessionPoisoned
+from tests.exchange.pool import Rank
+from tests.npu import emulated
+from tests.npu.cann.conftest import NpuRanks
+from tests.npu.cann.test_exchange_on_npu import batch_of, device_of, open_exchange, scale_rows
+from tests.npu.cann.test_graphs_on_npu import TOKENS, Captured
+
+CULPRIT = 1
+LATE = emulated.SEED_WHEN_AWAITED
+SHORT_S = 1.0
+"""A timeout for waits that are to end by it."""
+
+
+class Seen(msgspec.Struct):
+    """What a rank was told: the kind of error, who is to blame, and the words."""
+
+    kind: str
+    rank: int | None
+    text: str
+
+
+def replay_until_harmed(rank: Rank, device: str, timeout_s: float) -> None:
+    """All ranks replay; then only those that are not harmed, who are told why they wait in vain, and note it.
+
+    On the host a call stands for a replay.
+    """
+    on_host = device == "cpu"
+    place = torch.device("cpu") if on_host else device_of(rank)
+    batch = batch_of(rank, 0, TOKENS).to(place)
+    with open_exchange(rank, place, timeout_s=timeout_s) as exchange:
+        exchange.run(*batch, scale_rows)
+        captured = None if on_host else Captured(exchange, batch)
+
+        def replay() -> None:
+            if captured is None:
+                exchange.run(*batch, scale_rows)
+            else:
+                captured.graph.replay()
+                exchange.check_replays()
+
+        replay()
+        rank.note("replayed")
+        if rank.rank == CULPRIT:
+            rank.wait_for_parent()
+            raise ArithmeticError("no such expert")
+        with pytest.raises(PeerFault) as told:
+            replay()
+        with pytest.raises((PeerFault, SessionPoisoned), match=f"rank {CULPRIT}"):
+            replay()
+        rank.note(msgspec.json.encode(Seen(type(told.value).__name__, told.value.rank, told.value.args[0])).decode())
+
+
+def harm(npu_ranks: NpuRanks, device: str, how: str, seed: int = LATE) -> list[Seen]:
+    """What the ranks were told that were not harmed."""
+    ranks, timeout_s = range(2), SHORT_S if how == "stopped" else 30.0
+    pool = npu_ranks.fresh(len(ranks), replay_until_harmed, device, timeout_s, seed=None if device == "cpu" else seed)
+    pool.await_notes("replayed", ranks)
+    if how == "raises":
+        pool.release(CULPRIT)
+    else:
+        pool.signal(CULPRIT, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    return [msgspec.json.decode(pool.next_note(rank), type=Seen) for rank in ranks if rank != CULPRIT]
+
+
+KINDS = {"killed": PeerLost, "stopped": PeerTimeout, "raises": PeerLost}
+WORDS = {"killed": "has died", "stopped": "did not answer", "raises": "gave up"}
+
+
+def name_the_culprit(npu_ranks: NpuRanks, device: str, how: str, seed: int = LATE) -> None:
+    for seen in harm(npu_ranks, device, how, seed):
+        assert (seen.kind, seen.rank) == (KINDS[how].__name__, CULPRIT), seen
+        assert WORDS[how] in seen.text
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+def test_a_rank_that_is_harmed_during_replays_is_named_as_on_the_host(npu_ranks, device, how):
+    name_the_culprit(npu_ranks, device, how)
