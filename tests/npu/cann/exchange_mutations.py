@@ -88,11 +88,11 @@ def many_captures(ranks: NpuRanks, seed: int) -> None:
 
 
 def killed(ranks: NpuRanks, seed: int) -> None:
-    name_the_culprit(ranks, "npu", "killed", seed)
+    name_the_culprit(ranks, "killed", seed)
 
 
 def raises(ranks: NpuRanks, seed: int) -> None:
-    name_the_culprit(ranks, "npu", "raises", seed)
+    name_the_culprit(ranks, "raises", seed)
 
 
 def leaves(ranks: NpuRanks, seed: int) -> None:

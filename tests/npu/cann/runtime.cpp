@@ -153,6 +153,8 @@ aclError aclrtMalloc(void **memory, size_t bytes, aclrtMemMallocPolicy) {
     return *memory != nullptr ? ACL_SUCCESS : refuse_as_device(ACL_ERROR_RT_MEMORY_ALLOCATION);
 }
 aclError aclrtFree(void *memory) {
+    if (on_another_device())
+        return refuse_thread("aclrtFree");
     emulated_npu_free(memory);
     return ACL_SUCCESS;
 }
