@@ -89,8 +89,8 @@ class Blocks {
         return verdict;
     }
     // Of everything launched since the last call, which has ended: the verdict that the others follow from. A poisoned
-    // session follows from what poisoned it; of others the lowest epoch comes first, and in it the earlier step. Without
-    // a fault: the verdict of the last.
+    // session follows from what poisoned it; of others the lowest epoch comes first, and in it the earlier step.
+    // Without a fault: the verdict of the last.
     ascend_kernels::Verdict first_fault() {
         const std::lock_guard lock(mutex_);
         ascend_kernels::Verdict first = {};

@@ -22,12 +22,16 @@ MEMORY_BYTES = 128 << 20
 
 
 @pytest.fixture(scope="session")
-def libraries(device_library: Path, request: pytest.FixtureRequest) -> Path:
-    """The folder of the emulated NPU, and of all libraries that an exchange needs over it."""
-    folder = device_library.parent / "headers"
+def npu_headers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Headers:
+    folder = tmp_path_factory.mktemp("npu-headers")
     torch_npu = headers("torch 2.14", request.config, folder)
-    memfabric = wheel(MEMFABRIC, request.config).extract("memfabric_hybrid/include/", folder)
-    return build_cann.build(device_library, Headers(torch_npu, memfabric))
+    return Headers(torch_npu, wheel(MEMFABRIC, request.config).extract("memfabric_hybrid/include/", folder))
+
+
+@pytest.fixture(scope="session")
+def libraries(device_library: Path, npu_headers: Headers) -> Path:
+    """The folder of the emulated NPU, and of all libraries that an exchange needs over it."""
+    return build_cann.build(device_library, npu_headers)
 
 
 def begin(libraries: Path, index: int) -> None:
@@ -45,7 +49,8 @@ def on_npu(rank: Rank, libraries: Path, seed: int, program: Program, *arguments:
 
     Raises AssertionError for what the kernels did wrong, or what failed on a stream and nobody noticed.
     """
-    begin(libraries, rank.rank)
+    # None has the device that a thread begins with.
+    begin(libraries, rank.rank + 1)
     native().set_seed(seed)
     try:
         result = program(rank, *arguments)

@@ -1,6 +1,6 @@
 """Synchronisations and hand-overs of streams, each taken out of our code, with the test that has to notice it.
 
-`python -m tests.npu.cann.report_mutations` tries them all and prints who caught what with which seed.
+`python -m tests.npu.cann.report_mutations_npu` tries them all and prints who caught what with which seed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.npu.cann.test_graphs_on_npu import (
     refuse_in_a_replay,
     replay_beside_calls,
 )
-from tests.npu.cann.test_harmed_replays import name_the_culprit
+from tests.npu.cann.test_harmed_replays import name_the_culprit, tell_while_open
 
 LATE = emulated.SEED_WHEN_AWAITED
 SEEDS = (LATE, 1, 2, emulated.SEED_AT_ONCE)
@@ -91,8 +91,8 @@ def killed(ranks: NpuRanks, seed: int) -> None:
     name_the_culprit(ranks, "killed", seed)
 
 
-def raises(ranks: NpuRanks, seed: int) -> None:
-    name_the_culprit(ranks, "raises", seed)
+def tells(ranks: NpuRanks, seed: int) -> None:
+    tell_while_open(ranks, seed)
 
 
 def leaves(ranks: NpuRanks, seed: int) -> None:
@@ -128,6 +128,7 @@ MUTATIONS = [
     Mutation(
         "a plan takes the stream of the call before it", SESSION,
         "        self._enter()\n        return super().plan", "        return super().plan", streams,
+        "the ids were counted on the same stream just before, and a plan reads nothing that torch has put on one",
     ),
     Mutation(
         "ids of a prefill are counted in the order of another stream", SESSION,
@@ -170,7 +171,7 @@ MUTATIONS = [
     ),
     Mutation(
         "what comes from the device is read before it is there", LIBRARY,
-        "    wait();\n    if (to != staging_.at())", "    if (to != staging_.at())", calls,
+        "    synchronise(stream_);\n    if (to != staging_.at())", "    if (to != staging_.at())", calls,
     ),
     Mutation(
         "a mailbox is filled in the order of another stream", LIBRARY,
@@ -193,7 +194,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a rank that tells the others does not wait until it is said", LIBRARY,
-        "    synchronise(beside_stream_.get());\n    tell_blocks_", "    tell_blocks_", raises,
+        "    synchronise(beside_stream_.get());\n    tell_blocks_", "    tell_blocks_", tells,
     ),
     Mutation(
         "the watcher waits behind the kernel that it is to end", LIBRARY,

@@ -1,6 +1,7 @@
 // memfabric's memory between devices, over emulated NPUs of one machine, for tests only: the functions of libmf_smem.so
-// that windows need, compiled against its real headers. Each rank's part is a memfd, which all ranks map as addresses of
-// their device; descriptors go over a socket in the abstract namespace, so that nothing is left of a process that ends.
+// that windows need, compiled against its real headers. Each rank's part is a memfd, which all ranks map as addresses
+// of their device; descriptors go over a socket in the abstract namespace, so that nothing is left of a process that
+// ends.
 #include <smem_shm.h>
 
 #include <algorithm>

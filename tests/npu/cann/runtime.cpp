@@ -1,7 +1,7 @@
-// CANN's runtime over the emulated NPU, as far as the library for Ascend devices calls it, for tests only. It is compiled
-// against the real declarations of acl/acl_rt.h, and is strict where they leave no doubt: a copy in stream order is from
-// or to page-locked memory, nothing waits or allocates while a stream is captured, and memory of the device has its
-// addresses, which the host cannot use.
+// CANN's runtime over the emulated NPU, as far as the library for Ascend devices calls it, for tests only. It is
+// compiled against the real declarations of acl/acl_rt.h, and is strict where they leave no doubt: a copy in stream
+// order is from or to page-locked memory, nothing waits or allocates while a stream is captured, and memory of the
+// device has its addresses, which the host cannot use.
 #include "torch_queue.h"
 
 #include <atomic>
@@ -77,9 +77,9 @@ aclError put(aclrtStream stream, const char *name, uint64_t bytes, std::function
     if (on_another_device())
         return refuse_thread(name);
     if (torch_queue::is_overtaken(stream))
-        return refuse(ACL_ERROR_RT_FEATURE_NOT_SUPPORT,
-                      std::string(name) + " is put on stream " + std::to_string(reinterpret_cast<intptr_t>(stream)) +
-                          " before what torch has queued for it");
+        return refuse(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, std::string(name) + " is put on stream " +
+                                                            std::to_string(reinterpret_cast<intptr_t>(stream)) +
+                                                            " before what torch has queued for it");
     auto task = std::make_unique<Task>(Task{std::move(run)});
     const int result = emulated_npu_enqueue(
         stream, name, bytes, [](void *data) { static_cast<Task *>(data)->run(); },
@@ -243,7 +243,7 @@ aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t milliseco
 
 aclError aclmdlRICaptureGetInfo(aclrtStream stream, aclmdlRICaptureStatus *status, aclmdlRI *graph) {
     *graph = nullptr;
-    *status = emulated_npu_is_capturing(stream) != 0 ? ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE
-                                                     : ACL_MODEL_RI_CAPTURE_STATUS_NONE;
+    *status =
+        emulated_npu_is_capturing(stream) != 0 ? ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE : ACL_MODEL_RI_CAPTURE_STATUS_NONE;
     return ACL_SUCCESS;
 }

@@ -45,7 +45,7 @@ def batch_of(rank: Rank, turn: int, tokens: int) -> Batch:
 
 
 def device_of(rank: Rank) -> torch.device:
-    return torch.device("npu", rank.rank)
+    return torch.device("npu", rank.rank + 1)
 
 
 def open_exchange(rank: Rank, device: torch.device, **options: Any) -> Exchange:
@@ -198,7 +198,10 @@ def meet_late(rank: Rank) -> None:
         else:
             signal.signal(signal.SIGUSR2, lambda *_: rank.note("signalled"))
             npu.watch_steps(lambda step: rank.note("calls") if step == Step.ANNOUNCE else None)
-        assert torch.equal(npu.run(*given, scale_rows).cpu(), expected)
+        rows = npu.dispatch(*given)
+        assert (rows.ticket.epoch, rows.ticket.total) == (1, int(rows.counts.sum()))
+        scale_rows(rows)
+        assert torch.equal(npu.combine(rows.out, rows).cpu(), expected)
 
 
 def wait_for_a_slow_rank(npu_ranks: NpuRanks, seed: int) -> None:

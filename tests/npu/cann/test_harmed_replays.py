@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sglang_ascend_moe.errors import PeerFault, PeerLost, PeerTimeout, SessionPoisoned
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from tests.exchange.pool import Rank
 from tests.npu import emulated
 from tests.npu.cann.conftest import NpuRanks
@@ -22,6 +23,8 @@ CULPRIT = 1
 LATE = emulated.SEED_WHEN_AWAITED
 SHORT_S = 1.0
 """A timeout for waits that are to end by it."""
+
+PATIENT_S = 5.0
 
 
 class Seen(msgspec.Struct):
@@ -85,6 +88,37 @@ def name_the_culprit(npu_ranks: NpuRanks, how: str, seed: int = LATE) -> None:
     assert harm(npu_ranks, "npu", how, seed) == expected
 
 
-@pytest.mark.parametrize("how", KINDS)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=[] if how == "killed" else pytest.mark.nightly) for how in KINDS]
+)
 def test_a_rank_that_is_harmed_during_replays_is_named_as_on_the_host(npu_ranks, how):
     name_the_culprit(npu_ranks, how)
+
+
+def stay_after_a_failure(rank: Rank) -> None:
+    """A rank whose experts fail, and which leaves its exchange open."""
+
+    def experts(rows: ExpertRows) -> None:
+        if rank.rank == CULPRIT:
+            raise ArithmeticError("no such expert")
+        scale_rows(rows)
+
+    batch = batch_of(rank, 0, TOKENS).to(device_of(rank))
+    exchange = open_exchange(rank, device_of(rank), timeout_s=PATIENT_S)
+    with pytest.raises(ArithmeticError if rank.rank == CULPRIT else PeerLost):
+        exchange.run(*batch, experts)
+    rank.note("told")
+    rank.wait_for_parent()
+    exchange.close()
+
+
+def tell_while_open(npu_ranks: NpuRanks, seed: int = LATE) -> None:
+    """What a rank tells the others arrives without a call of it that follows."""
+    pool = npu_ranks.fresh(2, stay_after_a_failure, seed=seed)
+    pool.await_notes("told", [0, CULPRIT])
+    pool.release(0, CULPRIT)
+    pool.collect()
+
+
+def test_a_rank_that_fails_has_told_the_others_when_its_call_ends(npu_ranks):
+    tell_while_open(npu_ranks)

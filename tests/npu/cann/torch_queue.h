@@ -1,5 +1,6 @@
-// torch_npu queues what it launches: a call of CANN comes behind that only if it goes through the queue itself, or is made
-// after the queue has been emptied. The emulated NPU queues nothing; what a real one could overtake is refused here.
+// torch_npu queues what it launches: a call of CANN comes behind that only if it goes through the queue itself, or is
+// made after the queue has been emptied. The emulated NPU queues nothing; what a real one could overtake is refused
+// here.
 #pragma once
 
 #include <functional>

@@ -42,8 +42,10 @@ int emulated_npu_remove_range(const void *begin) {
 }
 
 void *emulated_npu_allocate(size_t bytes) {
+    // It is used outside of the order of streams: what work may still use is not given out.
+    static Stream &of_no_order = make_stream();
     void *address = nullptr;
-    guarded([&] { address = die().allocate(bytes, current_stream()); });
+    guarded([&] { address = die().allocate(bytes, of_no_order); });
     return address;
 }
 
