@@ -15,7 +15,7 @@ LIBRARY = "emulated_npu_device.so"
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Werror")
 
 
-def _torch_folder() -> Path:
+def torch_folder() -> Path:
     (folder,) = find_spec("torch").submodule_search_locations
     return Path(folder)
 
@@ -23,7 +23,7 @@ def _torch_folder() -> Path:
 def build(folder: Path) -> Path:
     """Compiles the library into `folder`; returns its path. Takes about a minute."""
     compiler = os.environ.get("CXX", "g++").split()
-    torch = _torch_folder()
+    torch = torch_folder()
     include = (
         torch / "include",
         torch / "include" / "torch" / "csrc" / "api" / "include",

@@ -42,8 +42,10 @@ int emulated_npu_remove_range(const void *begin) {
 }
 
 void *emulated_npu_allocate(size_t bytes) {
+    // It is used outside of the order of streams: what work may still use is not given out.
+    static Stream &of_no_order = make_stream();
     void *address = nullptr;
-    guarded([&] { address = die().allocate(bytes, current_stream()); });
+    guarded([&] { address = die().allocate(bytes, of_no_order); });
     return address;
 }
 
@@ -51,7 +53,9 @@ void emulated_npu_free(void *address) { die().free(address); }
 
 void *emulated_npu_current_stream() { return handle_of(current_stream()); }
 
-void *emulated_npu_new_stream() { return handle_of(next_stream()); }
+void *emulated_npu_new_stream() { return handle_of(make_stream()); }
+
+void emulated_npu_drop_stream(void *stream) { give_back_stream(stream_of(stream)); }
 
 int emulated_npu_is_capturing(void *stream) { return stream_of(stream).recorder() != nullptr; }
 
@@ -60,6 +64,22 @@ int emulated_npu_synchronize(void *stream) {
         refuse_in_capture("a wait for a stream");
         stream_of(stream).wait();
     });
+}
+
+int emulated_npu_synchronize_for(void *stream, uint32_t milliseconds) {
+    bool done = false;
+    const int result = guarded([&] {
+        refuse_in_capture("a wait for a stream");
+        Stream &awaited = stream_of(stream);
+        done = awaited.wait_for(awaited.last(), std::chrono::milliseconds(milliseconds));
+    });
+    return result == 0 && !done ? 1 : result;
+}
+
+uint64_t emulated_npu_put_so_far(void *stream) { return stream_of(stream).put_so_far(); }
+
+int emulated_npu_refuse_in_capture(const char *what) {
+    return guarded([=] { refuse_in_capture(what); });
 }
 
 int emulated_npu_enqueue(void *stream, const char *name, uint64_t bytes, void (*run)(void *), void (*drop)(void *),

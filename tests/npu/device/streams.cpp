@@ -45,6 +45,17 @@ void note_failure(const std::string &text) {
         schedule().failure = text;
 }
 
+// Those that have an owner, also before and after.
+struct Owned {
+    std::mutex mutex;
+    std::vector<Stream *> made;
+    std::vector<Stream *> free;
+};
+Owned &owned() {
+    static auto *all = new Owned;
+    return *all;
+}
+
 std::array<Stream *, stream_count> &streams() {
     static auto *made = [] {
         auto *all = new std::array<Stream *, stream_count>;
@@ -67,6 +78,7 @@ bool Reached::demand() {
 }
 
 void Stream::put(std::shared_ptr<Work> work, std::shared_ptr<Condition> condition, uint64_t replay) {
+    ++put_so_far_;
     if (recorder_ != nullptr) {
         recorder_->put(*this, std::move(work), std::move(condition));
         return;
@@ -113,6 +125,21 @@ void Stream::wait(Sequence sequence) {
     count("host synchronisation");
     reach(sequence);
     raise_failure();
+}
+
+bool Stream::wait_for(Sequence sequence, std::chrono::milliseconds most) {
+    {
+        const OutsideInterpreter outside;
+        std::unique_lock lock(schedule().mutex);
+        ++schedule().calls;
+        released_ = std::max(released_, sequence);
+        schedule().changed.notify_all();
+        if (!schedule().changed.wait_for(lock, most, [&] { return completed_ >= sequence; }))
+            return false;
+    }
+    count("host synchronisation");
+    raise_failure();
+    return true;
 }
 
 void Stream::hold(std::unique_lock<std::mutex> &lock, const Item &item) {
@@ -180,9 +207,13 @@ void look_again() {
 }
 
 Stream &stream_at(int64_t number) {
-    if (number < 0 || number >= static_cast<int64_t>(stream_count))
+    const auto index = static_cast<size_t>(number);
+    if (number >= 0 && index < stream_count)
+        return *streams()[index];
+    const std::lock_guard lock(owned().mutex);
+    if (number < 0 || index - stream_count >= owned().made.size())
         throw Refused("there is no stream " + std::to_string(number));
-    return *streams()[static_cast<size_t>(number)];
+    return *owned().made[index - stream_count];
 }
 
 Stream &next_stream() {
@@ -192,8 +223,30 @@ Stream &next_stream() {
     return *streams()[1 + given++ % (stream_count - 1)];
 }
 
+Stream &make_stream() {
+    const std::lock_guard lock(owned().mutex);
+    if (!owned().free.empty()) {
+        Stream &stream = *owned().free.back();
+        owned().free.pop_back();
+        return stream;
+    }
+    owned().made.push_back(new Stream(static_cast<int64_t>(stream_count + owned().made.size())));
+    return *owned().made.back();
+}
+
+void give_back_stream(Stream &stream) {
+    stream.reach(stream.last());
+    const std::lock_guard lock(owned().mutex);
+    owned().free.push_back(&stream);
+}
+
 void drain_streams() {
-    for (Stream *stream : streams())
+    std::vector<Stream *> all(streams().begin(), streams().end());
+    {
+        const std::lock_guard lock(owned().mutex);
+        all.insert(all.end(), owned().made.begin(), owned().made.end());
+    }
+    for (Stream *stream : all)
         stream->reach(stream->last());
 }
 

@@ -4,6 +4,8 @@
 // step that lacks a synchronisation or an event therefore reads old values with some seed.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -84,10 +86,14 @@ class Stream {
     void put(std::shared_ptr<Work> work, std::shared_ptr<Condition> condition = nullptr, uint64_t replay = 0);
     // Of what was put last.
     Sequence last() const;
+    // How much was put, into graphs as well.
+    uint64_t put_so_far() const { return put_so_far_; }
     bool done(Sequence sequence) const;
     // The host waits, and lets Python's other threads run meanwhile. Raises what work has failed with.
     void wait(Sequence sequence);
     void wait() { wait(last()); }
+    // The same for so long at most. Returns whether the stream has come so far.
+    bool wait_for(Sequence sequence, std::chrono::milliseconds most);
     // The same without a word about failures.
     void reach(Sequence sequence);
 
@@ -113,6 +119,7 @@ class Stream {
 
     const int64_t number_;
     std::deque<Item> waiting_;
+    std::atomic<uint64_t> put_so_far_ = 0;
     Sequence last_ = 0;
     Sequence completed_ = 0;
     Sequence released_ = 0; // up to here somebody waits
@@ -138,9 +145,13 @@ void look_again();
 // How late work runs: 0 at once; -1 not before somebody waits for it; n > 0 held back for a while drawn from n.
 void set_seed(int64_t seed);
 
-// The streams of this process: 0 is the default one, the others are given out in turn.
+// The streams of this process: 0 is the default one, the next ones are given out in turn, as torch_npu has it. Those
+// behind them have an owner each, as CANN makes them.
 Stream &stream_at(int64_t number);
 Stream &next_stream();
+Stream &make_stream();
+// Once it has done everything, another owner may have it.
+void give_back_stream(Stream &stream);
 void drain_streams();
 // Also raises what work has failed with.
 void wait_for_all_streams();
