@@ -25,17 +25,22 @@ _METADATA = "Metadata-Version: 2.1\nName: emulated-npu\nVersion: 0\n"
 
 class Settings(msgspec.Struct, frozen=True):
     """device_library: what `tests.npu.device.build` has made; memory_bytes: of the one die that a process may open;
-    seed: how late work on streams runs, a number above 0 draws it; devices: how many there are to choose from.
+    seed: how late work on streams runs, a number above 0 draws it; devices: how many there are to choose from;
+    exchange_libraries: the folder that `tests.npu.cann.build_cann` has filled, None where nothing is exchanged.
     """
 
     device_library: str
     memory_bytes: int = MEMORY_BYTES
     seed: int = SEED_AT_ONCE
     devices: int = 8
+    exchange_libraries: str | None = None
 
 
 def install(settings: Settings) -> None:
-    """`torch.npu`, `torch_npu` and `sgl_kernel_npu` are there from now on. Call it before anything imports SGLang."""
+    """`torch.npu`, `torch_npu` and `sgl_kernel_npu` are there from now on, and with `exchange_libraries` memfabric and
+    our libraries for Ascend devices. Call it before anything imports SGLang.
+    """
+    from tests.npu.cann import install_cann
     from tests.npu.device import collectives, library, module
     from tests.npu.operators import modules
 
@@ -43,6 +48,8 @@ def install(settings: Settings) -> None:
     sys.modules["torch.npu"] = module.install(settings.devices, settings.memory_bytes, settings.seed)
     collectives.register()
     modules.install()
+    if settings.exchange_libraries is not None:
+        install_cann.install(Path(settings.exchange_libraries))
 
 
 def environment(folder: Path, settings: Settings) -> dict[str, str]:

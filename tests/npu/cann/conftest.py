@@ -39,8 +39,7 @@ def begin(libraries: Path, index: int) -> None:
     if NAME in sys.modules:
         return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(libraries / "inductor")
-    emulated.install(libraries / LIBRARY, memory_bytes=MEMORY_BYTES)
-    install_cann.install(libraries)
+    emulated.install(emulated.Settings(str(libraries / LIBRARY), MEMORY_BYTES, exchange_libraries=str(libraries)))
     torch.npu.set_device(index)
 
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "device.h"
 #include "graphs.h"
 #include "memory.h"
 #include "streams.h"
@@ -45,7 +46,7 @@ void *emulated_npu_allocate(size_t bytes) {
     // It is used outside of the order of streams: what work may still use is not given out.
     static Stream &of_no_order = make_stream();
     void *address = nullptr;
-    guarded([&] { address = die().allocate(bytes, of_no_order); });
+    guarded([&] { address = open_current_die().allocate(bytes, of_no_order); });
     return address;
 }
 
