@@ -24,6 +24,7 @@ from tests.npu.cann.test_exchange_on_npu import (
     compare_with_host,
     leave_on_another_thread,
     move_between_streams,
+    open_and_call_on_two_streams,
     refuse_on_another_stream,
     wait_for_a_slow_rank,
 )
@@ -124,6 +125,10 @@ MUTATIONS = [
     Mutation(
         "a refusal takes the stream of the call before it", SESSION,
         "        self._enter()\n        super().refuse", "        super().refuse", refusals,
+    ),
+    Mutation(
+        "an opened session does not wait for its matrix", SESSION,
+        "one.\n        self.check_replays()\n", "one.\n", open_and_call_on_two_streams,
     ),
     Mutation(
         "a plan takes the stream of the call before it", SESSION,

@@ -22,6 +22,8 @@ from tests.exchange.pool import Rank
 from tests.npu import emulated
 from tests.npu.cann.conftest import NpuRanks
 
+pytestmark = pytest.mark.nightly
+
 SEEDS = {"at-once": emulated.SEED_AT_ONCE, "when-awaited": emulated.SEED_WHEN_AWAITED, "random-1": 1, "random-2": 2}
 HIDDEN, TOPK, EXPERTS_PER_RANK, MAX_TOKENS = 64, 3, 3, 16
 
@@ -139,6 +141,26 @@ def move_between_streams(rank: Rank) -> None:
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
 def test_a_call_is_in_the_order_of_the_stream_that_is_current(npu_ranks, seed):
     npu_ranks.run(2, move_between_streams, seed=seed)
+
+
+def call_first_on_another_stream(rank: Rank) -> None:
+    device = device_of(rank)
+    with open_exchange(rank, torch.device("cpu")) as host, open_exchange(rank, device) as npu:
+        batch = batch_of(rank, 0, 6)
+        expected = host.run(*batch, scale_rows)
+        with torch.npu.stream(torch.npu.Stream()):
+            found = npu.run(*batch.to(device), scale_rows)
+        torch.npu.synchronize()
+        assert torch.equal(found.cpu(), expected)
+        assert torch.equal(npu.counts_matrix.cpu(), host.counts_matrix)
+
+
+def open_and_call_on_two_streams(npu_ranks: NpuRanks, seed: int) -> None:
+    npu_ranks.run(2, call_first_on_another_stream, seed=seed)
+
+
+def test_the_first_call_may_be_on_another_stream_than_the_opening(npu_ranks):
+    open_and_call_on_two_streams(npu_ranks, emulated.SEED_WHEN_AWAITED)
 
 
 def leave_on_another_thread(rank: Rank) -> str | None:
