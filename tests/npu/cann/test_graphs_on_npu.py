@@ -25,6 +25,8 @@ from tests.npu.cann.test_exchange_on_npu import (
 )
 from tests.npu.device.library import native
 
+pytestmark = pytest.mark.nightly
+
 TOKENS = 8
 
 

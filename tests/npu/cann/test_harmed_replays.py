@@ -19,6 +19,8 @@ from tests.npu.cann.conftest import NpuRanks
 from tests.npu.cann.test_exchange_on_npu import batch_of, device_of, open_exchange, scale_rows
 from tests.npu.cann.test_graphs_on_npu import TOKENS, Captured
 
+pytestmark = pytest.mark.nightly
+
 CULPRIT = 1
 LATE = emulated.SEED_WHEN_AWAITED
 SHORT_S = 1.0

@@ -138,6 +138,7 @@ assert not is_npu_arch35()
 """
 
 
+@pytest.mark.nightly
 def test_sglang_imports_its_npu_path():
     """With a device that says no more than that it is there."""
     done = subprocess.run(
