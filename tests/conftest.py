@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from tests.npu.device import build
 from tests.serving.leftovers import temporary_names
 from tests.soak.growth import REPORTED
 
@@ -85,6 +86,13 @@ def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny Qwen3-MoE checkpoint."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def device_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of the library of the emulated NPU, which one process of the run builds."""
+    folder = tmp_path_factory.getbasetemp()
+    return build.build_once((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "emulated-npu")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

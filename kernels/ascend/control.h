@@ -218,7 +218,10 @@ class Control {
             if (is_corruption)
                 told = Corruption(static_cast<uint32_t>(region), culprit, Word(statuses_, source, status_value));
             // What stands in the own line is what the host beside this kernel saw during this wait.
-            told.step = source == rank() ? step : StatusStep(word);
+            if (source == rank())
+                return told;
+            told.step = StatusStep(word);
+            told.epoch = StatusEpoch(word, epoch);
             return told;
         }
         return Fault(EXCHANGE_OK, 0);

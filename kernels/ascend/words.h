@@ -60,6 +60,10 @@ __aicore__ inline uint64_t StatusWord(const Verdict &verdict) {
 __aicore__ inline uint32_t StatusResult(uint64_t word) { return static_cast<uint32_t>(word >> 56); }
 __aicore__ inline uint32_t StatusCulprit(uint64_t word) { return static_cast<uint32_t>(word >> 40 & 0xffff); }
 __aicore__ inline uint32_t StatusStep(uint64_t word) { return static_cast<uint32_t>(word >> 32 & 0xff); }
+// The word has the low half of an epoch that cannot be far from `own`.
+__aicore__ inline uint64_t StatusEpoch(uint64_t word, uint64_t own) {
+    return own + static_cast<uint64_t>(static_cast<int32_t>(static_cast<uint32_t>(word) - static_cast<uint32_t>(own)));
+}
 __aicore__ inline bool StatusIsPossible(uint64_t word, uint32_t ranks) {
     return window_words::status_is_possible(StatusResult(word), StatusCulprit(word), StatusStep(word), ranks);
 }

@@ -77,6 +77,8 @@ class DeviceSession(NativeSession):
         self._streams = torch_streams() if streams is None else streams
         if result := self._native.open_device(cores, LAUNCHES):
             self._raise(result)
+        # The matrix is zeroed in the order of the current stream; the first call may be on another one.
+        self.check_replays()
 
     def new_call(self, tokens: int) -> Call:
         """A call for at most `tokens` tokens, whose combine finds no rows until a dispatch has gone well.

@@ -1,6 +1,6 @@
 """An MoE layer from its rows to its sums as `--device npu` runs it: windows in pooled memory, the library for Ascend
 devices, SGLang's Ascend runner. Everything below them is a stand-in: memfabric and torch_npu
-(`tests.windows.pooled_stand_ins`), the runner's operators (`tests.serving.npu.operator_stand_ins`), CANN's runtime and
+(`tests.windows.pooled_stand_ins`), the runner's operators (`tests.npu.operators`), CANN's runtime and
 the kernels' host model. No NPU has run this.
 """
 

@@ -164,6 +164,24 @@ def take_replayed_steps_again() -> None:
     HostGraphRunner.__init__, HostGraphBackend.capture_one, HostGraphBackend.replay = initialised, captured, replayed
 
 
+def activate_as_an_npu() -> None:
+    """Experts of the host round what they activate once, as the operator of an NPU does."""
+    import functools
+
+    from sglang_ascend_moe.serving.worker import layer
+    from tests.npu.operators.experts import swiglu
+
+    open_exchanges = layer.open_exchanges
+
+    @functools.wraps(open_exchanges)
+    def opened(*arguments, **keywords):
+        open_exchanges(*arguments, **keywords)
+        activations = layer._serving.activations | {"silu": lambda rows: swiglu(rows, -1)}
+        layer._serving = layer._serving._replace(activations=activations)
+
+    layer.open_exchanges = opened
+
+
 def compute_with_the_ascend_runner() -> None:
     """Experts are computed as on an NPU, by SGLang's own Ascend runner over stand-ins for its operators."""
     import functools
@@ -172,7 +190,7 @@ def compute_with_the_ascend_runner() -> None:
 
     from sglang_ascend_moe.serving.npu import experts
     from sglang_ascend_moe.serving.worker import layer
-    from tests.serving.npu import operator_stand_ins
+    from tests.npu.operators.modules import install_operators
 
     open_exchanges, compute = layer.open_exchanges, experts.compute
 
@@ -183,7 +201,7 @@ def compute_with_the_ascend_runner() -> None:
         from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
         from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
 
-        operator_stand_ins.install()
+        install_operators()
         for module in model_runner.model.modules():
             if isinstance(module, FusedMoE):
                 # As SGLang makes them where it sees an NPU.

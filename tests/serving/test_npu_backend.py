@@ -29,7 +29,7 @@ def test_a_model_captured_by_the_npu_backend_answers_as_with_our_tapes(fork_serv
 def test_a_model_with_the_experts_of_npus_answers_as_with_those_of_the_host(fork_server, checkpoint, prompts, graphs):
     settings = {**PARALLEL["tp2-ep2"], "max_running_requests": 4}
     settings |= {"ascend_moe_require_graphs": True} if graphs else {"disable_cuda_graph": True}
-    with fork_server.start(ours(checkpoint, "bfloat16", **settings)) as host:
+    with fork_server.start(ours(checkpoint, "bfloat16", "activate_as_an_npu", **settings)) as host:
         expected = host.generate(prompts, NEW_TOKENS)
     backend = ("capture_with_the_npu_backend",) if graphs else ()
     config = ours(checkpoint, "bfloat16", "compute_with_the_ascend_runner", *backend, **settings)

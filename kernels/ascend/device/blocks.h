@@ -90,6 +90,7 @@ class Blocks {
     }
     // Of everything launched since the last call, which has ended: the verdict that the others follow from. A poisoned
     // session follows from what poisoned it; of others the lowest epoch comes first, and in it the earlier step.
+    // Without a fault: the verdict of the last.
     ascend_kernels::Verdict first_fault() {
         const std::lock_guard lock(mutex_);
         ascend_kernels::Verdict first = {};
@@ -98,6 +99,8 @@ class Blocks {
                 continue;
             const ascend_kernels::Verdict found = verdict(block);
             if (found.result != EXCHANGE_OK && (first.result == EXCHANGE_OK || order(found) < order(first)))
+                first = found;
+            else if (first.result == EXCHANGE_OK && order(first) < order(found))
                 first = found;
             memset(verdicts_.at(block.index * EXCHANGE_LINE_BYTES), 0, EXCHANGE_LINE_BYTES);
             if (block.state == Block::launched)

@@ -62,6 +62,8 @@ DeviceSession::DeviceSession(ExchangeSession &session, uint32_t cores, uint32_t 
 }
 
 DeviceSession::~DeviceSession() {
+    // On any thread; where that has chosen no device, CANN would keep the memory.
+    aclrtSetDevice(device_);
     watcher_.reset();
     for (const int32_t pidfd : pidfds_)
         if (pidfd >= 0)
@@ -258,6 +260,8 @@ uint64_t DeviceSession::keep_status(uint64_t word) {
 // that tells the others finds a core.
 void DeviceSession::tell(uint64_t word, uint64_t value, uint64_t region) {
     const std::lock_guard lock(beside_);
+    // The calling thread may be one that has not chosen a device yet.
+    require(aclrtSetDevice(device_), "aclrtSetDevice");
     if (std::exchange(told_, true))
         return;
     TellArguments arguments = {};

@@ -388,6 +388,13 @@ int exchange_device_capturing(void *stream) {
 int exchange_device_check(ExchangeSession *session) {
     return guarded(session, [=](DeviceSession &device) {
         const Verdict fault = device.check();
-        return fault.result == EXCHANGE_OK ? EXCHANGE_OK : conclude(*session, device, fault);
+        if (fault.result != EXCHANGE_OK)
+            return conclude(*session, device, fault);
+        // Replays have begun exchanges that no call has; a combine, which ends them, ends with its sums.
+        if (fault.epoch > session->epoch) {
+            session->epoch = fault.epoch;
+            session->step = EXCHANGE_STEP_REDUCE;
+        }
+        return static_cast<int>(EXCHANGE_OK);
     });
 }

@@ -1,5 +1,6 @@
 // Launches of the device library with the kernels on the host model. Windows are single regions here: what kernels may
 // do within them is tested where the kernels are.
+#include <array>
 #include <mutex>
 #include <vector>
 
@@ -19,6 +20,50 @@ using ascend_model::Region;
 
 std::mutex device_mutex; // kernels that use all cores run one after the other
 ascend_model::Device device;
+
+// Lines of memory, as kernels read their arguments.
+template <class T> struct alignas(EXCHANGE_LINE_BYTES) Lines {
+    T first;
+};
+
+// What a launch was given, at the addresses at which the model reaches it.
+template <class Arguments> class Located {
+  public:
+    explicit Located(uint64_t address)
+        : arguments_{*reinterpret_cast<const Arguments *>(cann_stand_in::on_host(address))} {
+        KernelArguments &common = arguments_.first.common;
+        const auto *windows = reinterpret_cast<const uint64_t *>(cann_stand_in::on_host(common.windows));
+        for (uint32_t rank = 0; rank < common.layout.ranks; ++rank)
+            windows_.first.at(rank) = cann_stand_in::on_host(windows[rank]);
+        common.windows = reinterpret_cast<uint64_t>(windows_.first.data());
+        common.workspace = cann_stand_in::on_host(common.workspace);
+        locate(arguments_.first);
+    }
+    Arguments &operator*() { return arguments_.first; }
+
+  private:
+    static constexpr uint32_t most_ranks = 1024;
+
+    template <class... Addresses> static void locate_each(Addresses &...addresses) {
+        ((addresses = addresses == 0 ? 0 : cann_stand_in::on_host(addresses)), ...);
+    }
+    static void locate(DispatchArguments &call) {
+        // Without tokens there may be no memory behind their addresses.
+        if (call.tokens == 0)
+            call.x = call.ids = call.positions = 0;
+        locate_each(call.x, call.ids, call.positions, call.counts, call.matrix, call.segments);
+    }
+    static void locate(CombineArguments &call) {
+        if (call.tokens == 0)
+            call.positions = call.weights = call.out = 0;
+        locate_each(call.positions, call.weights, call.out, call.segments);
+    }
+    static void locate(AnnounceArguments &call) { locate_each(call.block); }
+    static void locate(TellArguments &) {}
+
+    Lines<Arguments> arguments_;
+    Lines<std::array<uint64_t, most_ranks>> windows_ = {};
+};
 
 class Memory {
   public:
@@ -73,10 +118,11 @@ Memory memory_of(const AnnounceArguments &call, uint32_t cores) {
 Memory memory_of(const TellArguments &call, uint32_t cores) { return {call.common, cores}; }
 
 template <class Arguments> void run(void (*kernel)(uint8_t *), uint32_t cores, uint64_t address) {
-    auto *begin = reinterpret_cast<uint8_t *>(address);
-    const auto &arguments = *reinterpret_cast<const Arguments *>(begin);
+    Located<Arguments> located(address);
+    Arguments &arguments = *located;
+    auto *begin = reinterpret_cast<uint8_t *>(&arguments);
     Memory memory = memory_of(arguments, cores);
-    memory.add("arguments", Region::input, address, sizeof arguments);
+    memory.add("arguments", Region::input, reinterpret_cast<uint64_t>(begin), sizeof arguments);
     const std::lock_guard lock(device_mutex);
     if (device.launch(cores, memory.regions(), [=] { kernel(begin); }))
         return;
@@ -89,7 +135,8 @@ template <class Arguments> void run(void (*kernel)(uint8_t *), uint32_t cores, u
 } // namespace
 
 void ascend_device::launch(Kernel kernel, uint32_t cores, void *stream, uint64_t arguments) {
-    cann_stand_in::enqueue(stream, "launch", [=] {
+    static constexpr std::array names = {"moe_dispatch", "moe_combine", "moe_announce", "moe_tell"};
+    cann_stand_in::enqueue(stream, names[kernel], [=] {
         if (kernel == dispatch_kernel)
             run<DispatchArguments>(moe_dispatch, cores, arguments);
         else if (kernel == combine_kernel)

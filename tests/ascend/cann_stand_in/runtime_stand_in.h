@@ -9,6 +9,9 @@ namespace cann_stand_in {
 // Puts work on a stream, as a launch does; what a graph captures runs at its replays.
 void enqueue(void *stream, const char *call, std::function<void()> work);
 
+// Where the host reaches what lies at an address of the device. Raises std::runtime_error if it is not one.
+uint64_t on_host(uint64_t address);
+
 } // namespace cann_stand_in
 
 extern "C" {

@@ -11,7 +11,8 @@ from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
-from tests.serving.npu import operator_stand_ins
+from tests.npu.operators.experts import swiglu
+from tests.npu.operators.modules import install_operators
 
 EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
 SHAPES = {"w13_weight": (EXPERTS, 2 * EXPERT_HIDDEN, HIDDEN), "w2_weight": (EXPERTS, HIDDEN, EXPERT_HIDDEN)}
@@ -38,7 +39,7 @@ def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloa
     from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
     from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
 
-    operator_stand_ins.install()
+    install_operators()
     # A cast to the layout of a device's matrix units.
     moe_methods.npu_format_cast = lambda tensor: tensor
     kernel = moe_methods.NPUW8A8Int8MoEMethod if w8a8 else moe_methods.NPUUnquantMoEMethod
@@ -77,13 +78,14 @@ def tokens_of(rank: int, count: int, dtype: torch.dtype = torch.bfloat16) -> tup
 
 
 def serve(patch: Any, moe: Any, exchange: Exchange, options: Options, *, on_npu: bool) -> None:
-    """Our layer works with `exchange`, as in a worker that has opened it for `moe`."""
-    from sglang.srt.layers.activation import SiluAndMul
+    """Our layer works with `exchange`, as in a worker that has opened it for `moe`.
 
+    The activation of the host is an NPU's, which rounds once.
+    """
     if on_npu:
         experts.prepare(moe, options)
     serving = layer.Serving(
-        options, {layer.shape_of(moe): exchange}, {"silu": SiluAndMul().forward_native}, rank=0, ranks=1,
+        options, {layer.shape_of(moe): exchange}, {"silu": lambda rows: swiglu(rows, -1)}, rank=0, ranks=1,
         metrics=False, on_npu=on_npu,
     )  # fmt: skip
     patch.setattr(layer, "_serving", serving)

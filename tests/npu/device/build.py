@@ -1,0 +1,55 @@
+"""Builds the device of the emulated NPU, against the headers of the torch that is installed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"), key=lambda path: -path.stat().st_size)
+LIBRARY = "emulated_npu_device.so"
+FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Werror")
+
+
+def torch_folder() -> Path:
+    (folder,) = find_spec("torch").submodule_search_locations
+    return Path(folder)
+
+
+def build(folder: Path) -> Path:
+    """Compiles the library into `folder`; returns its path. Takes about a minute."""
+    compiler = os.environ.get("CXX", "g++").split()
+    torch = torch_folder()
+    include = (
+        torch / "include",
+        torch / "include" / "torch" / "csrc" / "api" / "include",
+        sysconfig.get_path("include"),
+    )
+
+    def compile_source(source: Path) -> str:
+        target = str(folder / f"{source.stem}.o")
+        headers = [option for path in include for option in ("-isystem", str(path))]
+        subprocess.run([*compiler, *FLAGS, *headers, "-c", str(source), "-o", target], check=True, timeout=240)
+        return target
+
+    with ThreadPoolExecutor(2) as compilers:
+        objects = list(compilers.map(compile_source, SOURCES))
+    libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch / 'lib'}"]
+    library = folder / LIBRARY
+    subprocess.run(
+        [*compiler, "-shared", "-pthread", *objects, *libraries, "-o", str(library)], check=True, timeout=120
+    )
+    return library
+
+
+def build_once(folder: Path) -> Path:
+    """As `build`, unless another process has done or does it."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        library = folder / LIBRARY
+        return library if library.exists() else build(folder)

@@ -1,0 +1,113 @@
+"""Products of rows by the weights of their experts, and the activation between two of them."""
+
+# ruff: noqa: A002 - parameters are those of the real operators
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.npu.operators.declaration import operator
+from tests.npu.operators.quantisation import by_row, dtype_of, scaled_product
+from tests.npu.operators.refusals import NotEmulated, WrongArguments
+
+
+def counts_of(group_list: Tensor, group_list_type: int | None, operator_name: str) -> list[int]:
+    """Rows of each expert, from counts (1) or their running sum (0)."""
+    match group_list_type:
+        case 1:
+            return group_list.tolist()
+        case 0:
+            return torch.diff(group_list, prepend=group_list.new_zeros(1)).tolist()
+    raise NotEmulated(operator_name, f"group_list_type={group_list_type}")
+
+
+def _products(
+    x: list[Tensor],
+    weight: list[Tensor],
+    split_item: int | None,
+    group_type: int | None,
+    group_list: Tensor | None,
+    output_dtype: int | None,
+) -> list[Tensor]:
+    name = "npu_grouped_matmul"
+    if split_item not in (2, 3) or group_type != 0 or group_list is None:
+        raise NotEmulated(name, f"{split_item=}, {group_type=}")
+    if (len(x), len(weight)) != (1, 1) or weight[0].dim() != 3:
+        raise NotEmulated(name, f"{len(x)} rows and {len(weight)} weights")
+    if group_list.dtype != torch.int64 or len(group_list) != len(weight[0]):
+        raise WrongArguments(name, f"{group_list.dtype} counts of {len(group_list)} groups, {len(weight[0])} weights")
+    if x[0].shape[1] != weight[0].shape[1]:
+        raise WrongArguments(name, f"rows {list(x[0].shape)} by weights {list(weight[0].shape)}")
+    dtype = dtype_of(name, output_dtype, x[0].dtype)
+    return [x[0].new_empty((len(x[0]), weight[0].shape[2]), dtype=dtype)]
+
+
+@operator("npu::npu_grouped_matmul", shapes=_products)
+def grouped_matmul(
+    x: list[Tensor],
+    weight: list[Tensor],
+    scale: list[Tensor] | None,
+    per_token_scale: list[Tensor] | None,
+    split_item: int | None,
+    group_type: int | None,
+    group_list: Tensor | None,
+    group_list_type: int | None,
+    output_dtype: int | None,
+) -> list[Tensor]:
+    """Each expert's rows by its weights [from, to]; of int8, scaled by channel and by token. Others are NaN."""
+    name = "npu_grouped_matmul"
+    (out,) = _products(x, weight, split_item, group_type, group_list, output_dtype)
+    (rows,), (weights,) = x, weight
+    quantised = rows.dtype == torch.int8
+    if quantised != bool(scale and per_token_scale):
+        raise NotEmulated(name, f"rows of {rows.dtype}, scale={scale is not None}")
+    counts = counts_of(group_list, group_list_type, name)
+    if sum(counts) > len(rows):
+        raise WrongArguments(name, f"{sum(counts)} rows are counted, {len(rows)} are there")
+    out.fill_(torch.nan)
+    begin = 0
+    for expert, count in enumerate(counts):
+        part = slice(begin, begin + count)
+        if quantised:
+            out[part] = scaled_product(rows[part], weights[expert], scale[0][expert], per_token_scale[0][part])
+        else:
+            out[part] = rows[part] @ weights[expert]
+        begin += count
+    return [out]
+
+
+def activate(rows: Tensor, *, dim: int = -1, left: bool = True) -> Tensor:
+    """One half by the SiLU of the other, in fp32."""
+    first, second = rows.float().chunk(2, dim=dim)
+    gate, up = (first, second) if left else (second, first)
+    return gate * gate.sigmoid() * up
+
+
+def half_of(tensor: Tensor, dim: int = -1) -> tuple[int, ...]:
+    """The shape of half a tensor."""
+    shape = list(tensor.shape)
+    shape[dim] //= 2
+    return tuple(shape)
+
+
+def _half(input: Tensor, dim: int) -> Tensor:
+    return input.new_empty(half_of(input, dim))
+
+
+@operator("npu::npu_swiglu", shapes=_half)
+def swiglu(input: Tensor, dim: int) -> Tensor:
+    return activate(input, dim=dim).to(input.dtype)
+
+
+def _half_quantised(x: Tensor, quant_mode: int) -> tuple[Tensor, Tensor]:
+    if quant_mode != 1 or not x.is_floating_point():
+        raise NotEmulated("npu_dequant_swiglu_quant", f"{quant_mode=}, rows of {x.dtype}")
+    return x.new_empty(half_of(x), dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+@operator("npu::npu_dequant_swiglu_quant", shapes=_half_quantised)
+def dequant_swiglu_quant(x: Tensor, activate_left: bool, quant_mode: int) -> tuple[Tensor, Tensor]:
+    """The activation, quantised by row before it is rounded."""
+    _half_quantised(x, quant_mode)
+    return by_row(activate(x, left=activate_left))
