@@ -14,9 +14,9 @@ from tests.packaging.source_tree import ROOT
 PAGE = ROOT / "docs" / "compatibility.md"
 INTRODUCTION = """# Compatibility
 
-`python -m tests.packaging.compatibility` writes this page, from the tests of each feature and the table of
-[what is refused](sglang.md#not-supported). The emulated NPU is a device of torch
-on a host (`tests/npu`): the Ascend kernels run on their [model](ascend-kernels.md), operators on the CPU.
+`python -m tests.packaging.compatibility` writes this page from tests and [what is refused](sglang.md#not-supported). The
+emulated NPU is a device of torch on a host (`tests/npu`): Ascend kernels run on their [model](ascend-kernels.md),
+operators on the CPU.
 
 """
 YES, NO, NEVER = "yes", "no", "never run"
