@@ -14,8 +14,8 @@ from tests.packaging.source_tree import ROOT
 PAGE = ROOT / "docs" / "compatibility.md"
 INTRODUCTION = """# Compatibility
 
-`python -m tests.packaging.compatibility` writes this page from tests and [what is refused](sglang.md#not-supported). The
-emulated NPU is a device of torch on a host (`tests/npu`): Ascend kernels run on their [model](ascend-kernels.md),
+`python -m tests.packaging.compatibility` writes this page from tests and [what is refused](sglang.md#not-supported).
+The emulated NPU is a device of torch on a host (`tests/npu`): Ascend kernels run on their [model](ascend-kernels.md),
 operators on the CPU.
 
 """
