@@ -25,7 +25,7 @@ from sglang_ascend_moe.launch.adopt.server_command import ServerCommand
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan.peer_memory import sgl_kernel_npu_bytes
 from sglang_ascend_moe.launch.plan.plan_command import MIB, MemoryPlan
-from sglang_ascend_moe.launch.plan.server_window import hccl_buffer_mb, plan_server_window
+from sglang_ascend_moe.launch.plan.server_window import attention_groups, hccl_buffer_mb, plan_server_window
 from sglang_ascend_moe.serving.launcher import given_flags, refusals
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.conflicts import conflicts_of
@@ -154,7 +154,7 @@ def _window(given: Given, shape: MoeShape | None) -> tuple[MemoryPlan | None, li
 
 def _limits(settings: Any, shape: MoeShape | None) -> SchedulerLimits | str:
     """The largest batches of an attention group; in words what is missing to know them."""
-    groups = _attention_groups(settings)
+    groups = attention_groups(settings)
     context = settings.context_length or (shape.context if shape is not None else None)
     chunk = NPU_CHUNK if settings.chunked_prefill_size is None else settings.chunked_prefill_size
     role = settings.disaggregation_mode
@@ -167,13 +167,8 @@ def _limits(settings: Any, shape: MoeShape | None) -> SchedulerLimits | str:
     return SchedulerLimits(running, prefill, flag, max(1, settings.tp_size // groups), role)
 
 
-def _attention_groups(settings: Any) -> int:
-    groups = settings.attn_dp_size
-    return max(groups, settings.dp_size) if settings.enable_dp_attention else groups
-
-
 def _with_hccl(given: Mapping[str, str], quantised: bool, window: MemoryPlan, settings: Any) -> Environment:
-    needed = hccl_buffer_mb(window, max(1, settings.tp_size // _attention_groups(settings)))
+    needed = hccl_buffer_mb(window, max(1, settings.tp_size // attention_groups(settings)))
     return change_environment(given, quantised=quantised, hccl_mb=needed)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sglang_ascend_moe.launch.plan.server_window import attention_groups
 from sglang_ascend_moe.launch.servers.preflight import may_be_on_hub
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest
 from sglang_ascend_moe.serving.host.memory_share import (
@@ -54,9 +55,7 @@ def check_memory(requests: Sequence[ServeRequest]) -> None:
 
 def server_sizes(request: ServeRequest) -> ServerSizes:
     """How the server will divide its model."""
-    chunk, groups = request.chunked_prefill_size, request.attn_dp_size
-    if request.enable_dp_attention:
-        groups = max(groups, request.dp_size)
+    chunk, groups = request.chunked_prefill_size, attention_groups(request)
     return ServerSizes(
         tp=request.tp_size,
         attention_groups=groups,

@@ -250,7 +250,9 @@ def _refuse_layer(layer: Any) -> None:
     found = {
         f"rows in {dtype}": dtype not in ROW_DTYPES[hooks.on_npu()],
         f"the activation {config.activation!r}": config.activation not in ("silu", "gelu") or not config.is_gated,
-        "a clamped or scaled activation": config.gemm1_alpha is not None or config.swiglu_limit is not None,
+        "a clamped or scaled activation": any(
+            setting is not None for setting in (config.gemm1_alpha, config.gemm1_clamp_limit, config.swiglu_limit)
+        ),
         "biases": hasattr(layer, "w13_weight_bias") or hasattr(layer, "w2_weight_bias"),
         "router weights on the input": config.apply_router_weight_on_input,
         "outputs that are not combined": config.no_combine,

@@ -48,6 +48,15 @@ MODELS = {
     "qwen3-6-35b-a3b": Config("Qwen3_5MoeForConditionalGeneration", 2048, {_EXPERTS: 256}, 8, 262144, "text_config"),
     "qwen3-next-80b-a3b-instruct": Config("Qwen3NextForCausalLM", 2048, {_EXPERTS: 512}, 10, 262144),
 }
+OPEN = {
+    "--speculative-algorithm": "speculation",
+    "--nnodes": "nodes",
+    "--attn-cp-size": "context parallelism",
+    "--enable-prefill-cp": "context parallelism",
+    "--pp-size": "pipeline parallelism",
+    "model": "W4A8",
+}
+"""What a refusal is about -> what is not supported yet."""
 EXPERT_FORMATS = {"w8a8": "W8A8_DYNAMIC", "w4a8": "W4A8_DYNAMIC"}
 
 # The recipes say which variables they set. Of those that say something in numbers, values that people use.

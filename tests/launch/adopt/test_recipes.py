@@ -13,17 +13,9 @@ import pytest
 
 from sglang_ascend_moe.launch.adopt.adopt_command import main
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK
-from tests.launch.adopt.recipes import MODELS, recipes, write_config
+from tests.launch.adopt import recipe_page
+from tests.launch.adopt.recipes import MODELS, OPEN, recipes, write_config
 
-OPEN = {
-    "--speculative-algorithm": "speculation",
-    "--nnodes": "nodes",
-    "--attn-cp-size": "context parallelism",
-    "--enable-prefill-cp": "context parallelism",
-    "--pp-size": "pipeline parallelism",
-    "model": "W4A8",
-}
-"""What a refusal is about -> what is not supported yet."""
 _SPECULATION = {"speculation"}
 _NODES = {"speculation", "nodes"}
 _W4A8 = {"speculation", "W4A8"}
@@ -127,3 +119,7 @@ def test_what_was_adopted_is_adopted_without_a_change(name: str, tmp_path: Path,
 
 def test_every_model_has_a_config():
     assert {recipe.model for recipe in recipes().values()} == set(MODELS)
+
+
+def test_the_page_of_recipes_is_up_to_date():
+    assert recipe_page.PAGE.read_text() == recipe_page.page(), "run `python -m tests.launch.adopt.recipe_page`"
