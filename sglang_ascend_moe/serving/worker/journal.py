@@ -220,19 +220,21 @@ def describe(difference: Difference, phases: Mapping[int, str]) -> str:
 
     shapes = {event._replace(content=0, history=0) for event in events.values()}
     if len(shapes) > 1:
-        return _by_value({rank: did(event) for rank, event in events.items()})
+        return by_value({rank: did(event) for rank, event in events.items()})
     at = f"in step {first.step} ({batch(first)})"
     if first.kind == Kind.BEGUN:
-        return f"{at} the requests differ: {_by_value({rank: f'{e.content:08x}' for rank, e in events.items()})}"
+        return f"{at} the requests differ: {by_value({rank: f'{e.content:08x}' for rank, e in events.items()})}"
+    # With drafts each request has several tokens.
+    each = max(1, first.tokens // max(1, first.requests))
     for place, values in enumerate(zip(*difference.tokens.values(), strict=True)):
         if len(set(values)) > 1:
             sampled = dict(zip(difference.tokens, values, strict=True))
-            named = _by_value({rank: f"sampled token {token}" for rank, token in sampled.items()})
-            return f"{at}, request {place} of the batch: {named}"
-    return f"{at} the sampled tokens differ: {_by_value({rank: f'{e.content:08x}' for rank, e in events.items()})}"
+            named = by_value({rank: f"sampled token {token}" for rank, token in sampled.items()})
+            return f"{at}, request {place // each} of the batch: {named}"
+    return f"{at} the sampled tokens differ: {by_value({rank: f'{e.content:08x}' for rank, e in events.items()})}"
 
 
-def _by_value(values: dict[int, str]) -> str:
+def by_value(values: dict[int, str]) -> str:
     """Ranks and what they say, those that stand alone first."""
     ranks: dict[str, list[int]] = {}
     for rank, value in values.items():
