@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, compare
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
+from tests.serving.clients import answer_all_kinds, ask
 from tests.serving.configurations import PARALLEL, ours, stock
 from tests.serving.draft_models import MTP_SIZES, Drafted, write_drafted, write_mtp_checkpoint
 from tests.serving.engines import EngineConfig, EngineFailure, ForkServer
@@ -161,6 +163,21 @@ def test_a_draft_model_with_other_experts_has_windows_of_its_own(fork_server, dr
     expected = stock_answers("deepseek_v3", DTYPE)
     outcomes = [compare(*pair, TOLERANCES[DTYPE]) for pair in zip(expected, found, strict=True)]
     assert {outcome.equal_tokens for outcome in outcomes} == {NEW_TOKENS}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_requests_of_all_kinds_are_answered_and_spoil_no_draft(drafted, stock_answers, tmp_path):
+    """Sampled, bound to a grammar, cached, in chunks, several answers each, and left in the middle of a draft."""
+    flags = ["--speculative-algorithm", "NEXTN", "--speculative-num-steps", "3", "--speculative-eagle-topk", "2"]
+    flags += ["--speculative-num-draft-tokens", "5", "--chunked-prefill-size", "128", "--dtype", DTYPE]
+    flags += ["--device", "cpu", "--ascend-moe", "--tp-size", "2", "--max-running-requests", "8"]
+    arguments = ["--model-path", str(drafted("deepseek_v3").model), *flags]
+    with ServerProcess(arguments, tmp_path / "server.log") as server:
+        server.wait_until_ready(600, lambda _progress: None)
+        answer_all_kinds(server.url, PROMPTS)
+        found = [ask(server.url, prompt, NEW_TOKENS).tokens for prompt in PROMPTS]
+    assert found == [answer.tokens for answer in stock_answers("deepseek_v3", DTYPE)]
 
 
 @pytest.mark.nightly
