@@ -98,6 +98,24 @@ def _only_rows(form):
     return lambda block, hidden_states, forward_batch=None, *_, **__: form(block, hidden_states, forward_batch)
 
 
+def draft_once_more() -> None:
+    """Rank 1 runs its draft model once more than the others, from its fifth draft on."""
+    from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+
+    draft_forward = EagleDraftWorker.draft_forward
+    drafts = 0
+
+    def again(worker, forward_batch):
+        nonlocal drafts
+        drafts += 1
+        if get_parallel().tp_rank == 1 and drafts > 4:
+            draft_forward(worker, forward_batch)
+        return draft_forward(worker, forward_batch)
+
+    EagleDraftWorker.draft_forward = again
+
+
 def forget_moe_blocks() -> None:
     """No MoE block of SGLang is known to our layer, as if the model's were a new one."""
     from sglang_ascend_moe.serving.worker import moe_blocks
