@@ -31,6 +31,12 @@ def stock(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> Engi
     )
 
 
+def on_emulated_npu(checkpoint: Path, *patches: str, **arguments: Any) -> EngineConfig:
+    """SGLang in bfloat16 on one rank of the emulated NPU, our MoE layer off; for its fork server."""
+    defaults = {"device": "npu", "mem_fraction_static": 0.5, "max_running_requests": 4, "disable_cuda_graph": True}
+    return stock(checkpoint, "bfloat16", "start_processes_by_forking", *patches, **{**defaults, **arguments})
+
+
 def ours(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> EngineConfig:
     """Our MoE layer on two ranks, if `arguments` do not say otherwise; every row is verified where that exists."""
     verify = arguments.get("ascend_moe_schedule") != "collective"

@@ -219,3 +219,16 @@ def compute_with_the_ascend_runner() -> None:
 
     counted.calls = 0
     layer.open_exchanges, experts.compute = opened, counted
+
+
+def start_processes_by_forking() -> None:
+    """Processes of an engine on the emulated NPU are forked, as on a host: SGLang is imported, no die is open yet."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from sglang_ascend_moe.serving.host import process_start
+
+    for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses"):
+        target = f"sglang.srt.entrypoints.engine.Engine.{method}"
+        HookRegistry.register(target, process_start.launch_by_forking, HookType.AROUND)
+    controller = "sglang.srt.managers.data_parallel_controller.DataParallelController"
+    HookRegistry.register(f"{controller}.__init__", process_start.spawn_processes, HookType.BEFORE)
