@@ -45,9 +45,11 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 
 @pytest.fixture(scope="session")
-def npu_fork_server(tmp_path_factory: pytest.TempPathFactory, device_library: Path) -> Iterator[ForkServer]:
-    """The same with an emulated NPU."""
-    settings = emulated.Settings(str(device_library), memory_bytes=DIE_BYTES)
+def npu_fork_server(
+    tmp_path_factory: pytest.TempPathFactory, device_library: Path, libraries: Path
+) -> Iterator[ForkServer]:
+    """The same with emulated NPUs."""
+    settings = emulated.Settings(str(device_library), memory_bytes=DIE_BYTES, exchange_libraries=str(libraries))
     environment = emulated.environment(tmp_path_factory.mktemp("npu"), settings)
     with ForkServer(tmp_path_factory.mktemp("npu-logs"), environment) as server:
         yield server
