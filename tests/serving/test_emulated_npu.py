@@ -4,6 +4,8 @@ import pytest
 
 from tests.serving.configurations import ours_on_npu, stock_on_npu
 
+pytestmark = pytest.mark.nightly
+
 
 def test_stock_sglang_answers_as_on_the_host(npu_fork_server, checkpoint, prompts, stock_answers, compare_all):
     with npu_fork_server.start(stock_on_npu(checkpoint)) as engine:
