@@ -58,9 +58,7 @@ def _put(run: Callable[..., None], arguments: tuple[Any, ...], keywords: dict[st
 def _run(tensors: list[torch.Tensor], number: int) -> None:
     """On the thread of the stream, or at once where all tensors are the host's."""
     launch = _launches[number] if _launches[number].captured else _launches.pop(number)
-    arguments, keywords = tree_map_only(
-        _Place, lambda place: tensors[place.index], (launch.arguments, launch.keywords)
-    )
+    arguments, keywords = tree_map_only(_Place, lambda place: tensors[place.index], (launch.arguments, launch.keywords))
     with _interpreting:
         launch.run(*arguments, **keywords)
 
