@@ -14,9 +14,9 @@ from tests.packaging.source_tree import ROOT
 PAGE = ROOT / "docs" / "compatibility.md"
 INTRODUCTION = """# Compatibility
 
-`python -m tests.packaging.compatibility` writes this page, from the tests of each feature and the table of
-[what is refused](sglang.md#not-supported). An emulated NPU is the Ascend kernels on the
-[host model](ascend-kernels.md), with torch_npu's operators over stand-ins.
+`python -m tests.packaging.compatibility` writes this page from tests and [what is refused](sglang.md#not-supported).
+The emulated NPU is a device of torch on a host (`tests/npu`): Ascend kernels run on their [model](ascend-kernels.md),
+operators on the CPU.
 
 """
 YES, NO, NEVER = "yes", "no", "never run"
@@ -46,9 +46,9 @@ class Feature(NamedTuple):
 FEATURES = (
     Feature("tensor-parallel attention", "serving/test_greedy_tokens.py", "serving/test_npu_backend.py"),
     Feature("data-parallel attention", "serving/test_greedy_tokens.py"),
-    Feature("decode in graphs", "serving/test_decode_graphs.py", "serving/test_npu_backend.py"),
-    Feature("prefill in rounds", "exchange/test_batches.py", "ascend/test_exchange.py"),
-    Feature("rows in int8", "exchange/test_int8.py", "ascend/test_quantise.py"),
+    Feature("decode in graphs", "serving/test_decode_graphs.py", "npu/cann/test_graphs_on_npu.py"),
+    Feature("prefill in rounds", "exchange/test_batches.py", "npu/cann/test_exchange_on_npu.py"),
+    Feature("rows in int8", "exchange/test_int8.py", "npu/cann/test_exchange_on_npu.py"),
     Feature("rows with checksums", "exchange/test_corruption.py", REFUSED),
     Feature("the schedule `collective`", "serving/test_schedules.py", REFUSED),
     Feature("experts in bfloat16 and float16", "serving/worker/test_layer.py", "serving/npu/test_experts.py"),
@@ -60,7 +60,7 @@ FEATURES = (
     Feature("[prefill and decode apart](disagg.md)", "launch/disagg/test_deployed.py"),
     Feature("several processes for HTTP", "serving/test_http_processes.py"),
     Feature("a secret", "serving/test_server_secret.py"),
-    Feature("ranks that die or stop are named", "serving/test_server_faults.py", "ascend/test_waits.py"),
+    Feature("ranks that die or stop are named", "serving/test_server_faults.py", "npu/cann/test_harmed_replays.py"),
     Feature("windows of memfabric and ACLSHMEM", REFUSED, "windows/test_pooled.py"),
     Feature("[DeepEP's Buffer](deep-ep.md)", "deep_ep/test_low_latency.py", REFUSED),
     Feature("[drafts](sglang.md#speculative-decoding)", "serving/test_speculation.py", REFUSED),
