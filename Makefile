@@ -21,10 +21,11 @@ SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin curl:curl
 
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help venv demo test test-nightly lint format bench bench-docs wheel lock system-packages clean
+.PHONY: help venv demo demo-npu test test-nightly lint format bench bench-docs wheel lock system-packages clean
 
 help:
 	@echo "make demo          serve a small MoE model with --ascend-moe and compare it with stock SGLang"
+	@echo "make demo-npu      the same on emulated NPUs: test equipment, on the cores of this machine"
 	@echo "make test          run the test suite (PYTEST_ARGS=... to choose tests)"
 	@echo "make test-nightly  run the tests that take long"
 	@echo "make lint, format  check, or rewrite, the source files"
@@ -75,6 +76,9 @@ $(NATIVE): $(KERNELS) kernels/flags.txt setup.py $(STAMPS)/project
 
 demo: venv
 	@$(BIN)/ascend-moe demo
+
+demo-npu: venv
+	@$(BIN)/python -m tests.npu.emulated_demo
 
 # Two processes, because tests of several ranks wait for each other as often as they compute.
 test: venv system-packages

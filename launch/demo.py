@@ -23,6 +23,8 @@ from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from sglang_ascend_moe.serving.host_platform import obstacle
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.serving.npu.machine_checks import device_name, refuse_machine_without_npu
+from sglang_ascend_moe.serving.options import Options
 
 NEW_TOKENS = 16
 DTYPE = "bfloat16"
@@ -91,7 +93,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="write checkpoint and server logs there and keep them"
     )
-    folder = parser.parse_args(arguments).keep
+    parser.add_argument("--device", choices=("cpu", "npu"), default="cpu", help="where both servers run")
+    parsed = parser.parse_args(arguments)
+    folder = parsed.keep
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,19 +104,25 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             print(f"ascend-moe demo: --keep {folder}: {error.strerror}; give a folder to write into", file=sys.stderr)
             return WRONG_USAGE
-    if problem := obstacle():
-        print(f"ascend-moe demo: needs a machine without accelerator: {problem}", file=sys.stderr)
+    try:
+        if parsed.device == "npu":
+            refuse_machine_without_npu(Options())
+            print(f"Device: {device_name()}", flush=True)
+        elif problem := obstacle():
+            raise Unsupported(f"needs a machine without accelerator, or --device npu: {problem}")
+    except Unsupported as error:
+        print(f"ascend-moe demo: {error}", file=sys.stderr)
         return CANNOT
     # torch comes with it, whose import should not be interrupted by an exception.
     importlib.import_module("sglang_ascend_moe.launch.tiny_model.checkpoint")
     with interrupts.raised():
         if folder is not None:
-            return run(folder)
+            return run(folder, parsed.device)
         with tempfile.TemporaryDirectory(prefix="ascend-moe-demo-") as temporary:
-            return run(Path(temporary))
+            return run(Path(temporary), parsed.device)
 
 
-def run(folder: Path) -> int:
+def run(folder: Path, device: str = "cpu") -> int:
     """The demo with checkpoint and logs in `folder`; see `main` for what is returned."""
     from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 
@@ -124,13 +134,13 @@ def run(folder: Path) -> int:
     )
     try:
         for setup in (OURS, STOCK):
-            check_memory([request_of(check_flags(server_arguments(setup, checkpoint)))])
+            check_memory([request_of(check_flags(server_arguments(setup, checkpoint, device)))])
     except Unsupported as error:
         print(f"ascend-moe demo: {error}", file=sys.stderr)
         return CANNOT
     try:
-        found = answers_of(OURS, 1, checkpoint, folder / "ours.log")
-        expected = answers_of(STOCK, 2, checkpoint, folder / "stock.log")
+        found = answers_of(OURS, 1, checkpoint, folder / "ours.log", device)
+        expected = answers_of(STOCK, 2, checkpoint, folder / "stock.log", device)
     except ServerFailed as error:
         print(f"\nascend-moe demo: {error}", file=sys.stderr)
         return CHECK_FAILED
@@ -141,20 +151,20 @@ def run(folder: Path) -> int:
     return verdict(outcomes, TOLERANCES[DTYPE])
 
 
-def server_arguments(setup: Setup, checkpoint: Path) -> list[str]:
+def server_arguments(setup: Setup, checkpoint: Path, device: str = "cpu") -> list[str]:
     """The command line of a server, without its address."""
-    same = ["--device", "cpu", "--dtype", DTYPE, "--max-running-requests", "16"]
+    same = ["--device", device, "--dtype", DTYPE, "--max-running-requests", "16"]
     return ["--model-path", str(checkpoint), *same, *setup.flags]
 
 
-def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path) -> list[Reply]:
+def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path, device: str) -> list[Reply]:
     """Start one server, ask every question, print the answers, and stop it. Raises ServerFailed."""
     from sglang_ascend_moe.launch.tiny_model.tokenizer import build_tokenizer
 
     print(f"[{number}/2] {setup.title}")
     print(f"      python -m sglang.launch_server --model-path {checkpoint.name} {' '.join(setup.flags)}", flush=True)
     line = ProgressLine()
-    with ServerProcess(server_arguments(setup, checkpoint), log) as server:
+    with ServerProcess(server_arguments(setup, checkpoint, device), log) as server:
         seconds = server.wait_until_ready(READY_SECONDS, line)
         line.done(f"      ready after {seconds:.0f} s at {server.url}")
         client = OpenAIClient(server.url, checkpoint.name, build_tokenizer(TinySizes().vocab))

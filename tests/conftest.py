@@ -10,9 +10,12 @@ import pytest
 from hypothesis import settings
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from tests.npu.cann import build_cann
+from tests.npu.cann.build_cann import Headers
 from tests.npu.device import build
 from tests.serving.leftovers import temporary_names
 from tests.soak.growth import REPORTED
+from tests.versions.npu_wheels import MEMFABRIC, headers, wheel
 
 # An example may wait for other processes: how long it takes says nothing about whether it is right.
 settings.register_profile(
@@ -93,6 +96,19 @@ def device_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The path of the library of the emulated NPU, which one process of the run builds."""
     folder = tmp_path_factory.getbasetemp()
     return build.build_once((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "emulated-npu")
+
+
+@pytest.fixture(scope="session")
+def npu_headers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Headers:
+    folder = tmp_path_factory.mktemp("npu-headers")
+    torch_npu = headers("torch 2.14", request.config, folder)
+    return Headers(torch_npu, wheel(MEMFABRIC, request.config).extract("memfabric_hybrid/include/", folder))
+
+
+@pytest.fixture(scope="session")
+def libraries(device_library: Path, npu_headers: Headers) -> Path:
+    """The folder of the emulated NPU, and of all libraries that an exchange needs over it."""
+    return build_cann.build_once(device_library, npu_headers)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -32,7 +32,7 @@ from sglang_ascend_moe.serving.launcher.conflicts import conflicts_of
 from sglang_ascend_moe.serving.launcher.given_flags import Given
 from sglang_ascend_moe.serving.options import ASK_FLAG, FLAGS, Options
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
-from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, prefill_batch
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, prefill_batch, tokens_of_request
 
 DIE_BYTES = 64 * 2**30
 """Memory of one die of an Ascend A3, which is a rank."""
@@ -164,7 +164,8 @@ def _limits(settings: Any, shape: MoeShape | None) -> SchedulerLimits | str:
         return "without chunks a batch is as long as the longest request; give --context-length"
     prefill, flag = prefill_batch(chunk // groups if chunk > 0 else chunk, settings.max_prefill_tokens, context or 0)
     running = (settings.max_running_requests or groups) // groups
-    return SchedulerLimits(running, prefill, flag, max(1, settings.tp_size // groups), role)
+    ranks, drafts = max(1, settings.tp_size // groups), tokens_of_request(settings)
+    return SchedulerLimits(running, prefill, flag, ranks, role, drafts)
 
 
 def _with_hccl(given: Mapping[str, str], quantised: bool, window: MemoryPlan, settings: Any) -> Environment:

@@ -24,7 +24,7 @@ from sglang_ascend_moe.serving.machine_limits import (
     memfd_obstacle,
     read_limits,
 )
-from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
+from sglang_ascend_moe.serving.npu.machine_checks import device_name, refuse_machine_without_npu
 from sglang_ascend_moe.serving.options import Options
 
 DISTRIBUTIONS = ("sglang-ascend-moe", "sglang", "torch", "torch_npu", "msgspec")
@@ -156,7 +156,7 @@ def backend_of_process() -> ChosenBackend:
         refuse_machine_without_npu(Options())
     except AscendMoeError as missing:
         return ChosenBackend("none", str(missing))
-    return ChosenBackend("npu", "Ascend NPUs, with which nothing of this has run yet")
+    return ChosenBackend("npu", f"{device_name()}, with which nothing of this has run yet")
 
 
 def read_versions(root: Path = Path("/")) -> dict[str, str]:

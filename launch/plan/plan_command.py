@@ -264,7 +264,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     memory.add_argument("--quant", choices=("none", "int8"), default="none", help="how rows travel to experts")
     memory.add_argument("--ranks", type=_positive, required=True, help="of the exchange")
-    memory.add_argument("--max-tokens", type=_positive, required=True, help="most that one rank brings to one layer")
+    memory.add_argument(
+        "--max-tokens", type=_positive, required=True,
+        help="most that one rank brings to one layer; with drafts every request brings all tokens of its tree",
+    )  # fmt: skip
     memory.add_argument(
         "--role", choices=get_args(Role), default="both",
         help="decode: --max-tokens have to fit into one round; prefill: they may take several; both: --decode-tokens"

@@ -19,9 +19,10 @@ from sglang_ascend_moe.serving.host.memory_share import (
     share_of_ranks,
 )
 from sglang_ascend_moe.serving.host.reservations import outstanding
-from sglang_ascend_moe.serving.host.server_estimate import ServerSizes, estimate_server, model_sizes
+from sglang_ascend_moe.serving.host.server_estimate import ServerSizes, draft_folder, estimate_server, model_sizes
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.machine_limits import read_limits
+from sglang_ascend_moe.serving.worker.sizing import tokens_of_request
 
 # SGLang's other names of dtypes; auto is that of the config.
 _DTYPES = {"auto": None, "half": "float16", "float": "float32"}
@@ -67,6 +68,8 @@ def server_sizes(request: ServeRequest) -> ServerSizes:
         redundant_experts=request.ep_num_redundant_experts,
         graph_batch=_graph_batch(request),
         role=request.disaggregation_mode,
+        request_tokens=tokens_of_request(request),
+        draft_folder=draft_folder(request),
     )
 
 

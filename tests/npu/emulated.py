@@ -42,26 +42,28 @@ def install(settings: Settings) -> None:
     """
     from tests.npu.cann import install_cann
     from tests.npu.device import collectives, library, module
-    from tests.npu.operators import modules
+    from tests.npu.operators import modules, triton_kernels
 
     library.load(Path(settings.device_library))
     sys.modules["torch.npu"] = module.install(settings.devices, settings.memory_bytes, settings.seed)
     collectives.register()
     modules.install()
+    triton_kernels.install()
     if settings.exchange_libraries is not None:
         install_cann.install(Path(settings.exchange_libraries))
 
 
 def environment(folder: Path, settings: Settings) -> dict[str, str]:
     """Processes with these variables have an emulated NPU as soon as they import torch, which finds it as it finds
-    torch_npu: by the entry point of a distribution, here one that is made in `folder`.
+    torch_npu: by the entry point of a distribution, here one that is made in `folder`. Triton interprets its kernels.
     """
     described = folder / "emulated_npu-0.dist-info"
     described.mkdir(exist_ok=True)
     (described / "METADATA").write_text(_METADATA)
     (described / "entry_points.txt").write_text(_ENTRY_POINTS)
     path = os.pathsep.join([str(folder), str(_REPOSITORY)])
-    return {"PYTHONPATH": path, VARIABLE: msgspec.json.encode(settings).decode()}
+    variables = {"PYTHONPATH": path, VARIABLE: msgspec.json.encode(settings).decode()}
+    return {**variables, "TRITON_INTERPRET": "1"}
 
 
 def install_from_environment() -> None:

@@ -63,7 +63,7 @@ FEATURES = (
     Feature("ranks that die or stop are named", "serving/test_server_faults.py", "npu/cann/test_harmed_replays.py"),
     Feature("windows of memfabric and ACLSHMEM", REFUSED, "windows/test_pooled.py"),
     Feature("[DeepEP's Buffer](deep-ep.md)", "deep_ep/test_low_latency.py", REFUSED),
-    Feature("speculative decoding", flag="--speculative-algorithm"),
+    Feature("[drafts](sglang.md#speculative-decoding)", "serving/test_speculation.py", REFUSED),
     Feature("several machines", flag="--nnodes"),
     Feature("context parallelism", flag="--attn-cp-size"),
     Feature("pipeline parallelism", flag="--pp-size"),

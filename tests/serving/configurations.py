@@ -31,6 +31,12 @@ def stock(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> Engi
     )
 
 
+def stock_on_npu(checkpoint: Path, *patches: str, **arguments: Any) -> EngineConfig:
+    """SGLang in bfloat16 on one emulated NPU, our MoE layer off; for its fork server."""
+    defaults = {"device": "npu", "mem_fraction_static": 0.5, "disable_cuda_graph": True}
+    return stock(checkpoint, "bfloat16", "start_processes_by_forking", *patches, **{**defaults, **arguments})
+
+
 def ours(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> EngineConfig:
     """Our MoE layer on two ranks, if `arguments` do not say otherwise; every row is verified where that exists."""
     verify = arguments.get("ascend_moe_schedule") != "collective"
@@ -38,3 +44,8 @@ def ours(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> Engin
     graphs = {"cuda_graph_bs_decode": [4, 16]}
     defaults = {"tp_size": 2, "ascend_moe": True, "ascend_moe_verify": verify, **graphs}
     return stock(checkpoint, dtype, *patches, **{**defaults, **arguments})
+
+
+def ours_on_npu(checkpoint: Path, *patches: str, **arguments: Any) -> EngineConfig:
+    """Our MoE layer in bfloat16 on two emulated NPUs, if `arguments` do not say otherwise; for their fork server."""
+    return stock_on_npu(checkpoint, *patches, **{"tp_size": 2, "ascend_moe": True, **arguments})

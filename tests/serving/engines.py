@@ -55,9 +55,12 @@ class EngineConfig(NamedTuple):
 
 
 class ForkServer:
-    """The process that imports SGLang once (see tests/serving/fork_server.py). A context manager."""
+    """The process that imports SGLang once (see tests/serving/fork_server.py). A context manager.
 
-    def __init__(self, log_folder: Path) -> None:
+    `environment` is added to that of the process and its engines.
+    """
+
+    def __init__(self, log_folder: Path, environment: dict[str, str] | None = None) -> None:
         self._log_folder = log_folder
         self._engines_started = 0
         self._control, inherited = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -65,7 +68,7 @@ class ForkServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.serving.fork_server", str(inherited.fileno())],
                 cwd=REPOSITORY,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
                 pass_fds=[inherited.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

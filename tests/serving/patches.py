@@ -98,6 +98,24 @@ def _only_rows(form):
     return lambda block, hidden_states, forward_batch=None, *_, **__: form(block, hidden_states, forward_batch)
 
 
+def draft_once_more() -> None:
+    """Rank 1 runs its draft model once more than the others, from its fifth draft on."""
+    from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+
+    draft_forward = EagleDraftWorker.draft_forward
+    drafts = 0
+
+    def again(worker, forward_batch):
+        nonlocal drafts
+        drafts += 1
+        if get_parallel().tp_rank == 1 and drafts > 4:
+            draft_forward(worker, forward_batch)
+        return draft_forward(worker, forward_batch)
+
+    EagleDraftWorker.draft_forward = again
+
+
 def forget_moe_blocks() -> None:
     """No MoE block of SGLang is known to our layer, as if the model's were a new one."""
     from sglang_ascend_moe.serving.worker import moe_blocks
@@ -301,3 +319,16 @@ def _fill(parameter, seed: int) -> None:
 
     numbers = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     parameter.data.copy_(numbers * 0.1)
+
+
+def start_processes_by_forking() -> None:
+    """Processes of an engine on the emulated NPU are forked, as on a host: SGLang is imported, no die is open yet."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from sglang_ascend_moe.serving.host import process_start
+
+    for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses"):
+        target = f"sglang.srt.entrypoints.engine.Engine.{method}"
+        HookRegistry.register(target, process_start.launch_by_forking, HookType.AROUND)
+    controller = "sglang.srt.managers.data_parallel_controller.DataParallelController"
+    HookRegistry.register(f"{controller}.__init__", process_start.spawn_processes, HookType.BEFORE)

@@ -97,14 +97,14 @@ def table(lacking: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def mended(hooks_into_sglang: Iterable[Hook]) -> str:
-    """The Markdown list of the hooks that mend a fault of SGLang, each function once. The page says until when, but for
-    those of which more is known."""
+    """The hooks that mend a fault of SGLang, each function once, as a block. The page says until when, but for those of
+    which more is known."""
     lines = {
-        f"- `{hook.target.removeprefix('sglang.')}`{'' if hook.mends == SglangFault() else ' ' + hook.mends.until()}\n"
+        f"{hook.target.removeprefix('sglang.')}{'' if hook.mends == SglangFault() else '  # ' + hook.mends.until()}\n"
         for hook in hooks_into_sglang
         if hook.mends is not None
     }
-    return "".join(sorted(lines))
+    return f"```\n{''.join(sorted(lines))}```\n"
 
 
 def outlived(hooks_into_sglang: Iterable[Hook], served: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ SYMBOLS = (
     Symbol("torch_npu", "torch_npu._C", "_construct_storage_from_data_pointer", ("address", "device", "nbytes")),
     Symbol("torch_npu", "torch_npu._C", "_construct_NPU_Tensor_From_Storage_And_Metadata", ("metadata", "storage")),
     Symbol("torch_npu", "torch_npu.npu", "is_available", ()),
+    Symbol("torch_npu", "torch_npu.npu", "get_device_name", ()),
     Symbol("memfabric-hybrid", "memfabric_hybrid", "get_lib_path", ()),
     Symbol("torch_npu", "torch_npu.npu", "current_device", ()),
     Symbol(

@@ -59,7 +59,8 @@ class Wheel:
 
 
 @cache
-def _download(requirement: str, folder: Path) -> Wheel:
+def download(requirement: str, folder: Path) -> Wheel:
+    """The newest wheel that `requirement` allows, into `folder`. Fails with pip's words if none can be had."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     done = subprocess.run(
         [*command, "--disable-pip-version-check", requirement], capture_output=True, text=True, timeout=240
@@ -71,8 +72,8 @@ def _download(requirement: str, folder: Path) -> Wheel:
 
 
 def wheel(requirement: str, config: pytest.Config) -> Wheel:
-    """The newest wheel that `requirement` allows. Fails with pip's words if none can be had."""
-    return _download(requirement, config.cache.mkdir("npu_wheels"))
+    """As `download`, into pytest's cache."""
+    return download(requirement, config.cache.mkdir("npu_wheels"))
 
 
 def headers(version: str, config: pytest.Config, folder: Path) -> Path:

@@ -40,3 +40,9 @@ def refuse_machine_without_npu(options: Options) -> None:
         )
     library.own_library("npu")
     provider(options.windows)
+
+
+def device_name() -> str:
+    """What the NPUs of this machine call themselves; they can be used."""
+    torch_npu: Any = importlib.import_module("torch_npu")
+    return str(torch_npu.npu.get_device_name())

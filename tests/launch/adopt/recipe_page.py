@@ -22,8 +22,7 @@ Published commands of SGLang for MoE models on Ascend A3, as `ascend-moe adopt` 
 Hosts and ports of instances, and values of the variables that stay, are the deployment's own. A die is a rank.
 
 **None has run on an NPU.** What of each has run where says [compatibility](../docs/compatibility.md).
-{starting} of {all} start with this version; below each stands what it still lacks. Windows are per rank, and without
-the draft tokens of speculation, which multiply decode batches.
+{starting} of {all} start with this version; below each stands what it still lacks. Windows are per rank.
 """
 
 

@@ -49,7 +49,9 @@ MODELS = {
     "qwen3-next-80b-a3b-instruct": Config("Qwen3NextForCausalLM", 2048, {_EXPERTS: 512}, 10, 262144),
 }
 OPEN = {
-    "--speculative-algorithm": "speculation",
+    "--device": "speculation",
+    "--disaggregation-mode": "speculation",
+    "--init-expert-location": "speculation",
     "--nnodes": "nodes",
     "--attn-cp-size": "context parallelism",
     "--enable-prefill-cp": "context parallelism",

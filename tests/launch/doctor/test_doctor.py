@@ -138,7 +138,7 @@ def test_json_has_the_whole_report(flags: list[str], monkeypatch, capsys: pytest
     ("host", "npu", "missing", "expected"),
     [
         (True, False, None, ("host", "no accelerator")),
-        (False, True, None, ("npu", "Ascend NPUs, with which nothing of this has run yet")),
+        (False, True, None, ("npu", "Ascend910B3, with which nothing of this has run yet")),
         (False, True, "torch_npu sees no NPU", ("none", "torch_npu sees no NPU")),
         (False, False, None, ("none", "the host platform was not loaded")),
     ],
@@ -152,6 +152,7 @@ def test_the_backend_is_what_sglang_would_serve_with(monkeypatch, host, npu, mis
     monkeypatch.setattr(examination.hooks, "on_host", lambda: host)
     monkeypatch.setattr(examination.hooks, "on_npu", lambda: npu)
     monkeypatch.setattr(examination, "refuse_machine_without_npu", refuse)
+    monkeypatch.setattr(examination, "device_name", lambda: "Ascend910B3")
     monkeypatch.setattr(examination, "obstacle", lambda: "")
     assert examination.backend_of_process() == expected
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.ascend.host_model import FOLDERS, HOST_SOURCES, KERNEL_SOURCES, KERNELS, MODEL_SOURCES
-from tests.npu.device.build import FLAGS, LIBRARY, torch_folder
+from tests.npu.device.build import FLAGS, LIBRARY, alone, torch_folder
 
 HERE = Path(__file__).parent
 DEVICE = KERNELS / "ascend" / "device"
@@ -72,6 +72,16 @@ def build(device_library: Path, headers: Headers) -> Path:
     for library in wanted:
         _link(library, folder)
     return folder
+
+
+def build_once(device_library: Path, headers: Headers) -> Path:
+    """As `build`, unless another process has done or does it."""
+    with alone(device_library.parent):
+        return build(device_library, headers) if not _are_built(device_library) else device_library.parent
+
+
+def _are_built(device_library: Path) -> bool:
+    return (device_library.parent / libraries(device_library)[-1].name).exists()
 
 
 def build_again(folder: Path, headers: Headers, changed: Path) -> None:

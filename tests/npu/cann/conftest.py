@@ -12,26 +12,11 @@ import torch
 from tests.ascend.conftest import AscendPools
 from tests.exchange.pool import Pool, Program, Rank
 from tests.npu import emulated
-from tests.npu.cann import build_cann, install_cann
-from tests.npu.cann.build_cann import Headers
+from tests.npu.cann import install_cann
 from tests.npu.device.build import LIBRARY
 from tests.npu.device.library import NAME, native
-from tests.versions.npu_wheels import MEMFABRIC, headers, wheel
 
 MEMORY_BYTES = 128 << 20
-
-
-@pytest.fixture(scope="session")
-def npu_headers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Headers:
-    folder = tmp_path_factory.mktemp("npu-headers")
-    torch_npu = headers("torch 2.14", request.config, folder)
-    return Headers(torch_npu, wheel(MEMFABRIC, request.config).extract("memfabric_hybrid/include/", folder))
-
-
-@pytest.fixture(scope="session")
-def libraries(device_library: Path, npu_headers: Headers) -> Path:
-    """The folder of the emulated NPU, and of all libraries that an exchange needs over it."""
-    return build_cann.build(device_library, npu_headers)
 
 
 def begin(libraries: Path, index: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sglang_ascend_moe.windows import memfabric
+from tests.npu.cann import transfers
 from tests.npu.cann.build_cann import CANN, KERNELS_LIBRARY
 
 KERNELS_MODULE = "sglang_ascend_moe._ascend_kernels"
@@ -28,7 +29,9 @@ def install(folder: Path, cores: int = CORES) -> None:
     ctypes.CDLL(str(folder / CANN)).emulated_cann_use_cores(ctypes.c_int64(cores))
     torch.ops.load_library(str(folder / CANN))
     _module(KERNELS_MODULE, origin=folder / KERNELS_LIBRARY)
-    _module(memfabric.PACKAGE).get_lib_path = lambda: str(folder)
+    package = _module(memfabric.PACKAGE)
+    package.get_lib_path = lambda: str(folder)
+    package.TransferEngine, package.TransDataOpType = transfers.TransferEngine, transfers.TransDataOpType
     torch_npu = _module("torch_npu")
     if "_C" not in vars(torch_npu):
         torch_npu._C = ModuleType("torch_npu._C")

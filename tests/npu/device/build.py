@@ -6,7 +6,9 @@ import fcntl
 import os
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,10 +48,17 @@ def build(folder: Path) -> Path:
     return library
 
 
-def build_once(folder: Path) -> Path:
-    """As `build`, unless another process has done or does it."""
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process builds into `folder`."""
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build_once(folder: Path) -> Path:
+    """As `build`, unless another process has done or does it."""
+    with alone(folder):
         library = folder / LIBRARY
         return library if library.exists() else build(folder)

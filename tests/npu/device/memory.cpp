@@ -55,6 +55,14 @@ void *shadow(const void *address) {
     return nullptr;
 }
 
+std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> address_ranges() {
+    std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> all;
+    for (const Range &range : *ranges.load())
+        all.emplace_back(reinterpret_cast<uint64_t>(range.begin), range.bytes,
+                         reinterpret_cast<uint64_t>(range.shadow_begin));
+    return all;
+}
+
 void add_range(const void *begin, size_t bytes, void *shadow_begin) {
     replace_ranges([&](Ranges &all) {
         all.push_back({static_cast<const char *>(begin), bytes, static_cast<char *>(shadow_begin)});

@@ -8,7 +8,9 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <tuple>
 #include <unordered_set>
+#include <vector>
 
 #include "streams.h"
 
@@ -20,6 +22,8 @@ class OutOfMemory : public std::runtime_error {
 
 // Where host code reaches what lies at an address of the device; null: it is not one.
 void *shadow(const void *address);
+// Begin, length and where the host reaches the begin, of everything that the device has.
+std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> address_ranges();
 // Makes addresses of the device of a range that others have mapped, as windows in pooled memory.
 void add_range(const void *begin, size_t bytes, void *shadow_begin);
 void remove_range(const void *begin);

@@ -74,6 +74,7 @@ PYBIND11_MODULE(emulated_npu_device, module) {
     module.def("drain", &drain_streams);
     module.def("counters", &counters);
     module.def("memory", &memory);
+    module.def("address_ranges", &address_ranges);
     module.def("opened_before_fork", &opened_before_fork);
     module.def("reset_peak", [] { open_current_die().reset_peak(); });
     module.def("milliseconds", &milliseconds);

@@ -14,6 +14,20 @@ from sglang_ascend_moe.serving.options import Options, attach
 # A value of each flag of the table that has to be refused.
 SETTINGS = {
     "--speculative-algorithm": {"speculative_algorithm": "NGRAM"},
+    "--speculative-adaptive": {"speculative_adaptive": True},
+    "--enable-multi-layer-eagle": {"enable_multi_layer_eagle": True},
+    "--speculative-use-rejection-sampling": {"speculative_use_rejection_sampling": True},
+    "--speculative-moe-a2a-backend": {"speculative_moe_a2a_backend": "none"},
+    "--speculative-moe-runner-backend": {"speculative_moe_runner_backend": "triton"},
+    "--speculative-draft-attention-backend": {"speculative_draft_attention_backend": "triton"},
+    "--speculative-draft-model-quantization": {"speculative_draft_model_quantization": "fp8"},
+    "--speculative-draft-window-size": {"speculative_draft_window_size": 512},
+    "--speculative-token-map": {"speculative_token_map": "hot_tokens.pt"},
+    "--disaggregation-mode": {"speculative_algorithm": "EAGLE", "disaggregation_mode": "decode"},
+    "--device": {"speculative_algorithm": "EAGLE", "device": "npu"},
+    "--ep-num-redundant-experts": {"speculative_algorithm": "EAGLE", "ep_num_redundant_experts": 2},
+    "--enable-eplb": {"speculative_algorithm": "EAGLE", "enable_eplb": True},
+    "--init-expert-location": {"speculative_algorithm": "EAGLE", "init_expert_location": "placement.json"},
     "--enable-two-batch-overlap": {"enable_two_batch_overlap": True},
     "--enable-single-batch-overlap": {"enable_single_batch_overlap": True},
     "--enable-mixed-chunk": {"enable_mixed_chunk": True},
@@ -58,6 +72,8 @@ SETTINGS = {
 
 # What redundant experts need, and other settings that change nothing about the exchange.
 FINE = [
+    {"speculative_algorithm": "nextn", "speculative_num_steps": 2, "speculative_eagle_topk": 1},
+    {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": "draft"},
     {"ep_num_redundant_experts": 2},
     {"enable_eplb": True, "eplb_algorithm": "deepseek"},
     {"init_expert_location": "placement.json", "ep_dispatch_algorithm": "static"},
@@ -99,7 +115,11 @@ def test_every_refused_flag_is_one_of_the_command_line():
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
-    assert {conflict.flag for conflict in conflicts.CONFLICTS} - known == {"SGLANG_RUST_SERVER", VARIABLE}
+    assert {conflict.flag for conflict in conflicts.CONFLICTS} - known == {
+        "SGLANG_ENABLE_DP_SPEC_PREFILL_COORDINATION",
+        "SGLANG_RUST_SERVER",
+        VARIABLE,
+    }
 
 
 @pytest.mark.parametrize("settings", FINE, ids=lambda settings: ",".join(settings))

@@ -15,7 +15,7 @@ import pytest
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.serving import options
 from sglang_ascend_moe.serving.launcher import asked_device, given_flags, refusals
-from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
+from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS, Conflict
 from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE, expert_formats
 from sglang_ascend_moe.serving.options import Options
 from tests.serving.launcher.test_conflicts import FINE, SETTINGS
@@ -132,16 +132,23 @@ def test_a_value_that_is_none_is_named(words: list[str], said: str):
     assert str(refusal.value).startswith(said)
 
 
+SWITCHES = [
+    conflict
+    for conflict in CONFLICTS
+    if conflict.flag in ("SGLANG_ENABLE_DP_SPEC_PREFILL_COORDINATION", "SGLANG_RUST_SERVER")
+]
+
+
+@pytest.mark.parametrize("conflict", SWITCHES, ids=lambda conflict: conflict.flag)
 @pytest.mark.parametrize("text", ["1", "true", "Yes", "y", "0", "false", "N", "no", None])
-def test_a_variable_is_read_as_sglang_reads_it(monkeypatch: pytest.MonkeyPatch, text: str | None):
+def test_a_variable_is_read_as_sglang_reads_it(monkeypatch: pytest.MonkeyPatch, text: str | None, conflict: Conflict):
     from sglang.srt.environ import envs
 
-    (conflict,) = (conflict for conflict in CONFLICTS if conflict.flag == "SGLANG_RUST_SERVER")
     monkeypatch.delenv(conflict.flag, raising=False)
     environment = {} if text is None else {conflict.flag: text}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert conflict.found(environment) == envs.SGLANG_RUST_SERVER.get()
+    assert conflict.found(environment) == getattr(envs, conflict.flag).get()
 
 
 def test_w8a8_is_for_npus_only():
