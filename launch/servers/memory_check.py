@@ -13,6 +13,7 @@ from sglang_ascend_moe.launch.servers.preflight import may_be_on_hub
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest
 from sglang_ascend_moe.serving.host.memory_share import (
     HOST_RUNNING_REQUESTS,
+    http_bytes,
     memory_left,
     refuse_server_that_does_not_fit,
     share_of_ranks,
@@ -35,7 +36,8 @@ def check_memory(requests: Sequence[ServeRequest]) -> None:
     Servers for NPUs take their memory, and are not looked at; nor are models that are not on this machine yet.
     """
     on_host = [request for request in requests if device_of(request) == "cpu"]
-    left = memory_left(read_limits(), outstanding())
+    http = sum(http_bytes(request.tokenizer_worker_num) for request in on_host)
+    left = memory_left(read_limits(), outstanding(), http=http)
     ranks = sum(server_sizes(request).ranks for request in on_host)
     for request in on_host:
         config = _local_config(request)

@@ -32,6 +32,7 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     ep_num_redundant_experts: int
     init_expert_location: str
     nnodes: int
+    tokenizer_worker_num: int
     context_length: int | None
     max_running_requests: int | None
     max_total_tokens: int | None

@@ -23,6 +23,7 @@ from sglang_ascend_moe.serving.host.memory_share import (
     Scheduling,
     ServerEstimate,
     division_in_words,
+    http_bytes,
     keys_values_bytes,
     memory_left,
     rank_needs,
@@ -102,7 +103,8 @@ def reserve_for_server(_engine_class: type, server_args: Any, *_: Any, **__: Any
     estimate = _estimate(server_args)
     memory = ServerMemory(f"{os.getpid()}.{next(_numbers)}", os.getpid(), touched(os.getpid()))
     with Exclusive():
-        left = memory_left(read_limits(), outstanding(), _asked(server_args))
+        http = http_bytes(server_args.tokenizer_worker_num)
+        left = memory_left(read_limits(), outstanding(), _asked(server_args), http)
         wanted = left.usable
         if estimate is not None:
             with command_line.refusals_end(server_args, CANNOT):
@@ -219,7 +221,8 @@ def _least_left(server_args: Any) -> MemoryLeft:
     asked = _asked(server_args)
     if asked is not None:
         asked -= touched(memory.launcher) - memory.before
-    left = memory_left(read_limits(), outstanding(except_group=memory.group), asked)
+    others = outstanding(except_group=memory.group)
+    left = memory_left(read_limits(), others, asked, http_bytes(server_args.tokenizer_worker_num))
     group = get_parallel().world_group.cpu_group
     everyone = [left] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(everyone, left, group=group)

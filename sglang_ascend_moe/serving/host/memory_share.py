@@ -23,6 +23,8 @@ RANK_PROCESS = 416 * MIB
 OTHER_PROCESSES = 128 * MIB
 """What a rank that was forked from the launcher has in memory before it loads weights, and what the processes of a
 server besides ranks and launcher have; measured."""
+HTTP_PROCESS = 704 * MIB
+"""What each of several processes for HTTP has, which import SGLang for themselves: 626 MiB, and a tokenizer."""
 
 WORKING_LEAST = 256 * MIB
 """Of a rank, for the tensors of a step, logits apart."""
@@ -45,13 +47,14 @@ class MemoryLeft(NamedTuple):
     """What is left on this machine. free: what the kernel, or the container, can still give; `place` says which.
 
     others: what other servers may still use of it. asked: `--ascend-moe-host-memory` less what the server has used
-    already, or None.
+    already, or None. http: what processes for HTTP take that start after the ranks.
     """
 
     free: int
     place: str
     others: tuple[Outstanding, ...] = ()
     asked: int | None = None
+    http: int = 0
 
     @property
     def reserve(self) -> int:
@@ -64,7 +67,7 @@ class MemoryLeft(NamedTuple):
     @property
     def usable(self) -> int:
         """Bytes for the server that asks."""
-        left = max(0, self.free - self.reserve - self.reserved_by_others)
+        left = max(0, self.free - self.reserve - self.reserved_by_others - self.http)
         return left if self.asked is None else max(0, min(left, self.asked))
 
     def in_words(self) -> str:
@@ -72,6 +75,8 @@ class MemoryLeft(NamedTuple):
         if self.others:
             who = ", ".join(f"{gib(other.untouched)} by process {other.process}" for other in self.others)
             words += f", reserved by other servers: {who}"
+        if self.http:
+            words += f", {gib(self.http)} for the processes of --tokenizer-worker-num"
         if self.asked is not None:
             words += f", and --ascend-moe-host-memory leaves {gib(max(0, self.asked))}"
         return words
@@ -120,13 +125,20 @@ class Scheduling(NamedTuple):
         return min(self.context, LEAST_TOKENS)
 
 
-def memory_left(limits: MachineLimits, others: Sequence[Outstanding], asked: int | None = None) -> MemoryLeft:
+def memory_left(
+    limits: MachineLimits, others: Sequence[Outstanding], asked: int | None = None, http: int = 0
+) -> MemoryLeft:
     """What is left on this machine: the lesser of what the machine and what the container has."""
     free, place = limits.memory_available, "this machine"
     container = limits.container_available
     if container is not None and container < free:
         free, place = container, "the container (control group)"
-    return MemoryLeft(free, place, tuple(others), asked)
+    return MemoryLeft(free, place, tuple(others), asked, http)
+
+
+def http_bytes(processes: int) -> int:
+    """Of the processes for HTTP of a server: none if there is one, which is the launcher."""
+    return HTTP_PROCESS * processes if processes > 1 else 0
 
 
 def share_of_ranks(left: MemoryLeft, ranks: int, of: int) -> int:

@@ -55,7 +55,7 @@ def test_a_server_for_npus_is_not_looked_at(huge: Path):
 
 def test_servers_of_one_command_each_get_the_part_of_their_ranks(checkpoint: Path, monkeypatch):
     asked = []
-    monkeypatch.setattr(memory_check, "memory_left", lambda *_: MemoryLeft(40 * GIB, "this machine"))
+    monkeypatch.setattr(memory_check, "memory_left", lambda *_, **__: MemoryLeft(40 * GIB, "this machine"))
     monkeypatch.setattr(
         memory_check, "refuse_server_that_does_not_fit", lambda _estimate, left, _model: asked.append(left)
     )

@@ -9,6 +9,7 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.serving.host.memory_share import (
     FLAGS,
     GIB,
+    HTTP_PROCESS,
     LEAST_TOKENS,
     MIB,
     RESERVE_LEAST,
@@ -18,6 +19,7 @@ from sglang_ascend_moe.serving.host.memory_share import (
     ServerEstimate,
     division_in_words,
     gib,
+    http_bytes,
     keys_values_bytes,
     memory_left,
     rank_needs,
@@ -49,6 +51,13 @@ def test_what_all_ranks_take_leaves_the_reserve_and_what_others_reserved(free, o
     assert 0 <= taken <= found.usable
     assert found.usable == 0 or found.usable + found.reserve + sum(others) <= free
     assert asked is None or found.usable <= asked
+
+
+@pytest.mark.parametrize(("processes", "taken"), [(1, 0), (2, 2 * HTTP_PROCESS), (5, 5 * HTTP_PROCESS)])
+def test_processes_for_http_have_their_memory_before_keys_and_values(processes: int, taken: int):
+    found = left(20 * GIB)._replace(http=http_bytes(processes))
+    assert left(20 * GIB).usable - found.usable == taken
+    assert ("for the processes of --tokenizer-worker-num" in found.in_words()) == bool(taken)
 
 
 @given(free=sizes, ranks=st.integers(1, 8), fraction=st.floats(0, 1))
