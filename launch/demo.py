@@ -20,7 +20,7 @@ from sglang_ascend_moe.launch.servers.preflight import check_flags
 from sglang_ascend_moe.launch.servers.serve_request import request_of
 from sglang_ascend_moe.launch.servers.server_process import Progress, ServerFailed, ServerProcess
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
-from sglang_ascend_moe.serving.host_platform import activate
+from sglang_ascend_moe.serving.host_platform import obstacle
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.npu.machine_checks import device_name, refuse_machine_without_npu
@@ -108,11 +108,8 @@ def main(arguments: list[str]) -> int:
         if parsed.device == "npu":
             refuse_machine_without_npu(Options())
             print(f"Device: {device_name()}", flush=True)
-        elif activate() is None:
-            raise Unsupported(
-                "needs a machine without accelerator, and SGLANG_USE_CPU_ENGINE unset: the host platform of"
-                " sglang-ascend-moe is not active here"
-            )
+        elif problem := obstacle():
+            raise Unsupported(f"needs a machine without accelerator, or --device npu: {problem}")
     except Unsupported as error:
         print(f"ascend-moe demo: {error}", file=sys.stderr)
         return CANNOT

@@ -52,6 +52,12 @@ def _plan(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _adopt(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.adopt.adopt_command import main
+
+    return main(arguments)
+
+
 def _build_kernels(arguments: list[str]) -> int:
     from sglang_ascend_moe.launch.build_kernels import main
 
@@ -61,6 +67,7 @@ def _build_kernels(arguments: list[str]) -> int:
 COMMANDS = {
     "serve": Command(_serve, "SGLang's server with --ascend-moe"),
     "demo": Command(_demo, "serve a small model on two ranks and compare its tokens with stock SGLang"),
+    "adopt": Command(_adopt, "an existing command line of SGLang, and what becomes of it with --ascend-moe"),
     "disagg": Command(_disagg, "prefill and decode on different servers behind a router: start, check, render", True),
     "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
     "bench": Command(_bench, "measure the exchange against other ways to move the same rows", True),

@@ -81,10 +81,14 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
         return nothing_captured()
     if check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
         return switched_off(options)
+    from sglang.srt.runtime_context import get_spec
+
     from sglang_ascend_moe.graph_capture.runners.host_runner import HostGraphRunner
 
     begin = time.perf_counter()
     try:
+        if get_spec().speculative_algorithm:
+            raise CaptureRefused("no graph on the host holds the steps of --speculative-algorithm")
         buckets = getattr(model_runner.attn_backend, "buckets", None)
         if buckets is None:
             raise CaptureRefused(

@@ -25,7 +25,8 @@ from sglang_ascend_moe.launch.bench.cases import (
 )
 from sglang_ascend_moe.launch.bench.output_files import can_plot, plot_path, problem_with_file
 from sglang_ascend_moe.launch.bench.rank_processes import WRONG_RESULT, Outcome, run_ranks
-from sglang_ascend_moe.launch.bench.records import Record, cases_of, read_records
+from sglang_ascend_moe.launch.bench.records import Record, read_records
+from sglang_ascend_moe.launch.bench.rounds import RoundsOutcome, measure_rounds, rounds_report
 from sglang_ascend_moe.launch.bench.tables import markdown_ratios, markdown_times, text_report
 from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.serving.launcher import interrupts
@@ -45,6 +46,7 @@ class Settings(NamedTuple):
     total_seconds: float
     json: Path | None
     plot: Path | None
+    rounds: list[int]
 
 
 def main(arguments: list[str]) -> int:
@@ -62,18 +64,32 @@ def run_exchange(parsed: argparse.Namespace) -> int:
     if settings.plot is not None and not can_plot():
         return CANNOT
     with interrupts.raised():
-        outcome = run_ranks(
-            settings.cases, settings.variants, settings.iterations, settings.case_seconds, settings.total_seconds,
-            settings.json,
-        )  # fmt: skip
+        outcome = _measured(settings)
+    if outcome.exit_code == OK:
+        return OK
+    finished = len({record.case for record in outcome.records})
+    print(f"ascend-moe bench exchange: {cause_of(outcome.exit_code)} {loss_of(finished, settings)}", file=sys.stderr)
+    return {None: INTERRUPTED, WRONG_RESULT: CHECK_FAILED}.get(outcome.exit_code, CANNOT)
+
+
+def _measured(settings: Settings) -> Outcome | RoundsOutcome:
+    """Measures, and shows the cases that were finished."""
+    if settings.rounds:
+        in_rounds = measure_rounds(
+            settings.cases, settings.rounds, settings.iterations, settings.case_seconds, settings.json
+        )
+        if in_rounds.records:
+            print(rounds_report(in_rounds.records), flush=True)
+        return in_rounds
+    outcome = run_ranks(
+        settings.cases, settings.variants, settings.iterations, settings.case_seconds, settings.total_seconds,
+        settings.json,
+    )  # fmt: skip
     if outcome.records:
         print(text_report(outcome.records), flush=True)
         if settings.plot is not None and any(record.absent is None for record in outcome.records):
             _plot(outcome.records, settings.plot)
-    if outcome.exit_code == OK:
-        return OK
-    print(f"ascend-moe bench exchange: {cause_of(outcome.exit_code)} {loss_of(outcome, settings)}", file=sys.stderr)
-    return {None: INTERRUPTED, WRONG_RESULT: CHECK_FAILED}.get(outcome.exit_code, CANNOT)
+    return outcome
 
 
 def cause_of(exit_code: int | None) -> str:
@@ -90,9 +106,8 @@ def cause_of(exit_code: int | None) -> str:
     return f"a rank was ended by {signal.Signals(number).name}{memory}"
 
 
-def loss_of(outcome: Outcome, settings: Settings) -> str:
-    """Which case was lost, and where those before it are."""
-    finished = len(cases_of(outcome.records))
+def loss_of(finished: int, settings: Settings) -> str:
+    """Which case was lost, and where the `finished` ones before it are."""
     if finished == len(settings.cases):
         return "after the last case"
     place = f"in case {finished + 1} of {len(settings.cases)} ({settings.cases[finished].text()})"
@@ -136,10 +151,15 @@ def run_page(parsed: argparse.Namespace) -> int:
 def settings_of(parsed: argparse.Namespace) -> Settings | str:
     """The settings, or what is wrong with the flags."""
     preset = PRESETS[parsed.preset] if parsed.preset else UNNAMED
+    if parsed.rounds:
+        for flag, value in (("--against", parsed.against), ("--plot", parsed.plot), ("--phase decode", parsed.phase)):
+            if value not in (None, "prefill"):
+                return f"{flag} with --rounds: it measures relay-free alone, in prefill; leave one of them out"
     cases = [
         Case(
-            phase=parsed.phase or preset.phase, ranks=parsed.ranks, hidden=hidden, tokens=tokens, topk=parsed.topk,
-            experts=parsed.experts, dtype=dtype, routing=parsed.routing or preset.routing, seed=parsed.seed,
+            phase="prefill" if parsed.rounds else parsed.phase or preset.phase,
+            ranks=parsed.ranks, hidden=hidden, tokens=tokens, topk=parsed.topk, experts=parsed.experts, dtype=dtype,
+            routing=parsed.routing or preset.routing, seed=parsed.seed,
         )
         for hidden, dtype, tokens in product(
             parsed.hidden or preset.hidden, parsed.dtype or preset.dtype, parsed.tokens or preset.tokens
@@ -159,6 +179,7 @@ def settings_of(parsed: argparse.Namespace) -> Settings | str:
         total_seconds=preset.total_seconds,
         json=parsed.json,
         plot=parsed.plot,
+        rounds=parsed.rounds or [],
     )
 
 
@@ -193,6 +214,10 @@ def _parser() -> argparse.ArgumentParser:
     exchange.add_argument(
         "--against", type=_list(_choice(VARIANTS)), metavar="V,...",
         help=f"variants to measure, of {', '.join(VARIANTS)} (default: all, quantise-memcpy only with int8)",
+    )  # fmt: skip
+    exchange.add_argument(
+        "--rounds", type=_list(_positive), metavar="N,...",
+        help="instead: the whole layer in so many rounds, in windows as small as they allow, against one round",
     )  # fmt: skip
     exchange.add_argument("--iters", type=_positive, help="iterations per case at most (100)")
     exchange.add_argument("--seed", type=_natural, default=1, help="of tokens and routing (default 1)")

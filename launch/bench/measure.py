@@ -104,7 +104,7 @@ def measure(
                         own[name][op].append(timed)
     finally:
         gc.enable()
-    everyone = _gather(torch.tensor([own[name][op] for name in variants for op in OPS]), ranks)
+    everyone = gather(torch.tensor([own[name][op] for name in variants for op in OPS]), ranks)
     # [variants * ops][begin, end][ranks][iterations]
     operations = iter(everyone.permute(1, 3, 0, 2).tolist())
     return Measured({name: {op: elapsed(*next(operations)) for op in OPS} for name in variants}, stores)
@@ -121,7 +121,7 @@ def choose_stores(variant: Variant, stopwatch: Stopwatch, ranks: Ranks, clock: S
         trials: list[tuple[Timed, Timed]] = []
         while not trials or (len(trials) < STORE_TRIALS and clock.elapsed() - begin < STORE_TRIAL_SECONDS):
             trials.append(stopwatch.run(variant))
-        operations = _gather(torch.tensor(trials), ranks).permute(2, 3, 0, 1).tolist()
+        operations = gather(torch.tensor(trials), ranks).permute(2, 3, 0, 1).tolist()
         medians[store] = [quantile(sorted(elapsed(*timed)), 0.5) for timed in operations]
     chosen: dict[Op, str] = {op: store for op in OPS for store in variant.stores[:1]}
     if medians:
@@ -146,7 +146,7 @@ class SharedClock:
         return float(seconds)
 
 
-def _gather(own: Tensor, ranks: Ranks) -> Tensor:
+def gather(own: Tensor, ranks: Ranks) -> Tensor:
     """own of every rank, [ranks, ...]."""
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(ranks.group))]
     dist.all_gather(everyone, own, group=ranks.group)

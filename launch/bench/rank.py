@@ -34,20 +34,11 @@ class CaseFailed(Exception):
 
 def main(arguments: list[str]) -> int:
     """Measures every case of the run. Rank 0 writes the records after each, and tells how far it is."""
-    # Ctrl-C is for the command that started the ranks; it ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     run_file, place = arguments
     run = msgspec.json.decode(Path(run_file).read_bytes(), type=Run)
     communicator = _communicator() if place == MPI else None
     rank = int(place) if communicator is None else communicator.Get_rank()
-    pin(rank)
-    torch.set_num_threads(1)
-    size = run.cases[0].ranks
-    dist.init_process_group("gloo", store=dist.FileStore(run.store, size), rank=rank, world_size=size)
-    group = dist.group.WORLD
-    if group is None:
-        raise RuntimeError("torch.distributed made no default group")
-    ranks = Ranks(rank, group, Barrier(group), communicator)
+    ranks = open_ranks(run.store, rank, run.cases[0].ranks, communicator)
     clock = SharedClock(ranks)
     records: list[Record] = []
     for index, case in enumerate(run.cases):
@@ -70,8 +61,21 @@ def main(arguments: list[str]) -> int:
                 print(f"not measured: {text}", file=sys.stderr)
             for path in run.results:
                 write_records(Path(path), records)
-    dist.barrier(group=group)
+    dist.barrier(group=ranks.group)
     return OK
+
+
+def open_ranks(store: str, rank: int, size: int, communicator: Any = None) -> Ranks:
+    """This process among the others, which meet at `store`: on a core of its own, with one thread."""
+    # Ctrl-C is for the command that started the ranks; it ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pin(rank)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
+    group = dist.group.WORLD
+    if group is None:
+        raise RuntimeError("torch.distributed made no default group")
+    return Ranks(rank, group, Barrier(group), communicator)
 
 
 def pin(rank: int) -> None:
@@ -91,7 +95,7 @@ def measure_case(run: Run, case: Case, ranks: Ranks, seconds: float) -> list[Rec
     opened = open_variants(run.variants, absent, case, ranks, batch, sent)
     try:
         for name, variant in opened.variants.items():
-            _raise_together(name, variant.problem(case, ranks, batch), ranks)
+            raise_together(name, variant.problem(case, ranks, batch), ranks)
         stopwatch = Stopwatch(case, ranks, batch, sent)
         measured = measure(case, ranks, opened.variants, stopwatch, run.iterations, seconds - clock.elapsed())
     finally:
@@ -150,7 +154,8 @@ def _communicator() -> Any:
     return COMM_WORLD
 
 
-def _raise_together(variant: str, problem: str | None, ranks: Ranks) -> None:
+def raise_together(variant: str, problem: str | None, ranks: Ranks) -> None:
+    """Raise `CaseFailed` on every rank if one of them has a problem."""
     problems: list[str | None] = [None] * dist.get_world_size(ranks.group)
     dist.all_gather_object(problems, problem, group=ranks.group)
     found = [text for text in problems if text is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -64,7 +65,7 @@ def judged(records: list[Record]) -> list[Record]:
     return [msgspec.structs.replace(record, doubtful=record.absent is None) for record in records]
 
 
-def write_records(path: Path, records: list[Record]) -> None:
+def write_records(path: Path, records: Sequence[msgspec.Struct]) -> None:
     """The whole file at once: whoever reads it finds what was there before, or all of `records`. Raises `OSError`."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:

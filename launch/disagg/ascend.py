@@ -8,25 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import msgspec
-
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.router_flags import WATCHFUL
 from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags, written
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
-from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan, Request, plan_memory
+from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan
+from sglang_ascend_moe.launch.plan.server_window import hccl_buffer_mb, plan_server_window
 from sglang_ascend_moe.launch.plan.sizes import exactly
 from sglang_ascend_moe.serving.launcher import given_flags
 from sglang_ascend_moe.serving.options import FLAGS, Options
-from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, check_window, tokens_per_rank
-from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, plan_window
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits
 
 NOT_RUN = "Nothing of this has run on an NPU yet."
 EVERYWHERE = "0.0.0.0"
-# HCCL's own default, in MB.
-HCCL_BUFFER_MB = 200
-MB = 10**6
 
 
 class MachineAddress(NamedTuple):
@@ -100,10 +95,6 @@ def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> Memo
     Raises `InvalidInput` and `WindowTooSmall` as a server does when it opens its exchanges.
     """
     role = deployment.roles[name]
-    hidden, experts, topk = shape.hidden, shape.experts, shape.topk
-    if hidden is None or experts is None or topk is None:
-        unknown = [part for part in ("hidden", "experts", "topk") if getattr(shape, part) is None]
-        raise InvalidInput(f"--model-config: it does not say {', '.join(unknown)} of {shape.name}")
     given = given_flags.read(server_flags(deployment, name, "ascend", NodePlace(deployment.ascend.bootstrap_port)))
     options = given.options or Options()
     # SGLang gives each attention group its part of requests and chunks, rounded down; ranks of a group share its batch.
@@ -111,23 +102,7 @@ def window_plan(deployment: Deployment, name: RoleName, shape: MoeShape) -> Memo
         size // role.dp_size * role.dp_size for size in (role.max_running_requests, role.chunked_prefill_size)
     )
     limits = SchedulerLimits(requests, chunk, "--chunked-prefill-size", role.tp_size, name)
-    parameters = ExchangeParameters(
-        ranks=role.tp_size,
-        num_experts=experts + given.settings.ep_num_redundant_experts,
-        hidden=hidden,
-        max_tokens=tokens_per_rank(options, limits),
-        topk=topk,
-        dtype=shape.dtype if shape.dtype in ELEMENT_BYTES else "bfloat16",
-        quant=None if options.quant == "none" else options.quant,
-        distinct_topk=True,
-        window_bytes=role.window_bytes,
-    )
-
-    def bytes_for(tokens: int) -> int:
-        return plan_window(msgspec.structs.replace(parameters, max_tokens=tokens, window_bytes=None)).total_bytes
-
-    check_window(options, limits, bytes_for)
-    return plan_memory(Request(shape.name, name, parameters, limits.decode_tokens_per_rank or 1))
+    return plan_server_window(shape, given.settings, options, limits)
 
 
 def arguments(deployment: Deployment, name: RoleName, address: MachineAddress, plan: MemoryPlan) -> list[str]:
@@ -144,16 +119,12 @@ def arguments(deployment: Deployment, name: RoleName, address: MachineAddress, p
 
 def environment(deployment: Deployment, name: RoleName, plan: MemoryPlan, store: str) -> dict[str, str]:
     """What SGLang, HCCL and memfabric read from the environment, apart from the machine's own address."""
-    p = plan.parameters
     role = deployment.roles[name]
-    batch = p.max_tokens * (role.tp_size // role.dp_size)
-    # Rows of one attention group pass through HCCL; experts' rows go through the windows.
-    collective_mb = -(-batch * p.hidden * ELEMENT_BYTES[p.dtype] // MB)
     return {
         "ASCEND_MF_STORE_URL": store,
         # Pooled memory of the A3; an A2 has none and needs device_rdma.
         "ASCEND_MF_TRANSFER_PROTOCOL": "sdma",
-        "HCCL_BUFFSIZE": str(max(HCCL_BUFFER_MB, collective_mb)),
+        "HCCL_BUFFSIZE": str(hccl_buffer_mb(plan, role.tp_size // role.dp_size)),
         "HCCL_SOCKET_IFNAME": deployment.ascend.interface,
         "GLOO_SOCKET_IFNAME": deployment.ascend.interface,
         "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE, expert_formats
 from sglang_ascend_moe.serving.launcher.refusals import Model, expert_count
 
 # Model families have names of their own for these.
@@ -21,8 +22,7 @@ DTYPE_NAMES = ("dtype", "torch_dtype")
 # Where multi-modal models and some others keep the part that has the experts.
 INNER_NAMES = ("text_config", "llm_config", "language_config", "thinker_config", "ffn_config")
 
-# Beside config.json: what modelslim, and what ModelOpt writes of how it has quantised the weights.
-MODELSLIM_FILE = "quant_model_description.json"
+# Beside config.json: what ModelOpt writes of how it has quantised the weights.
 MODELOPT_FILE = "hf_quant_config.json"
 MODELOPT_ALGORITHMS = ("FP8", "FP4", "MIXED_PRECISION")
 """What is in the names of those that SGLang takes for a quantised checkpoint."""
@@ -32,7 +32,8 @@ class MoeShape(NamedTuple):
     """Of one MoE layer; `experts` of all ranks together, without shared ones; `layers` of the model, with and without
     experts. None: the config does not say.
 
-    quantisation: the name of the format of the weights, None for those that are not quantised.
+    quantisation: the name of the format of the weights, None for those that are not quantised. context: of the longest
+    request that the model takes. expert_formats: in modelslim's words.
     """
 
     name: str
@@ -42,10 +43,12 @@ class MoeShape(NamedTuple):
     dtype: str | None
     quantisation: str | None = None
     layers: int | None = None
+    context: int | None = None
+    expert_formats: frozenset[str] = frozenset()
 
     def model(self, path: object) -> Model:
         """What is asked of a model that is to be served; `path` is what to call it."""
-        return Model(str(path), self.quantisation, self.experts, self.hidden, self.layers)
+        return Model(str(path), self.quantisation, self.experts, self.hidden, self.layers, self.expert_formats)
 
 
 def read_moe_shape(path: Path, asked_by: str = "--model") -> MoeShape:
@@ -68,6 +71,8 @@ def read_moe_shape(path: Path, asked_by: str = "--model") -> MoeShape:
         dtype=dtype.removeprefix("torch.") if dtype else None,
         quantisation=_quantisation(config, file.parent, asked),
         layers=_find(parts, ("num_hidden_layers",), int),
+        context=_find(parts, ("max_position_embeddings",), int),
+        expert_formats=expert_formats(file.parent),
     )
 
 

@@ -23,9 +23,9 @@ from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
 from sglang_ascend_moe.serving.host_platform import ascend_device_nodes
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.refusals import Division, refuse_model
-from sglang_ascend_moe.serving.options import FLAGS, Options, parse_bytes
+from sglang_ascend_moe.serving.options import FLAGS, WINDOW_FACTOR, Options, parse_bytes
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
-from sglang_ascend_moe.serving.worker.sizing import DEVICE_PART, WINDOW_FACTOR, SchedulerLimits, sized
+from sglang_ascend_moe.serving.worker.sizing import DEVICE_PART, SchedulerLimits, sized
 from sglang_ascend_moe.serving.worker.sizing import Role as SchedulerRole
 from sglang_ascend_moe.windows.layout import (
     ELEMENT_BYTES,
@@ -264,7 +264,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     memory.add_argument("--quant", choices=("none", "int8"), default="none", help="how rows travel to experts")
     memory.add_argument("--ranks", type=_positive, required=True, help="of the exchange")
-    memory.add_argument("--max-tokens", type=_positive, required=True, help="most that one rank brings to one layer")
+    memory.add_argument(
+        "--max-tokens", type=_positive, required=True,
+        help="most that one rank brings to one layer; with drafts every request brings all tokens of its tree",
+    )  # fmt: skip
     memory.add_argument(
         "--role", choices=get_args(Role), default="both",
         help="decode: --max-tokens have to fit into one round; prefill: they may take several; both: --decode-tokens"

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sglang_ascend_moe.launch.plan.server_window import attention_groups
 from sglang_ascend_moe.launch.servers.preflight import may_be_on_hub
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest
 from sglang_ascend_moe.serving.host.memory_share import (
@@ -17,9 +18,10 @@ from sglang_ascend_moe.serving.host.memory_share import (
     share_of_ranks,
 )
 from sglang_ascend_moe.serving.host.reservations import outstanding
-from sglang_ascend_moe.serving.host.server_estimate import ServerSizes, estimate_server, model_sizes
-from sglang_ascend_moe.serving.launcher import refusals
+from sglang_ascend_moe.serving.host.server_estimate import ServerSizes, draft_folder, estimate_server, model_sizes
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.machine_limits import read_limits
+from sglang_ascend_moe.serving.worker.sizing import tokens_of_request
 
 # SGLang's other names of dtypes; auto is that of the config.
 _DTYPES = {"auto": None, "half": "float16", "float": "float32"}
@@ -32,7 +34,7 @@ def check_memory(requests: Sequence[ServeRequest]) -> None:
 
     Servers for NPUs take their memory, and are not looked at; nor are models that are not on this machine yet.
     """
-    on_host = [request for request in requests if refusals.device_of(request) == "cpu"]
+    on_host = [request for request in requests if device_of(request) == "cpu"]
     left = memory_left(read_limits(), outstanding())
     ranks = sum(server_sizes(request).ranks for request in on_host)
     for request in on_host:
@@ -54,9 +56,7 @@ def check_memory(requests: Sequence[ServeRequest]) -> None:
 
 def server_sizes(request: ServeRequest) -> ServerSizes:
     """How the server will divide its model."""
-    chunk, groups = request.chunked_prefill_size, request.attn_dp_size
-    if request.enable_dp_attention:
-        groups = max(groups, request.dp_size)
+    chunk, groups = request.chunked_prefill_size, attention_groups(request)
     return ServerSizes(
         tp=request.tp_size,
         attention_groups=groups,
@@ -66,6 +66,8 @@ def server_sizes(request: ServeRequest) -> ServerSizes:
         redundant_experts=request.ep_num_redundant_experts,
         graph_batch=_graph_batch(request),
         role=request.disaggregation_mode,
+        request_tokens=tokens_of_request(request),
+        draft_folder=draft_folder(request),
     )
 
 

@@ -21,6 +21,7 @@ from sglang_ascend_moe.launch.plan.moe_config import read_moe_shape
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
 from sglang_ascend_moe.serving.http_client import answered
 from sglang_ascend_moe.serving.launcher import given_flags, refusals
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.given_flags import Given
 from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
 from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
@@ -81,7 +82,7 @@ def check_model(request: ServeRequest, flag: str, *, offline: str = "") -> None:
         shape = shape._replace(quantisation=None)
     division = refusals.Division(request.tp_size, request.ep_num_redundant_experts, shown_as="--tp-size")
     model = shape.model(request.model_path)
-    refusals.refuse_model(model, division, on_npu=refusals.device_of(request) == "npu")
+    refusals.refuse_model(model, division, on_npu=device_of(request) == "npu")
     refuse_initial_location(request.init_expert_location, model.located(division), read_tensors=False)
 
 

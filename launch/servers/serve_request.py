@@ -43,6 +43,11 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     disable_radix_cache: bool
     cuda_graph_bs_decode: list[int] | None
     cuda_graph_max_bs_decode: int | None
+    speculative_algorithm: str | None
+    speculative_draft_model_path: str | None
+    speculative_num_steps: int | None
+    speculative_eagle_topk: int | None
+    speculative_num_draft_tokens: int | None
     disaggregation_mode: Role
     disaggregation_bootstrap_port: int
     options: Options | None

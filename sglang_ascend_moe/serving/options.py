@@ -17,6 +17,8 @@ Schedule = Literal["auto", "decode", "prefill", "collective"]
 Quant = Literal["none", "int8"]
 Windows = Literal["memfabric", "aclshmem"]
 
+WINDOW_FACTOR = 2.0
+"""Windows hold so many times the rows that a rank receives of the largest prefill batch if all receive alike."""
 MAX_WINDOW_FACTOR = 1024
 
 ASK_FLAG = "--ascend-moe"
@@ -36,7 +38,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     max_tokens: most tokens that one rank brings to one MoE layer; None: computed from the limits of the scheduler.
     window_bytes: bytes of one rank's window, everything included; None: what `sizing.sized` says.
-    window_factor: in place of `sizing.WINDOW_FACTOR`.
+    window_factor: in place of `WINDOW_FACTOR`.
     timeout_s: seconds that a rank waits for a peer; bring_up_timeout_s: while the server starts.
     verify: send a checksum with every row.
     post_mortem: folder for an account of each rank after a failure.
@@ -187,7 +189,7 @@ FLAGS: Mapping[str, Flag] = {
         "FACTOR",
         "Windows hold so many times the rows that each rank receives of the largest prefill batch if all receive alike,"
         " and always the largest decode batch; uneven batches that need more take rounds, with the same results."
-        " Default: 2.",
+        f" Default: {WINDOW_FACTOR:g}.",
     ),
     "quant": Flag(
         "--ascend-moe-quant",

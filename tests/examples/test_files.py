@@ -15,6 +15,7 @@ FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in {".py", ".sh"
 MOST_LINES = 90
 WITHOUT_EXAMPLE = {
     "demo": "is one by itself",
+    "adopt": "has a page of recipes",
     "build-kernels": "needs CANN",
 }
 

@@ -14,8 +14,9 @@ HEAVY = ("torch", "sglang", "numpy", "transformers", "matplotlib", "safetensors"
 CPU_SECONDS = 0.5
 TRIES = 3
 HELP = (
-    "serve", "demo", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "bench", "bench exchange",
-    "bench graphs", "bench serving", "bench report", "bench page", "build-kernels", "plan", "plan memory",
+    "serve", "demo", "adopt", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "bench",
+    "bench exchange", "bench graphs", "bench serving", "bench report", "bench page", "build-kernels", "plan",
+    "plan memory",
 )  # fmt: skip
 MISTAKES = {
     "no command": "",
@@ -26,6 +27,10 @@ MISTAKES = {
     "serve: no model": "serve --tp-size 2",
     "serve: a model that is not there": "serve ./no/such/model",
     "serve: a folder that is no model": "serve /dev",
+    "adopt: nothing": "adopt",
+    "adopt: a command that starts no server": "adopt -- ls -l",
+    "adopt: a flag": "adopt --jsn -- sglang serve",
+    "adopt: a flag of the server": "adopt -- sglang serve --model-path m --tp-sizee 2",
     "disagg up: a flag": "disagg up --typo",
     "disagg up: no model": "disagg up",
     "disagg check: a flag": "disagg check --urk x",

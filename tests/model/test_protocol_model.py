@@ -114,10 +114,13 @@ LONGEST = {
     ("ranks", "scenario"),
     [
         pytest.param(
-            ranks, scenario, id=f"{name}-{ids}", marks=pytest.mark.nightly if ranks is THREE and name in LONGEST else ()
+            ranks,
+            scenario,
+            id=f"{name}-{number}",
+            marks=pytest.mark.nightly if ranks is THREE and name in LONGEST else (),
         )
         for name, scenario in SCENARIOS.items()
-        for ids, ranks in (("2-ranks", TWO), ("3-ranks", THREE))
+        for number, ranks in (("2-ranks", TWO), ("3-ranks", THREE))
     ],
 )
 def test_no_exchange_hangs_or_reads_what_is_stale_or_torn(ranks, scenario, tmp_path: Path):

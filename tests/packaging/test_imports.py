@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_ascend_moe.serving.host_platform import ONLY_FOR_ACCELERATORS
 from tests.packaging.source_tree import PACKAGE, ROOT, imports, imports_of, is_within, modules
 
 ARCHITECTURE = ROOT / "docs/architecture.md"
@@ -131,9 +132,11 @@ def test_importing_the_exchange_loads_neither_sglang_nor_torch_npu(tmp_path: Pat
 HUB_KERNELS = "from kernels import get_kernel, load_kernel"
 
 
-def test_sglang_imports_from_the_repository_root():
-    result = run_python(f"{HUB_KERNELS}\nimport sglang.srt.server_args", ROOT)
+def test_sglang_imports_from_the_repository_root_and_without_what_only_accelerators_use():
+    asked = f"print([name for name in {ONLY_FOR_ACCELERATORS} if sys.modules.get(name)])"
+    result = run_python(f"{HUB_KERNELS}\nimport sys, sglang.srt.server_args\n{asked}", ROOT)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_package_called_kernels_in_the_current_folder_would_break_sglang(tmp_path: Path):

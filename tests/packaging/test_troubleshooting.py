@@ -33,6 +33,7 @@ PASSED_ON = re.compile(
     r"|f.\{. .\.join\(given\)\}: \{. .\.join\(str\(error\)\.split\(\)\)\}.|self\._poison|what|_bad_choice\(.*\)"
     r"|f.\{FLAGS\[.require_graphs.\]\.flag\}: \{refused\}."
     r"|f.\{variant\}: \{.; .\.join\(found\)\}.|refusal|(conflict\.)?refusal\(.*\)"
+    r"|f.\{source\}: \{error\}."
     r"|f.\{FLAG\} \{shown\}: \{error\}.|f.--\{written\.name\.replace\(.*\)\} \{value\}: \{error\}."
 )
 

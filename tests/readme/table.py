@@ -38,7 +38,7 @@ ROWS = (
     Row("sglang serve .*", Way.NIGHTLY, "`ascend-moe serve` runs the same"),
     Row("curl http://127.0.0.1:.*", Way.RUN, "asks a server"),
     Row("ascend-moe doctor --.*", Way.NIGHTLY, "half a minute of imports each; the short suite runs it without flags"),
-    Row("ascend-moe (doctor|plan .*)", Way.RUN, "half a minute at most"),
+    Row("ascend-moe (doctor|(plan|adopt) .*)", Way.RUN, "half a minute at most"),
     Row("ascend-moe bench (exchange --preset quick|report)( .*)?", Way.RUN, "half a minute at most"),
     Row(r"python -m sglang_ascend_moe\.launch\.tiny_model .*", Way.RUN, "seconds"),
     Row("torchrun .* examples/deep_ep_buffer.py", Way.ELSEWHERE, "that test reads what it prints too",

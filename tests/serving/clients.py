@@ -58,6 +58,26 @@ def leave_early(url: str, prompt: list[int], new_tokens: int, pieces: int) -> No
             connection.recv(4096)
 
 
+def answer_all_kinds(url: str, prompts: list[list[int]]) -> None:
+    """Requests of all kinds at the same time: sampled, bound to a grammar, cached, in chunks, and left early."""
+    kinds = [
+        {},
+        {"temperature": 0.9, "top_p": 0.8, "sampling_seed": 3},
+        {"temperature": 1.2, "top_k": 20, "n": 2},
+        {"temperature": 0.7, "min_p": 0.1, "frequency_penalty": 0.5},
+        {"json_schema": '{"type": "object", "properties": {"a": {"type": "integer"}}}'},
+        {"temperature": 0.8, "regex": "[a-z]{1,40}"},
+    ]
+    bodies = [body_of(prompt, 1 + place * 3 % 40) for place, prompt in enumerate(prompts * len(kinds))]
+    for place, body in enumerate(bodies):
+        body["sampling_params"] |= kinds[place // len(prompts)]
+    with ThreadPoolExecutor(8) as pool:
+        leaving = [pool.submit(leave_early, url, prompt, 200, pieces) for pieces, prompt in enumerate(prompts)]
+        statuses = set(pool.map(lambda body: post(url, json.dumps(body).encode())[0], bodies))
+    assert statuses == {200}
+    assert [left.result() for left in leaving] == [None] * len(prompts)
+
+
 class Traffic:
     """Clients that ask for the prompts again and again until the server is gone. A context manager."""
 

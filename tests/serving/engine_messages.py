@@ -88,7 +88,11 @@ class Inspected(msgspec.Struct, tag=True, frozen=True):
 
 
 class Generated(msgspec.Struct, tag=True, frozen=True):
-    """Engine -> tests: the answers in the order of the prompts, and how many prompt tokens the prefix cache gave."""
+    """Engine -> tests: the answers in the order of the prompts, and how many prompt tokens the prefix cache gave.
+
+    accepted: how many tokens a step of each request gave; 1 without drafts.
+    """
 
     answers: list[Answer]
     cached_tokens: list[int]
+    accepted: list[float]

@@ -102,6 +102,7 @@ def generated(results: list[dict[str, Any]]) -> Generated:
     return Generated(
         answers=[answer_of(result) for result in results],
         cached_tokens=[result["meta_info"]["cached_tokens"] for result in results],
+        accepted=[result["meta_info"].get("spec_accept_length", 1.0) for result in results],
     )
 
 

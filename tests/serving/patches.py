@@ -98,11 +98,29 @@ def _only_rows(form):
     return lambda block, hidden_states, forward_batch=None, *_, **__: form(block, hidden_states, forward_batch)
 
 
+def draft_once_more() -> None:
+    """Rank 1 runs its draft model once more than the others, from its fifth draft on."""
+    from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+
+    draft_forward = EagleDraftWorker.draft_forward
+    drafts = 0
+
+    def again(worker, forward_batch):
+        nonlocal drafts
+        drafts += 1
+        if get_parallel().tp_rank == 1 and drafts > 4:
+            draft_forward(worker, forward_batch)
+        return draft_forward(worker, forward_batch)
+
+    EagleDraftWorker.draft_forward = again
+
+
 def forget_moe_blocks() -> None:
     """No MoE block of SGLang is known to our layer, as if the model's were a new one."""
     from sglang_ascend_moe.serving.worker import moe_blocks
 
-    moe_blocks.KNOWN_BLOCKS = ()
+    moe_blocks.KNOWN_BLOCKS = {}
 
 
 def capture_with_the_npu_backend() -> None:
@@ -219,6 +237,88 @@ def compute_with_the_ascend_runner() -> None:
 
     counted.calls = 0
     layer.open_exchanges, experts.compute = opened, counted
+
+
+def use_blocks_of_mimo_v2() -> None:
+    """Layers of Qwen3-MoE have the MoE blocks of MiMo-V2: groups of experts, a correction bias."""
+    from types import SimpleNamespace
+
+    from sglang.srt.models.mimo_v2 import MiMoV2MoE
+
+    def block(config, layer_id):
+        theirs = SimpleNamespace(
+            n_routed_experts=config.num_experts,
+            num_experts_per_tok=config.num_experts_per_tok,
+            hidden_size=config.hidden_size,
+            moe_intermediate_size=config.moe_intermediate_size,
+            hidden_act="silu",
+            topk_method="noaux_tc",
+            norm_topk_prob=True,
+            n_group=4,
+            topk_group=2,
+            scoring_func="sigmoid",
+        )
+        made = MiMoV2MoE(theirs, layer_id)
+        _fill(made.gate.e_score_correction_bias, layer_id)
+        return made
+
+    _replace_blocks_of_qwen3(block)
+
+
+def use_blocks_of_step3p5() -> None:
+    """Layers of Qwen3-MoE have the MoE blocks of Step 3.5: a bias of the router, scaled experts, a shared expert, which
+    their decoder layers give to them."""
+    from types import SimpleNamespace
+
+    from sglang.srt.layers.moe.utils import get_moe_a2a_backend
+    from sglang.srt.models.step3p5 import Step3p5MLP, Step3p5MoEMLP
+
+    forward = Step3p5MoEMLP.forward
+    Step3p5MoEMLP.forward = lambda block, rows, batch=None: forward(block, rows, batch, block.share_expert(rows))
+
+    def block(config, layer_id):
+        theirs = SimpleNamespace(
+            moe_num_experts=config.num_experts,
+            moe_top_k=config.num_experts_per_tok,
+            hidden_size=config.hidden_size,
+            moe_intermediate_size=config.moe_intermediate_size,
+            moe_router_scaling_factor=2.5,
+            use_moe_router_bias=True,
+            need_fp32_gate=layer_id % 2 == 0,
+            swiglu_limits=[0.0] * config.num_hidden_layers,
+        )
+        made = Step3p5MoEMLP(theirs, layer_id)
+        _fill(made.router_bias, layer_id)
+        group = "replicated" if get_moe_a2a_backend().is_ascend_fuseep() else "tp"
+        made.share_expert = Step3p5MLP(
+            config.hidden_size, config.moe_intermediate_size, reduce_results=False, parallel_group=group
+        )
+        for weight in made.share_expert.parameters():
+            _fill(weight, layer_id)
+        return made
+
+    _replace_blocks_of_qwen3(block)
+
+
+def _replace_blocks_of_qwen3(block) -> None:
+    """`block` makes one of a config and the number of a layer; experts and router have the names of Qwen3-MoE's."""
+    from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer
+
+    original = Qwen3MoeDecoderLayer.__init__
+
+    def replaced(layer, config, layer_id, *arguments, **keywords):
+        original(layer, config, layer_id, *arguments, **keywords)
+        layer.mlp = block(config, layer_id)
+
+    Qwen3MoeDecoderLayer.__init__ = replaced
+
+
+def _fill(parameter, seed: int) -> None:
+    """Numbers that are the same on every rank, for what the checkpoint has not."""
+    import torch
+
+    numbers = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+    parameter.data.copy_(numbers * 0.1)
 
 
 def start_processes_by_forking() -> None:

@@ -1,5 +1,7 @@
 """The tokens do not depend on how SGLang's scheduler cuts and groups the work."""
 
+import pytest
+
 from tests.serving.configurations import PARALLEL, ours
 from tests.serving.prompts import NEW_TOKENS
 
@@ -10,6 +12,7 @@ def faults(outcomes):
     return [outcome.fault for outcome in outcomes if outcome.fault]
 
 
+@pytest.mark.nightly
 def test_one_by_one_and_again_from_the_prefix_cache(fork_server, checkpoint, prompts, stock_answers, compare_all):
     expected = stock_answers("float32")
     with fork_server.start(ours(checkpoint, "float32")) as engine:

@@ -30,6 +30,7 @@ def test_data_parallel_attention_in_graphs_gives_the_bits_of_eager_decode(fork_s
     assert answers[0] == answers[1]
 
 
+@pytest.mark.nightly
 def test_a_schedule_that_graphs_cannot_hold_is_served_eagerly_with_one_warning(fork_server, checkpoint, prompts):
     with fork_server.start(ours(checkpoint, "bfloat16", ascend_moe_schedule="collective")) as engine:
         engine.generate(prompts[:1], 4)

@@ -12,7 +12,7 @@ import pytest
 
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, log_tail
 from tests.serving import faulty_server
-from tests.serving.clients import Traffic, ask, body_of, leave_early, post
+from tests.serving.clients import Traffic, answer_all_kinds, ask, body_of, post
 from tests.serving.faulty_server import LAST_TOKEN, Drift
 from tests.serving.prompts import NEW_TOKENS
 
@@ -44,26 +44,6 @@ def sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def arguments_for(checkpoint: Path, *more: str) -> list[str]:
     limits = ["--max-running-requests", "8"]
     return ["--model-path", str(checkpoint), "--device", "cpu", "--ascend-moe", *limits, *more]
-
-
-def answer_all_kinds(url: str, prompts: list[list[int]]) -> None:
-    """Requests of all kinds at the same time: sampled, bound to a grammar, cached, in chunks, and left early."""
-    kinds = [
-        {},
-        {"temperature": 0.9, "top_p": 0.8, "sampling_seed": 3},
-        {"temperature": 1.2, "top_k": 20, "n": 2},
-        {"temperature": 0.7, "min_p": 0.1, "frequency_penalty": 0.5},
-        {"json_schema": '{"type": "object", "properties": {"a": {"type": "integer"}}}'},
-        {"temperature": 0.8, "regex": "[a-z]{1,40}"},
-    ]
-    bodies = [body_of(prompt, 1 + place * 3 % 40) for place, prompt in enumerate(prompts * len(kinds))]
-    for place, body in enumerate(bodies):
-        body["sampling_params"] |= kinds[place // len(prompts)]
-    with ThreadPoolExecutor(8) as pool:
-        leaving = [pool.submit(leave_early, url, prompt, 200, pieces) for pieces, prompt in enumerate(prompts)]
-        statuses = set(pool.map(lambda body: post(url, msgspec.json.encode(body))[0], bodies))
-    assert statuses == {200}
-    assert [left.result() for left in leaving] == [None] * len(prompts)
 
 
 def last_line_after(server: ServerProcess, sign: Path, drift: Drift, prompts: list[list[int]]) -> str:

@@ -229,24 +229,19 @@ def test_what_all_ranks_refuse_together_ends_a_server_by_name(surroundings, serv
     assert surroundings.leftovers() == NOTHING
 
 
+@NIGHTLY
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        pytest.param(
-            "sglang.launch_server --model-path MODEL --ascend-moe --ascend-moe-quant int4",
-            "--ascend-moe-quant 'int4': ",
-            marks=NIGHTLY,
-        ),
+        ("sglang.launch_server --model-path MODEL --ascend-moe --ascend-moe-quant int4", "--ascend-moe-quant 'int4': "),
         ("sglang.cli.main serve MODEL --ascend-moe --tp-size 3 --device cpu", "--ep-size 3: 16 experts cannot be"),
-        pytest.param(
+        (
             "sglang.launch_server --model-path MODEL --ascend-moe --pp-size 2 --device cpu",
             "--pp-size 2 does not work with --ascend-moe",
-            marks=NIGHTLY,
         ),
-        pytest.param(
+        (
             "sglang.cli.main serve MODEL --ascend-moe --ascend-moe-timeout 0",
             "--ascend-moe-timeout 0.0: must be above 0",
-            marks=NIGHTLY,
         ),
     ],
     ids=["a value", "the model, sglang serve", "a conflict", "a value, sglang serve"],

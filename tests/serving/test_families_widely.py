@@ -41,11 +41,8 @@ def test_float32_on_up_to_four_ranks(fork_server: ForkServer, checkpoint_of: Pat
         assert max(map(reference.distance, PROMPTS, found)) < REFERENCE_BOUND
 
 
-@pytest.mark.parametrize(
-    "checkpoint_of",
-    [pytest.param(name, marks=() if name == "deepseek_v3" else pytest.mark.nightly) for name in FAMILIES],
-    indirect=True,
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("checkpoint_of", FAMILIES, indirect=True)
 def test_bfloat16_differs_only_by_where_sglang_rounds(fork_server: ForkServer, checkpoint_of: Path):
     """Across ranks SGLang's models add shared experts in a form that rounds elsewhere than the one for one rank.
 

@@ -260,7 +260,7 @@ def test_the_controller_passes_on_that_all_of_its_workers_are_ready(said: list[b
 @pytest.mark.parametrize(
     ("settings", "error", "named"),
     [
-        ({"moe_a2a_backend": "deepep"}, InvalidInput, "--moe-a2a-backend deepep"),
+        ({"moe_a2a_backend": "mori"}, InvalidInput, "--moe-a2a-backend mori"),
         ({"tp_size": 4, "ep_size": 2}, Unsupported, "use --ep-size 4"),
         ({"device": "npu"}, Unsupported, "torch_npu is not installed"),
         ({"device": "cuda"}, Unsupported, "--device cuda"),

@@ -169,6 +169,7 @@ def test_state_and_log_tell_options_and_the_window_that_was_planned(observed, en
     assert engine.log.read_text().count(f"Window of {planned.total} bytes on each rank: {regions}") == RANKS
 
 
+@pytest.mark.nightly
 def test_data_parallel_attention_reports_every_rank_too(fork_server, checkpoint, prompts):
     config = ours(checkpoint, "bfloat16", enable_metrics=True, **PARALLEL["dp2-attention-ep2"])
     with fork_server.start(config) as engine:

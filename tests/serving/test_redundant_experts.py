@@ -83,6 +83,7 @@ def test_tokens_stay_the_same_when_experts_move_while_serving(
     assert min(int(places) for _, places in moved) > 0
 
 
+@pytest.mark.nightly
 def test_ranks_that_move_experts_differently_all_stop_and_name_the_layer(fork_server, checkpoint, prompts):
     config = ours(checkpoint, "float32", "move_experts_differently", **REBALANCE)
     with pytest.raises(EngineFailure), fork_server.start(config) as engine:

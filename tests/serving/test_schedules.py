@@ -35,7 +35,7 @@ def auto_answers(fork_server, checkpoint, prompts):
     "arguments",
     [
         pytest.param({"ascend_moe_schedule": "decode"}, id="decode"),
-        pytest.param({"ascend_moe_schedule": "prefill"}, id="prefill"),
+        pytest.param({"ascend_moe_schedule": "prefill"}, id="prefill", marks=pytest.mark.nightly),
         pytest.param({"ascend_moe_schedule": "collective"}, id="collective", marks=pytest.mark.nightly),
         pytest.param({"ascend_moe_window_bytes": smallest_window()}, id="auto-in-rounds"),
         pytest.param({"disable_cuda_graph": True}, id="without-graphs", marks=pytest.mark.nightly),

@@ -78,7 +78,9 @@ def imported_names() -> set[str]:
 def problems(version: str) -> Mapping[str, str]:
     """Dotted name -> what is wrong with it in this version of SGLang. Raises `NoWheel`."""
     sources = WheelSources(download(version))
-    found = {hook.target: hook_problem(hook, sources) for hook in plugin.TABLE}
+    # Its wheel says nothing of hooks into uvicorn.
+    of_sglang = [hook for hook in plugin.TABLE if hook.target.startswith("sglang.")]
+    found = {hook.target: hook_problem(hook, sources) for hook in of_sglang}
     found |= {name: ABSENT for name in imported_names() if not sources.has(name)}
     return {name: problem for name, problem in found.items() if problem}
 
@@ -95,14 +97,14 @@ def table(lacking: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def mended(hooks_into_sglang: Iterable[Hook]) -> str:
-    """The Markdown list of the hooks that mend a fault of SGLang, each function once. The page says until when, but for
-    those of which more is known."""
+    """The hooks that mend a fault of SGLang, each function once, as a block. The page says until when, but for those of
+    which more is known."""
     lines = {
-        f"- `{hook.target.removeprefix('sglang.')}`{'' if hook.mends == SglangFault() else ' ' + hook.mends.until()}\n"
+        f"{hook.target.removeprefix('sglang.')}{'' if hook.mends == SglangFault() else '  # ' + hook.mends.until()}\n"
         for hook in hooks_into_sglang
         if hook.mends is not None
     }
-    return "".join(sorted(lines))
+    return f"```\n{''.join(sorted(lines))}```\n"
 
 
 def outlived(hooks_into_sglang: Iterable[Hook], served: Iterable[str]) -> list[str]:

@@ -7,10 +7,12 @@ from sglang_ascend_moe.serving.host import (
     host_memory,
     host_models,
     process_start,
+    speculation,
     unnamed_memory,
 )
 
 SRT = "sglang.srt"
+KERNELS = "sglang.kernels.ops.speculative"
 
 HOOKS: tuple[Hook, ...] = (
     *(
@@ -127,6 +129,73 @@ HOOKS: tuple[Hook, ...] = (
             ("rms_sumsq_serial", host_models.query_key_squares),
             ("rms_apply_serial", host_models.normalise_queries_keys),
         )
+    ),
+    *(
+        host_hook(
+            target,
+            HookKind.REPLACE,
+            function,
+            "SGLang drafts and verifies tokens with kernels that its PyPI build has for accelerators only",
+            mends=SglangFault(),
+        )
+        for target, function in (
+            (f"{SRT}.speculative.eagle_utils.default_tree_mask_mode", speculation.tree_mask_mode),
+            (f"{KERNELS}.spec_tree.build_tree_kernel_efficient_func", speculation.build_trees),
+            (f"{KERNELS}.spec_tree.verify_tree_greedy_func", speculation.verify_greedily),
+            (f"{KERNELS}.cache_locs.assign_draft_cache_locs_contiguous_func", speculation.draft_places),
+            (f"{KERNELS}.cache_locs.fill_front_out_cache_loc_func", speculation.leading_places),
+            (f"{KERNELS}.eagle.fill_accept_out_cache_loc_func", speculation.accepted_places),
+            (f"{KERNELS}.eagle.fill_bonus_tokens_func", speculation.last_tokens),
+            (f"{SRT}.mem_cache.allocation.assign_req_to_token_pool_func", speculation.reserve_places),
+            (f"{SRT}.mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy_and_warmup", speculation.move_natively),
+        )
+    ),
+    *(
+        host_hook(
+            f"{SRT}.speculative.eagle_utils.{name}",
+            HookKind.SET,
+            function,
+            "SGLang has no kernel here that verifies drafts of requests that are sampled, and would end",
+            mends=SglangFault(),
+        )
+        for name, function in (
+            ("top_k_renorm_prob", speculation.keep_likeliest),
+            ("top_p_renorm_prob", speculation.keep_nucleus),
+            ("tree_speculative_sampling_target_only", speculation.sample_along_trees),
+        )
+    ),
+    *(
+        host_hook(
+            target,
+            HookKind.AROUND,
+            function,
+            "the torch_native backend attends neither over trees of draft tokens nor in the steps of a draft",
+            mends=SglangFault(),
+        )
+        for target, function in (
+            (
+                f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend.forward_extend",
+                speculation.extend_attention,
+            ),
+            (f"{SRT}.speculative.draft_utils.DraftBackendFactory.create_decode_backend", speculation.draft_attention),
+            (
+                f"{SRT}.speculative.draft_utils.DraftBackendFactory.create_draft_extend_backend",
+                speculation.draft_extend_attention,
+            ),
+        )
+    ),
+    host_hook(
+        f"{SRT}.speculative.spec_utils._select_top_k_tokens_later",
+        HookKind.AROUND,
+        speculation.choose_branches,
+        "SGLang compiles a small function of its drafts: seconds of C++ compilation in every process",
+    ),
+    host_hook(
+        f"{SRT}.speculative.base_spec_worker.BaseSpecWorker.alloc_memory_pool",
+        HookKind.AROUND,
+        speculation.prepare_draft_model,
+        "a draft model that gets the model's embedding waits for a CUDA device",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.disaggregation.mooncake.conn.MooncakeKVSender.supports_host_tensor_indices",

@@ -33,6 +33,7 @@ from sglang_ascend_moe.serving.host.reservations import Exclusive, Reservation, 
 from sglang_ascend_moe.serving.host.server_estimate import (
     ModelSizes,
     ServerSizes,
+    draft_folder,
     estimate_server,
     graph_bytes,
     model_sizes,
@@ -43,6 +44,7 @@ from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import options_of
 from sglang_ascend_moe.serving.worker.layer import batch_limits, window_bytes
+from sglang_ascend_moe.serving.worker.sizing import tokens_of_request
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +159,8 @@ def _server_sizes(server_args: Any) -> ServerSizes:
         redundant_experts=settings.ep_num_redundant_experts,
         graph_batch=_graph_batch(server_args, settings),
         role=settings.disaggregation_mode,
+        request_tokens=tokens_of_request(settings),
+        draft_folder=draft_folder(settings),
     )
 
 
@@ -179,7 +183,7 @@ def rank_budget(original: Callable[..., int], configurator: Any, _pre_model_load
     Raises `Unsupported` if there is none.
     """
     global _plan, _profiling
-    from sglang.srt.runtime_context import get_parallel, get_schedule
+    from sglang.srt.runtime_context import get_parallel, get_schedule, get_spec
 
     parallel, server_args = get_parallel(), configurator.server_args
     ranks = parallel.launch_world_size * parallel.num_dp_ranks // parallel.attn_dp_size
@@ -187,6 +191,7 @@ def rank_budget(original: Callable[..., int], configurator: Any, _pre_model_load
         running=max(1, get_schedule().max_running_requests // parallel.attn_dp_size),
         context=configurator.model_config.context_len,
         vocabulary=configurator.model_config.vocab_size,
+        request_tokens=tokens_of_request(get_spec()),
     )
     options = options_of(server_args)
     limits = batch_limits(scheduling.running, configurator.model_config.context_len)

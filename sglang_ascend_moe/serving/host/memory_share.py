@@ -97,11 +97,18 @@ class Scheduling(NamedTuple):
     """Limits of the scheduler of one attention group, and the sizes that go with them.
 
     running: most requests in a batch. context: longest request, in tokens. vocabulary: columns of the logits.
+    request_tokens: of each request in a decode batch, more than one where drafts are verified.
     """
 
     running: int
     context: int
     vocabulary: int
+    request_tokens: int = 1
+
+    @property
+    def logits(self) -> int:
+        """Most numbers in the logits of a decode batch."""
+        return self.running * self.request_tokens * self.vocabulary
 
     @property
     def most_tokens(self) -> int:
@@ -134,7 +141,7 @@ def rank_needs(scheduling: Scheduling, windows: int, graphs: int) -> RankNeeds:
         graphs=graphs,
         # One row per request, and one for padding.
         tables=(scheduling.running + 1) * scheduling.context * TABLE_ENTRY,
-        working=WORKING_LEAST + scheduling.running * scheduling.vocabulary * LOGIT_BYTES * LOGIT_COPIES,
+        working=WORKING_LEAST + scheduling.logits * LOGIT_BYTES * LOGIT_COPIES,
     )
 
 

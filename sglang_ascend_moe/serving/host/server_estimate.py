@@ -57,7 +57,8 @@ class ServerSizes(NamedTuple):
 
     tp: ranks of one model. attention_groups: of data-parallel attention. replicas: whole models side by side.
     prefill_tokens: most tokens of a prefill batch. running: most requests of all groups together. graph_batch: largest
-    batch that the user wants graphs for; 0 for none at all, None to leave it to us.
+    batch that the user wants graphs for; 0 for none at all, None to leave it to us. request_tokens: of each request in
+    a decode batch, more than one with a draft model, which lies in `draft_folder` if not in that of the model.
     """
 
     tp: int
@@ -68,6 +69,13 @@ class ServerSizes(NamedTuple):
     redundant_experts: int = 0
     graph_batch: int | None = None
     role: Role = "null"
+    request_tokens: int = 1
+    draft_folder: Path | None = None
+
+    @property
+    def draft_layers(self) -> int:
+        """Layers of a draft model: the algorithms that are served have one."""
+        return int(self.request_tokens > 1)
 
     @property
     def ranks(self) -> int:
@@ -108,16 +116,23 @@ def model_sizes(
     )
 
 
+def draft_folder(settings: Any) -> Path | None:
+    """The folder of a draft model of its own on this machine, by SGLang's settings."""
+    path = settings.speculative_algorithm and settings.speculative_draft_model_path
+    return Path(path) if path and path != settings.model_path and Path(path).is_dir() else None
+
+
 def scheduling_of(model: ModelSizes, server: ServerSizes) -> Scheduling:
     """The limits of one attention group."""
-    return Scheduling(max(1, server.running // server.attention_groups), model.context, model.vocabulary)
+    running = max(1, server.running // server.attention_groups)
+    return Scheduling(running, model.context, model.vocabulary, server.request_tokens)
 
 
 def graph_bytes(model: ModelSizes, server: ServerSizes) -> int:
     """Bytes that the graphs of one rank take: what the largest of them gathers."""
     running = scheduling_of(model, server).running
     batch = running if server.graph_batch is None else min(running, server.graph_batch)
-    if batch == 0:
+    if batch == 0 or server.draft_layers:
         return 0
     return choose_buckets(Limits(batch, 1, model.context, model.layer_token_bytes(server.attention_ranks))).bytes
 
@@ -127,12 +142,16 @@ def estimate_server(model: ModelSizes, server: ServerSizes, options: Options | N
     scheduling = scheduling_of(model, server)
     windows = _window_bytes(model, server, options, scheduling)
     weights = weight_bytes(model.folder, model.element_bytes)
+    draft = None if server.draft_folder is None else weight_bytes(server.draft_folder, model.element_bytes)
     return ServerEstimate(
         ranks=server.ranks,
-        weights=None if weights is None else server.replicas * weights.on_host(server.tp, server.attention_groups),
+        weights=None
+        if weights is None
+        else server.replicas
+        * sum(part.on_host(server.tp, server.attention_groups) for part in (weights, draft) if part is not None),
         processes=server.ranks * RANK_PROCESS + OTHER_PROCESSES,
         needs=rank_needs(scheduling, windows, graph_bytes(model, server)),
-        token=model.layers * model.layer_token_bytes(server.attention_ranks),
+        token=(model.layers + server.draft_layers) * model.layer_token_bytes(server.attention_ranks),
         scheduling=scheduling,
     )
 
@@ -142,7 +161,12 @@ def _window_bytes(model: ModelSizes, server: ServerSizes, options: Options | Non
     if options is None or options.schedule == "collective" or model.experts is None or model.topk is None:
         return 0
     limits = SchedulerLimits(
-        scheduling.running, server.prefill_tokens, "--max-prefill-tokens", server.attention_ranks, server.role
+        scheduling.running,
+        server.prefill_tokens,
+        "--max-prefill-tokens",
+        server.attention_ranks,
+        server.role,
+        server.request_tokens,
     )
     try:
         parameters = ExchangeParameters(

@@ -1,11 +1,17 @@
 """The SGLang platform for a machine without an accelerator: `--device cpu` with the PyPI build of SGLang."""
 
+from collections.abc import Callable
+
 import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
+from sglang_ascend_moe.serving.host.speculation import verified_places
 from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
+
+SPECULATION = ("EAGLE", "EAGLE3")
+"""Algorithms for which the host has what SGLang computes with kernels elsewhere; NEXTN is a name of the first."""
 
 
 class HostPlatform(CpuDeviceMixin, SRTPlatform):
@@ -42,6 +48,12 @@ class HostPlatform(CpuDeviceMixin, SRTPlatform):
         from sglang_ascend_moe.graph_capture.runners.host_runner import HostGraphBackend
 
         return HostGraphBackend
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        return algorithm in SPECULATION
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
+        return verified_places
 
     def get_compile_backend(self, mode: str | None = None) -> str:  # noqa: ARG002 - SGLang's signature
         # SGLang compiles a few small functions of its routers: seconds of C++ compilation in every process.

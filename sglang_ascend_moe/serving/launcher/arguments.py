@@ -5,8 +5,10 @@ Functions whose description begins with After, Around or In place of are hooks: 
 
 import argparse
 import contextlib
+import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,13 +17,17 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.serving import hooks, options
 from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
-from sglang_ascend_moe.serving.launcher import command_line, refusals
+from sglang_ascend_moe.serving.launcher import command_line, refusals, replaced_settings
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_conflicts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
+from sglang_ascend_moe.serving.launcher.modelslim import expert_formats
 from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
 from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
 from sglang_ascend_moe.serving.options import Options
+
+logger = logging.getLogger(__name__)
 
 # What SGLang's EPLB takes for more layers than any model has.
 ALL_LAYERS = 1_000_000
@@ -78,11 +84,15 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
             # Each process reads it for itself; here so that a file that cannot be used is refused before one starts.
             read_secret(asked.secret_file)
             settings = resolving_view(server_args)
+            asked = replaced_settings.with_schedule(settings, asked)
+            options.attach(server_args, asked)
             refusals.refuse_flags(settings, asked, os.environ)
             refuse_written_values(settings)
         with command_line.refusals_end(server_args, CANNOT):
             hooks.require_all()
             refuse_machine(server_args, asked)
+        if line := replaced_settings.replaced(settings, asked):
+            logger.info("%s", line)
         _choose_backend(server_args, asked)
     with command_line.refusals_end(server_args):
         original(server_args)
@@ -103,7 +113,7 @@ def check_server_args(original: Callable[[Any], None], server_args: Any) -> None
 
 def refuse_machine(server_args: Any, asked: Options) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot run on this machine with the device that is asked for."""
-    device = refusals.device_of(server_args)
+    device = device_of(server_args)
     refusals.refuse_options(asked, device)
     if device == "npu":
         refuse_machine_without_npu(asked)
@@ -117,7 +127,7 @@ def refuse_machine(server_args: Any, asked: Options) -> None:
 def _choose_backend(server_args: Any, asked: Options) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution
 
-    declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=refusals.A2A_BACKEND)
+    declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=replaced_settings.A2A_BACKEND)
     # The default of the host platform keeps a decode step out of graphs; SGLang then switches them off.
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
     if hooks.on_host() and given == (None, None, None):
@@ -141,7 +151,7 @@ def refuse_other_backend(server_args: Any) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
 
     chosen = resolving_view(server_args).moe_a2a_backend
-    if chosen != refusals.A2A_BACKEND:
+    if chosen != replaced_settings.A2A_BACKEND:
         raise Unsupported(
             f"--ascend-moe: SGLang gave the MoE layers to --moe-a2a-backend {chosen} because of another option; its log"
             f" says which one. Leave that option out"
@@ -161,6 +171,7 @@ def refuse_model(server_args: Any) -> None:
         experts=refusals.expert_count(lambda name: getattr(text_config, name, None)),
         hidden=getattr(text_config, "hidden_size", None),
         layers=getattr(text_config, "num_hidden_layers", None),
+        expert_formats=expert_formats(Path(settings.model_path)),
     )
     division = refusals.Division(settings.ep_size, settings.ep_num_redundant_experts)
     refusals.refuse_model(model, division, on_npu=hooks.on_npu())

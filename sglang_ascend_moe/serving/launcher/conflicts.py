@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
+from sglang_ascend_moe.serving.launcher.http_processes import APP
+from sglang_ascend_moe.serving.launcher.http_processes import VARIABLE as HTTP_APP
 
 
 class Conflict(NamedTuple):
@@ -45,9 +48,9 @@ def _other_than(name: str, default: Any) -> Callable[[Any], bool]:
     return lambda settings: getattr(settings, name) not in (None, default)
 
 
-def _has_server_in_rust(environment: Mapping[str, str]) -> bool:
+def _is_true(variable: str) -> Callable[[Mapping[str, str]], bool]:
     # As SGLang reads it; it refuses what is neither one of these nor a word for false.
-    return environment.get("SGLANG_RUST_SERVER", "").lower() in ("true", "1", "yes", "y")
+    return lambda environment: environment.get(variable, "").lower() in ("true", "1", "yes", "y")
 
 
 def _has_adapters(settings: Any) -> bool:
@@ -59,17 +62,104 @@ def _pairs_over_tls(settings: Any) -> bool:
     return bool(settings.ssl_certfile) and settings.disaggregation_mode != "null"
 
 
+def _asks_for_keys_in_several_processes(settings: Any) -> bool:
+    return bool(settings.api_key) and settings.tokenizer_worker_num > 1
+
+
+def _has_another_app(environment: Mapping[str, str]) -> bool:
+    return environment.get(HTTP_APP, APP) != APP
+
+
 def _quantised_for_the_host(settings: Any) -> bool:
     # On an NPU the checkpoint decides (`refuse_model`), and each layer is looked at when it is loaded.
-    return bool(settings.quantization) and settings.device != "npu"
+    return bool(settings.quantization) and device_of(settings) != "npu"
 
+
+def _other_speculation(settings: Any) -> bool:
+    algorithm = settings.speculative_algorithm
+    return bool(algorithm) and algorithm.upper() not in SPECULATION
+
+
+def _speculates_with(found: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda settings: bool(settings.speculative_algorithm) and found(settings)
+
+
+SPECULATION = ("EAGLE", "EAGLE3", "NEXTN")
+"""Algorithms of `--speculative-algorithm` that are served; SGLang calls NEXTN EAGLE, too."""
 
 CONFLICTS = (
     Conflict(
         "--speculative-algorithm",
-        _is_on("speculative_algorithm"),
-        "draft and verify steps would make ranks take a different number of exchanges",
-        "serve without speculative decoding",
+        _other_speculation,
+        "only EAGLE, EAGLE3 and NEXTN were compared with SGLang's own",
+        "one of these, or serve without speculative decoding",
+    ),
+    Conflict(
+        "--speculative-adaptive",
+        _is_on("speculative_adaptive"),
+        "each rank would choose the number of drafts by its own batch, and make other exchanges than the others",
+        "--speculative-num-steps",
+    ),
+    Conflict(
+        "SGLANG_ENABLE_DP_SPEC_PREFILL_COORDINATION",
+        _is_true("SGLANG_ENABLE_DP_SPEC_PREFILL_COORDINATION"),
+        "some ranks would verify drafts while others prefill, and make other exchanges",
+        "unset the variable",
+    ),
+    Conflict(
+        "--enable-multi-layer-eagle",
+        _is_on("enable_multi_layer_eagle"),
+        "drafts of several layers were never compared with SGLang's own",
+        "leave it out",
+    ),
+    Conflict(
+        "--speculative-use-rejection-sampling",
+        _is_on("speculative_use_rejection_sampling"),
+        "SGLang computes it with a kernel for accelerators",
+        "leave it out",
+    ),
+    *(
+        Conflict(
+            f"--speculative-{name}",
+            _other_than(f"speculative_{name.replace('-', '_')}", default),
+            "the draft model is served as the model is",
+            "leave it out",
+        )
+        for name, default in (
+            ("moe-a2a-backend", "ascend_fuseep"),
+            ("moe-runner-backend", "auto"),
+            ("draft-attention-backend", None),
+            ("draft-model-quantization", "unquant"),
+            ("draft-window-size", None),
+            ("token-map", None),
+        )
+    ),
+    Conflict(
+        "--disaggregation-mode",
+        _speculates_with(lambda settings: settings.disaggregation_mode != "null"),
+        "no prefill or decode instance was compared with SGLang's own while it drafts",
+        "leave out --speculative-algorithm",
+    ),
+    Conflict(
+        "--device",
+        _speculates_with(lambda settings: str(settings.device).startswith("npu")),
+        "no NPU has drafted tokens through the exchange",
+        "leave out --speculative-algorithm",
+    ),
+    *(
+        Conflict(
+            flag,
+            _speculates_with(_is_on(name)),
+            "SGLang keeps no placement for the experts of a draft model",
+            "leave it out, or --speculative-algorithm",
+        )
+        for flag, name in (("--ep-num-redundant-experts", "ep_num_redundant_experts"), ("--enable-eplb", "enable_eplb"))
+    ),
+    Conflict(
+        "--init-expert-location",
+        _speculates_with(_other_than("init_expert_location", "trivial")),
+        "SGLang keeps no placement for the experts of a draft model",
+        "leave it out, or --speculative-algorithm",
     ),
     Conflict(
         "--enable-two-batch-overlap",
@@ -144,12 +234,6 @@ CONFLICTS = (
         "it belongs to a runner of SGLang that is not used",
         "leave it out",
     ),
-    Conflict(
-        "--deepep-mode",
-        _other_than("deepep_mode", "auto"),
-        "it chooses a schedule of DeepEP, which is not used",
-        "--ascend-moe-schedule",
-    ),
     Conflict("--deepep-config", _is_on("deepep_config"), "it tunes DeepEP, which is not used", "leave it out"),
     Conflict(
         "--deepep-dispatcher-output-dtype",
@@ -208,9 +292,15 @@ CONFLICTS = (
     ),
     Conflict(
         "--tokenizer-worker-num",
-        _above_one("tokenizer_worker_num"),
-        "SGLang loads no plugin in its further processes for HTTP, which would check no token ids",
-        "leave it out",
+        _asks_for_keys_in_several_processes,
+        "SGLang asks for API keys where one process answers HTTP only",
+        "leave it out, or let what stands before the server ask for keys",
+    ),
+    Conflict(
+        HTTP_APP,
+        _has_another_app,
+        "every process for HTTP has to check requests for the ranks",
+        "unset the variable",
     ),
     *(
         Conflict(
@@ -222,7 +312,10 @@ CONFLICTS = (
         for flag in ("--smg-grpc-mode", "--grpc-mode")
     ),
     Conflict(
-        "SGLANG_RUST_SERVER", _has_server_in_rust, "that server checks no token ids for the ranks", "unset the variable"
+        "SGLANG_RUST_SERVER",
+        _is_true("SGLANG_RUST_SERVER"),
+        "that server checks no token ids for the ranks",
+        "unset the variable",
     ),
     Conflict("--encoder-only", _is_on("encoder_only"), "an encoder has no MoE layers", "leave out --ascend-moe"),
     Conflict(
@@ -243,14 +336,18 @@ CONFLICTS = (
 )
 
 
-def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:
-    """Raise `Unsupported`, naming the flag or variable, if a server would have what `--ascend-moe` does not work with.
+def conflicts_of(settings: Any, environment: Mapping[str, str]) -> list[Conflict]:
+    """What a server would have that `--ascend-moe` does not work with.
 
     settings: of the server, by the names that SGLang's server arguments have. environment: of its processes.
     """
-    for conflict in CONFLICTS:
-        if conflict.found(settings if conflict.flag.startswith("--") else environment):
-            raise Unsupported(conflict.refusal(settings))
+    return [one for one in CONFLICTS if one.found(settings if one.flag.startswith("--") else environment)]
+
+
+def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:
+    """Raise `Unsupported`, naming flag or variable, for the first of `conflicts_of`."""
+    for conflict in conflicts_of(settings, environment):
+        raise Unsupported(conflict.refusal(settings))
 
 
 def refuse_conflicts(server_args: Any) -> None:

@@ -151,6 +151,18 @@ def end_if_a_rank_dies(original: Callable[..., Any], *arguments: Any, **keywords
         raise
 
 
+def end_as_told(_supervisor: Any) -> None:
+    """As `Multiprocess.handle_quit`: with SIGQUIT the processes of an engine say that they fail.
+
+    The supervisor of several processes for HTTP takes all signals of the launcher, and does nothing for those without
+    such a method.
+    """
+    from sglang.srt.utils import kill_process_tree
+
+    if _engines:
+        kill_process_tree(os.getpid())
+
+
 def end_by_name(
     original: Callable[..., None],
     parent_pid: int | None,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.serving import options
 from sglang_ascend_moe.serving.launcher.declared_flags import add_to, declared_flags, package_folder
+from sglang_ascend_moe.serving.launcher.replaced_settings import with_schedule
 from sglang_ascend_moe.serving.launcher.suggestions import did_you_mean
 from sglang_ascend_moe.serving.options import Options
 
@@ -94,7 +95,7 @@ def _read(words: Sequence[str]) -> tuple[Given, list[str]]:
     parser = _parser()
     parsed, unknown = parser.parse_known_args(_with_file(parser, list(words)))
     asked = options.from_namespace(parsed)
-    return Given(parsed, asked), unknown
+    return Given(parsed, None if asked is None else with_schedule(parsed, asked)), unknown
 
 
 @cache

@@ -1,7 +1,14 @@
 """What is changed in the process that starts a server. One row a hook, with its reason."""
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault, Where, launcher_hook
-from sglang_ascend_moe.serving.launcher import arguments, control_requests, ending, request_checks, socket_folder
+from sglang_ascend_moe.serving.launcher import (
+    arguments,
+    control_requests,
+    ending,
+    http_processes,
+    request_checks,
+    socket_folder,
+)
 from sglang_ascend_moe.serving.stages import Stage, telling
 
 SRT = "sglang.srt"
@@ -206,6 +213,32 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.BEFORE,
         request_checks.answer_refusals,
         "what is refused, an unknown parser and a text that it cannot read are answered with 500",
+        mends=SglangFault(),
+    ),
+    launcher_hook(
+        f"{SRT}.entrypoints.http_server._setup_and_run_http_server",
+        HookKind.BEFORE,
+        http_processes.name_app,
+        "further processes for HTTP load no plugins, and would not check requests",
+    ),
+    launcher_hook(
+        f"{SRT}.managers.multi_tokenizer_mixin.TokenizerWorker.__init__",
+        HookKind.BEFORE,
+        http_processes.move_own_name,
+        "the sockets of processes for HTTP would stay in the temporary directory behind every server",
+    ),
+    launcher_hook(
+        "uvicorn.supervisors.multiprocess.Process.is_alive",
+        HookKind.AROUND,
+        http_processes.wait_for_start,
+        "processes for HTTP that take more than ten seconds to start are killed, and started again, for ever",
+        mends=SglangFault(),
+    ),
+    launcher_hook(
+        "uvicorn.supervisors.multiprocess.Multiprocess.handle_quit",
+        HookKind.ADD,
+        ending.end_as_told,
+        "a server with several processes for HTTP goes on without a rank that has failed",
         mends=SglangFault(),
     ),
     launcher_hook(

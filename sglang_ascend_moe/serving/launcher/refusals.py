@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_settings
 from sglang_ascend_moe.serving.launcher.initial_location import Experts
+from sglang_ascend_moe.serving.launcher.replaced_settings import REPLACED_BACKENDS
 from sglang_ascend_moe.serving.options import FLAGS, Options
 from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
 
-# The `--moe-a2a-backend` for which SGLang's models give an MoE layer scattered rows and expect complete ones.
-A2A_BACKEND = "ascend_fuseep"
-
 NPU_QUANTISATIONS = ("modelslim", "compressed-tensors")
 """Formats of SGLang whose W8A8 weights its Ascend runner computes with; each layer is looked at when it is loaded."""
+
+NPU_EXPERT_FORMATS = frozenset(("W8A8_DYNAMIC", "FLOAT"))
+"""What modelslim calls the formats of experts that are served on NPUs."""
 
 EXPERT_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
 """What model families call the number of routed experts of a layer. A router's number comes before the names that some
@@ -32,7 +34,8 @@ class Model(NamedTuple):
     """What its configuration says of a model: None where it does not say it, or there is none.
 
     path: as it was given. quantisation: SGLang's name of the format of its weights. experts: routed ones of a layer.
-    hidden: elements of a row. layers: with and without experts.
+    hidden: elements of a row. layers: with and without experts. expert_formats: of the routed experts, in modelslim's
+    words; empty if nothing says it.
     """
 
     path: str
@@ -40,6 +43,7 @@ class Model(NamedTuple):
     experts: int | None
     hidden: int | None
     layers: int | None = None
+    expert_formats: frozenset[str] = frozenset()
 
     def located(self, division: "Division") -> Experts:
         """What `--init-expert-location` has to place, of a model that `refuse_model` lets pass."""
@@ -64,15 +68,28 @@ def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]
 
     settings: by the names that SGLang's server arguments have. environment: of the server's processes.
     """
-    for name in _SIZES:
-        if getattr(settings, name) < 1:
-            raise InvalidInput(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be at least 1")
+    refuse_sizes(settings)
     refuse_options(options, device_of(settings))
     # Before SGLang finds a problem of its own with the same flag.
     refuse_settings(settings, environment)
+    refuse_combinations(settings, options)
+
+
+def refuse_sizes(settings: Any) -> None:
+    """Raise `InvalidInput` for a number of ranks that cannot be."""
+    for name in _SIZES:
+        if getattr(settings, name) < 1:
+            raise InvalidInput(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be at least 1")
+
+
+def refuse_combinations(settings: Any, options: Options) -> None:
+    """Raise `InvalidInput` or `Unsupported` for flags that do not go together."""
     chosen = settings.moe_a2a_backend
-    if chosen not in (None, "none", A2A_BACKEND):
-        raise InvalidInput(f"--moe-a2a-backend {chosen}: --ascend-moe is such a backend itself; give one of the two")
+    if chosen not in (None, *REPLACED_BACKENDS):
+        raise InvalidInput(
+            f"--moe-a2a-backend {chosen}: --ascend-moe is such a backend itself, in place of"
+            f" {', '.join(REPLACED_BACKENDS)}; give one of the two"
+        )
     # SGLang would silently make --ep-size equal to --tp-size for this backend.
     if settings.ep_size not in (1, settings.tp_size):
         raise Unsupported(
@@ -81,11 +98,6 @@ def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]
         )
     if options.stay_awake and settings.sleep_on_idle:
         raise InvalidInput(f"{FLAGS['stay_awake'].flag} with --sleep-on-idle: give one of the two")
-
-
-def device_of(settings: Any) -> str:
-    """The kind of device that is asked for; the host's if none is."""
-    return str(settings.device or "cpu").split(":")[0]
 
 
 def refuse_options(options: Options, device: str) -> None:
@@ -109,10 +121,15 @@ def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot serve the model, or not on so many ranks."""
     for_npus = model.quantisation in NPU_QUANTISATIONS
     if model.quantisation is not None and not (on_npu and for_npus):
-        others = ", or W8A8 of modelslim or compressed-tensors" if on_npu else ", or --device npu" if for_npus else ""
+        instead = ", or W8A8 of modelslim or compressed-tensors" if on_npu else ", or --device npu" if for_npus else ""
         raise Unsupported(
             f"the checkpoint {model.path} is quantised ({model.quantisation}), which --ascend-moe does not support yet;"
-            f" use one in bfloat16 or float16{others}"
+            f" use one in bfloat16 or float16{instead}"
+        )
+    if others := sorted(model.expert_formats - NPU_EXPERT_FORMATS):
+        raise Unsupported(
+            f"the experts of {model.path} are {' and '.join(others)} (modelslim), which --ascend-moe does not compute"
+            " with yet; use a checkpoint in W8A8_DYNAMIC, or in bfloat16"
         )
     if model.experts is None:
         raise Unsupported(f"{model.path} is not a mixture-of-experts model: serve it without --ascend-moe")

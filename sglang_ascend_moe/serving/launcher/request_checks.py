@@ -105,10 +105,15 @@ def refuse_unknown_tokens(serving: Any, request: Any, *_: Any, **__: Any) -> Non
 def answer_refusals(server_args: Any, *_: Any, **__: Any) -> None:
     """Before `_setup_and_run_http_server`: what is refused by an exception is answered with 400, or with 501 if this
     server never does it."""
-    if options_of(server_args) is None:
-        return
+    if options_of(server_args) is not None:
+        from sglang.srt.entrypoints.http_server import app
+
+        add_answers(app)
+
+
+def add_answers(app: Any) -> None:
+    """To SGLang's app, before it answers for the first time."""
     from fastapi.responses import JSONResponse
-    from sglang.srt.entrypoints.http_server import app
 
     def answering(status: int, routes: tuple[str, ...] | None, words: str = "") -> Callable[[Any, Exception], Any]:
         async def answer(request: Any, error: Exception) -> Any:

@@ -56,8 +56,10 @@ def remove() -> None:
 
 
 def remove_at_end() -> None:
-    """Before this process ends at once: also the folder of SGLang's metrics, which goes where Python ends as usual."""
+    """Before this process ends at once: also what goes where Python ends as usual, the folder of SGLang's metrics and
+    the arguments of processes for HTTP."""
     remove()
+    Path(f"/dev/shm/multi_tokenizer_args_{os.getpid()}").unlink(missing_ok=True)
     metrics = getattr(sys.modules.get("sglang.srt.utils.common"), "prometheus_multiproc_dir", None)
     if metrics is not None:
         metrics.cleanup()

@@ -48,15 +48,25 @@ def gloo_groups() -> list[dist.ProcessGroup]:
     return [group for group in groups if group is not None and dist.get_backend(group) == "gloo"]
 
 
+def bound_of(collective: Collective) -> float:
+    """Seconds after which it fails."""
+    timeout: timedelta = _group_of(collective)._get_backend(_CPU).options._timeout
+    return timeout.total_seconds()
+
+
+def _group_of(collective: Collective) -> dist.ProcessGroup:
+    return dist.group.WORLD if collective.group is None else collective.group
+
+
 def explain(
-    error: BaseException, collective: Collective, journal: Journal, waited_s: float, patience: Patience | None
+    error: BaseException, collective: Collective, journal: Journal, timed_out: bool, patience: Patience | None
 ) -> NoReturn:
     """Raise why a collective failed, naming it and the ranks that did not come: `PeerTimeout` or `PeerLost`.
 
-    waited_s: since this rank did something else, which is longer than it waited. patience: what `bound` gave; None:
-    SGLang's own.
+    timed_out: whether this rank may have waited as long as it may; one that has not may have lost a rank that has.
+    patience: what `bound` gave; None: SGLang's own.
     """
-    group = dist.group.WORLD if collective.group is None else collective.group
+    group = _group_of(collective)
     ranks = dist.get_process_group_ranks(group)
     what = f"{collective.name} of SGLang's group {group.group_desc} ({ranks_in_words(ranks)}), step {journal.step}"
     found = _look(journal, [rank for rank in ranks if rank != journal.rank])
@@ -64,12 +74,11 @@ def explain(
         raise PeerLost(
             f"{ranks_in_words(found.ended)} failed, or has ended, before {what}", _only(found.ended)
         ) from error
-    seconds = group._get_backend(_CPU).options._timeout.total_seconds()
     who = ranks_in_words(found.serving) if found.serving else "some rank"
-    if found.gave_up or waited_s >= seconds:
+    if timed_out or found.timed_out:
         set_by = "the timeout of the group" if patience is None else patience.set_by
         raise PeerTimeout(
-            f"{who} had not come to {what}, within {seconds:g} s ({set_by})", _only(found.serving)
+            f"{who} had not come to {what}, within {bound_of(collective):g} s ({set_by})", _only(found.serving)
         ) from error
     raise PeerLost(f"{who} closed its connections before {what}", _only(found.serving)) from error
 
@@ -79,11 +88,11 @@ def _only(ranks: list[int]) -> int | None:
 
 
 class _Found(NamedTuple):
-    """Ranks that failed or ended, that serve as if nothing happened, and that gave up waiting."""
+    """Ranks that failed or ended, that serve as if nothing happened, and that waited for others as long as they may."""
 
     ended: list[int]
     serving: list[int]
-    gave_up: list[int]
+    timed_out: list[int]
 
 
 def _look(journal: Journal, others: list[int]) -> _Found:
@@ -92,10 +101,11 @@ def _look(journal: Journal, others: list[int]) -> _Found:
     while True:
         statuses = {rank: status for rank, status in journal.statuses().items() if rank in others}
         ended = [rank for rank, (process, state) in statuses.items() if state is State.FAILED or _has_ended(process)]
-        gave_up = [rank for rank, (_, state) in statuses.items() if state is State.GAVE_UP and rank not in ended]
-        found = _Found(ended, [rank for rank in statuses if rank not in (*ended, *gave_up)], gave_up)
-        if ended or (gave_up and len(found.serving) <= 1) or time.monotonic() > until:
-            return found
+        serving = [rank for rank, (_, state) in statuses.items() if state is State.SERVING and rank not in ended]
+        timed_out = [rank for rank, (_, state) in statuses.items() if state is State.TIMED_OUT and rank not in ended]
+        some_gave_up = len(serving) + len(ended) < len(statuses)
+        if ended or (some_gave_up and len(serving) <= 1) or time.monotonic() > until:
+            return _Found(ended, serving, timed_out)
         time.sleep(_POLL_S)
 
 

@@ -38,11 +38,13 @@ class Kind(IntEnum):
 
 
 class State(IntEnum):
-    """How a rank is. GAVE_UP: it failed because others did not come. FAILED: it failed by itself."""
+    """How a rank is. TIMED_OUT: it waited for others as long as it may. GAVE_UP: it lost others before. FAILED: it
+    failed by itself."""
 
     SERVING = 0
     GAVE_UP = 1
     FAILED = 2
+    TIMED_OUT = 3
 
 
 class Status(NamedTuple):
@@ -220,19 +222,21 @@ def describe(difference: Difference, phases: Mapping[int, str]) -> str:
 
     shapes = {event._replace(content=0, history=0) for event in events.values()}
     if len(shapes) > 1:
-        return _by_value({rank: did(event) for rank, event in events.items()})
+        return by_value({rank: did(event) for rank, event in events.items()})
     at = f"in step {first.step} ({batch(first)})"
     if first.kind == Kind.BEGUN:
-        return f"{at} the requests differ: {_by_value({rank: f'{e.content:08x}' for rank, e in events.items()})}"
+        return f"{at} the requests differ: {by_value({rank: f'{e.content:08x}' for rank, e in events.items()})}"
+    # With drafts each request has several tokens.
+    each = max(1, first.tokens // max(1, first.requests))
     for place, values in enumerate(zip(*difference.tokens.values(), strict=True)):
         if len(set(values)) > 1:
             sampled = dict(zip(difference.tokens, values, strict=True))
-            named = _by_value({rank: f"sampled token {token}" for rank, token in sampled.items()})
-            return f"{at}, request {place} of the batch: {named}"
-    return f"{at} the sampled tokens differ: {_by_value({rank: f'{e.content:08x}' for rank, e in events.items()})}"
+            named = by_value({rank: f"sampled token {token}" for rank, token in sampled.items()})
+            return f"{at}, request {place // each} of the batch: {named}"
+    return f"{at} the sampled tokens differ: {by_value({rank: f'{e.content:08x}' for rank, e in events.items()})}"
 
 
-def _by_value(values: dict[int, str]) -> str:
+def by_value(values: dict[int, str]) -> str:
     """Ranks and what they say, those that stand alone first."""
     ranks: dict[str, list[int]] = {}
     for rank, value in values.items():

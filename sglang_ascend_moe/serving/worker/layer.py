@@ -26,7 +26,13 @@ from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
 from sglang_ascend_moe.serving.worker import expert_location
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
-from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized, tokens_per_rank
+from sglang_ascend_moe.serving.worker.sizing import (
+    SchedulerLimits,
+    prefill_batch,
+    sized,
+    tokens_of_request,
+    tokens_per_rank,
+)
 from sglang_ascend_moe.windows.layout import (
     ExchangeParameters,
     WindowMemory,
@@ -93,18 +99,22 @@ def check_before_model(model_runner: Any, *_: Any, **__: Any) -> None:
 def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     """After `ModelRunner.alloc_memory_pool`, when the scheduler's limits are known: all ranks open their exchanges.
 
+    A draft model comes after the model that it drafts for: exchanges are opened for MoE layers of another shape.
+
     Raises `Unsupported` for an MoE layer that the exchange cannot serve and for windows that do not fit the machine,
     `WindowTooSmall` and `InvalidInput` for flags that the limits of the scheduler exceed.
     """
     global _serving
     options = options_of(model_runner.server_args)
-    if options is None or _serving is not None:
+    if options is None or (_serving is not None and not model_runner.is_draft_worker):
         return
     from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
     from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
     from sglang.srt.runtime_context import get_parallel
 
     layers = moe_layers(model_runner.model)
+    if not layers and model_runner.is_draft_worker:
+        return
     if not layers:
         raise Unsupported("the model has no MoE layer that --ascend-moe knows: serve it without --ascend-moe")
     refuse_unknown_blocks(model_runner.model, FusedMoE)
@@ -117,22 +127,28 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     ranks = get_parallel().moe_ep_group.ranks
     device = torch.device("npu", model_runner.gpu_id) if on_npu else None
     parameters = _parameters_by_shape(layers, options, len(ranks), limits, device)
+    if _serving is not None:
+        parameters = {shape: chosen for shape, chosen in parameters.items() if shape not in _serving.exchanges}
+        if not parameters:
+            return
     # Windows of an NPU take its memory, which is asked for when they are opened.
     if options.schedule != "collective" and not on_npu:
         refuse_what_does_not_fit(Demand(len(ranks), _windows(parameters)), read_limits())
     exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
+    for exchange in exchanges.values():
+        exchange.observation.measures_imbalance = bool(model_runner.server_args.enable_metrics)
+    if _serving is not None:
+        _serving.exchanges.update(exchanges)
+        return
     secret = read_secret(options.secret_file)
     expert_location.agree_at_start(layers, ranks, options, list(exchanges.values()), secret)
-    metrics = bool(model_runner.server_args.enable_metrics)
-    for exchange in exchanges.values():
-        exchange.observation.measures_imbalance = metrics
     _serving = Serving(
         options=options,
         exchanges=exchanges,
         activations={"silu": SiluAndMul().forward_native, "gelu": GeluAndMul().forward_native},
         rank=get_parallel().moe_ep_rank,
         ranks=len(ranks),
-        metrics=metrics,
+        metrics=bool(model_runner.server_args.enable_metrics),
         on_npu=on_npu,
         secret=secret,
     )
@@ -231,17 +247,13 @@ def batch_limits(running_requests: int, context: int) -> SchedulerLimits:
 
     context: length of the longest request.
     """
-    from sglang.srt.runtime_context import get_disagg, get_parallel, get_schedule
+    from sglang.srt.runtime_context import get_disagg, get_parallel, get_schedule, get_spec
 
     schedule = get_schedule()
-    chunked = schedule.chunked_prefill_size
-    if chunked is not None and chunked > 0:
-        prefill, flag = chunked, "--chunked-prefill-size"
-    else:
-        # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
-        prefill, flag = max(schedule.max_prefill_tokens, context), "--max-prefill-tokens"
+    prefill, flag = prefill_batch(schedule.chunked_prefill_size, schedule.max_prefill_tokens, context)
     role = get_disagg().disaggregation_mode
-    return SchedulerLimits(running_requests, prefill, flag, get_parallel().attn_tp_size, role)
+    ranks, drafts = get_parallel().attn_tp_size, tokens_of_request(get_spec())
+    return SchedulerLimits(running_requests, prefill, flag, ranks, role, drafts)
 
 
 def shape_of(layer: Any) -> LayerShape:
@@ -255,7 +267,9 @@ def _refuse_layer(layer: Any) -> None:
     found = {
         f"rows in {dtype}": dtype not in ROW_DTYPES[hooks.on_npu()],
         f"the activation {config.activation!r}": config.activation not in ("silu", "gelu") or not config.is_gated,
-        "a clamped or scaled activation": config.gemm1_alpha is not None or config.swiglu_limit is not None,
+        "a clamped or scaled activation": any(
+            setting is not None for setting in (config.gemm1_alpha, config.gemm1_clamp_limit, config.swiglu_limit)
+        ),
         "biases": hasattr(layer, "w13_weight_bias") or hasattr(layer, "w2_weight_bias"),
         "router weights on the input": config.apply_router_weight_on_input,
         "outputs that are not combined": config.no_combine,

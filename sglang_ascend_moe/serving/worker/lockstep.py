@@ -1,5 +1,7 @@
 """Whether the ranks of a server go in step: what they begin and sample is compared, and their waits are bounded.
 
+With speculative decoding so are the forward passes of all ranks whose MoE layers exchange rows.
+
 Without it a rank that samples another token than those it shares its attention with goes on unnoticed, with wrong
 text; and one that samples the end leaves the others waiting for it, whatever `--ascend-moe-timeout` says.
 """
@@ -15,12 +17,14 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from sglang_ascend_moe.errors import PeerFault, ProtocolMismatch
+from sglang_ascend_moe.errors import PeerFault, PeerTimeout, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.rendezvous import gather_frames
 from sglang_ascend_moe.exchange.control.waiting import Patience
 from sglang_ascend_moe.serving.blame import blames_peer, collective_of
 from sglang_ascend_moe.serving.worker import group_waits, layer
+from sglang_ascend_moe.serving.worker.forward_passes import ForwardPasses
 from sglang_ascend_moe.serving.worker.journal import Journal, JournalMemory, State, describe
+from sglang_ascend_moe.serving.worker.sizing import tokens_of_request
 
 MOST_TOKENS = 4096
 """Of one result, to be named when they differ; all are compared."""
@@ -37,13 +41,21 @@ class _Place(NamedTuple):
 class Lockstep:
     """What this rank tells its peers of its batches; a context manager around the event loop, whose errors it explains.
 
-    It raises `ProtocolMismatch` when ranks that share their attention have begun or sampled something else, also in
-    place of an error that only says that a peer is gone, and `PeerTimeout` or `PeerLost` in place of gloo's errors.
+    It raises `ProtocolMismatch` when ranks that share their attention have begun or sampled something else, or ranks
+    that exchange rows another forward pass, also in place of an error that only says that a peer is gone, and
+    `PeerTimeout` or `PeerLost` in place of gloo's errors.
     """
 
-    def __init__(self, journal: Journal, phases: dict[int, str], patience: Patience | None) -> None:
-        """patience: of SGLang's collectives; None: they wait as long as SGLang says."""
+    def __init__(
+        self,
+        journal: Journal,
+        phases: dict[int, str],
+        patience: Patience | None,
+        passes: ForwardPasses | None = None,
+    ) -> None:
+        """patience: of SGLang's collectives; None: they wait as long as SGLang says. passes: None without drafts."""
         self._journal = journal
+        self._passes = passes
         self._phases = phases
         self._patience = patience
         self._last_seen = time.monotonic()
@@ -58,13 +70,26 @@ class Lockstep:
     def sample(self, batch: Any, result: Any) -> None:
         """This rank has the result of a batch of SGLang. It is compared when the ranks meet again."""
         self._journal.sample(batch.forward_mode, len(batch.reqs), _bytes_of(getattr(result, "next_token_ids", None)))
+        if self._passes is not None:
+            self._passes.end_batch()
         self._last_seen = time.monotonic()
+
+    def pass_forward(self, *, drafts: bool, prefill: bool) -> None:
+        """This rank is about to run the draft model, or the model. Raises as `compare`."""
+        if self._passes is not None:
+            self._passes.begin(drafts=drafts, prefill=prefill)
+            self.compare()
 
     def compare(self) -> None:
         """Raises `ProtocolMismatch` if a peer that has come as far as this rank came another way."""
         self._last_seen = time.monotonic()
+        if problem := self._other_passes():
+            raise ProtocolMismatch(problem)
         if not self._journal.agrees() and (problem := self._drift()):
             raise ProtocolMismatch(problem)
+
+    def _other_passes(self) -> str:
+        return "" if self._passes is None else self._passes.problem()
 
     def _drift(self) -> str:
         """In what ranks that share their attention differ, in words; empty if in nothing."""
@@ -86,12 +111,15 @@ class Lockstep:
             self._journal.mark(State.FAILED)
             return
         waited_s = time.monotonic() - self._last_seen
-        self._journal.mark(State.GAVE_UP)
-        if problem := self._drift():
-            raise ProtocolMismatch(problem) from error
         collective = None if isinstance(error, PeerFault) else collective_of(error)
+        timed_out = isinstance(error, PeerTimeout) or (
+            collective is not None and waited_s >= group_waits.bound_of(collective)
+        )
+        self._journal.mark(State.TIMED_OUT if timed_out else State.GAVE_UP)
+        if problem := self._drift() or self._other_passes():
+            raise ProtocolMismatch(problem) from error
         if collective is not None:
-            group_waits.explain(error, collective, self._journal, waited_s, self._patience)
+            group_waits.explain(error, collective, self._journal, timed_out, self._patience)
 
 
 _lockstep: Lockstep | None = None
@@ -105,12 +133,19 @@ def serve_in_step(original: Callable[[Any], None], scheduler: Any) -> None:
         original(scheduler)
         return
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
+    from sglang.srt.runtime_context import get_parallel, get_spec
 
-    journal = open_journal(serving, scheduler.max_running_requests)
+    parallel = get_parallel()
+    own = parallel.tp_rank
+    memory = open_memory(serving, scheduler.max_running_requests * tokens_of_request(get_spec()))
+    journal = Journal(memory, own, [rank for rank in parallel.attn_tp_group.ranks if rank != own])
+    passes = None
+    if get_spec().speculative_algorithm:
+        passes = ForwardPasses(Journal(open_memory(serving, 0), own, set(range(serving.ranks)) - {own}))
     patience = None
     if scheduler.server_args.dist_timeout is None:
         patience = group_waits.bound(group_waits.gloo_groups(), serving.options.timeout_s)
-    with Lockstep(journal, {mode.value: mode.name.lower() for mode in ForwardMode}, patience) as _lockstep:
+    with Lockstep(journal, {mode.value: mode.name.lower() for mode in ForwardMode}, patience, passes) as _lockstep:
         original(scheduler)
 
 
@@ -118,6 +153,12 @@ def begin_batch(_scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
     """Before `Scheduler.run_batch`."""
     if _lockstep is not None:
         _lockstep.begin(batch)
+
+
+def begin_forward_pass(model_runner: Any, forward_batch: Any, *_: Any, **__: Any) -> None:
+    """Before `ModelRunner.forward`."""
+    if _lockstep is not None:
+        _lockstep.pass_forward(drafts=model_runner.is_draft_worker, prefill=forward_batch.is_extend_in_batch)
 
 
 def note_result(_result: None, _scheduler: Any, batch: Any, result: Any, *_: Any, **__: Any) -> None:
@@ -132,8 +173,8 @@ def compare_when_met(_scheduler: Any, *_: Any, **__: Any) -> None:
         _lockstep.compare()
 
 
-def open_journal(serving: layer.Serving, most_requests: int) -> Journal:
-    """All ranks of the server map the same memory. Raises like `gather_frames`."""
+def open_memory(serving: layer.Serving, most_tokens: int) -> JournalMemory:
+    """All ranks of the server map the same memory; `most_tokens` of an event. Raises like `gather_frames`."""
     from sglang.srt.runtime_context import get_parallel
 
     parallel = get_parallel()
@@ -142,7 +183,7 @@ def open_journal(serving: layer.Serving, most_requests: int) -> Journal:
     first = rank == 0
     descriptor = os.memfd_create("ascend-moe-journal", os.MFD_CLOEXEC) if first else -1
     try:
-        own = _Place(f"/proc/{os.getpid()}/fd/{descriptor}", min(most_requests, MOST_TOKENS))
+        own = _Place(f"/proc/{os.getpid()}/fd/{descriptor}", min(most_tokens, MOST_TOKENS))
         places = gather_frames(
             group, msgspec.json.encode(own), _PLACE_BYTES, patience, "begun to serve", serving.secret
         )
@@ -150,13 +191,12 @@ def open_journal(serving: layer.Serving, most_requests: int) -> Journal:
         if not first:
             descriptor = os.open(place.path, os.O_RDWR | os.O_CLOEXEC)
         memory = JournalMemory(descriptor, serving.ranks, place.tokens)
-        journal = Journal(memory, rank, [peer for peer in parallel.attn_tp_group.ranks if peer != rank])
         # The first rank closes the descriptor when all have opened it.
         gather_frames(group, b"", 0, patience, "opened the journal", serving.secret)
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-    return journal
+    return memory
 
 
 def _bytes_of(tokens: Any) -> bytes:

@@ -5,18 +5,27 @@ exchange, rows come in scattered and results come out complete. A block that doe
 `ascend_fuseep` sums or shards once too often, and its model would quietly answer something else.
 """
 
+import ast
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sglang_ascend_moe.errors import Unsupported
 
-# Each is compared with stock SGLang, and with transformers, in tests/serving.
-KNOWN_BLOCKS = (
-    "DeepseekV2MoE",
-    "Glm4MoeSparseMoeBlock",
-    "MiniMaxM2MoE",
-    "Qwen2MoeSparseMoeBlock",
-    "Qwen3MoeSparseMoeBlock",
-)
+# Each is compared with stock SGLang in tests/serving, of those that have a family there also with transformers.
+KNOWN_BLOCKS: Mapping[str, Mapping[str, str]] = {
+    "deepseek_v2.DeepseekV2MoE": {"0.5.23": "14d8c1e95b3c8a75"},
+    "glm4_moe.Glm4MoeSparseMoeBlock": {"0.5.23": "9dbd9d380e0b5ff1"},
+    "mimo_v2.MiMoV2MoE": {"0.5.23": "d2fbe04846fd2b16"},
+    "minimax_m2.MiniMaxM2MoE": {"0.5.23": "c396b19e84321f74"},
+    "qwen2_moe.Qwen2MoeSparseMoeBlock": {"0.5.23": "9f3c46bff3e79485"},
+    "qwen3_moe.Qwen3MoeSparseMoeBlock": {"0.5.23": "6d76b5783020aedd"},
+    "step3p5.Step3p5MoEMLP": {"0.5.23": "28fba0aa76e34a68"},
+}
+"""Class in `sglang.srt.models` -> version of SGLang with which it was compared -> digest of its source there."""
+
 COMPARED_ARCHITECTURES = (
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
@@ -28,17 +37,48 @@ COMPARED_ARCHITECTURES = (
 )
 """Names that their configs have for the models whose blocks these are; others may use the same blocks."""
 
+_MODELS = "sglang.srt.models."
+
 
 def refuse_unknown_blocks(model: Any, layer_class: type) -> None:
-    """Raise `Unsupported` if a module of `model` holds an MoE layer (of `layer_class`) and is no known block.
-
-    Blocks derived from a known one are known.
-    """
-    for module in model.modules():
-        holds_layer = any(isinstance(child, layer_class) for child in module.children())
-        if holds_layer and not any(ancestor.__name__ in KNOWN_BLOCKS for ancestor in type(module).__mro__):
+    """Raise `Unsupported` if a module of `model` holds an MoE layer (of `layer_class`) and is no known block, or has
+    another source than the one that was compared."""
+    blocks = {type(module) for module in model.modules() if _holds(module, layer_class)}
+    for block in sorted(blocks, key=name_of):
+        compared = KNOWN_BLOCKS.get(name_of(block))
+        if compared is None:
+            known = ", ".join(name.rpartition(".")[2] for name in KNOWN_BLOCKS)
             raise Unsupported(
-                f"{type(model).__name__} has MoE blocks of the class {type(module).__name__}, which --ascend-moe was"
-                f" never compared with: it may sum or shard their results wrongly. Serve the model without"
-                f" --ascend-moe. Known blocks: {', '.join(KNOWN_BLOCKS)}"
+                f"{type(model).__name__} has MoE blocks of the class {block.__name__}, which --ascend-moe was never"
+                f" compared with: it may sum or shard their results wrongly. Serve the model without --ascend-moe."
+                f" Known blocks: {known}"
             )
+        if source_digest(block) not in compared.values():
+            raise Unsupported(
+                f"{type(model).__name__} has MoE blocks of the class {block.__name__}, whose source is not the one that"
+                f" --ascend-moe was compared with: it may sum or shard their results wrongly. Install SGLang"
+                f" {' or '.join(compared)}, or serve the model without --ascend-moe"
+            )
+
+
+def _holds(module: Any, layer_class: type) -> bool:
+    return any(isinstance(child, layer_class) for child in module.children())
+
+
+def name_of(block: type) -> str:
+    """The name of a block in `KNOWN_BLOCKS`."""
+    return f"{block.__module__}.{block.__qualname__}".removeprefix(_MODELS)
+
+
+def source_digest(block: type) -> str:
+    """Of the source of a class of a module; empty if it has none."""
+    try:
+        # As it is in the file: `inspect.getsource` ends a class elsewhere in other versions of Python.
+        lines = Path(inspect.getfile(block)).read_text().splitlines(keepends=True)
+    except (OSError, TypeError):
+        return ""
+    for statement in ast.parse("".join(lines)).body:
+        if isinstance(statement, ast.ClassDef) and statement.name == block.__name__:
+            text = "".join(lines[statement.lineno - 1 : statement.end_lineno])
+            return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return ""

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
-from sglang_ascend_moe.serving.options import FLAGS, Options
+from sglang_ascend_moe.serving.options import FLAGS, WINDOW_FACTOR, Options
 from sglang_ascend_moe.windows.layout import ExchangeParameters, bytes_for_capacity, plan_window
 
-WINDOW_FACTOR = 2.0
-"""Windows hold so many times the rows that a rank receives of the largest prefill batch if all receive alike."""
+DEFAULT_STEPS = 3
+"""Of a draft: what SGLang chooses where no `--speculative-num-steps` is given, or more."""
 DEVICE_PART = 8
 """For prefill alone, windows take at most one part in so many of a device's memory."""
 
@@ -22,7 +22,8 @@ Role = Literal["null", "prefill", "decode"]
 class SchedulerLimits(NamedTuple):
     """The scheduler's limits for one attention group, whose `attention_ranks` ranks share every batch evenly.
 
-    running_requests: most requests in a decode batch. prefill_tokens: most tokens in a prefill batch; `prefill_flag`
+    running_requests: most requests in a decode batch. request_tokens: tokens that each of them brings to it, more than
+    one where drafts are verified. prefill_tokens: most tokens in a prefill batch; `prefill_flag`
     is the flag that sets it. role: prefill instances never decode, decode instances never prefill.
     """
 
@@ -31,14 +32,44 @@ class SchedulerLimits(NamedTuple):
     prefill_flag: str
     attention_ranks: int
     role: Role = "null"
+    request_tokens: int = 1
+
+    @property
+    def decode_tokens(self) -> int:
+        """Most tokens in a decode batch."""
+        return self.running_requests * self.request_tokens
 
     @property
     def decode_tokens_per_rank(self) -> int:
-        return 0 if self.role == "prefill" else -(-self.running_requests // self.attention_ranks)
+        return 0 if self.role == "prefill" else -(-self.decode_tokens // self.attention_ranks)
 
     @property
     def prefill_tokens_per_rank(self) -> int:
         return 0 if self.role == "decode" else -(-self.prefill_tokens // self.attention_ranks)
+
+
+def tokens_of_request(settings: Any) -> int:
+    """Most tokens that a request brings to a decode batch: those of its tree of drafts, if there is one.
+
+    settings: by the names of SGLang's server arguments, resolved or as they were given. A draft model gets one token of
+    each branch, and once more what has been verified.
+    """
+    if not settings.speculative_algorithm:
+        return 1
+    chain = 1 + (settings.speculative_num_steps or DEFAULT_STEPS)
+    branches = settings.speculative_eagle_topk or 1
+    return max(chain if branches == 1 else settings.speculative_num_draft_tokens or chain, branches)
+
+
+def prefill_batch(chunked: int | None, most: int, context: int) -> tuple[int, str]:
+    """Most tokens of a prefill batch of one attention group, and the flag that sets them.
+
+    chunked, most: `--chunked-prefill-size` and `--max-prefill-tokens`. context: length of the longest request.
+    """
+    if chunked is not None and chunked > 0:
+        return chunked, "--chunked-prefill-size"
+    # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
+    return max(most, context), "--max-prefill-tokens"
 
 
 def tokens_per_rank(options: Options, limits: SchedulerLimits) -> int:
@@ -52,11 +83,12 @@ def tokens_per_rank(options: Options, limits: SchedulerLimits) -> int:
     if options.max_tokens < needed:
         decode = limits.decode_tokens_per_rank >= limits.prefill_tokens_per_rank
         flag = "--max-running-requests" if decode else limits.prefill_flag
-        batch = limits.running_requests if decode else limits.prefill_tokens
+        batch = limits.decode_tokens if decode else limits.prefill_tokens
+        fitting = options.max_tokens * limits.attention_ranks // (limits.request_tokens if decode else 1)
         raise InvalidInput(
             f"{FLAGS['max_tokens'].flag} {options.max_tokens}: the largest {'decode' if decode else 'prefill'} batch of"
             f" {batch} tokens brings {needed} to each of {limits.attention_ranks} ranks. Raise it to {needed} or lower"
-            f" {flag} to {options.max_tokens * limits.attention_ranks}"
+            f" {flag} to {fitting}"
         )
     return options.max_tokens
 

@@ -121,6 +121,12 @@ HOOKS: tuple[Hook, ...] = (
         "ranks that share their attention have to run the same batch, or they wait for each other",
     ),
     Hook(
+        f"{SRT}.model_executor.model_runner.ModelRunner.forward",
+        HookKind.BEFORE,
+        lockstep.begin_forward_pass,
+        "with drafts a batch is several forward passes, and ranks have to take the same to make the same exchanges",
+    ),
+    Hook(
         f"{SRT}.managers.scheduler.Scheduler.process_batch_result",
         HookKind.AFTER,
         lockstep.note_result,

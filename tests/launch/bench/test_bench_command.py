@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 
 from sglang_ascend_moe.launch import main as command
@@ -13,6 +14,7 @@ from sglang_ascend_moe.launch.bench import rank_processes
 from sglang_ascend_moe.launch.bench.bench_command import _parser, settings_of
 from sglang_ascend_moe.launch.bench.cases import PRESETS, VARIANTS, problem_with
 from sglang_ascend_moe.launch.bench.records import write_records
+from sglang_ascend_moe.launch.bench.rounds import RoundsRecord, rounds_report
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from tests.packaging.source_tree import ROOT
 
@@ -89,6 +91,26 @@ def test_every_variant_is_measured_in_one_run_and_recorded(tmp_path: Path, capfd
     assert plot.stat().st_size > 0
 
 
+@pytest.mark.parametrize("dtype", [pytest.param("bf16", marks=pytest.mark.nightly), "int8"])
+def test_a_layer_is_measured_in_as_many_rounds_as_asked(dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    path = tmp_path / "rounds.json"
+    shape = [*TINY, "--dtype", dtype, "--tokens", "512", "--routing", "zipf"]
+    assert bench(*shape, "--rounds", "4,2", "--json", str(path)) == OK
+    records = msgspec.json.decode(path.read_bytes(), type=list[RoundsRecord])
+    assert [record.rounds for record in records] == [1, 2, 4]
+    assert {(record.case.phase, record.case.tokens, record.iterations) for record in records} == {("prefill", 512, 3)}
+    windows = [record.window_bytes for record in records]
+    assert windows == sorted(set(windows), reverse=True)
+    assert all(0 < record.p10_us <= record.median_us <= record.p90_us for record in records)
+    assert rounds_report(records) in capfd.readouterr().out
+
+
+@pytest.mark.nightly
+def test_rounds_that_no_window_makes_are_refused(capfd: pytest.CaptureFixture[str]):
+    assert bench(*TINY, "--rounds", "7") == CHECK_FAILED
+    assert "no window makes 6 tokens take 7 rounds; raise --tokens" in capfd.readouterr().err
+
+
 def test_without_mpirun_mpi_is_said_to_be_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
@@ -137,6 +159,10 @@ def test_cases_for_which_no_time_is_left_are_said_to_be_absent():
         (["--topk", "65"], "--topk"),
         (["--iters", "0"], "--iters"),
         (["--seed", "-1"], "--seed"),
+        (["--rounds", "0"], "--rounds"),
+        (["--rounds", "2", "--against", "relay"], "--against"),
+        (["--rounds", "2", "--phase", "decode"], "--phase"),
+        (["--rounds", "2", "--plot", "rounds.svg"], "--plot"),
         (["--json", "no/such/folder/run.json"], "--json"),
         (["--plot", "run.gif"], "--plot"),
     ],

@@ -19,7 +19,8 @@ from sglang.srt.plugins import load_plugins
 
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.serving import hooks, options
-from sglang_ascend_moe.serving.launcher import arguments, refusals
+from sglang_ascend_moe.serving.launcher import arguments
+from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, tokens_per_rank
 
 # Of one die of an Ascend A3.
@@ -34,7 +35,7 @@ def outcome(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]
     try:
         with contextlib.redirect_stderr(said):
             server_args = ServerArgs.from_cli_args(parser.parse_args(words))
-            with pretended(refusals.device_of(server_args)):
+            with pretended(device_of(server_args)):
                 server_args.resolve_once()
     except (AscendMoeError, SystemExit) as refusal:
         return {"refused": str(refusal) if isinstance(refusal, AscendMoeError) else said.getvalue()}

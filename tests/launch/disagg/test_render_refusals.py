@@ -21,7 +21,7 @@ from sglang_ascend_moe.serving.launcher import conflicts
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.given_flags import FLAGS_OF_PLUGINS, known_flags
-from sglang_ascend_moe.serving.launcher.refusals import A2A_BACKEND
+from sglang_ascend_moe.serving.launcher.replaced_settings import A2A_BACKEND
 from tests.launch.disagg.test_render import CONFIGS, DEPLOYMENTS, command_lines, rendered, value
 from tests.packaging.source_tree import ROOT
 from tests.serving.launcher.test_conflicts import SETTINGS
@@ -97,8 +97,8 @@ REFUSED = {
         "FILE cannot be served: prefill.options.pipeline-parallel-size 2 does not work with --ascend-moe",
     ),
     "another backend": (
-        OPTIONS, 'options = { moe-a2a-backend = "deepep" }',
-        "FILE cannot be served: prefill.options.moe-a2a-backend deepep: --ascend-moe is such a backend itself",
+        OPTIONS, 'options = { moe-a2a-backend = "mori" }',
+        "FILE cannot be served: prefill.options.moe-a2a-backend mori: --ascend-moe is such a backend itself",
     ),
     "fewer expert ranks": (
         OPTIONS, "options = { ep-size = 4 }",

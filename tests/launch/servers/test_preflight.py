@@ -62,7 +62,7 @@ def said_of(words: list[str]) -> str:
         ),
         ("--ascend-moe-secret-file /no/secret", "--ascend-moe-secret-file '/no/secret' cannot be opened"),
         ("--pp-size 2", "--pp-size 2 does not work with --ascend-moe"),
-        ("--moe-a2a-backend deepep", "--moe-a2a-backend deepep: --ascend-moe is such a backend itself"),
+        ("--moe-a2a-backend mori", "--moe-a2a-backend mori: --ascend-moe is such a backend itself"),
         ("--tp-size 3", "--tp-size 3: 8 experts cannot be divided among so many ranks"),
         ("--init-expert-location [1,2]", "--init-expert-location [1,2]: must be an object in JSON"),
         ("--init-expert-location /no/file.pt", "--init-expert-location /no/file.pt: must be a file that can be read"),

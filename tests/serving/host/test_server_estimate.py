@@ -56,6 +56,22 @@ def test_attention_groups_share_the_requests_of_a_server():
     assert groups.token == 4 * one.token
 
 
+def test_a_draft_model_counts_with_its_layer_its_weights_and_all_tokens_of_its_trees(tmp_path: Path):
+    target, draft = (write_checkpoint(tmp_path / name) for name in ("target", "draft"))
+    model = model_sizes(target, json.loads((target / "config.json").read_text()).get)
+    alone, drafted = (
+        estimate_server(
+            model, ServerSizes(tp=2, prefill_tokens=64, request_tokens=tokens, draft_folder=folder), Options()
+        )
+        for tokens, folder in ((1, None), (3, draft))
+    )
+    assert drafted.weights == 2 * alone.weights
+    assert drafted.token * model.layers == alone.token * (model.layers + 1)
+    assert drafted.scheduling.logits == 3 * alone.scheduling.logits
+    assert drafted.needs.windows > 2 * alone.needs.windows
+    assert drafted.needs.graphs == 0
+
+
 def test_windows_are_those_of_the_exchange_and_none_without_it():
     server = ServerSizes(tp=2, prefill_tokens=4096)
     windows = {

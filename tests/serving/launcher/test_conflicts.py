@@ -6,12 +6,28 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.serving.launcher import arguments, conflicts, refusals
+from sglang_ascend_moe.serving.launcher import arguments, conflicts
+from sglang_ascend_moe.serving.launcher.http_processes import VARIABLE
+from sglang_ascend_moe.serving.launcher.replaced_settings import A2A_BACKEND
 from sglang_ascend_moe.serving.options import Options, attach
 
 # A value of each flag of the table that has to be refused.
 SETTINGS = {
     "--speculative-algorithm": {"speculative_algorithm": "NGRAM"},
+    "--speculative-adaptive": {"speculative_adaptive": True},
+    "--enable-multi-layer-eagle": {"enable_multi_layer_eagle": True},
+    "--speculative-use-rejection-sampling": {"speculative_use_rejection_sampling": True},
+    "--speculative-moe-a2a-backend": {"speculative_moe_a2a_backend": "none"},
+    "--speculative-moe-runner-backend": {"speculative_moe_runner_backend": "triton"},
+    "--speculative-draft-attention-backend": {"speculative_draft_attention_backend": "triton"},
+    "--speculative-draft-model-quantization": {"speculative_draft_model_quantization": "fp8"},
+    "--speculative-draft-window-size": {"speculative_draft_window_size": 512},
+    "--speculative-token-map": {"speculative_token_map": "hot_tokens.pt"},
+    "--disaggregation-mode": {"speculative_algorithm": "EAGLE", "disaggregation_mode": "decode"},
+    "--device": {"speculative_algorithm": "EAGLE", "device": "npu"},
+    "--ep-num-redundant-experts": {"speculative_algorithm": "EAGLE", "ep_num_redundant_experts": 2},
+    "--enable-eplb": {"speculative_algorithm": "EAGLE", "enable_eplb": True},
+    "--init-expert-location": {"speculative_algorithm": "EAGLE", "init_expert_location": "placement.json"},
     "--enable-two-batch-overlap": {"enable_two_batch_overlap": True},
     "--enable-single-batch-overlap": {"enable_single_batch_overlap": True},
     "--enable-mixed-chunk": {"enable_mixed_chunk": True},
@@ -30,7 +46,6 @@ SETTINGS = {
     "--modelopt-quant": {"modelopt_quant": "fp8"},
     "--moe-runner-backend": {"moe_runner_backend": "triton"},
     "--enable-fused-moe-sum-all-reduce": {"enable_fused_moe_sum_all_reduce": True},
-    "--deepep-mode": {"deepep_mode": "low_latency"},
     "--deepep-config": {"deepep_config": "tuned.json"},
     "--deepep-dispatcher-output-dtype": {"deepep_dispatcher_output_dtype": "int8"},
     "--fuseep-mode": {"fuseep_mode": 1},
@@ -43,7 +58,7 @@ SETTINGS = {
     "--enable-paged-experts": {"enable_paged_experts": True},
     "--cpu-offload-gb": {"cpu_offload_gb": 1},
     "--offload-group-size": {"offload_group_size": 2},
-    "--tokenizer-worker-num": {"tokenizer_worker_num": 2},
+    "--tokenizer-worker-num": {"tokenizer_worker_num": 2, "api_key": "key"},
     "--smg-grpc-mode": {"smg_grpc_mode": True},
     "--grpc-mode": {"grpc_mode": True},
     "--encoder-only": {"encoder_only": True},
@@ -57,6 +72,8 @@ SETTINGS = {
 
 # What redundant experts need, and other settings that change nothing about the exchange.
 FINE = [
+    {"speculative_algorithm": "nextn", "speculative_num_steps": 2, "speculative_eagle_topk": 1},
+    {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": "draft"},
     {"ep_num_redundant_experts": 2},
     {"enable_eplb": True, "eplb_algorithm": "deepseek"},
     {"init_expert_location": "placement.json", "ep_dispatch_algorithm": "static"},
@@ -65,8 +82,10 @@ FINE = [
     {"moe_dense_tp_size": 1},
     {"disable_shared_experts_fusion": True},
     {"enable_dp_lm_head": True},
+    {"tokenizer_worker_num": 4, "admin_api_key": "key"},
     {"flashinfer_a2a_dispatch_type": "bf16"},
     {"ssl_certfile": "certificate.pem"},
+    {"moe_a2a_backend": "deepep", "deepep_mode": "low_latency"},
 ]
 
 
@@ -96,7 +115,11 @@ def test_every_refused_flag_is_one_of_the_command_line():
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
-    assert {conflict.flag for conflict in conflicts.CONFLICTS} - known == {"SGLANG_RUST_SERVER"}
+    assert {conflict.flag for conflict in conflicts.CONFLICTS} - known == {
+        "SGLANG_ENABLE_DP_SPEC_PREFILL_COORDINATION",
+        "SGLANG_RUST_SERVER",
+        VARIABLE,
+    }
 
 
 @pytest.mark.parametrize("settings", FINE, ids=lambda settings: ",".join(settings))
@@ -105,7 +128,7 @@ def test_a_setting_that_changes_nothing_about_the_exchange_is_let_through(settin
 
 
 def test_a_backend_that_sglang_chose_over_ours_is_refused():
-    arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend=refusals.A2A_BACKEND))
+    arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend=A2A_BACKEND))
     with pytest.raises(Unsupported, match="--moe-a2a-backend deepep because of another option"):
         arguments.refuse_other_backend(arguments_of_a_server(moe_a2a_backend="deepep"))
 

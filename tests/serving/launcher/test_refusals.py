@@ -4,20 +4,24 @@ arguments and for a command line that was read without SGLang alike."""
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.serving import options
-from sglang_ascend_moe.serving.launcher import given_flags, refusals
-from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
+from sglang_ascend_moe.serving.launcher import asked_device, given_flags, refusals
+from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS, Conflict
+from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE, expert_formats
 from sglang_ascend_moe.serving.options import Options
 from tests.serving.launcher.test_conflicts import FINE, SETTINGS
 
 REFUSED = {
-    "--moe-a2a-backend deepep": "--moe-a2a-backend deepep: --ascend-moe is such a backend itself",
+    "--moe-a2a-backend mori": "--moe-a2a-backend mori: --ascend-moe is such a backend itself",
     "--ep-size 3 --tp-size 2": "--ep-size 3 with --tp-size 2: the exchange spans",
     "--ep 4 --tensor-parallel-size 2": "--ep-size 4 with --tp-size 2: the exchange spans",
     "--ascend-moe-stay-awake --sleep-on-idle": "--ascend-moe-stay-awake with --sleep-on-idle",
@@ -31,6 +35,7 @@ REFUSED = {
 ACCEPTED = [
     "--ep-size 2 --tp-size 2",
     "--moe-a2a-backend ascend_fuseep",
+    "--moe-a2a-backend deepep --deepep-mode low_latency",
     "--device npu --quantization modelslim",
     "--device npu:3 --ascend-moe-windows aclshmem",
     "--ascend-moe-verify --ascend-moe-quant int8",
@@ -127,16 +132,23 @@ def test_a_value_that_is_none_is_named(words: list[str], said: str):
     assert str(refusal.value).startswith(said)
 
 
+SWITCHES = [
+    conflict
+    for conflict in CONFLICTS
+    if conflict.flag in ("SGLANG_ENABLE_DP_SPEC_PREFILL_COORDINATION", "SGLANG_RUST_SERVER")
+]
+
+
+@pytest.mark.parametrize("conflict", SWITCHES, ids=lambda conflict: conflict.flag)
 @pytest.mark.parametrize("text", ["1", "true", "Yes", "y", "0", "false", "N", "no", None])
-def test_a_variable_is_read_as_sglang_reads_it(monkeypatch: pytest.MonkeyPatch, text: str | None):
+def test_a_variable_is_read_as_sglang_reads_it(monkeypatch: pytest.MonkeyPatch, text: str | None, conflict: Conflict):
     from sglang.srt.environ import envs
 
-    (conflict,) = (conflict for conflict in CONFLICTS if not conflict.flag.startswith("--"))
     monkeypatch.delenv(conflict.flag, raising=False)
     environment = {} if text is None else {conflict.flag: text}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert conflict.found(environment) == envs.SGLANG_RUST_SERVER.get()
+    assert conflict.found(environment) == getattr(envs, conflict.flag).get()
 
 
 def test_w8a8_is_for_npus_only():
@@ -146,3 +158,45 @@ def test_w8a8_is_for_npus_only():
         refusals.refuse_model(model, refusals.Division(4, 0), on_npu=False)
     with pytest.raises(Unsupported, match=r"is quantised \(fp8\)"):
         refusals.refuse_model(model._replace(quantisation="fp8"), refusals.Division(4, 0), on_npu=True)
+
+
+FORMATS = {
+    "W8A8_DYNAMIC": ("mlp.experts.0.gate_proj", True),
+    "FLOAT": ("mlp.experts.0.w1", True),
+    "W4A8_DYNAMIC": ("mlp.experts.0.up_proj", False),
+    "W8A8": ("block_sparse_moe.experts.0.w2", False),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_experts_are_served_in_the_formats_of_the_runner_only(tmp_path: Path, kind: str):
+    place, served = FORMATS[kind]
+    described = {f"model.layers.3.{place}.weight": kind, f"model.layers.3.{place}.weight_scale": "W9A9"}
+    described |= {"model.layers.0.mlp.gate_proj.weight": "W4A4", "model_quant_type": "W2A2"}
+    (tmp_path / MODELSLIM_FILE).write_text(json.dumps(described))
+    model = refusals.Model("/models/moe", "modelslim", 16, 64, expert_formats=expert_formats(tmp_path))
+    assert model.expert_formats == {kind}
+    refused = pytest.raises(Unsupported, match=rf"the experts of /models/moe are {kind} \(modelslim\)")
+    with contextlib.nullcontext() if served else refused:
+        refusals.refuse_model(model, refusals.Division(4, 0), on_npu=True)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", ""], ids=["a list", "half an object", "nothing"])
+def test_a_description_that_is_none_is_named(tmp_path: Path, text: str):
+    assert expert_formats(tmp_path) == frozenset()
+    (tmp_path / MODELSLIM_FILE).write_text(text)
+    with pytest.raises(InvalidInput, match=f"{MODELSLIM_FILE}: must be an object in JSON"):
+        expert_formats(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes", "device"),
+    [([], [], "cpu"), ([], ["/dev/davinci0"], "npu"), (["--device", "cpu"], ["/dev/davinci0"], "cpu")],
+    ids=["a host", "a machine with NPUs", "a host that is asked for there"],
+)
+def test_a_device_that_is_left_out_is_the_npus_of_the_machine(monkeypatch, words: list[str], nodes, device: str):
+    monkeypatch.setattr(asked_device, "ascend_device_nodes", lambda: nodes)
+    given = given_flags.read([options.ASK_FLAG, "--quantization", "modelslim", *words])
+    assert asked_device.device_of(given.settings) == device
+    refused = outcome(given.settings, given.options).startswith("--quantization")
+    assert refused == (device == "cpu")

@@ -63,14 +63,16 @@ def meet_without_a_rank(rank: Rank, memory: str, timeout_s: float, how: str) -> 
     dist.barrier(group=rank.group)
     own.begin(batch())
     if rank.rank == CULPRIT:
+        # Until the others have left the barrier, in which they would miss it as well.
+        rank.wait_for_parent()
         if how == "is killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "raises":
             with pytest.raises(ValueError, match="own"), own:
                 raise ValueError("its own")
             os._exit(1)
-        rank.wait_for_parent()
         return None
+    rank.note("begun")
     try:
         with own:
             dist.all_reduce(torch.zeros(1), group=rank.group)
@@ -84,6 +86,8 @@ def meet_without_a_rank(rank: Rank, memory: str, timeout_s: float, how: str) -> 
 def test_a_rank_that_ends_is_lost_by_name(fresh_pool, memory: str, how: str):
     pool = fresh_pool(3)
     pool.start(meet_without_a_rank, memory, LONG_S, how)
+    pool.await_notes("begun", [0, 2])
+    pool.release(CULPRIT)
     found = pool.collect(dead=[CULPRIT])
     for kind, rank, words in (found[0], found[2]):
         assert (kind, rank) == (PeerLost.__name__, CULPRIT)
@@ -93,6 +97,7 @@ def test_a_rank_that_ends_is_lost_by_name(fresh_pool, memory: str, how: str):
 def test_a_rank_that_stays_away_is_a_timeout_by_name(fresh_pool, memory: str):
     pool = fresh_pool(3)
     pool.start(meet_without_a_rank, memory, SHORT_S, "stays away")
+    pool.await_notes("begun", [0, 2])
     pool.await_notes("raised", [0, 2])
     pool.release(CULPRIT)
     found = pool.collect()

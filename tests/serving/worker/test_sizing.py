@@ -1,20 +1,21 @@
 """A window or a token limit that the scheduler's batches exceed is refused before serving, by the flag to change."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import InvalidInput, WindowTooSmall
-from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.options import WINDOW_FACTOR, Options
 from sglang_ascend_moe.serving.worker.sizing import (
     DEVICE_PART,
-    WINDOW_FACTOR,
     Role,
     SchedulerLimits,
     check_window,
     sized,
+    tokens_of_request,
     tokens_per_rank,
 )
 from sglang_ascend_moe.windows.layout import ExchangeParameters, WindowLayout, expected_rounds, plan_window
@@ -31,6 +32,35 @@ def bytes_for(tokens: int) -> int:
 def test_ranks_share_a_batch_evenly_and_the_last_token_needs_a_place():
     assert LIMITS.decode_tokens_per_rank == 9
     assert LIMITS.prefill_tokens_per_rank == 250
+
+
+def test_a_request_brings_the_tokens_of_its_tree():
+    """As DeepSeek-R1 is served on NPUs: 26 requests of 3 tokens each."""
+    limits = SchedulerLimits(26, 64, "--chunked-prefill-size", attention_ranks=1, request_tokens=3)
+    assert tokens_per_rank(Options(), limits) == 78
+    with pytest.raises(InvalidInput, match=r"decode batch of 78 tokens .* or lower --max-running-requests to 20$"):
+        tokens_per_rank(Options(max_tokens=62), limits)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "steps", "branches", "tokens", "expected"),
+    [
+        pytest.param(None, None, None, None, 1, id="without drafts"),
+        pytest.param("NEXTN", None, None, None, 4, id="as SGLang chooses"),
+        pytest.param("NEXTN", 2, 1, 3, 3, id="a chain"),
+        pytest.param("EAGLE", 2, 1, 8, 3, id="a chain, whose length SGLang corrects"),
+        pytest.param("EAGLE3", 3, 4, 8, 8, id="a tree"),
+        pytest.param("EAGLE3", 2, 8, 4, 8, id="more branches than are verified"),
+    ],
+)
+def test_tokens_of_a_request_are_those_of_its_tree(algorithm, steps, branches, tokens, expected):
+    settings = SimpleNamespace(
+        speculative_algorithm=algorithm,
+        speculative_num_steps=steps,
+        speculative_eagle_topk=branches,
+        speculative_num_draft_tokens=tokens,
+    )
+    assert tokens_of_request(settings) == expected
 
 
 def test_the_largest_batch_decides_the_tokens():

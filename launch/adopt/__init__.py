@@ -1,0 +1,1 @@
+"""`ascend-moe adopt`: an existing command line of SGLang, and what becomes of it with `--ascend-moe`."""

@@ -1,0 +1,73 @@
+"""What SGLang itself makes of the published recipes with the package: a server refuses in the words of `adopt`; without
+what is refused, its experts would be the exchange's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import pytest
+
+from sglang_ascend_moe.launch.adopt.flag_changes import split_flags
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.launcher.replaced_settings import A2A_BACKEND
+from tests.launch.adopt.recipe_page import adopted
+from tests.launch.adopt.recipes import OPEN, recipes
+
+pytestmark = pytest.mark.nightly
+
+# What stands or falls with a feature that is open; what only models with a state of linear attention have; a file.
+OPEN_FLAGS = (
+    *(flag for flag in OPEN if flag.startswith("--")), "--speculative-", "--cp-strategy", "--mamba-",
+    "--init-expert-location",
+)  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """server: name and role. words: what adopt says is refused of the flags. whole, rest: what SGLang says of all flags
+    and of those that are not open; see `tests.launch.disagg.resolving`."""
+
+    server: str
+    words: list[str]
+    whole: dict[str, Any]
+    rest: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    model, configs = write_checkpoint(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("configs")
+    # Large enough for all; only the config is read.
+    config = json.loads((model / "config.json").read_text())
+    large = {"num_experts": 512, "max_position_embeddings": 2**18}
+    (model / "config.json").write_text(json.dumps(config | large))
+    servers, commands = [], []
+    for recipe in recipes().values():
+        for role, adoption in adopted(recipe, configs).items():
+            flags = [str(model) if word == "MODEL" else word for word in adoption.command[3:]]
+            rest = [part for part in split_flags(flags) if not part.name.startswith(OPEN_FLAGS)]
+            commands += [[*flags, "--device", "npu"], [word for part in rest for word in part.words()]]
+            commands[-1] += ["--device", "npu"]
+            said = [refusal.message for refusal in adoption.refusals if refusal.about != "model"]
+            servers.append((f"{recipe.name} ({role})", said))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.launch.disagg.resolving"], input=json.dumps(commands), capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = iter(json.loads(done.stdout)["outcomes"])
+    return [Outcome(*server, next(found), next(found)) for server in servers]
+
+
+def test_a_server_refuses_in_the_words_of_adopt(outcomes: list[Outcome]):
+    refused = [outcome for outcome in outcomes if outcome.words]
+    assert len(refused) > len(recipes())
+    assert [outcome.server for outcome in refused if outcome.words[0] not in str(outcome.whole["refused"])] == []
+    others = [outcome for outcome in outcomes if not outcome.words]
+    assert [(outcome.server, outcome.whole["refused"]) for outcome in others if outcome.whole["refused"]] == []
+
+
+def test_without_what_is_open_sglang_gives_the_experts_to_the_exchange(outcomes: list[Outcome]):
+    assert {outcome.server: outcome.rest["refused"] for outcome in outcomes if outcome.rest["refused"]} == {}
+    assert {outcome.rest["backend"] for outcome in outcomes} == {A2A_BACKEND}
