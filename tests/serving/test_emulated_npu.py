@@ -10,7 +10,11 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 DTYPE = "bfloat16"
 GRAPHS = {"disable_cuda_graph": False, "cuda_graph_bs_decode": [4, 16], "ascend_moe_require_graphs": True}
-KINDS = {"graphs": GRAPHS, "eager": {}}
+SETUPS = {
+    "tp2-ep2": PARALLEL["tp2-ep2"],
+    "tp2-ep2 in graphs": {**PARALLEL["tp2-ep2"], **GRAPHS},
+    "dp2-attention-ep2": PARALLEL["dp2-attention-ep2"],
+}
 
 
 def test_stock_sglang_answers_as_on_the_host(npu_fork_server, checkpoint, prompts, stock_answers, compare_all):
@@ -19,11 +23,10 @@ def test_stock_sglang_answers_as_on_the_host(npu_fork_server, checkpoint, prompt
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("parallel", PARALLEL.values(), ids=PARALLEL)
+@pytest.mark.parametrize("arguments", SETUPS.values(), ids=SETUPS)
 def test_answers_are_those_of_the_host(
-    npu_fork_server, checkpoint, prompts, stock_answers, compare_all, parallel: dict[str, Any], kind: dict[str, Any]
+    npu_fork_server, checkpoint, prompts, stock_answers, compare_all, arguments: dict[str, Any]
 ):
-    with npu_fork_server.start(ours_on_npu(checkpoint, **parallel, **kind)) as engine:
+    with npu_fork_server.start(ours_on_npu(checkpoint, **arguments)) as engine:
         outcomes = compare_all(engine, prompts, stock_answers(DTYPE), DTYPE)
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []

@@ -31,6 +31,7 @@ def install(folder: Path, cores: int = CORES) -> None:
     _module(KERNELS_MODULE, origin=folder / KERNELS_LIBRARY)
     package = _module(MEMFABRIC_PACKAGE)
     package.get_lib_path = lambda: str(folder)
+    package.create_config_store = transfers.create_config_store
     package.TransferEngine, package.TransDataOpType = transfers.TransferEngine, transfers.TransDataOpType
     torch_npu = _module("torch_npu")
     if "_C" not in vars(torch_npu):
