@@ -332,26 +332,3 @@ def start_processes_by_forking() -> None:
         HookRegistry.register(target, process_start.launch_by_forking, HookType.AROUND)
     controller = "sglang.srt.managers.data_parallel_controller.DataParallelController"
     HookRegistry.register(f"{controller}.__init__", process_start.spawn_processes, HookType.BEFORE)
-
-
-def count_decode_steps() -> None:
-    """On emulated NPUs, what each decode step asks of the device goes into the log, as one line of JSON."""
-    import json
-
-    from sglang.srt.managers.scheduler import Scheduler
-
-    from tests.npu.device.library import native
-    from tests.serving.decode_steps import MARK
-
-    run_batch = Scheduler.run_batch
-
-    def counted(scheduler, batch, *arguments, **keywords):
-        before = native().counters()
-        result = run_batch(scheduler, batch, *arguments, **keywords)
-        if batch.forward_mode.is_decode():
-            after = native().counters()
-            calls = {name: counts[0] - before.get(name, (0, 0))[0] for name, counts in after.items()}
-            print(MARK + json.dumps({name: count for name, count in calls.items() if count}), flush=True)
-        return result
-
-    Scheduler.run_batch = counted
