@@ -23,7 +23,6 @@ from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from sglang_ascend_moe.serving.host_platform import obstacle
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
-from sglang_ascend_moe.serving.npu.machine_checks import device_name, refuse_machine_without_npu
 from sglang_ascend_moe.serving.options import Options
 
 NEW_TOKENS = 16
@@ -106,6 +105,8 @@ def main(arguments: list[str]) -> int:
             return WRONG_USAGE
     try:
         if parsed.device == "npu":
+            from sglang_ascend_moe.serving.npu.machine_checks import device_name, refuse_machine_without_npu
+
             refuse_machine_without_npu(Options())
             print(f"Device: {device_name()}", flush=True)
         elif problem := obstacle():

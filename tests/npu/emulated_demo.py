@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.npu import emulated
 from tests.npu.cann import build_cann
+from tests.npu.cann.library_names import TORCH_LIBRARY
 from tests.npu.device import build
 from tests.versions.npu_wheels import MEMFABRIC, TORCH_NPU, download
 
@@ -34,7 +35,7 @@ def libraries() -> Path:
 
 
 def is_older_than_its_sources(folder: Path) -> bool:
-    built = [folder / build.LIBRARY, folder / build_cann.TORCH_LIBRARY]
+    built = [folder / build.LIBRARY, folder / TORCH_LIBRARY]
     sources = [*build.SOURCES, *(path for library in build_cann.libraries(built[0]) for path in library.sources)]
     headers = [path for source in sources for path in source.parent.glob("*.h")]
     if not all(path.exists() for path in built):

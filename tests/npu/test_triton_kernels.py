@@ -33,7 +33,9 @@ def add_rows() -> list[list[int]]:
     rows = [torch.arange(4, device="npu") * 1, torch.arange(4, device="npu") * 10]
     table = torch.tensor([row.data_ptr() for row in rows], dtype=torch.uint64, device="npu")
     out = torch.empty(2, 4, dtype=torch.int64, device="npu")
-    add_where_pointers_lead[(2,)](table, out, added=torch.full((4,), 3, device="npu") * 2, width=4)
+    add_where_pointers_lead[lambda given: (len(given["out"]),)](
+        table, out, added=torch.full((4,), 3, device="npu") * 2, width=4
+    )
     return (out + 1).tolist()
 
 

@@ -44,8 +44,8 @@ class Feature(NamedTuple):
 
 
 FEATURES = (
-    Feature("tensor-parallel attention", "serving/test_greedy_tokens.py", "serving/test_npu_backend.py"),
-    Feature("data-parallel attention", "serving/test_greedy_tokens.py"),
+    Feature("tensor-parallel attention", "serving/test_greedy_tokens.py", "serving/test_emulated_npu.py"),
+    Feature("data-parallel attention", "serving/test_greedy_tokens.py", "serving/test_emulated_npu.py"),
     Feature("decode in graphs", "serving/test_decode_graphs.py", "npu/cann/test_graphs_on_npu.py"),
     Feature("prefill in rounds", "exchange/test_batches.py", "npu/cann/test_exchange_on_npu.py"),
     Feature("rows in int8", "exchange/test_int8.py", "npu/cann/test_exchange_on_npu.py"),

@@ -1,19 +1,32 @@
 """Whole engines on emulated NPUs: SGLang's unmodified NPU backend, from flag to tokens. No NPU has run this."""
 
+from typing import Any
+
 import pytest
 
-from tests.serving.configurations import ours_on_npu, stock_on_npu
+from tests.serving.configurations import PARALLEL, ours_on_npu, stock_on_npu
 
-pytestmark = pytest.mark.nightly
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
+
+DTYPE = "bfloat16"
+GRAPHS = {"disable_cuda_graph": False, "cuda_graph_bs_decode": [4, 16], "ascend_moe_require_graphs": True}
+SETUPS = {
+    "tp2-ep2": PARALLEL["tp2-ep2"],
+    "tp2-ep2 in graphs": {**PARALLEL["tp2-ep2"], **GRAPHS},
+    "dp2-attention-ep2": PARALLEL["dp2-attention-ep2"],
+}
 
 
 def test_stock_sglang_answers_as_on_the_host(npu_fork_server, checkpoint, prompts, stock_answers, compare_all):
     with npu_fork_server.start(stock_on_npu(checkpoint)) as engine:
-        outcomes = compare_all(engine, prompts, stock_answers("bfloat16"), "bfloat16")
+        outcomes = compare_all(engine, prompts, stock_answers(DTYPE), DTYPE)
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
 
 
-def test_answers_are_those_of_the_host(npu_fork_server, checkpoint, prompts, stock_answers, compare_all):
-    with npu_fork_server.start(ours_on_npu(checkpoint)) as engine:
-        outcomes = compare_all(engine, prompts, stock_answers("bfloat16"), "bfloat16")
+@pytest.mark.parametrize("arguments", SETUPS.values(), ids=SETUPS)
+def test_answers_are_those_of_the_host(
+    npu_fork_server, checkpoint, prompts, stock_answers, compare_all, arguments: dict[str, Any]
+):
+    with npu_fork_server.start(ours_on_npu(checkpoint, **arguments)) as engine:
+        outcomes = compare_all(engine, prompts, stock_answers(DTYPE), DTYPE)
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []

@@ -15,16 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.ascend.host_model import FOLDERS, HOST_SOURCES, KERNEL_SOURCES, KERNELS, MODEL_SOURCES
+from tests.npu.cann.library_names import CANN, KERNELS_LIBRARY, MEMFABRIC, TORCH_LIBRARY
 from tests.npu.device.build import FLAGS, LIBRARY, alone, torch_folder
 
 HERE = Path(__file__).parent
 DEVICE = KERNELS / "ascend" / "device"
 STAND_IN = HERE.parents[1] / "ascend" / "cann_stand_in"
-
-CANN = "libemulated_cann.so"
-MEMFABRIC = "libmf_smem.so"
-KERNELS_LIBRARY = "_ascend_kernels.so"
-TORCH_LIBRARY = "_ascend_torch.so"
 
 TORCH_BINDING = "torch_binding.cpp"
 

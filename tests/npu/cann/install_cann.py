@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from sglang_ascend_moe.windows import memfabric
 from tests.npu.cann import transfers
-from tests.npu.cann.build_cann import CANN, KERNELS_LIBRARY
+from tests.npu.cann.library_names import CANN, KERNELS_LIBRARY
 
+MEMFABRIC_PACKAGE = "memfabric_hybrid"
 KERNELS_MODULE = "sglang_ascend_moe._ascend_kernels"
 CORES = 2
 """Vector cores of a die: on few of them kernels run faster."""
@@ -29,8 +29,9 @@ def install(folder: Path, cores: int = CORES) -> None:
     ctypes.CDLL(str(folder / CANN)).emulated_cann_use_cores(ctypes.c_int64(cores))
     torch.ops.load_library(str(folder / CANN))
     _module(KERNELS_MODULE, origin=folder / KERNELS_LIBRARY)
-    package = _module(memfabric.PACKAGE)
+    package = _module(MEMFABRIC_PACKAGE)
     package.get_lib_path = lambda: str(folder)
+    package.create_config_store = transfers.create_config_store
     package.TransferEngine, package.TransDataOpType = transfers.TransferEngine, transfers.TransDataOpType
     torch_npu = _module("torch_npu")
     if "_C" not in vars(torch_npu):

@@ -42,6 +42,12 @@ class TransDataOpType(Enum):
     DEVICE_RDMA = 1
 
 
+def create_config_store(store_url: str) -> None:
+    """Where engines find each other; here the sessions' names say it. Raises ValueError for what is no address."""
+    if not store_url.startswith("tcp://"):
+        raise ValueError(f"{store_url}: a store is at tcp://HOST:PORT")
+
+
 class TransferEngine:
     """One end of transfers, under the names of memfabric's."""
 

@@ -1,12 +1,12 @@
 """Kernels of Triton on the emulated NPU: Triton's interpreter runs them, in the order of the stream.
 
-A launch is an operator like others. Its kernel and what is no tensor among its arguments wait under a number; the
-interpreter then works on the memory of the device as the host reaches it, and so do pointers that a kernel loads.
+A launch is an operator like others. Its kernel and what is no tensor among its arguments are kept under a number; the
+interpreter works on the memory of the device as the host reaches it, and so do pointers that a kernel loads.
 """
 
 from __future__ import annotations
 
-import itertools
+import inspect
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -31,17 +31,21 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 class _Launch(NamedTuple):
-    run: Callable[..., None]
+    """A kernel, how many programs of it run, and its arguments with places for tensors."""
+
+    kernel: Callable[..., None]
+    parameters: tuple[str, ...]
+    grid: tuple[int, ...]
     arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    captured: bool
+    keywords: tuple[tuple[str, Any], ...]
 
 
-_launches: dict[int, _Launch] = {}
-_numbers = itertools.count()
+_numbers: dict[_Launch, int] = {}
+"""Launches that differ in nothing have the same number, so that a capture sees the same call."""
+_launches: list[_Launch] = []
 
 
-def _put(run: Callable[..., None], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+def _put(executor: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     """Puts a launch on the current stream."""
     tensors: list[torch.Tensor] = []
 
@@ -49,18 +53,33 @@ def _put(run: Callable[..., None], arguments: tuple[Any, ...], keywords: dict[st
         tensors.append(tensor)
         return _Place(len(tensors) - 1)
 
+    taken = inspect.getfullargspec(executor.fn).args
+    keywords = {name: value for name, value in keywords.items() if name in taken}
+    grid = executor.grid
+    if callable(grid):
+        grid = grid(inspect.getcallargs(executor.fn, *arguments, **keywords))
     arguments, keywords = tree_map_only(torch.Tensor, place, (arguments, keywords))
-    number = next(_numbers)
-    _launches[number] = _Launch(run, arguments, keywords, torch.npu.is_current_stream_capturing())
-    torch.ops.emulated_triton.launch(tensors, number)
+    launch = _Launch(executor.fn, tuple(executor.arg_names), tuple(grid), arguments, tuple(sorted(keywords.items())))
+    if launch not in _numbers:
+        _launches.append(launch)
+        _numbers[launch] = len(_launches) - 1
+    torch.ops.emulated_triton.launch(tensors, _numbers[launch])
 
 
 def _run(tensors: list[torch.Tensor], number: int) -> None:
     """On the thread of the stream, or at once where all tensors are the host's."""
-    launch = _launches[number] if _launches[number].captured else _launches.pop(number)
-    arguments, keywords = tree_map_only(_Place, lambda place: tensors[place.index], (launch.arguments, launch.keywords))
+    from triton.runtime import interpreter
+
+    launch = _launches[number]
+    arguments, keywords = tree_map_only(
+        _Place, lambda place: tensors[place.index], (launch.arguments, dict(launch.keywords))
+    )
+    executor = interpreter.GridExecutor(launch.kernel, launch.parameters, launch.grid)
+    # The interpreter would copy tensors to the host and back.
+    executor._init_args_hst = lambda given, named: (given, named)
+    executor._restore_args_dev = lambda *_: None
     with _interpreting:
-        launch.run(*arguments, **keywords)
+        _interpret(executor, *arguments, **keywords)
 
 
 def _on_host(pointers: np.ndarray) -> np.ndarray:
@@ -94,16 +113,14 @@ def install() -> None:
         atomic_cas=_translating(accesses.atomic_cas),
         atomic_rmw=_translating(accesses.atomic_rmw, 1),
     )
-    executor = interpreter.GridExecutor
-    run = executor.__call__
+    global _interpret
+    _interpret = interpreter.GridExecutor.__call__
 
-    def call(self: Any, *arguments: Any, **keywords: Any) -> None:
-        # The interpreter would copy tensors to the host and back.
-        self._init_args_hst = lambda given, named: (given, named)
-        self._restore_args_dev = lambda *_: None
-        _put(lambda *given, **named: run(self, *given, **named), arguments, keywords)
+    def launch(executor: Any, *arguments: Any, **keywords: Any) -> None:
+        _put(executor, arguments, keywords)
 
-    executor.__call__ = call
+    interpreter.GridExecutor.__call__ = launch
 
 
+_interpret: Callable[..., None]
 _keep: list[torch.library.Library] = []
