@@ -122,16 +122,22 @@ def replays_when_idle(mode: Any) -> bool:
     return bool(mode.is_cuda_graph())
 
 
-def all_reduce(original: Callable[..., Any], group: Any, input_: torch.Tensor) -> torch.Tensor:
+def all_reduce(original: Callable[..., Any], coordinator: Any, input_: torch.Tensor) -> torch.Tensor:
     """Around `GroupCoordinator.all_reduce`: a collective of a captured step is a launch.
 
-    It is the one that the original makes of tensors of the host.
+    It is the one that the original makes of tensors of the host. Where it fails, `blame.collective_of` finds its name,
+    group and work in the frame.
     """
-    if not launches.capturing() or group.world_size == 1:
-        return original(group, input_)
+    if not launches.capturing() or coordinator.world_size == 1:
+        return original(coordinator, input_)
+    group = coordinator.device_group
 
     def bind(reduced: torch.Tensor) -> launches.Launch:
-        return lambda: group.device_group.allreduce([reduced]).wait()
+        def all_reduce() -> None:
+            work = group.allreduce([reduced])
+            work.wait()
+
+        return all_reduce
 
     launches.launch(bind, [], [input_])
     return input_
@@ -139,28 +145,30 @@ def all_reduce(original: Callable[..., Any], group: Any, input_: torch.Tensor) -
 
 def all_gather(
     original: Callable[..., Any],
-    group: Any,
+    coordinator: Any,
     input_: torch.Tensor,
     dim: int = -1,
     output_tensor_list: list[torch.Tensor] | None = None,
 ) -> Any:
     """Around `GroupCoordinator.all_gather`: a collective of a captured step is a launch, as in `all_reduce`."""
-    if not launches.capturing() or group.world_size == 1 or output_tensor_list is not None:
-        return original(group, input_, dim, output_tensor_list)
+    if not launches.capturing() or coordinator.world_size == 1 or output_tensor_list is not None:
+        return original(coordinator, input_, dim, output_tensor_list)
+    ranks, group = coordinator.world_size, coordinator.device_group
     shape = list(input_.shape)
-    shape[dim] *= group.world_size
+    shape[dim] *= ranks
     gathered = input_.new_empty(shape)
 
     def bind(part: torch.Tensor, whole: torch.Tensor) -> launches.Launch:
-        parts = part.new_empty(group.world_size, *part.shape)
-        into = whole.unflatten(dim, (group.world_size, part.shape[dim])).movedim(dim % part.dim(), 0)
+        parts = part.new_empty(ranks, *part.shape)
+        into = whole.unflatten(dim, (ranks, part.shape[dim])).movedim(dim % part.dim(), 0)
         along_rows = parts.flatten(0, 1)
 
-        def gather() -> None:
-            group.device_group._allgather_base(along_rows, part.contiguous()).wait()
+        def all_gather() -> None:
+            work = group._allgather_base(along_rows, part.contiguous())
+            work.wait()
             into.copy_(parts)
 
-        return gather
+        return all_gather
 
     launches.launch(bind, [input_], [gathered])
     return gathered

@@ -34,9 +34,13 @@ def blames_peer(error: BaseException) -> bool:
 
 
 def collective_of(error: BaseException) -> Collective | None:
-    """The collective that raised an exception; None if none did, or it cannot be told."""
+    """The collective that raised an exception: a function of torch, or one of ours that is called as torch's is and
+    holds group and work. None if none did, or it cannot be told."""
+    from torch import distributed
+
     for frame in _frames(error):
-        if frame.f_globals.get("__name__", "").startswith(_TORCH) and frame.f_code.co_name != _MEASURES:
+        of_torch = frame.f_globals.get("__name__", "").startswith(_TORCH) and frame.f_code.co_name != _MEASURES
+        if of_torch or ("group" in frame.f_locals and _holds_failed(frame, distributed.Work)):
             return Collective(frame.f_code.co_name, frame.f_locals.get("group"))
     return None
 
@@ -59,4 +63,8 @@ def _waits_for_peers(frame: FrameType | None, work: type[distributed.Work]) -> b
         return False
     if frame.f_globals.get("__name__", "").startswith(_TORCH):
         return True
+    return _holds_failed(frame, work)
+
+
+def _holds_failed(frame: FrameType, work: type[distributed.Work]) -> bool:
     return any(isinstance(value, work) and not value.is_success() for value in frame.f_locals.values())

@@ -81,7 +81,13 @@ def name_collectives(rank: Rank) -> list[tuple[str, bool] | None]:
         found = collective_of(caught.value)
         return found and (found.name, found.group is rank.group)
 
+    def replayed() -> None:
+        group = rank.group
+        work = group.allreduce([own])
+        work.wait()
+
     return [
+        fail_in(replayed),
         fail_in(lambda: dist.all_reduce(own, group=rank.group)),
         fail_in(lambda: dist.broadcast(own, src=1, group=rank.group)),
         fail_in(lambda: dist.all_gather_into_tensor(torch.zeros(4), own, group=rank.group)),
@@ -94,7 +100,14 @@ def name_collectives(rank: Rank) -> list[tuple[str, bool] | None]:
 def test_a_collective_that_failed_is_named_as_it_was_called(fresh_pool):
     pool = fresh_pool(2)
     pool.start(name_collectives)
-    names = ["all_reduce", "broadcast", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather_object"]
+    names = [
+        "replayed",
+        "all_reduce",
+        "broadcast",
+        "all_gather_into_tensor",
+        "reduce_scatter_tensor",
+        "all_gather_object",
+    ]
     assert pool.collect(dead=[1])[0] == [*((name, True) for name in names), None]
 
 

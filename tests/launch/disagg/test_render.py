@@ -27,6 +27,8 @@ from sglang_ascend_moe.launch.plan.moe_config import MODELSLIM_FILE, read_moe_sh
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 from tests.launch.disagg.kubernetes_schema import COMPOSE, MANIFEST
 from tests.packaging.source_tree import ROOT
@@ -237,16 +239,16 @@ def test_windows_are_those_that_the_exchange_would_map(deployment: Deployment, t
         batch = role.chunked_prefill_size if name == "prefill" else role.max_running_requests
         tokens = int(value(command, "--ascend-moe-max-tokens"))
         assert tokens * role.tp_size >= batch > (tokens - 1) * role.tp_size
-        planned = plan_window(
-            ExchangeParameters(
-                ranks=role.tp_size,
-                num_experts=config.get("num_experts") or config["n_routed_experts"],
-                hidden=config["hidden_size"],
-                max_tokens=tokens,
-                topk=config["num_experts_per_tok"],
-                distinct_topk=True,
-            )
+        parameters = ExchangeParameters(
+            ranks=role.tp_size,
+            num_experts=config.get("num_experts") or config["n_routed_experts"],
+            hidden=config["hidden_size"],
+            max_tokens=tokens,
+            topk=config["num_experts_per_tok"],
+            distinct_topk=True,
         )
+        limits = SchedulerLimits(batch, batch, "--chunked-prefill-size", role.tp_size, name)
+        planned = plan_window(sized(parameters, Options(), limits))
         assert int(value(command, "--ascend-moe-window-bytes")) == planned.total_bytes
 
 

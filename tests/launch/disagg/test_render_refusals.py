@@ -72,8 +72,9 @@ def as_toml(content: object) -> str:
 OPTIONS = "options = { mem-fraction-static = 0.75 }"
 
 
-# What is written by a key of its own, or depends on the checkpoint too.
-BESIDES = {"--nnodes", "--quantization"}
+DRAFTS = {flag for flag, settings in SETTINGS.items() if settings.get("speculative_algorithm") == "EAGLE"}
+# What is written by a key of its own, or depends on the checkpoint too; drafts, which no deployment has.
+BESIDES = {"--nnodes", "--quantization"} | DRAFTS
 
 
 @pytest.mark.parametrize("flag", [flag for flag in SETTINGS if flag not in BESIDES])
@@ -88,6 +89,10 @@ def test_every_conflict_is_refused_by_its_key(refused: Refused, flag: str):
 
 
 REFUSED = {
+    "drafts": (
+        OPTIONS, 'options = { speculative-algorithm = "EAGLE" }',
+        "FILE cannot be served: --disaggregation-mode prefill does not work with --ascend-moe: no prefill or decode",
+    ),
     "several nodes": (
         "tp_size = 16", SEVERAL_NODES,
         "FILE cannot be served: prefill.nodes 2 does not work with --ascend-moe: windows are shared",
