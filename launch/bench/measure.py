@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import random
 import time
@@ -17,7 +16,7 @@ from sglang_ascend_moe.launch.bench.case_memory import received_rows
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.drawn_routing import Batch
 from sglang_ascend_moe.launch.bench.records import OPS, Op
-from sglang_ascend_moe.launch.bench.row_kernels import Shape, library
+from sglang_ascend_moe.launch.bench.row_kernels import Shape, stand_in_experts
 from sglang_ascend_moe.launch.bench.statistics import elapsed, quantile
 from sglang_ascend_moe.launch.bench.variants.variant import Arrived, Ranks, Variant
 
@@ -75,10 +74,7 @@ class Stopwatch:
         return dispatched, Timed(begin, time.perf_counter_ns())
 
     def _experts(self, arrived: Arrived) -> None:
-        scales, stride = (None, 0) if arrived.scales is None else (arrived.scales.data_ptr(), arrived.scales.stride(0))
-        library().bench_experts(
-            ctypes.byref(self._shape), arrived.rows.data_ptr(), scales, stride, self._rows, arrived.out.data_ptr()
-        )
+        stand_in_experts(self._shape, arrived.rows, arrived.scales, self._rows, arrived.out)
 
 
 def measure(

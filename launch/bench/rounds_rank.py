@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import random
 import sys
@@ -23,7 +22,7 @@ from sglang_ascend_moe.launch.bench.rank import CaseFailed, leave, open_ranks, r
 from sglang_ascend_moe.launch.bench.rank_processes import WRONG_RESULT
 from sglang_ascend_moe.launch.bench.records import write_records
 from sglang_ascend_moe.launch.bench.rounds import RoundsRecord, RoundsRun
-from sglang_ascend_moe.launch.bench.row_kernels import Shape, library
+from sglang_ascend_moe.launch.bench.row_kernels import Shape, stand_in_experts
 from sglang_ascend_moe.launch.bench.shared_memory import TIMEOUT_S
 from sglang_ascend_moe.launch.bench.statistics import elapsed, spread
 from sglang_ascend_moe.launch.bench.variants.variant import Ranks
@@ -69,11 +68,7 @@ class LayerInRounds:
         def experts(rows: ExpertRows) -> None:
             nonlocal rounds
             rounds += 1
-            scales, stride = (None, 0) if rows.scales is None else (rows.scales.data_ptr(), rows.scales.stride(0))
-            library().bench_experts(
-                ctypes.byref(self._shape), rows.rows.data_ptr(), scales, stride, int(rows.counts.sum()),
-                rows.out.data_ptr(),
-            )  # fmt: skip
+            stand_in_experts(self._shape, rows.rows, rows.scales, int(rows.counts.sum()), rows.out)
 
         x, ids, weights = self._batch
         self._exchange.run(x, ids, weights, experts, phase="prefill", out=self.out)

@@ -106,3 +106,9 @@ def pointers(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
 def available_stores() -> list[str]:
     """Names of the stores that this processor has."""
     return [name for name, store in STORES.items() if library().bench_store_available(store)]
+
+
+def stand_in_experts(shape: Shape, rows: Tensor, scales: Tensor | None, total: int, out: Tensor) -> None:
+    """As experts would: reads the first `total` rows, with their scales if they are quantised, and writes results."""
+    pointer, stride = (None, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
+    library().bench_experts(ctypes.byref(shape), rows.data_ptr(), pointer, stride, total, out.data_ptr())

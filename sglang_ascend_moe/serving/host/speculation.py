@@ -104,9 +104,7 @@ def verify_greedily(
                 break
             path.append(child)
         accepted = [places[token] for token in path]
-        accept_index[request, : len(path)] = torch.tensor(accepted, dtype=accept_index.dtype)
-        accept_token_num[request] = len(path) - 1
-        predicts[accepted] = torch.tensor([wanted[token] for token in path], dtype=predicts.dtype)
+        _accept(accepted, [wanted[token] for token in path], predicts, accept_index[request], accept_token_num[request])
     return predicts, accept_index, accept_token_num
 
 
@@ -182,10 +180,18 @@ def sample_along_trees(
         reach = float(uniform_samples_for_final_sampling[request]) * float(sums[-1])
         last = min(int(torch.searchsorted(sums, reach, right=True)), len(sums) - 1)
         accepted = [places[token] for token in path]
-        accept_index[request, : len(path)] = torch.tensor(accepted, dtype=accept_index.dtype)
-        accept_token_num[request] = len(path) - 1
         following = [tokens[token] for token in path[1:]] + [last]
-        predicts[accepted] = torch.tensor(following, dtype=predicts.dtype)
+        _accept(accepted, following, predicts, accept_index[request], accept_token_num[request])
+
+
+def _accept(accepted: list[int], following: list[int], predicts: Tensor, index: Tensor, drafted: Tensor) -> None:
+    """Write of one request where its accepted tokens lie, the root first, and what follows each of them.
+
+    index: [S], its row of `accept_index`; drafted: its place in `accept_token_num`.
+    """
+    index[: len(accepted)] = torch.tensor(accepted, dtype=index.dtype)
+    drafted.fill_(len(accepted) - 1)
+    predicts[accepted] = torch.tensor(following, dtype=predicts.dtype)
 
 
 def draft_places(
