@@ -194,6 +194,32 @@ def test_graphs_share_a_pool_and_give_it_back(on_device: OnDevice):
     assert on_device(pools) == [(1 << 20) + (64 << 10), [float(1 << 18)] * 2, {True}, 0]
 
 
+def dropped_by_its_own_work() -> list[Any]:
+    library = torch.library.Library("emulated_npu_drops", "DEF")
+    library.define("drop(Tensor(a!) x) -> ()")
+    library.impl("drop", lambda x: (kept.clear(), gc.collect(), x.add_(1), None)[-1], "CPU")
+    x = torch.zeros(1, device="npu")
+    gc.collect()  # graphs of other tests
+    torch.npu.synchronize()
+    before = torch.npu.memory_reserved()
+
+    def step() -> None:
+        large = torch.ones(1 << 18, device="npu")
+        torch.ops.emulated_npu_drops.drop(x)
+        x.add_(large[0])
+
+    kept = [captured(step)[0]]
+    kept[0].replay()
+    values = x.tolist()
+    library._destroy()
+    torch.npu.synchronize()
+    return [kept, values, torch.npu.memory_reserved() - before]
+
+
+def test_a_graph_that_is_dropped_on_the_thread_of_a_stream_ends_its_replay_first(on_device: OnDevice):
+    assert on_device(dropped_by_its_own_work) == [[], [2.0], 0]
+
+
 def forked(join: str) -> list[float]:
     side = torch.npu.Stream()
     x = torch.zeros(2, device="npu")

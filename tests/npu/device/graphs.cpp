@@ -29,6 +29,17 @@ thread_local std::optional<Update> update;
 
 } // namespace
 
+class Graph::Kept {
+  public:
+    explicit Kept(Pool pool) : pool_(pool) { die().keep(pool_); }
+    ~Kept() { die().release(pool_); }
+    Kept(const Kept &) = delete;
+    Kept &operator=(const Kept &) = delete;
+
+  private:
+    const Pool pool_;
+};
+
 void Graph::capture_begin(Stream &stream, Pool pool, CaptureMode mode) {
     if (ended_)
         throw Refused("a graph is captured once; reset it before");
@@ -41,7 +52,7 @@ void Graph::capture_begin(Stream &stream, Pool pool, CaptureMode mode) {
         capture = {this, mode, std::this_thread::get_id()};
     }
     pool_ = pool == 0 ? die().new_pool() : pool;
-    die().keep(pool_);
+    kept_ = std::make_shared<Kept>(pool_);
     lane_of(stream);
 }
 
@@ -147,19 +158,19 @@ void Graph::replay(Stream &stream) {
             reached[node.event] = std::make_shared<Reached>(on, on.last());
         }
     }
+    stream.put(std::make_shared<FunctionWork>("graph ended", [kept = kept_](uint64_t) {})); // all lanes have joined it
 }
 
 void Graph::reset() {
     if (!ended_)
         return;
-    drain_streams();
     ended_ = false;
     nodes_.clear();
     lanes_.clear();
     events_.clear();
     groups_.clear();
     used_.clear();
-    die().release(pool_);
+    kept_.reset();
 }
 
 void Graph::group_begin() { group_begin_ = nodes_.size(); }

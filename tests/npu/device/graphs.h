@@ -31,7 +31,8 @@ class Graph final : public Recorder {
     // Ends the capture in any case; raises `Refused` if the graph cannot be replayed.
     void capture_end();
     void replay(Stream &stream);
-    // Gives back what the graph holds, once nothing runs any more.
+    // The memory of the graph is given back when the last replay has ended. Waits for nothing: Python may drop a graph
+    // on the thread of a stream.
     void reset();
     Pool pool() const override { return pool_; }
 
@@ -71,7 +72,11 @@ class Graph final : public Recorder {
     void remember(const Work &work);
     std::string fault() const;
 
+    // Keeps the memory of a pool as long as the graph or a replay of it lasts.
+    class Kept;
+
     Pool pool_ = 0;
+    std::shared_ptr<const Kept> kept_;
     std::vector<Node> nodes_;
     std::vector<Lane> lanes_;
     std::vector<std::map<size_t, size_t>> events_; // what comes before each
