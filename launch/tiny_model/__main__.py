@@ -1,5 +1,7 @@
 """`python -m sglang_ascend_moe.launch.tiny_model`."""
 
-from sglang_ascend_moe.launch.tiny_model.checkpoint import main
+import sys
 
-raise SystemExit(main())
+from sglang_ascend_moe.launch.tiny_model.tiny_model_command import main
+
+raise SystemExit(main(sys.argv[1:]))

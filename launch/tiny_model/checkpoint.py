@@ -8,7 +8,6 @@ So the router is sharp, the experts write most of the residual stream, the size 
 (which spreads the logits), and only tokens of readable text can be produced.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -45,18 +44,3 @@ def write_checkpoint(
 
 def _write_json(path: Path, content: dict[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line: write one checkpoint and print where it is."""
-    parser = argparse.ArgumentParser(prog="tiny_model", description="Write a small random MoE checkpoint.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen3_moe")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    print(write_checkpoint(options.folder, options.family, seed=options.seed))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

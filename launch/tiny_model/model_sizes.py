@@ -1,6 +1,9 @@
-"""Sizes and gains of the tiny checkpoints."""
+"""Families, sizes and gains of the tiny checkpoints."""
 
 from typing import NamedTuple
+
+FAMILY_NAMES = ("qwen3_moe", "qwen2_moe", "glm4_moe", "deepseek_v2", "deepseek_v3", "minimax_m2")
+"""Each a function of `families`, which imports torch."""
 
 
 class TinySizes(NamedTuple):

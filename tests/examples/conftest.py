@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sglang_ascend_moe.launch.servers.server_process import can_be_interrupted
-from sglang_ascend_moe.launch.tiny_model.checkpoint import main as write_tiny_model
+from sglang_ascend_moe.launch.tiny_model.tiny_model_command import main as write_tiny_model
 from tests.packaging.source_tree import ROOT
 
 Run = Callable[..., str]

@@ -46,9 +46,11 @@ MISTAKES = {
     "demo: a folder that cannot be made": "demo --keep /dev/null/x",
     "build-kernels: a value": "build-kernels --npu-arch a3",
 }
+TINY_MODEL = "sglang_ascend_moe.launch.tiny_model.tiny_model_command"
+"""README tells to type `python -m sglang_ascend_moe.launch.tiny_model`."""
 RUN = f"""
-import json, sys
-from sglang_ascend_moe.launch.main import main
+import importlib, json, sys
+main = importlib.import_module(sys.argv.pop(1)).main
 try:
     code = main(sys.argv[1:])
 except SystemExit as ended:
@@ -68,8 +70,9 @@ class Outcome(NamedTuple):
     stderr: str
 
 
-def outcome_of(words: str, folder: Path) -> Outcome:
-    done = subprocess.run([sys.executable, "-c", RUN, *words.split()], cwd=folder, capture_output=True, text=True)
+def outcome_of(words: str, folder: Path, module: str = "sglang_ascend_moe.launch.main") -> Outcome:
+    command = [sys.executable, "-c", RUN, module, *words.split()]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     *said, last = done.stdout.splitlines()
     return Outcome(*json.loads(last), "\n".join(said), done.stderr)
 
@@ -88,6 +91,24 @@ def test_a_mistake_is_one_line_and_loads_nothing_heavy(words: str, tmp_path: Pat
     assert (outcome.code, outcome.loaded, outcome.stdout) == (WRONG_USAGE, [], "")
     assert len(outcome.stderr.splitlines()) == 1, outcome.stderr
     assert outcome.modules < MOST_MODULES
+
+
+def test_help_of_the_tiny_model_loads_nothing_heavy(tmp_path: Path):
+    outcome = outcome_of("--help", tmp_path, TINY_MODEL)
+    assert (outcome.code, outcome.loaded, outcome.stderr) == (OK, [], "")
+    assert outcome.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "MODEL --famly qwen3_moe", "MODEL --family qwen9", "/dev/null", "/dev/null/x"],
+    ids=["no folder", "a flag", "a family", "a file", "a folder that cannot be made"],
+)
+def test_a_mistake_with_the_tiny_model_is_one_line_and_loads_nothing_heavy(words: str, tmp_path: Path):
+    outcome = outcome_of(words, tmp_path, TINY_MODEL)
+    assert (outcome.code, outcome.loaded, outcome.stdout) == (WRONG_USAGE, [], "")
+    assert len(outcome.stderr.splitlines()) == 1, outcome.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes, write_checkpoint
+from sglang_ascend_moe.launch.tiny_model.families import FAMILIES
+from sglang_ascend_moe.launch.tiny_model.model_sizes import FAMILY_NAMES
 from sglang_ascend_moe.launch.tiny_model.tokenizer import build_tokenizer, readable_ids
 
 
@@ -20,9 +22,13 @@ def digests(folder):
 
 
 def test_another_process_writes_the_same_bytes(checkpoint, tmp_path):
-    command = [sys.executable, "-m", "sglang_ascend_moe.launch.tiny_model.checkpoint", str(tmp_path)]
+    command = [sys.executable, "-m", "sglang_ascend_moe.launch.tiny_model", str(tmp_path)]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True, timeout=120)
     assert digests(tmp_path) == digests(checkpoint)
+
+
+def test_the_command_knows_every_family():
+    assert tuple(FAMILIES) == FAMILY_NAMES
 
 
 def test_the_seed_changes_every_random_weight(checkpoint, tmp_path):
