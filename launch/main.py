@@ -1,11 +1,17 @@
 """The command `ascend-moe`."""
 
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
+
+NOBODY_READS = 128 + signal.SIGPIPE
+"""What shells say of a program that SIGPIPE ended: the output went to one that ended first, such as `head`."""
 
 
 class Command(NamedTuple):
@@ -123,9 +129,24 @@ def run(command: Command, name: str, arguments: list[str]) -> int:
     words = [name, *(arguments[:1] if command.has_more else ())]
     with interrupts.watched(f"ascend-moe {' '.join(words)}"):
         try:
-            return command.run(arguments)
+            code = command.run(arguments)
+            sys.stdout.flush()
         except KeyboardInterrupt:
             return interrupts.told()
+        except BrokenPipeError:
+            if _is_read(sys.stdout.fileno()):
+                raise
+            # What is left to be written, Python writes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return NOBODY_READS
+        return code
+
+
+def _is_read(descriptor: int) -> bool:
+    """Whether a pipe that is written has a reader, if it is one."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return not any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,22 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from sglang_ascend_moe.serving.launcher.exit_codes import WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.suggestions import did_you_mean
+
+
+def address(text: str) -> str:
+    """The type of flags that take the address of a server. Raises `ArgumentTypeError`."""
+    try:
+        parts = urlsplit(text)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an address; give one such as http://localhost:30000")
+    return text
 
 
 class Parser(argparse.ArgumentParser):

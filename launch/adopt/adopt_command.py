@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import msgspec
@@ -92,7 +93,7 @@ def _shape(server: ServerCommand, config: Path | None) -> MoeShape | None:
     """Of `--model-config`, or of the model if it is a folder of this machine."""
     if config is not None:
         return read_moe_shape(config, "--model-config")
-    for word, following in zip(server.flags, [*server.flags[1:], ""], strict=True):
+    for word, following in zip_longest(server.flags, server.flags[1:], fillvalue=""):
         flag, _, value = word.partition("=")
         folder = Path(value or following)
         if flag in flags_of("model_path") and (folder / "config.json").is_file():

@@ -121,8 +121,14 @@ def run_report(parsed: argparse.Namespace) -> int:
         return CANNOT
     try:
         records = read_records(parsed.records)
-    except (AscendMoeError, OSError) as error:
-        print(f"ascend-moe bench report: {error}", file=sys.stderr)
+    except AscendMoeError as error:
+        print(f"ascend-moe bench report: {error}; give a file that --json wrote", file=sys.stderr)
+        return WRONG_USAGE
+    except OSError as error:
+        print(
+            f"ascend-moe bench report: {parsed.records}: {error.strerror}; give a file that --json wrote",
+            file=sys.stderr,
+        )
         return WRONG_USAGE
     if parsed.markdown:
         print(f"{markdown_ratios(records)}\n\n{markdown_times(records)}")

@@ -1,4 +1,4 @@
-"""Files that a benchmark writes at its end, looked at before it begins."""
+"""Files that a command writes at its end, looked at before it begins."""
 
 from __future__ import annotations
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.launch.bench.output_files import problem_with_file
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Tolerance
 from sglang_ascend_moe.launch.disagg.deployment_examination import CheckFinding, Examination
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient, RequestFailed
 from sglang_ascend_moe.launch.disagg.questions import Recorded, prompts, read_recorded, write_recorded
+from sglang_ascend_moe.launch.parser import address
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 
 DESCRIPTION = (
@@ -25,7 +27,7 @@ def add_parser(commands: Any) -> None:
     """Adds `check` to the subcommands of `ascend-moe disagg`."""
     parser = commands.add_parser("check", help="compare a running deployment with a reference", description=DESCRIPTION)
     parser.set_defaults(run=run)
-    parser.add_argument("--url", required=True, help="of the router")
+    parser.add_argument("--url", type=address, required=True, help="of the router")
     parser.add_argument("--reference", metavar="URL|PATH", help="a server to compare with, or a file of --record")
     parser.add_argument("--record", type=Path, metavar="PATH", help="write the answers of --url there, compare nothing")
     parser.add_argument("--new-tokens", type=int, default=16, help="of each answer (default 16)")
@@ -57,6 +59,8 @@ def _run(parsed: argparse.Namespace) -> int:
             raise InvalidInput(f"--{name.replace('_', '-')} {getattr(parsed, name)}: at least {least}")
     if (parsed.reference is None) == (parsed.record is None):
         raise InvalidInput("give --reference, or --record to make one")
+    if parsed.record is not None and (problem := problem_with_file(parsed.record)):
+        raise InvalidInput(f"--record {parsed.record}: {problem}")
     asked = prompts(parsed.longest)
     client = GenerateClient(parsed.url, timeout=parsed.timeout, api_key=parsed.api_key)
     if parsed.record is not None:

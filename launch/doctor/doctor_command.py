@@ -14,7 +14,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.launch.doctor.post_mortem_accounts import account_of
-from sglang_ascend_moe.launch.parser import Parser
+from sglang_ascend_moe.launch.parser import Parser, address
 from sglang_ascend_moe.launch.plan.sizes import exactly
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK
 
@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "--ranks", type=_ranks, metavar="R", help="ranks wanted on this machine (default: its NPUs, or else its cores)"
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--url", metavar="URL", help="ask a running server for its state, http://localhost:30000")
+    source.add_argument(
+        "--url", type=address, metavar="URL", help="ask a running server for its state, http://localhost:30000"
+    )
     source.add_argument(
         "--post-mortem", type=Path, metavar="DIR", help="read the accounts of a failed exchange (text only)"
     )

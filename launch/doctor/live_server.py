@@ -1,12 +1,17 @@
 """`ascend-moe doctor --url`: what the ranks of a running server say of their exchanges."""
 
+from __future__ import annotations
+
 import json
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, ProtocolMismatch, Unsupported
 from sglang_ascend_moe.serving.http_client import answered
-from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, ExchangeState, RankState
+
+if TYPE_CHECKING:
+    from sglang_ascend_moe.serving.worker.live_state import ExchangeState, RankState
 
 TIMEOUT_S = 30.0
 MIB = 2**20
@@ -38,6 +43,9 @@ def states_in(said: object, server: str) -> list[RankState]:
     schedulers = said.get("internal_states") if isinstance(said, dict) else None
     if not isinstance(schedulers, list):
         raise InvalidInput(f"--url {server}: not an address of SGLang's server (it tells no internal states)")
+    # Brings torch, which a server that does not answer is told without.
+    from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
+
     by_rank: dict[int, RankState] = {}
     for scheduler in schedulers:
         if STATE_KEY not in scheduler:

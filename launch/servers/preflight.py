@@ -7,6 +7,7 @@ typed. Pure arithmetic and a few files: neither torch nor SGLang is imported.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import re
 import socket
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.launch.plan.moe_config import read_moe_shape
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
@@ -65,6 +66,15 @@ def check_flags(words: Sequence[str]) -> Given:
         refusals.refuse_flags(given.settings, given.options, os.environ)
         refuse_written_values(given.settings)
     return given
+
+
+def check_device(request: ServeRequest) -> None:
+    """Raise `Unsupported` for NPUs without the library that finds them; what else they need, the server looks at."""
+    if device_of(request) == "npu" and importlib.util.find_spec("torch_npu") is None:
+        raise Unsupported(
+            "--device npu: torch_npu is not installed. Install sglang-ascend-moe[npu] on a machine with Ascend NPUs, or"
+            " use --device cpu"
+        )
 
 
 def check_model(request: ServeRequest, flag: str, *, offline: str = "") -> None:

@@ -5,7 +5,7 @@ import sys
 
 from sglang_ascend_moe.errors import AscendMoeError, Unsupported
 from sglang_ascend_moe.launch.servers.memory_check import check_memory
-from sglang_ascend_moe.launch.servers.preflight import check_server
+from sglang_ascend_moe.launch.servers.preflight import check_device, check_server
 from sglang_ascend_moe.serving import options
 from sglang_ascend_moe.serving.launcher.declared_flags import package_folder
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, OK, WRONG_USAGE
@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     except AscendMoeError as error:
         return _refused(error, WRONG_USAGE)
     try:
+        check_device(request)
         check_memory([request])
     except Unsupported as error:
         return _refused(error, CANNOT)

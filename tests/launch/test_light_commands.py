@@ -1,6 +1,7 @@
 """Help, versions and mistakes are answered at once: nothing heavy is imported before it is used."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.launch.main import NOBODY_READS
+from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 
 HEAVY = ("torch", "sglang", "numpy", "transformers", "matplotlib", "safetensors")
 MOST_MODULES = 400
@@ -28,12 +30,15 @@ MISTAKES = {
     "serve: a model that is not there": "serve ./no/such/model",
     "serve: a folder that is no model": "serve /dev",
     "adopt: nothing": "adopt",
+    "adopt: no flags": "adopt -- sglang serve",
     "adopt: a command that starts no server": "adopt -- ls -l",
     "adopt: a flag": "adopt --jsn -- sglang serve",
     "adopt: a flag of the server": "adopt -- sglang serve --model-path m --tp-sizee 2",
     "disagg up: a flag": "disagg up --typo",
     "disagg up: no model": "disagg up",
     "disagg check: a flag": "disagg check --urk x",
+    "disagg check: an address": "disagg check --url localhost:8000 --record answers.json",
+    "disagg check: a folder": "disagg check --url http://localhost:1 --record no/such/answers.json",
     "disagg render: a file": "disagg render --target k8s --file no/such.toml",
     "bench exchange: a value": "bench exchange --dtype fp4",
     "bench serving: a value": "bench serving --rounds 0",
@@ -43,6 +48,9 @@ MISTAKES = {
     "bench report: a file": "bench report no/such.json",
     "plan memory: no ranks": "plan memory --model .",
     "doctor: a flag": "doctor --hoks",
+    "doctor: an address": "doctor --url localhost",
+    "doctor: an address without host": "doctor --url http://",
+    "doctor: a port": "doctor --url http://localhost:port",
     "demo: a folder that cannot be made": "demo --keep /dev/null/x",
     "build-kernels: a value": "build-kernels --npu-arch a3",
 }
@@ -117,6 +125,25 @@ def test_a_mistake_with_the_tiny_model_is_one_line_and_loads_nothing_heavy(words
 )
 def test_what_was_probably_meant_is_said(words: str, meant: str, tmp_path: Path):
     assert f"; did you mean {meant}?" in outcome_of(words, tmp_path).stderr
+
+
+@pytest.mark.parametrize("words", ["plan memory --ranks 2 --max-tokens 1 --tp-size 4", "plan compare --model M"])
+def test_what_is_like_nothing_is_given_no_meaning(words: str, tmp_path: Path):
+    assert "did you mean" not in outcome_of(words, tmp_path).stderr
+
+
+def test_a_server_that_does_not_answer_is_told_without_torch(tmp_path: Path):
+    outcome = outcome_of("doctor --url http://127.0.0.1:1", tmp_path)
+    assert (outcome.code, outcome.loaded) == (CHECK_FAILED, [])
+
+
+def test_a_command_whose_reader_has_what_it_wants_ends_quietly(tmp_path: Path):
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sglang_ascend_moe.launch.main", "plan", "compare"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=written, stderr=subprocess.PIPE, text=True)
+    os.close(written)
+    assert (done.returncode, done.stderr) == (NOBODY_READS, "")
 
 
 def test_importing_the_package_loads_nothing_heavy_until_the_exchange_is_asked_for(tmp_path: Path):

@@ -6,5 +6,7 @@ from collections.abc import Iterable
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?`, empty if nothing of what is known is like the word."""
-    like = difflib.get_close_matches(word.partition("=")[0], sorted(known), n=1)
-    return f"; did you mean {like[0]}?" if like else ""
+    # All flags are alike in their dashes.
+    by_name = {name.lstrip("-"): name for name in sorted(known)}
+    like = difflib.get_close_matches(word.partition("=")[0].lstrip("-"), by_name, n=1)
+    return f"; did you mean {by_name[like[0]]}?" if like else ""

@@ -259,11 +259,6 @@ def test_a_server_that_cannot_tell_is_an_error(server, status, body, said, capsy
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [("http://127.0.0.1:1", "no server answers there"), ("nonsense", "not an address")],
-    ids=["nobody", "no address"],
-)
-def test_a_server_that_is_not_there_is_an_error(url: str, said: str, capsys: pytest.CaptureFixture[str]):
-    assert doctor_command.main(["--url", url]) == CHECK_FAILED
-    assert said in capsys.readouterr().err
+def test_a_server_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]):
+    assert doctor_command.main(["--url", "http://127.0.0.1:1"]) == CHECK_FAILED
+    assert "no server answers there" in capsys.readouterr().err

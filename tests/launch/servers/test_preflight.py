@@ -213,3 +213,11 @@ def test_serve_says_it_in_one_line_and_ends_with_2(tmp_path: Path):
         done = run_serve(f"model --port {port}", tmp_path)
     said = f"ascend-moe serve: --port {port}: another program listens at 127.0.0.1:{port}; give another\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@pytest.mark.usefixtures("model")
+def test_npus_without_their_library_are_refused_before_sglang_is_imported(tmp_path: Path):
+    done = run_serve("model --port 0 --device npu", tmp_path)
+    said = "ascend-moe serve: --device npu: torch_npu is not installed. "
+    assert (done.returncode, done.stdout, done.stderr[: len(said)]) == (3, "", said)
+    assert len(done.stderr.splitlines()) == 1
