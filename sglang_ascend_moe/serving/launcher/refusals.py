@@ -26,8 +26,20 @@ EXPERT_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num
 families use for something else."""
 
 
-# Settings that count ranks.
-_SIZES = ("tp_size", "ep_size", "dp_size", "attn_dp_size")
+# Settings of which a server has at least one, if it is told how many: ranks, requests, tokens.
+_SIZES = (
+    "tp_size", "ep_size", "dp_size", "attn_dp_size",
+    "max_running_requests", "max_total_tokens", "context_length", "page_size",
+)  # fmt: skip
+
+_ATTENTION = ("attention_backend", "decode_attention_backend", "prefill_attention_backend")
+ATTENTION_OF_ACCELERATORS = frozenset(
+    (
+        "fa3", "fa4", "flashinfer", "llada2_cfg_flashinfer", "flashmla", "trtllm_mla", "cutedsl_mla", "tokenspeed_mla",
+        "trtllm_mha", "hpc_ops", "minicpm_flashattn", "minicpm_flashinfer", "aiter", "wave", "ascend", "intel_xpu",
+    )
+)  # fmt: skip
+"""What SGLang lists as made for one kind of accelerator."""
 
 
 class Model(NamedTuple):
@@ -76,10 +88,14 @@ def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]
 
 
 def refuse_sizes(settings: Any) -> None:
-    """Raise `InvalidInput` for a number of ranks that cannot be."""
+    """Raise `InvalidInput` for a number of ranks, requests or tokens, or a share of memory, that cannot be."""
     for name in _SIZES:
-        if getattr(settings, name) < 1:
-            raise InvalidInput(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be at least 1")
+        size = getattr(settings, name)
+        if size is not None and size < 1:
+            raise InvalidInput(f"--{name.replace('_', '-')} {size}: must be at least 1")
+    share = settings.mem_fraction_static
+    if share is not None and not 0 < share <= 1:
+        raise InvalidInput(f"--mem-fraction-static {share}: must be above 0 and at most 1")
 
 
 def refuse_combinations(settings: Any, options: Options) -> None:
@@ -96,6 +112,12 @@ def refuse_combinations(settings: Any, options: Options) -> None:
             f"--ep-size {settings.ep_size} with --tp-size {settings.tp_size}: the exchange spans the whole TP group;"
             f" use --ep-size {settings.tp_size} or leave it out"
         )
+    if device_of(settings) == "cpu":
+        for name in _ATTENTION:
+            if getattr(settings, name) in ATTENTION_OF_ACCELERATORS:
+                raise InvalidInput(
+                    f"--{name.replace('_', '-')} {getattr(settings, name)}: is for accelerators; leave it out on a host"
+                )
     if options.stay_awake and settings.sleep_on_idle:
         raise InvalidInput(f"{FLAGS['stay_awake'].flag} with --sleep-on-idle: give one of the two")
 
