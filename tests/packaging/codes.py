@@ -26,10 +26,10 @@ Programs compare codes; the words of a message may change. `python -m tests.pack
 """
 EXCEPTIONS = """## Exceptions
 
-`error.code` of every exception of the package, also in a [post-mortem](operations.md#when-a-rank-fails);
-`error.keeps_exchange` says whether an exchange that raised it can be used on. What to do:
-[troubleshooting](troubleshooting.md#exceptions).
+`error.code` of every exception of the package, also in a [post-mortem](operations.md#when-a-rank-fails). What to do:
+[troubleshooting](troubleshooting.md#exceptions). The exchange can be used on (`error.keeps_exchange`) after
 """
+OPEN_ANEW = "Open a new one after"
 EXIT_CODES = "## Exit codes\n\nOf `ascend-moe`, and of servers with `--ascend-moe`.\n"
 RESULTS = "## Results of kernels\n\n`outcome` of a post-mortem. From `PEER_LOST` on the exchange is poisoned.\n"
 STEPS = "## Steps\n\n`error.step` of a `PeerFault` in lower case; epochs count exchanges.\n"
@@ -38,18 +38,13 @@ FAILURES = "## Failures of a deployment\n\n`code` of the event `failed` of `asce
 
 def page() -> str:
     sections = (
-        (EXCEPTIONS, table(("code", "exception", "meaning", "exchange"), map(row_of, exceptions()))),
+        (EXCEPTIONS, f"{raised(keeps=True)}\n{OPEN_ANEW}\n\n{raised(keeps=False)}"),
         (EXIT_CODES, listed(exits())),
         (RESULTS, listed(meanings(Result))),
         (STEPS, listed(meanings(Step))),
         (FAILURES, listed(meanings(Failure))),
     )
     return "\n".join([INTRODUCTION, *(f"{introduction}\n{codes}" for introduction, codes in sections)])
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def listed(codes: Iterable[tuple[object, str]]) -> str:
@@ -62,9 +57,17 @@ def exceptions() -> list[type[AscendMoeError]]:
     return [kind for kind in family if kind not in (AscendMoeError, errors.PeerFault)]
 
 
-def row_of(kind: type[AscendMoeError]) -> tuple[str, str, str, str]:
-    meaning = " ".join(inspect.getdoc(kind).split("\n\n")[0].split())
-    return f"`{kind.code}`", f"`{kind.__name__}`", meaning, "can be used" if kind.keeps_exchange else "open a new one"
+def raised(*, keeps: bool) -> str:
+    """The exceptions after which an exchange can be used on, or cannot, with their codes."""
+    return "".join(
+        f"- `{kind.__name__}`, `{kind.code}`: {_first_paragraph(kind)}\n"
+        for kind in exceptions()
+        if kind.keeps_exchange == keeps
+    )
+
+
+def _first_paragraph(kind: type) -> str:
+    return " ".join(inspect.getdoc(kind).split("\n\n")[0].split())
 
 
 def exits() -> Iterator[tuple[int, str]]:

@@ -85,26 +85,35 @@ def problems(version: str) -> Mapping[str, str]:
     return {name: problem for name, problem in found.items() if problem}
 
 
-def table(lacking: Mapping[str, Mapping[str, str]]) -> str:
-    """The Markdown table of `lacking`: version -> dotted name -> problem. Versions that lack nothing have no column."""
-    columns = {version: found for version, found in lacking.items() if found}
-    rows = sorted({name for found in columns.values() for name in found})
-    header = f"| `sglang.` … | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
-    return header + "".join(
-        f"| `{name.removeprefix('sglang.')}` | {' | '.join(found.get(name, '') for found in columns.values())} |\n"
-        for name in rows
-    )
+def differences(lacking: Mapping[str, Mapping[str, str]]) -> str:
+    """What each version lacks: version -> dotted name -> problem. Names that the same versions lack come together."""
+    absent: dict[str, list[str]] = {}
+    others = []
+    for name in sorted({name for found in lacking.values() for name in found}):
+        by_version = {version: found[name] for version, found in lacking.items() if name in found}
+        shown = name.removeprefix("sglang.")
+        if set(by_version.values()) == {ABSENT}:
+            absent.setdefault(", ".join(by_version), []).append(shown)
+        else:
+            said = ", ".join(f"{version} {problem}" for version, problem in by_version.items())
+            others.append(f"{shown}  # {said.replace('`', '')}")
+    parts = [f"Absent from {versions}:\n\n{_block(names)}" for versions, names in absent.items()]
+    return "\n".join([*parts, *([f"Different:\n\n{_block(others)}"] if others else [])])
+
+
+def _block(lines: Iterable[str]) -> str:
+    return "\n".join(["```", *lines, "```", ""])
 
 
 def mended(hooks_into_sglang: Iterable[Hook]) -> str:
     """The hooks that mend a fault of SGLang, each function once, as a block. The page says until when, but for those of
     which more is known."""
     lines = {
-        f"{hook.target.removeprefix('sglang.')}{'' if hook.mends == SglangFault() else '  # ' + hook.mends.until()}\n"
+        f"{hook.target.removeprefix('sglang.')}{'' if hook.mends == SglangFault() else '  # ' + hook.mends.until()}"
         for hook in hooks_into_sglang
         if hook.mends is not None
     }
-    return f"```\n{''.join(sorted(lines))}```\n"
+    return _block(sorted(lines))
 
 
 def outlived(hooks_into_sglang: Iterable[Hook], served: Iterable[str]) -> list[str]:
@@ -129,7 +138,7 @@ def main() -> None:
     before, _, after = on_page(BEGIN_MENDED)
     PAGE.write_text(before + BEGIN_MENDED + mended(plugin.TABLE) + END + after)
     before, _, after = on_page()
-    PAGE.write_text(before + BEGIN + table({version: problems(version) for version in CHECKED}) + END + after)
+    PAGE.write_text(before + BEGIN + differences({version: problems(version) for version in CHECKED}) + END + after)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from tests.versions.appendix import (
     CHECKED,
     SERVED,
     NoWheel,
+    differences,
     download,
     hook_problem,
     mended,
     on_page,
     outlived,
     problems,
-    table,
 )
 from tests.versions.wheel_sources import WheelSources
 
@@ -37,8 +37,8 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_appendix_of_the_page_is_what_the_wheels_lack():
     _, found, after = on_page()
-    assert found == table({version: problems(version) for version in CHECKED})
-    assert after == "", "the table is the end of the page"
+    assert found == differences({version: problems(version) for version in CHECKED})
+    assert after == "", "the lists are the end of the page"
 
 
 def test_the_page_lists_the_hooks_that_mend_sglang():
