@@ -2,6 +2,15 @@
 
 import sys
 
-from sglang_ascend_moe.launch.tiny_model.tiny_model_command import main
+from sglang_ascend_moe.serving.launcher import interrupts
 
-raise SystemExit(main(sys.argv[1:]))
+
+def main() -> int:
+    """Run the command, which is over at the first interrupt, also while it is imported."""
+    with interrupts.watched("python -m sglang_ascend_moe.launch.tiny_model"):
+        from sglang_ascend_moe.launch.tiny_model import tiny_model_command
+
+        return tiny_model_command.main(sys.argv[1:])
+
+
+raise SystemExit(main())

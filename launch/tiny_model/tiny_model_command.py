@@ -6,7 +6,6 @@ from pathlib import Path
 
 from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.tiny_model.model_sizes import FAMILY_NAMES
-from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 
 PROGRAM = "python -m sglang_ascend_moe.launch.tiny_model"
@@ -21,15 +20,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
     parsed = parser.parse_args(arguments)
-    with interrupts.watched(PROGRAM):
-        try:
-            parsed.folder.mkdir(parents=True, exist_ok=True)
-            # Whether files can be made there.
-            tempfile.TemporaryFile(dir=parsed.folder).close()
-        except OSError as error:
-            print(f"{PROGRAM}: {parsed.folder}: {error.strerror}; give a folder to write into", file=sys.stderr)
-            return WRONG_USAGE
-        from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+    try:
+        parsed.folder.mkdir(parents=True, exist_ok=True)
+        # Whether files can be made there.
+        tempfile.TemporaryFile(dir=parsed.folder).close()
+    except OSError as error:
+        print(f"{PROGRAM}: {parsed.folder}: {error.strerror}; give a folder to write into", file=sys.stderr)
+        return WRONG_USAGE
+    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 
-        print(write_checkpoint(parsed.folder, parsed.family, seed=parsed.seed))
+    print(write_checkpoint(parsed.folder, parsed.family, seed=parsed.seed))
     return OK

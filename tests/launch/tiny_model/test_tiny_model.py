@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes, write_chec
 from sglang_ascend_moe.launch.tiny_model.families import FAMILIES
 from sglang_ascend_moe.launch.tiny_model.model_sizes import FAMILY_NAMES
 from sglang_ascend_moe.launch.tiny_model.tokenizer import build_tokenizer, readable_ids
+from sglang_ascend_moe.serving.launcher.exit_codes import INTERRUPTED
 
 
 def digests(folder):
@@ -29,6 +32,17 @@ def test_another_process_writes_the_same_bytes(checkpoint, tmp_path):
 
 def test_the_command_knows_every_family():
     assert tuple(FAMILIES) == FAMILY_NAMES
+
+
+@pytest.mark.nightly
+def test_an_interrupt_while_torch_is_imported_is_said_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "sglang_ascend_moe.launch.tiny_model", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as writing:
+        while "libtorch_cpu" not in Path(f"/proc/{writing.pid}/maps").read_text():
+            assert writing.poll() is None
+        writing.send_signal(signal.SIGINT)
+        _, said = writing.communicate(timeout=60)
+    assert (writing.returncode, said) == (INTERRUPTED, f"{' '.join(['python', *command[1:3]])}: interrupted\n")
 
 
 def test_the_seed_changes_every_random_weight(checkpoint, tmp_path):
