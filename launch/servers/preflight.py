@@ -108,7 +108,9 @@ def find_config(model: str, flag: str, revision: str | None = None, *, offline: 
         if any(next(path.glob(pattern), None) for pattern in _OTHER_FORMATS):
             return None
         raise InvalidInput(f"{typed}: the folder holds no config.json; give that of a model")
-    # A file, or what is fetched from elsewhere.
+    if path.is_file() and not _is_gguf(path):
+        raise InvalidInput(f"{typed}: this is a file; give the folder of a model")
+    # Such a file, or what is fetched from elsewhere.
     if path.exists() or "://" in model or os.environ.get("SGLANG_USE_MODELSCOPE", "").lower() in _TRUE_FOR_SGLANG:
         return None
     if not may_be_on_hub(model):
@@ -122,6 +124,17 @@ def find_config(model: str, flag: str, revision: str | None = None, *, offline: 
     if problem := offline or _ask_hub(model, revision or "main"):
         raise InvalidInput(f"{nowhere}; {problem}")
     return None
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether SGLang takes the file for a whole model."""
+    if path.suffix == ".gguf":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def may_be_on_hub(model: str) -> bool:

@@ -112,6 +112,13 @@ def refuse_combinations(settings: Any, options: Options) -> None:
             f"--ep-size {settings.ep_size} with --tp-size {settings.tp_size}: the exchange spans the whole TP group;"
             f" use --ep-size {settings.tp_size} or leave it out"
         )
+    flag = "--dp-size" if settings.enable_dp_attention and settings.dp_size > 1 else "--attn-dp-size"
+    groups = settings.dp_size if flag == "--dp-size" else settings.attn_dp_size
+    if settings.tp_size % groups:
+        raise InvalidInput(
+            f"{flag} {groups} with --tp-size {settings.tp_size}: groups of attention have equally many ranks; choose one"
+            f" that divides {settings.tp_size}"
+        )
     if device_of(settings) == "cpu":
         for name in _ATTENTION:
             if getattr(settings, name) in ATTENTION_OF_ACCELERATORS:

@@ -119,6 +119,12 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path):
     )
 
 
+def test_a_file_of_a_model_is_not_its_folder(model: Path):
+    config = model / "config.json"
+    said = f"--model-path {config}: this is a file; give the folder of a model"
+    assert said_of(["--ascend-moe", "--model-path", str(config)]) == said
+
+
 def test_without_the_package_any_model_is_let_through(tmp_path: Path):
     assert said_of(["--model-path", str(folder_with(tmp_path / "model", {"hidden_size": 65})), *LOCAL]) == ""
 
@@ -142,7 +148,8 @@ def test_a_model_that_is_not_there_is_named_with_what_was_typed(monkeypatch: pyt
 
 def test_what_sglang_fetches_or_reads_in_another_way_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model.gguf").touch()
-    for model in ("s3://bucket/model", str(tmp_path / "model.gguf"), str(tmp_path)):
+    (tmp_path / "model").write_bytes(b"GGUF...")
+    for model in ("s3://bucket/model", *(str(tmp_path / name) for name in ("model.gguf", "model", ""))):
         assert find_config(model, "--model-path", offline="no network") is None
     monkeypatch.setenv("SGLANG_USE_MODELSCOPE", "true")
     assert find_config("nobody/no-model", "--model-path", offline="no network") is None

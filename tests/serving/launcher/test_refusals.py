@@ -29,6 +29,8 @@ REFUSED = {
     "--device cpu --ascend-moe-windows memfabric": "--ascend-moe-windows: windows of the host need no provider",
     "--device npu --ascend-moe-verify": "--ascend-moe-verify: the Ascend kernels make no checksums",
     "--device npu --ascend-moe-schedule collective": "--ascend-moe-schedule collective: the baseline",
+    "--dp-size 4 --tp-size 2 --enable-dp-attention": "--dp-size 4 with --tp-size 2: groups of attention have equally",
+    "--attn-dp-size 3 --tp-size 4": "--attn-dp-size 3 with --tp-size 4: groups of attention have equally",
     "--mem-fraction-static 5": "--mem-fraction-static 5.0: must be above 0 and at most 1",
     "--mem-fraction-static 0": "--mem-fraction-static 0.0: must be above 0 and at most 1",
     "--max-running-requests 0": "--max-running-requests 0: must be at least 1",
@@ -42,6 +44,8 @@ REFUSED = {
 }
 ACCEPTED = [
     "--ep-size 2 --tp-size 2",
+    "--dp-size 2 --tp-size 4 --enable-dp-attention",
+    "--dp-size 3 --tp-size 2",
     "--moe-a2a-backend ascend_fuseep",
     "--moe-a2a-backend deepep --deepep-mode low_latency",
     "--device npu --quantization modelslim",
