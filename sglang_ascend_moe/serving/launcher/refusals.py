@@ -116,8 +116,8 @@ def refuse_combinations(settings: Any, options: Options) -> None:
     groups = settings.dp_size if flag == "--dp-size" else settings.attn_dp_size
     if settings.tp_size % groups:
         raise InvalidInput(
-            f"{flag} {groups} with --tp-size {settings.tp_size}: groups of attention have equally many ranks; choose one"
-            f" that divides {settings.tp_size}"
+            f"{flag} {groups} with --tp-size {settings.tp_size}: groups of attention have equally many ranks; choose"
+            f" one that divides {settings.tp_size}"
         )
     if device_of(settings) == "cpu":
         for name in _ATTENTION:
