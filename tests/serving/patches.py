@@ -319,16 +319,3 @@ def _fill(parameter, seed: int) -> None:
 
     numbers = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     parameter.data.copy_(numbers * 0.1)
-
-
-def start_processes_by_forking() -> None:
-    """Processes of an engine on the emulated NPU are forked, as on a host: SGLang is imported, no die is open yet."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    from sglang_ascend_moe.serving.host import process_start
-
-    for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses"):
-        target = f"sglang.srt.entrypoints.engine.Engine.{method}"
-        HookRegistry.register(target, process_start.launch_by_forking, HookType.AROUND)
-    controller = "sglang.srt.managers.data_parallel_controller.DataParallelController"
-    HookRegistry.register(f"{controller}.__init__", process_start.spawn_processes, HookType.BEFORE)
