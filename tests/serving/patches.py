@@ -319,3 +319,28 @@ def _fill(parameter, seed: int) -> None:
 
     numbers = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     parameter.data.copy_(numbers * 0.1)
+
+
+def count_decode_steps() -> None:
+    """On emulated NPUs, what the host asks of the device from one decode step to the next goes into the log."""
+    import json
+
+    from sglang.srt.managers.scheduler import Scheduler
+
+    from tests.npu.device.library import native
+    from tests.serving.decode_steps import MARK
+
+    run_batch = Scheduler.run_batch
+    before = {}
+
+    def counted(scheduler, batch, *arguments, **keywords):
+        now = {name: calls for name, (calls, _bytes) in native().counters().items()}
+        if before and batch.forward_mode.is_decode():
+            calls = {name: count - before.get(name, 0) for name, count in now.items()}
+            # In one piece, for another rank writes too.
+            print(MARK + json.dumps({name: count for name, count in calls.items() if count}) + "\n", end="", flush=True)
+        before.clear()
+        before.update(now if batch.forward_mode.is_decode() else {})
+        return run_batch(scheduler, batch, *arguments, **keywords)
+
+    Scheduler.run_batch = counted
