@@ -1,6 +1,6 @@
 """`ascend-moe demo`: serve a small MoE model on two ranks and compare its answers with stock SGLang's on one.
 
-Both servers are started as a user would start them, one after the other, and asked the same questions over HTTP.
+Both servers are started one after the other, and asked the same questions over HTTP.
 """
 
 import importlib
@@ -15,6 +15,7 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Comparison, Tolerance, compare
 from sglang_ascend_moe.launch.openai_client import OpenAIClient, Reply
 from sglang_ascend_moe.launch.parser import Parser
+from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang, prepare_to_fork
 from sglang_ascend_moe.launch.servers.memory_check import check_memory
 from sglang_ascend_moe.launch.servers.preflight import check_flags
 from sglang_ascend_moe.launch.servers.serve_request import request_of
@@ -103,6 +104,7 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             print(f"ascend-moe demo: --keep {folder}: {error.strerror}; give a folder to write into", file=sys.stderr)
             return WRONG_USAGE
+    prepare_to_fork()
     try:
         if parsed.device == "npu":
             from sglang_ascend_moe.serving.npu.machine_checks import device_name, refuse_machine_without_npu
@@ -116,32 +118,28 @@ def main(arguments: list[str]) -> int:
         return CANNOT
     # torch comes with it, whose import should not be interrupted by an exception.
     importlib.import_module("sglang_ascend_moe.launch.tiny_model.checkpoint")
-    with interrupts.raised():
-        if folder is not None:
-            return run(folder, parsed.device)
-        with tempfile.TemporaryDirectory(prefix="ascend-moe-demo-") as temporary:
-            return run(Path(temporary), parsed.device)
+    if folder is not None:
+        return run(folder, parsed.device)
+    temporary = tempfile.TemporaryDirectory(prefix="ascend-moe-demo-")
+    interrupts.put_away_too(temporary.cleanup)
+    with temporary:
+        return run(Path(temporary.name), parsed.device)
 
 
 def run(folder: Path, device: str = "cpu") -> int:
     """The demo with checkpoint and logs in `folder`; see `main` for what is returned."""
-    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
-
-    sizes = TinySizes()
-    checkpoint = write_checkpoint(folder / "checkpoint", sizes=sizes)
-    print(
-        f"A random Qwen3-MoE: {sizes.layers} layers, {sizes.experts} experts, top-{sizes.topk}, hidden {sizes.hidden},"
-        f" {DTYPE}. Its text means nothing; only its tokens count.\n"
-    )
     try:
-        for setup in (OURS, STOCK):
-            check_memory([request_of(check_flags(server_arguments(setup, checkpoint, device)))])
+        with interrupts.raised():
+            checkpoint = prepare(folder, device)
+        if device == "cpu":
+            print("Importing SGLang, for both servers ...\n", flush=True)
+            import_sglang()
+        with interrupts.raised():
+            found = answers_of(OURS, 1, checkpoint, folder / "ours.log", device)
+            expected = answers_of(STOCK, 2, checkpoint, folder / "stock.log", device)
     except Unsupported as error:
         print(f"ascend-moe demo: {error}", file=sys.stderr)
         return CANNOT
-    try:
-        found = answers_of(OURS, 1, checkpoint, folder / "ours.log", device)
-        expected = answers_of(STOCK, 2, checkpoint, folder / "stock.log", device)
     except ServerFailed as error:
         print(f"\nascend-moe demo: {error}", file=sys.stderr)
         return CHECK_FAILED
@@ -150,6 +148,27 @@ def run(folder: Path, device: str = "cpu") -> int:
     ]
     print_table(outcomes, expected)
     return verdict(outcomes, TOLERANCES[DTYPE])
+
+
+def prepare(folder: Path, device: str) -> Path:
+    """Write the checkpoint into `folder` and return it. Raises `Unsupported` if the servers lack memory."""
+    import torch
+
+    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+
+    sizes = TinySizes()
+    threads = torch.get_num_threads()
+    # None may be left where servers are forked.
+    torch.set_num_threads(1)
+    checkpoint = write_checkpoint(folder / "checkpoint", sizes=sizes)
+    torch.set_num_threads(threads)
+    print(
+        f"A random Qwen3-MoE: {sizes.layers} layers, {sizes.experts} experts, top-{sizes.topk}, hidden {sizes.hidden},"
+        f" {DTYPE}. Its text means nothing; only its tokens count.\n"
+    )
+    for setup in (OURS, STOCK):
+        check_memory([request_of(check_flags(server_arguments(setup, checkpoint, device)))])
+    return checkpoint
 
 
 def server_arguments(setup: Setup, checkpoint: Path, device: str = "cpu") -> list[str]:
@@ -161,13 +180,17 @@ def server_arguments(setup: Setup, checkpoint: Path, device: str = "cpu") -> lis
 
 
 def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path, device: str) -> list[Reply]:
-    """Start one server, ask every question, print the answers, and stop it. Raises ServerFailed."""
+    """Start one server, ask every question, print the answers, and stop it. Raises ServerFailed.
+
+    On a host it is forked from this process, which has imported SGLang for both.
+    """
     from sglang_ascend_moe.launch.tiny_model.tokenizer import build_tokenizer
 
     print(f"[{number}/2] {setup.title}")
     print(f"      python -m sglang.launch_server --model-path {checkpoint.name} {' '.join(setup.flags)}", flush=True)
     line = ProgressLine()
-    with ServerProcess(server_arguments(setup, checkpoint, device), log) as server:
+    kind = ForkedServer if device == "cpu" else ServerProcess
+    with kind(server_arguments(setup, checkpoint, device), log) as server:
         seconds = server.wait_until_ready(READY_SECONDS, line)
         line.done(f"      ready after {seconds:.0f} s at {server.url}")
         client = OpenAIClient(server.url, checkpoint.name, build_tokenizer(TinySizes().vocab))

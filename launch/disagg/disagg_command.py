@@ -1,7 +1,5 @@
 """`ascend-moe disagg`: prefill and decode on different servers."""
 
-import argparse
-
 from sglang_ascend_moe.launch.disagg import deployment_check, render, up
 from sglang_ascend_moe.launch.parser import Parser
 
@@ -17,5 +15,5 @@ def main(arguments: list[str]) -> int:
     up.add_parser(commands)
     deployment_check.add_parser(commands)
     render.add_parser(commands)
-    parsed = parser.parse_args(arguments, argparse.Namespace(command_line=["disagg", *arguments]))
+    parsed = parser.parse_args(arguments)
     return int(parsed.run(parsed))

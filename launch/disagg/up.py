@@ -20,7 +20,7 @@ from sglang_ascend_moe.launch.disagg.deployment_events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment, import_told
 from sglang_ascend_moe.launch.disagg.served import require_served_here
 from sglang_ascend_moe.launch.disagg.server_flags import Target
-from sglang_ascend_moe.launch.servers.forked_server import start_again_without_threads, threads
+from sglang_ascend_moe.launch.servers.forked_server import prepare_to_fork
 from sglang_ascend_moe.launch.servers.memory_check import check_memory
 from sglang_ascend_moe.launch.servers.preflight import Address, check_address
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest
@@ -58,7 +58,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--secret-file", metavar="FILE", help="under which instances seal what they say of themselves")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="one log per server (default: a new folder)")
     parser.add_argument("--ready-timeout", type=float, default=900.0, metavar="SECONDS", help="(default 900)")
-    parser.add_argument("--without-threads", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print events as JSON, one per line")
 
 
@@ -74,11 +73,11 @@ def _run(parsed: argparse.Namespace) -> int:
     deployment = deployment_asked(parsed)
     requests = check(deployment, parsed)
     target = _TARGETS[parsed.device]
+    if target == "host":
+        prepare_to_fork()
     if problem := missing(target) or lack_of_memory(requests):
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
-    if target == "host" and threads() > 1 and not parsed.without_threads:
-        start_again_without_threads([*parsed.command_line, "--without-threads"])
     logs = None if parsed.logs is None else folder_of_logs(parsed.logs)
     tell = Teller(as_json=parsed.json)
     try:

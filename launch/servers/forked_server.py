@@ -1,6 +1,6 @@
 """Servers that are forked from this process, which imports SGLang once for all of them.
 
-Importing takes most of the start of a server on a host, 20 seconds of a core and over a gigabyte. Forking needs a
+Importing takes much of the start of a server on a host, 10 seconds of a core and over a gigabyte. Forking needs a
 process with a single thread, and one that has not loaded SGLang's plugins: each server does that for itself.
 """
 
@@ -19,40 +19,58 @@ from sglang_ascend_moe.serving import owned_folder
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
 
-MODULES = ("sglang.launch_server", "sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
+MODULES = (
+    "sglang.launch_server",
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.models.registry",
+)
+
+_WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""numpy and tokenizers start a thread per core otherwise."""
+_environment: dict[str, str] = {}
+"""Of this process, before it was changed."""
 
 
-# numpy starts a thread per core otherwise; SGLang calls nothing that would use them.
-NUMPY_THREADS = "OPENBLAS_NUM_THREADS"
+def prepare_to_fork() -> None:
+    """Before anything imports numpy: libraries start no threads in this process."""
+    _environment.update(os.environ.copy())
+    os.environ.update(_WITHOUT_THREADS)
 
 
-def threads() -> int:
-    """Threads of this process."""
-    return psutil.Process().num_threads()
-
-
-def start_again_without_threads(arguments: list[str]) -> None:
-    """Run `ascend-moe` with `arguments` in place of this program, in an environment in which numpy starts no thread."""
-    command = [sys.executable, "-m", "sglang_ascend_moe.launch.main", *arguments]
-    interrupts.hold_until_watched()
-    os.execve(sys.executable, command, {**os.environ, NUMPY_THREADS: "1"})
+def allow_threads() -> None:
+    """In a server: its environment is that before `prepare_to_fork`."""
+    for name in _WITHOUT_THREADS:
+        os.environ[name] = _environment.get(name, "")
+        if name not in _environment:
+            del os.environ[name]
 
 
 def import_sglang() -> None:
-    """Import what a server and its ranks need. Raises `ServerFailed` if this process cannot fork afterwards."""
+    """Import what a server and its ranks need, after `prepare_to_fork`.
+
+    Raises `ServerFailed` if this process cannot fork afterwards.
+    """
     with warnings.catch_warnings():
         # Of accelerators that are not there.
         warnings.simplefilter("ignore")
         for name in MODULES:
             importlib.import_module(name)
-    if threads() != 1:
-        raise ServerFailed(f"importing SGLang left {threads()} threads; forking is safe with one only")
+    require_one_thread()
+
+
+def require_one_thread() -> None:
+    """Raises `ServerFailed` if there are threads, which would be missing in a process that is forked."""
+    if (threads := psutil.Process().num_threads()) != 1:
+        raise ServerFailed(f"importing SGLang left {threads} threads; forking is safe with one only")
 
 
 class ForkedServer(ServerProcess):
     """A `ServerProcess` that is forked from this process, after `import_sglang`."""
 
     def start(self) -> None:
+        """Raises `ServerFailed` if this process cannot fork."""
+        require_one_thread()
         sys.stdout.flush()
         sys.stderr.flush()
         # Here, because the log is looked at when the server ends, however soon.
@@ -71,6 +89,7 @@ class ForkedServer(ServerProcess):
             interrupts.watch("the server", self._remove_temporary)
             end_with_parent()
             os.environ.update(self.environment)
+            allow_threads()
             tempfile.tempdir = None
             status = serve(self._arguments)
         except SystemExit as ended:

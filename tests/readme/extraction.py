@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,18 +200,20 @@ def scenes(steps: Iterable[Step]) -> list[Scene]:
     """Every server, once for all pages that start it alike, with the commands that ask it.
 
     A command asks the last server before it on its page that listens where it asks, or else the first of all pages.
-    One that names two ports has two servers run at the same time. Raises ValueError for a port that nobody listens on.
+    Servers that stand one below the other at one port are other ways to start one, which nobody asks. A command that
+    names two ports has two servers run at the same time. Raises ValueError for a port that nobody listens on.
     """
     commands = [step for step in steps if isinstance(step, Command)]
     servers = [command for command in commands if SERVER.match(command.text)]
     by_text: dict[str, Command] = {}
     for server in servers:
         by_text.setdefault(server.text, server)
+    ways = _other_ways(commands)
     asked: dict[tuple[str, ...], list[Command]] = {}
     for client in commands:
         if client in servers or not (ports := ports_asked(client.text)):
             continue
-        chosen = sorted((_server_for(port, client, servers) for port in ports), key=servers.index)
+        chosen = sorted((_server_for(port, client, servers, ways) for port in ports), key=servers.index)
         asked.setdefault(tuple(server.text for server in chosen), []).append(client)
     for text in by_text:
         if not any(text in together for together in asked):
@@ -220,9 +223,22 @@ def scenes(steps: Iterable[Step]) -> list[Scene]:
     return sorted(found, key=lambda scene: max(order.index(server) for server in scene.servers))
 
 
-def _server_for(port: int, client: Command, servers: list[Command]) -> Command:
+def _other_ways(commands: list[Command]) -> set[Command]:
+    found = set()
+    for one, next_one in pairwise(commands):
+        both = SERVER.match(one.text) and SERVER.match(next_one.text) and one.page == next_one.page
+        if both and port_of(one.text) == port_of(next_one.text):
+            found |= {one, next_one}
+    return found
+
+
+def _server_for(port: int, client: Command, servers: list[Command], other_ways: set[Command]) -> Command:
     listening = [server for server in servers if port_of(server.text) == port]
-    before = [server for server in listening if server.page == client.page and server.line < client.line]
+    before = [
+        server
+        for server in listening
+        if server.page == client.page and server.line < client.line and server not in other_ways
+    ]
     if not listening:
         raise ValueError(f"{client.page}:{client.line}: no documented server listens at port {port}: {client.text}")
     return before[-1] if before else listening[0]

@@ -148,6 +148,14 @@ def test_a_client_asks_the_last_server_before_it():
     assert scenes(steps) == [Scene((first,), (ask,)), Scene((second,), (again,))]
 
 
+def test_other_ways_to_start_a_server_are_asked_by_nobody():
+    first, ask, one, other, again = steps = typed(
+        "ascend-moe serve A", "curl localhost:30000/a",
+        "python -m sglang.launch_server A", "sglang serve A", "curl localhost:30000/b",
+    )  # fmt: skip
+    assert scenes(steps) == [Scene((first,), (ask, again)), Scene((one,), ()), Scene((other,), ())]
+
+
 def test_a_server_that_two_pages_start_alike_is_started_once():
     steps = [
         *typed("ascend-moe serve A", "curl localhost:30000/a"),

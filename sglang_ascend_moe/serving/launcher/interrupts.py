@@ -80,7 +80,7 @@ def watch(command: str, put_away: Callable[[], None] | None = None) -> None:
     _watch = _Watch(command, put_away)
     for number in SIGNALS:
         signal.signal(number, _watch)
-    # The program that became this one (`exec`) may have held them: see `hold_until_watched`.
+    # Whoever started this process may have held them: see `held`.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
@@ -151,11 +151,6 @@ def hold_from_spawned() -> None:
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def hold_until_watched() -> None:
-    """Before this process becomes another program of this package (`exec`): an interrupt waits until that watches."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 

@@ -124,7 +124,7 @@ def test_a_port_in_use_is_named_before_anything_starts(model: str, capsys: pytes
 
 def test_a_folder_of_logs_that_cannot_be_made_is_named(model: str, capsys: pytest.CaptureFixture[str]):
     logs = f"{model}/config.json"
-    arguments = ["up", "--model-path", model, "--port", "0", "--logs", logs, "--without-threads"]
+    arguments = ["up", "--model-path", model, "--port", "0", "--logs", logs]
     assert disagg_command.main(arguments) == WRONG_USAGE
     assert f"--logs {logs}: no folder can be made there" in capsys.readouterr().err
 
@@ -225,6 +225,7 @@ def test_events_are_lines_of_json_or_of_text():
 
 def test_a_forked_server_has_a_log_as_soon_as_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It is shown when the child ends, which may be before it has run."""
+    monkeypatch.setattr(forked_server, "require_one_thread", lambda: None)
     monkeypatch.setattr(os, "fork", lambda: CHILD_THAT_HAS_NOT_RUN)
     monkeypatch.setattr(psutil, "Process", lambda pid: pid)
     server = forked_server.ForkedServer([], tmp_path / "server.log")

@@ -205,17 +205,6 @@ with interrupts.watched("command"):
     assert command.end() == (0, f"{-signal.SIGTERM}\n{-signal.SIGKILL}\n", "")
 
 
-def test_an_interrupt_while_one_program_takes_the_place_of_another_is_not_lost(tmp_path: Path):
-    """Python itself would answer it with a traceback until the program has begun."""
-    program = f"""
-with interrupts.watched("command"):
-    interrupts.hold_until_watched()
-    os.kill(os.getpid(), signal.SIGINT)
-    os.execv(sys.executable, [sys.executable, "-c", {BEGIN + 'interrupts.watch("command"); wait()'!r}])
-"""
-    assert Command(program, tmp_path).end() == (INTERRUPTED, "", "command: interrupted\n")
-
-
 def test_a_command_that_is_called_by_another_program_leaves_its_signals_alone():
     from sglang_ascend_moe.serving.launcher import interrupts
 
