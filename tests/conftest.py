@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from tests.npu import emulated
 from tests.npu.cann import build_cann
 from tests.npu.cann.build_cann import Headers
 from tests.npu.device import build
@@ -37,6 +38,9 @@ TOGETHER = {
 """Folders and files whose tests share what takes long to make; those of servers also look at what is left behind."""
 LONG = ("servers", "engines", "serving/launcher/test_failing_together.py")
 """What begins first, because it takes minutes: otherwise a worker would be busy with it when the other has ended."""
+
+DIE_BYTES = 1 << 30
+"""Of the emulated NPUs of servers."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -109,6 +113,13 @@ def npu_headers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def libraries(device_library: Path, npu_headers: Headers) -> Path:
     """The folder of the emulated NPU, and of all libraries that an exchange needs over it."""
     return build_cann.build_once(device_library, npu_headers)
+
+
+@pytest.fixture(scope="session")
+def npu_variables(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What makes emulated NPUs, with dies of DIE_BYTES, those of a process that is started with it."""
+    settings = emulated.Settings(str(libraries / build.LIBRARY), DIE_BYTES, exchange_libraries=str(libraries))
+    return emulated.environment(tmp_path_factory.mktemp("npu"), settings)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

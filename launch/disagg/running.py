@@ -23,7 +23,7 @@ from sglang_ascend_moe.launch.disagg.deployment_events import (
     Waiting,
 )
 from sglang_ascend_moe.launch.disagg.router_flags import WATCHFUL
-from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, Target, server_flags
 from sglang_ascend_moe.launch.servers.forked_server import ForkedServer, import_sglang
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, free_port, log_tail
 from sglang_ascend_moe.serving.host.memory_share import MemoryLeft, memory_left, share_of_ranks
@@ -38,6 +38,7 @@ from sglang_ascend_moe.serving.worker.pairing import ask_instance
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 60.0
 ROUTER = "router"
+KV_STORE = "ASCEND_MF_STORE_URL"
 _HOST_MEMORY = FLAGS["host_memory"].flag.removeprefix("--")
 
 
@@ -75,10 +76,13 @@ class RunningDeployment:
     A member that ends takes the others with it: `start` and `watch` raise `MemberFailed`.
     """
 
-    def __init__(self, deployment: Deployment, logs: Path, tell: Teller) -> None:
+    def __init__(self, deployment: Deployment, logs: Path, tell: Teller, target: Target = "host") -> None:
         self._deployment = deployment
         self._logs = logs
         self._tell = tell
+        self._target = target
+        self._npus_given = 0
+        self._store = f"tcp://127.0.0.1:{free_port()}"
         self._members: list[Member] = []
 
     def __enter__(self) -> Self:
@@ -96,7 +100,7 @@ class RunningDeployment:
     def start_instances(self, timeout: float) -> None:
         """Start prefill and decode servers together, and return when all of them answer. Raises `MemberFailed`.
 
-        They are forked from this process, which has to have imported SGLang: see `import_told`.
+        On the host they are forked from this process, which has to have imported SGLang: see `import_told`.
         """
         left = memory_left(read_limits(), outstanding())
         for role, settings in self._deployment.roles.items():
@@ -152,13 +156,21 @@ class RunningDeployment:
 
     def _start_instance(self, role: RoleName, number: int, left: MemoryLeft) -> None:
         name = f"{role}-{number}"
+        log = self._logs / f"{name}.log"
         bootstrap_port = free_port()
-        flags = server_flags(self._deployment, role, "host", NodePlace(bootstrap_port))
+        flags = server_flags(self._deployment, role, self._target, NodePlace(bootstrap_port))
         settings = self._deployment.roles[role]
-        if _HOST_MEMORY not in settings.options:
-            share = share_of_ranks(left, settings.tp_size, self._deployment.ranks)
-            flags += [f"--{_HOST_MEMORY}", str(share)]
-        self._begin(Member(name, role, ForkedServer(flags, self._logs / f"{name}.log"), bootstrap_port))
+        if self._target == "ascend":
+            # SGLang gives an instance the NPUs from this one on; memfabric's engines meet at the store.
+            flags += ["--base-gpu-id", str(self._npus_given)]
+            self._npus_given += settings.tp_size
+            process = ServerProcess(flags, log, variables={KV_STORE: self._store})
+        else:
+            if _HOST_MEMORY not in settings.options:
+                share = share_of_ranks(left, settings.tp_size, self._deployment.ranks)
+                flags += [f"--{_HOST_MEMORY}", str(share)]
+            process = ForkedServer(flags, log)
+        self._begin(Member(name, role, process, bootstrap_port))
 
     def _compare_instances(self) -> None:
         """Every prefill instance has to fit every decode instance: the router may pair any of them."""

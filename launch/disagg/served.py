@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
 from sglang_ascend_moe.launch.disagg.ascend import window_plan
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
-from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, key_of, server_flags
+from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, Target, key_of, server_flags
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.servers.preflight import check_flags, check_model
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
@@ -40,7 +40,9 @@ def require_served(deployment: Deployment, shape: MoeShape, source: str) -> None
             raise Unsupported(f"{source} cannot be served: {_with_keys(deployment, name, str(refusal))}") from refusal
 
 
-def require_served_here(deployment: Deployment, source: str, model_flag: str) -> list[ServeRequest]:
+def require_served_here(
+    deployment: Deployment, source: str, model_flag: str, target: Target = "host"
+) -> list[ServeRequest]:
     """What every instance will be asked to serve on this machine.
 
     source: the file, with whose keys flags are named; empty if there is none. Nothing is downloaded. Raises
@@ -51,7 +53,7 @@ def require_served_here(deployment: Deployment, source: str, model_flag: str) ->
         for option in role.options:
             _require_option(f"{source}: {name}.options.{option}", f"--{option}")
         try:
-            request = request_of(check_flags(server_flags(deployment, name, "host", NodePlace(0))))
+            request = request_of(check_flags(server_flags(deployment, name, target, NodePlace(0))))
             check_model(request, model_flag, offline="`up` downloads nothing")
         except AscendMoeError as refusal:
             said = _with_keys(deployment, name, str(refusal), kept=NONE_KEPT if source else FLAGS_OF_UP)

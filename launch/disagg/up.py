@@ -19,6 +19,7 @@ from sglang_ascend_moe.launch.disagg.deployment import Deployment, deployment_of
 from sglang_ascend_moe.launch.disagg.deployment_events import Teller
 from sglang_ascend_moe.launch.disagg.running import MemberFailed, RunningDeployment, import_told
 from sglang_ascend_moe.launch.disagg.served import require_served_here
+from sglang_ascend_moe.launch.disagg.server_flags import Target
 from sglang_ascend_moe.launch.servers.forked_server import prepare_to_fork
 from sglang_ascend_moe.launch.servers.memory_check import check_memory
 from sglang_ascend_moe.launch.servers.preflight import Address, check_address
@@ -27,13 +28,16 @@ from sglang_ascend_moe.launch.servers.server_process import ServerFailed
 from sglang_ascend_moe.serving.host_platform import obstacle
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, WRONG_USAGE
+from sglang_ascend_moe.serving.options import Options
 
 # Libraries of the system that mooncake loads, also where it transfers over TCP: file and Debian package.
 MOONCAKE_LIBRARIES = {"libibverbs.so.1": "libibverbs1", "libnuma.so.1": "libnuma1", "libcurl.so.4": "libcurl4"}
 
+_TARGETS: dict[str, Target] = {"cpu": "host", "npu": "ascend"}
+
 DESCRIPTION = (
-    "Start prefill servers, decode servers and a router on this machine, without accelerator. Everything ends with"
-    " Ctrl-C and when any of them ends. Exit codes: 0 stopped by Ctrl-C or SIGTERM while it served, 130 before it did,"
+    "Start prefill servers, decode servers and a router on this machine. Everything ends with Ctrl-C and when any of"
+    " them ends. Exit codes: 0 stopped by Ctrl-C or SIGTERM while it served, 130 before it did,"
     " 1 a server ended or did not come up, 2 wrong usage, 3 this machine cannot do it."
 )
 
@@ -47,6 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--prefill", type=int, metavar="P", help="prefill servers (default 1)")
     parser.add_argument("--decode", type=int, metavar="D", help="decode servers (default 1)")
     parser.add_argument("--tp-size", type=int, metavar="N", help="ranks of each server (default 1)")
+    parser.add_argument("--device", choices=_TARGETS, default="cpu", help="that all servers run on (default cpu)")
     parser.add_argument("--mini-lb", action="store_true", help="SGLang's router in Python in place of the one in Rust")
     parser.add_argument("--host", help="that the router listens on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="of the router; 0: a free one (default 8000)")
@@ -67,35 +72,38 @@ def run(parsed: argparse.Namespace) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     deployment = deployment_asked(parsed)
     requests = check(deployment, parsed)
-    prepare_to_fork()
-    if problem := missing() or lack_of_memory(requests):
+    target = _TARGETS[parsed.device]
+    if target == "host":
+        prepare_to_fork()
+    if problem := missing(target) or lack_of_memory(requests):
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
     logs = None if parsed.logs is None else folder_of_logs(parsed.logs)
     tell = Teller(as_json=parsed.json)
     try:
-        import_told(tell)
+        if target == "host":
+            import_told(tell)
     except ServerFailed as error:
         print(f"ascend-moe disagg up: {error}", file=sys.stderr)
         return CANNOT
     if logs is not None:
-        return serve(deployment, logs, parsed.ready_timeout, tell)
+        return serve(deployment, logs, parsed.ready_timeout, tell, target)
     # Not before there can be a log: an interrupt until now leaves nothing behind.
     logs = Path(tempfile.mkdtemp(prefix="ascend-moe-disagg-"))
     try:
-        return serve(deployment, logs, parsed.ready_timeout, tell)
+        return serve(deployment, logs, parsed.ready_timeout, tell, target)
     except KeyboardInterrupt:
         # Nothing went wrong that they could tell.
         shutil.rmtree(logs, ignore_errors=True)
         raise
 
 
-def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller) -> int:
+def serve(deployment: Deployment, logs: Path, ready_timeout: float, tell: Teller, target: Target = "host") -> int:
     """Serve until a server fails, which returns 1. Raises KeyboardInterrupt when everything has ended after one."""
     with (
         contextlib.suppress(MemberFailed),
         interrupts.raised(),
-        RunningDeployment(deployment, logs, tell) as running,
+        RunningDeployment(deployment, logs, tell, target) as running,
     ):
         try:
             running.start_instances(ready_timeout)
@@ -115,7 +123,7 @@ def check(deployment: Deployment, parsed: argparse.Namespace) -> list[ServeReque
     """
     source = f"--file {parsed.file}" if parsed.file else ""
     model_flag = "model_path" if source and parsed.model_path is None else "--model-path"
-    requests = require_served_here(deployment, source, model_flag)
+    requests = require_served_here(deployment, source, model_flag, _TARGETS[parsed.device])
     router = deployment.router
     host_flag, port_flag = (
         f"--{key}" if getattr(parsed, key) is not None or not source else f"{source}: router.{key}"
@@ -162,14 +170,32 @@ def folder_of_logs(asked: Path) -> Path:
     return asked
 
 
-def missing() -> str:
+def missing(target: Target = "host") -> str:
     """Why this machine cannot serve a deployment; empty if it can."""
+    if target == "ascend":
+        return missing_npu() or _not_installed("sglang_router")
     if problem := obstacle():
-        return f"needs a machine without accelerator: {problem}. `ascend-moe disagg render` is for Ascend"
-    absent = [name for name in ("mooncake", "sglang_router") if importlib.util.find_spec(name) is None]
-    if absent:
-        return f"{' and '.join(absent)} is not installed: pip install 'sglang-ascend-moe[disagg]'"
-    return missing_library()
+        return f"needs a machine without accelerator, or --device npu: {problem}"
+    return _not_installed("mooncake", "sglang_router") or missing_library()
+
+
+def missing_npu() -> str:
+    """Why this machine's NPUs cannot be used; empty if they can."""
+    # torch comes with it.
+    from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
+
+    try:
+        refuse_machine_without_npu(Options())
+    except AscendMoeError as refusal:
+        return str(refusal)
+    return ""
+
+
+def _not_installed(*names: str) -> str:
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    if not absent:
+        return ""
+    return f"{' and '.join(absent)} is not installed: pip install 'sglang-ascend-moe[disagg]'"
 
 
 def lack_of_memory(requests: list[ServeRequest]) -> str:

@@ -1,6 +1,6 @@
 """Servers that are forked from this process, which imports SGLang once for all of them.
 
-Importing takes most of the start of a server on a host, 20 seconds of a core and over a gigabyte. Forking needs a
+Importing takes much of the start of a server on a host, 10 seconds of a core and over a gigabyte. Forking needs a
 process with a single thread, and one that has not loaded SGLang's plugins: each server does that for itself.
 """
 
@@ -19,7 +19,12 @@ from sglang_ascend_moe.serving import owned_folder
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
 
-MODULES = ("sglang.launch_server", "sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
+MODULES = (
+    "sglang.launch_server",
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.models.registry",
+)
 
 _WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """numpy and tokenizers start a thread per core otherwise."""

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -26,6 +26,7 @@ LOG_LINE_CHARACTERS = 300
 POLL_SECONDS = 0.5
 # A look-up of the machine's addresses and of a hub would take time, and fail without a network.
 ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
+NO_VARIABLES: Mapping[str, str] = {}
 STOP_SECONDS = 30.0
 FIRST_PORT = 10000
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -53,7 +54,8 @@ class ServerProcess:
     leads a process group of its own, so Ctrl-C in a terminal reaches the caller only, who then leaves the context.
     Should the caller be killed, the kernel interrupts the server.
 
-    `temporary`: a folder for the server's temporary files, removed with it, because SGLang removes none of them.
+    `variables`: added to its environment. `temporary`: a folder for the server's temporary files, removed with it,
+    because SGLang removes none of them.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class ServerProcess:
         module: str = "sglang.launch_server",
         host: str = "127.0.0.1",
         port: int | None = None,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> None:
         self.host = host
+        self._variables = variables
         self.port = port or free_port()
         # A server that listens everywhere is reached here, too.
         self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.port}"
@@ -110,7 +114,7 @@ class ServerProcess:
     @property
     def environment(self) -> dict[str, str]:
         """What the server finds in its environment besides what is there."""
-        return {**ENVIRONMENT, "TMPDIR": str(self.temporary), stages.VARIABLE: str(self._stages)}
+        return {**ENVIRONMENT, **self._variables, "TMPDIR": str(self.temporary), stages.VARIABLE: str(self._stages)}
 
     @property
     def _stages(self) -> Path:

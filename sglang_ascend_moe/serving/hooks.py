@@ -35,6 +35,7 @@ class Where(enum.Enum):
     ALWAYS = "always"
     HOST = "host"
     NPU = "npu"
+    HOST_AND_NPU = "host and npu"
 
 
 class Process(enum.Enum):
@@ -137,6 +138,8 @@ def applies(hook: Hook) -> bool:
             return on_host()
         case Where.NPU:
             return on_npu()
+        case Where.HOST_AND_NPU:
+            return on_host() or on_npu()
     return True
 
 

@@ -19,7 +19,12 @@ VARIABLE = "EMULATED_NPU"
 """Of the environment: the `Settings` of the processes that have it."""
 
 _REPOSITORY = Path(__file__).parents[2]
-_ENTRY_POINTS = "[torch.backends]\nemulated_npu = tests.npu.emulated:install_from_environment\n"
+_ENTRY_POINTS = """
+[torch.backends]
+emulated_npu = tests.npu.emulated:install_from_environment
+[sglang.srt.plugins]
+emulated_npu = tests.npu.forked_processes:register
+"""
 _METADATA = "Metadata-Version: 2.1\nName: emulated-npu\nVersion: 0\n"
 
 
@@ -55,7 +60,8 @@ def install(settings: Settings) -> None:
 
 def environment(folder: Path, settings: Settings) -> dict[str, str]:
     """Processes with these variables have an emulated NPU as soon as they import torch, which finds it as it finds
-    torch_npu: by the entry point of a distribution, here one that is made in `folder`. Triton interprets its kernels.
+    torch_npu: by the entry point of a distribution, here one that is made in `folder`. Triton interprets its kernels,
+    SGLang forks its processes.
     """
     described = folder / "emulated_npu-0.dist-info"
     described.mkdir(exist_ok=True)

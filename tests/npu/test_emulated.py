@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.npu import emulated
+from tests.npu.conftest import open_process
 from tests.npu.device.library import native
 
 LATE = emulated.SEED_WHEN_AWAITED
@@ -109,3 +110,16 @@ def waits_of_allocations_beside_memory_in_use() -> int:
 
 def test_memory_that_another_stream_still_uses_keeps_nothing_but_itself(on_device: Callable[..., Any]):
     assert on_device(waits_of_allocations_beside_memory_in_use, seed=LATE) == 0
+
+
+def names_of_cuda() -> bool:
+    from torch_npu.contrib import transfer_to_npu
+
+    with torch.npu.stream(torch.npu.Stream()):
+        same = torch.cuda.current_stream() == torch.npu.current_stream()
+    return same and torch.cuda.Event is torch.npu.Event and transfer_to_npu.__name__.endswith("transfer_to_npu")
+
+
+def test_names_of_cuda_lead_to_the_npu_once_they_are_transferred(device_library: Path):
+    with open_process(device_library) as process:
+        assert process.submit(names_of_cuda).result(timeout=120)

@@ -58,7 +58,11 @@ FEATURES = (
     Feature("[six model families](models.md)", "serving/test_families.py"),
     Feature("images", "serving/test_images.py"),
     Feature("redundant experts, EPLB", "serving/test_redundant_experts.py"),
-    Feature("[prefill and decode apart](disagg.md)", "launch/disagg/test_deployed.py"),
+    Feature(
+        "[prefill and decode apart](disagg.md)",
+        "launch/disagg/test_deployed.py",
+        "launch/disagg/test_deployed_on_npus.py",
+    ),
     Feature("several processes for HTTP", "serving/test_http_processes.py"),
     Feature("a secret", "serving/test_server_secret.py"),
     Feature("ranks that die or stop are named", "serving/test_server_faults.py", "npu/cann/test_harmed_replays.py"),

@@ -34,7 +34,7 @@ def stock(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> Engi
 def stock_on_npu(checkpoint: Path, *patches: str, **arguments: Any) -> EngineConfig:
     """SGLang in bfloat16 on one emulated NPU, our MoE layer off; for its fork server."""
     defaults = {"device": "npu", "mem_fraction_static": 0.5, "disable_cuda_graph": True}
-    return stock(checkpoint, "bfloat16", "start_processes_by_forking", *patches, **{**defaults, **arguments})
+    return stock(checkpoint, "bfloat16", *patches, **{**defaults, **arguments})
 
 
 def ours(checkpoint: Path, dtype: str, *patches: str, **arguments: Any) -> EngineConfig:

@@ -6,13 +6,9 @@ from pathlib import Path
 import pytest
 
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, compare
-from tests.npu import emulated
 from tests.serving.configurations import stock
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
-
-DIE_BYTES = 1 << 30
-"""Of the emulated NPU."""
 
 COMPARED = "compared with stock SGLang"
 """The property of a test under which `summarise` writes."""
@@ -45,13 +41,9 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 
 @pytest.fixture(scope="session")
-def npu_fork_server(
-    tmp_path_factory: pytest.TempPathFactory, device_library: Path, libraries: Path
-) -> Iterator[ForkServer]:
+def npu_fork_server(tmp_path_factory: pytest.TempPathFactory, npu_variables: dict[str, str]) -> Iterator[ForkServer]:
     """The same with emulated NPUs."""
-    settings = emulated.Settings(str(device_library), memory_bytes=DIE_BYTES, exchange_libraries=str(libraries))
-    environment = emulated.environment(tmp_path_factory.mktemp("npu"), settings)
-    with ForkServer(tmp_path_factory.mktemp("npu-logs"), environment) as server:
+    with ForkServer(tmp_path_factory.mktemp("npu-logs"), npu_variables) as server:
         yield server
 
 

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from sglang_ascend_moe.serving.worker import layer
 
 SIGN = "SERVING_TEST_RAISE"
@@ -41,11 +43,26 @@ _read_secret = layer.read_secret
 
 
 def compute_experts(serving, moe_layer, rows) -> None:
+    raise_if_asked()
+    _compute_experts(serving, moe_layer, rows)
+
+
+def raise_if_asked() -> None:
     from sglang.srt.runtime_context import get_parallel
 
     if get_parallel().moe_ep_rank == 1 and Path(os.environ.get(SIGN, "")).is_file():
         raise ValueError(MESSAGE)
-    _compute_experts(serving, moe_layer, rows)
+
+
+def raise_in_replays() -> None:
+    """A graph of an NPU calls no Python for its experts: this rank raises where it has put the graph on its stream."""
+    replay = torch.npu.NPUGraph.replay
+
+    def replayed(graph) -> None:
+        replay(graph)
+        raise_if_asked()
+
+    torch.npu.NPUGraph.replay = replayed
 
 
 def read_secret(path):
@@ -85,6 +102,8 @@ def drift(logits, kind: Drift) -> None:
 if __name__ in ("__main__", "__mp_main__"):
     layer.compute_experts = compute_experts
     layer.read_secret = read_secret
+    if hasattr(torch, "npu"):
+        raise_in_replays()
 
 if __name__ == "__main__":
     import sys

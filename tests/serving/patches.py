@@ -321,14 +321,26 @@ def _fill(parameter, seed: int) -> None:
     parameter.data.copy_(numbers * 0.1)
 
 
-def start_processes_by_forking() -> None:
-    """Processes of an engine on the emulated NPU are forked, as on a host: SGLang is imported, no die is open yet."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+def count_decode_steps() -> None:
+    """On emulated NPUs, what the host asks of the device from one decode step to the next goes into the log."""
+    import json
 
-    from sglang_ascend_moe.serving.host import process_start
+    from sglang.srt.managers.scheduler import Scheduler
 
-    for method in ("_launch_scheduler_processes", "_launch_detokenizer_subprocesses"):
-        target = f"sglang.srt.entrypoints.engine.Engine.{method}"
-        HookRegistry.register(target, process_start.launch_by_forking, HookType.AROUND)
-    controller = "sglang.srt.managers.data_parallel_controller.DataParallelController"
-    HookRegistry.register(f"{controller}.__init__", process_start.spawn_processes, HookType.BEFORE)
+    from tests.npu.device.library import native
+    from tests.serving.decode_steps import MARK
+
+    run_batch = Scheduler.run_batch
+    before = {}
+
+    def counted(scheduler, batch, *arguments, **keywords):
+        now = {name: calls for name, (calls, _bytes) in native().counters().items()}
+        if before and batch.forward_mode.is_decode():
+            calls = {name: count - before.get(name, 0) for name, count in now.items()}
+            # In one piece, for another rank writes too.
+            print(MARK + json.dumps({name: count for name, count in calls.items() if count}) + "\n", end="", flush=True)
+        before.clear()
+        before.update(now if batch.forward_mode.is_decode() else {})
+        return run_batch(scheduler, batch, *arguments, **keywords)
+
+    Scheduler.run_batch = counted

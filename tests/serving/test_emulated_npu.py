@@ -14,6 +14,7 @@ SETUPS = {
     "tp2-ep2": PARALLEL["tp2-ep2"],
     "tp2-ep2 in graphs": {**PARALLEL["tp2-ep2"], **GRAPHS},
     "dp2-attention-ep2": PARALLEL["dp2-attention-ep2"],
+    "dp2-attention-ep2 in graphs": {**PARALLEL["dp2-attention-ep2"], **GRAPHS},
 }
 
 
@@ -27,6 +28,8 @@ def test_stock_sglang_answers_as_on_the_host(npu_fork_server, checkpoint, prompt
 def test_answers_are_those_of_the_host(
     npu_fork_server, checkpoint, prompts, stock_answers, compare_all, arguments: dict[str, Any]
 ):
-    with npu_fork_server.start(ours_on_npu(checkpoint, **arguments)) as engine:
+    with npu_fork_server.start(ours_on_npu(checkpoint, enable_metrics=True, **arguments)) as engine:
         outcomes = compare_all(engine, prompts, stock_answers(DTYPE), DTYPE)
+        replays = [state.graphs.replays for states in engine.inspect().states for state in states]
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
+    assert {count > 0 for count in replays} == {"ascend_moe_require_graphs" in arguments}

@@ -21,6 +21,7 @@ END_SECONDS = 15.0
 """In which a server has to be gone after a fault; with a stopped rank, ten of them are patience."""
 ATTENTION = {"tp": [], "dp-attention": ["--dp-size", "2", "--enable-dp-attention"]}
 GRAPHS = {"graphs": ["--cuda-graph-bs-decode", "4", "8"], "eager": ["--disable-cuda-graph"]}
+ON_NPU = ["--device", "npu", "--dtype", "bfloat16", "--mem-fraction-static", "0.5"]
 FAULTS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP, "raising": None}
 CAUSES = {
     "killed": "(process {pid}) was killed, or crashed",
@@ -57,9 +58,26 @@ def test_a_rank_that_fails_under_load_ends_the_server_by_name(
     surroundings, server_arguments, prompts, sign, tmp_path, request, attention, graphs, fault
 ):
     arguments = [*server_arguments, *ATTENTION[attention], *GRAPHS[graphs]]
-    with ServerProcess(arguments, tmp_path / "server.log", module=faulty_server.__name__) as server:
+    seconds = fail_under_load(arguments, prompts[:8], fault, sign, tmp_path / "server.log")
+    request.node.user_properties.append(("seconds to the end", f"{seconds:.1f}"))
+    assert surroundings.leftovers() == NOTHING
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_rank_that_fails_while_an_emulated_npu_replays_ends_the_server_by_name(
+    surroundings, server_arguments, npu_variables, prompts, sign, tmp_path, monkeypatch, fault
+):
+    for name, value in npu_variables.items():
+        monkeypatch.setenv(name, value)
+    arguments = [*server_arguments, *ON_NPU, *GRAPHS["graphs"], "--ascend-moe-require-graphs"]
+    fail_under_load(arguments, prompts[:8], fault, sign, tmp_path / "server.log")
+    assert surroundings.leftovers() == NOTHING
+
+
+def fail_under_load(arguments: list[str], asked: list[list[int]], fault: str, sign: Path, log: Path) -> float:
+    """Start a server, let its rank 1 fail while it answers, and see it end; returns the seconds that this took."""
+    with ServerProcess(arguments, log, module=faulty_server.__name__) as server:
         server.wait_until_ready(READY_SECONDS, lambda _progress: None)
-        asked = prompts[:8]
         expected = [ask(server.url, prompt, NEW_TOKENS).tokens for prompt in asked]
         with Traffic(server.url, asked, NEW_TOKENS) as traffic:
             traffic.wait_for_answer()
@@ -70,13 +88,13 @@ def test_a_rank_that_fails_under_load_ends_the_server_by_name(
                 os.kill(pid, FAULTS[fault])
             before = server.seconds
             code = server.wait_until_ended(END_SECONDS)
-        request.node.user_properties.append(("seconds to the end", f"{server.seconds - before:.1f}"))
+        seconds = server.seconds - before
         last = server.log.read_text().splitlines()[-1]
         assert code == 1, log_tail(server.log)
         assert last.startswith("The server ends: sglang::scheduler")
         assert CAUSES[fault].format(pid=pid) in last
         assert [place for place, said in traffic.answers if said.tokens not in (None, expected[place])] == []
-    assert surroundings.leftovers() == NOTHING
+    return seconds
 
 
 @pytest.mark.parametrize("attention", ATTENTION)

@@ -65,6 +65,8 @@ DeviceSession::~DeviceSession() {
     // On any thread; where that has chosen no device, CANN would keep the memory.
     aclrtSetDevice(device_);
     watcher_.reset();
+    // A capture lets nobody wait for what `tell` has launched.
+    aclrtSynchronizeStream(beside_stream_.get());
     for (const int32_t pidfd : pidfds_)
         if (pidfd >= 0)
             close(pidfd);

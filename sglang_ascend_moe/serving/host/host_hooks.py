@@ -1,6 +1,9 @@
-"""What SGLang lacks, or does for accelerators only, on a machine without one. One row a hook, with its reason."""
+"""What SGLang lacks, or does for accelerators only, on a machine without one. One row a hook, with its reason.
 
-from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, host_hook, host_launcher_hook
+What servers would leave behind is there with NPUs as well.
+"""
+
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault, Where, host_hook, host_launcher_hook
 from sglang_ascend_moe.serving.host import (
     expert_recording,
     fixes,
@@ -211,32 +214,37 @@ HOOKS: tuple[Hook, ...] = (
         "while it does not record, the recorder asks CUDA whether a graph is being captured",
         mends=SglangFault(),
     ),
-    host_hook(
+    Hook(
         f"{SRT}.distributed.device_communicators.shm_broadcast.shared_memory",
         HookKind.SET,
         unnamed_memory,
         "25 MB in /dev/shm would stay behind every server, because SGLang ends its processes with SIGKILL",
+        Where.HOST_AND_NPU,
         mends=SglangFault(),
     ),
-    host_launcher_hook(
+    Hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
         HookKind.BEFORE,
         unnamed_memory.make_load_reports,
         "the file of the load reports in /dev/shm would stay behind every server",
+        Where.HOST_AND_NPU,
+        Process.LAUNCHER,
         mends=SglangFault(),
     ),
-    host_hook(
+    Hook(
         f"{SRT}.managers.load_snapshot.shm_path_for",
         HookKind.AROUND,
         unnamed_memory.load_report_path,
         "SGLang's processes find the load reports by a path, which is that of a descriptor here",
+        Where.HOST_AND_NPU,
         mends=SglangFault(),
     ),
-    host_hook(
+    Hook(
         f"{SRT}.managers.scheduler.configure_scheduler_process",
         HookKind.BEFORE,
         unnamed_memory.share_no_progress_bars,
         "a semaphore in /dev/shm would stay behind every scheduler that shows a progress bar",
+        Where.HOST_AND_NPU,
         mends=SglangFault(),
     ),
     host_hook(
@@ -253,11 +261,13 @@ HOOKS: tuple[Hook, ...] = (
         "with data-parallel attention an idle rank would keep the others waiting for up to a second",
         mends=SglangFault(),
     ),
-    host_launcher_hook(
+    Hook(
         f"{SRT}.managers.tokenizer_manager.TokenizerManager.dump_requests_before_crash",
         HookKind.AROUND,
         fixes.dump_without_core_dumps,
         "after a crash SGLang waits over a minute for core dumps of GPUs that do not exist",
+        Where.HOST_AND_NPU,
+        Process.LAUNCHER,
         mends=SglangFault(),
     ),
     host_launcher_hook(

@@ -1,7 +1,7 @@
 """How a server on a host starts its processes: forked from the launcher, which has imported SGLang already.
 
 SGLang spawns them, because a process that uses an accelerator cannot be forked. Every one then imports SGLang again,
-which takes 20 seconds of a core and over a gigabyte each. Functions without underscore are hooks of
+which takes 10 seconds of a core and over a gigabyte each. Functions without underscore are hooks of
 `host_hooks`.
 """
 

@@ -60,15 +60,18 @@ def in_toml(value: Any) -> str:
 class Deployed:
     """`up` with the description `values`, run in a terminal of its own, with a folder of its own for temporary files.
 
-    A context manager; on leaving it `up` and everything of it has ended. `started`: names of the servers -> what `up`
-    said when it started them.
+    arguments, variables: more of its command line, and of its environment. A context manager; on leaving it `up` and
+    everything of it has ended. `started`: names of the servers -> what `up` said when it started them.
     """
 
-    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+    def __init__(
+        self, values: dict[str, Any], folder: Path, *arguments: str, variables: dict[str, str] | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "deployment.toml"
         self._file.write_text("".join(f"{key} = {in_toml(value)}\n" for key, value in values.items()))
         self._folder = folder
+        self._arguments, self._variables = arguments, variables or {}
         self.events: list[Event] = []
         self._coming: queue.Queue[Event | None] = queue.Queue()
 
@@ -80,8 +83,8 @@ class Deployed:
         command = ["-m", "sglang_ascend_moe.launch.main", "disagg", "up", "--file", str(self._file), "--json"]
         with (self._folder / "up.log").open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, *command, "--logs", str(self._folder / "logs")],
-                env={**os.environ, MARK: self._surroundings.mark, "TMPDIR": str(self._temporary)},
+                [sys.executable, *command, "--logs", str(self._folder / "logs"), *self._arguments],
+                env={**os.environ, **self._variables, MARK: self._surroundings.mark, "TMPDIR": str(self._temporary)},
                 stdin=terminal,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -7,11 +7,12 @@ import signal
 import socket
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from sglang_ascend_moe.launch.disagg import disagg_command, running, up
-from sglang_ascend_moe.launch.disagg.deployment import Deployment
+from sglang_ascend_moe.launch.disagg.deployment import Deployment, Role
 from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Failure, Stopped, Teller
 from sglang_ascend_moe.launch.disagg.running import Member, MemberFailed, RunningDeployment, cause
 from sglang_ascend_moe.launch.servers import forked_server
@@ -194,6 +195,20 @@ def test_a_server_that_ends_because_its_port_is_taken_says_so(two_members, tmp_p
     with pytest.raises(MemberFailed, match=str(port)) as failure:
         deployment.watch()
     assert (failure.value.event.name, failure.value.event.code) == ("decode-0", Failure.PORT_TAKEN)
+
+
+def test_instances_on_npus_have_npus_of_their_own_and_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun: list[Member] = []
+    monkeypatch.setattr(RunningDeployment, "_begin", lambda _, member: begun.append(member))
+    monkeypatch.setattr(RunningDeployment, "_wait_until_ready", lambda *_: None)
+    monkeypatch.setattr(RunningDeployment, "_compare_instances", lambda _: None)
+    role = Role(tp_size=2)
+    deployment = Deployment(model_path="m", prefill=msgspec.structs.replace(role, instances=2), decode=role)
+    RunningDeployment(deployment, tmp_path, Teller(as_json=True, to=io.StringIO()), "ascend").start_instances(1)
+    words = [member.process._arguments for member in begun]
+    assert [flags[flags.index("--base-gpu-id") + 1] for flags in words] == ["0", "2", "4"]
+    assert [flags[flags.index("--device") + 1] for flags in words] == ["npu"] * 3
+    assert len({member.process._variables[running.KV_STORE] for member in begun}) == 1
 
 
 def test_events_are_lines_of_json_or_of_text():

@@ -202,6 +202,10 @@ MUTATIONS = [
         "    synchronise(beside_stream_.get());\n    tell_blocks_", "    tell_blocks_", tells,
     ),
     Mutation(
+        "a session ends before what it told the others in a capture", LIBRARY,
+        "    aclrtSynchronizeStream(beside_stream_.get());\n    for", "    for", many_captures,
+    ),
+    Mutation(
         "the watcher waits behind the kernel that it is to end", LIBRARY,
         """sizeof(uint64_t),
                ACL_MEMCPY_DEVICE_TO_HOST, beside_stream_.get());

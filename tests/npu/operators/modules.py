@@ -174,6 +174,16 @@ def weak_reference(tensor: Tensor) -> Tensor:
     return torch.ops.emulated_npu.weak_reference(tensor) if tensor.device.type == "npu" else tensor
 
 
+def transfer_to_npu(attribute: str) -> ModuleType:
+    """What `torch_npu.contrib` does when its module of this name is imported: names of torch.cuda are torch.npu's."""
+    if attribute != "transfer_to_npu":
+        raise AttributeError(attribute)
+    for name in set(vars(torch.npu)) & set(vars(torch.cuda)):
+        if not name.startswith("__"):
+            setattr(torch.cuda, name, getattr(torch.npu, name))
+    return module("torch_npu.contrib.transfer_to_npu")
+
+
 def profiler() -> dict[str, Any]:
     """torch's own profiler, which sees the CPU."""
     cpu = torch.profiler.ProfilerActivity.CPU
@@ -197,7 +207,7 @@ def torch_npu() -> dict[str, ModuleType]:
         "torch_npu",
         {
             "profiler": profiler(),
-            "contrib.transfer_to_npu": {},
+            "contrib": {"__getattr__": transfer_to_npu},
             "version": {"__version__": VERSION},
             "multiprocessing.reductions": {"rebuild_npu_tensor": rebuild_npu_tensor},
             "_C": {
