@@ -49,8 +49,8 @@ MODELS = {
     "qwen3-next-80b-a3b-instruct": Config("Qwen3NextForCausalLM", 2048, {_EXPERTS: 512}, 10, 262144),
 }
 OPEN = {
-    "--device": "speculation",
     "--disaggregation-mode": "speculation",
+    "--enable-dp-attention": "speculation",
     "--init-expert-location": "speculation",
     "--nnodes": "nodes",
     "--attn-cp-size": "context parallelism",

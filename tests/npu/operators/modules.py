@@ -244,6 +244,12 @@ def acl() -> dict[str, ModuleType]:
     return packages("acl", {"rt": {"get_device_info": lambda device, kind: (2201, 0)}})  # noqa: ARG005
 
 
+def transfer_to_npu() -> None:
+    """What `torch_npu.contrib.transfer_to_npu`, which SGLang imports, changes in torch that SGLang then asks for."""
+    torch.cuda.synchronize = torch.npu.synchronize
+    torch.Tensor.is_cuda = torch.Tensor.is_npu
+
+
 def install_operators() -> None:
     """`torch.ops.npu`, `torch.ops.atb` and `sgl_kernel_npu` are there from now on in this process."""
     declaration.register()
