@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 DTYPE = "bfloat16"
 PROMPTS = prompts_of_lengths(1, 7, 33, 64, 120, 150, 200, 300)
-# The longest prompts take several chunks.
+# The longest prompts take several chunks, also where two ranks with attention of their own share one.
 CHUNKS = {"chunked_prefill_size": 256}
 ACCEPTED = 1.5
 """Tokens that a step of a request gives at least, averaged over the prompts."""
@@ -45,7 +45,7 @@ class Form(NamedTuple):
 
 
 FORMS = [Form("qwen3_moe", "EAGLE3", 3), Form("deepseek_v3", "NEXTN", 2)]
-SETUPS = [("tp2-ep2", {}), ("tp2-ep2", GRAPHS)]
+SETUPS = [("tp2-ep2", {}), ("tp2-ep2", GRAPHS), ("dp2-attention-ep2", {}), ("dp2-attention-ep2", GRAPHS)]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,8 @@ def config_of(checkpoints: Drafted, form: Form, parallel: str, **more: Any) -> E
 def test_drafts_give_the_tokens_of_the_same_server_without_them(
     npu_fork_server, drafted, plain_answers, record_comparisons, form, parallel, graphs
 ):
-    """Eight requests together, and one after the other."""
+    """Eight requests are a batch on every rank; alone, a request leaves the other rank idle where ranks have their
+    own."""
     config = config_of(drafted(form.family), form, parallel, enable_metrics=True, **graphs)
     with npu_fork_server.start(config) as engine:
         generated = [engine.generate_with_cache(PROMPTS, NEW_TOKENS, together=both) for both in (True, False)]

@@ -88,10 +88,6 @@ def _branches_on_npu(settings: Any) -> bool:
     return device_of(settings) == "npu" and (settings.speculative_eagle_topk or 1) > 1
 
 
-def _attends_apart_on_npu(settings: Any) -> bool:
-    return device_of(settings) == "npu" and settings.enable_dp_attention
-
-
 SPECULATION = ("EAGLE", "EAGLE3", "NEXTN")
 """Algorithms of `--speculative-algorithm` that are served; SGLang calls NEXTN EAGLE, too."""
 
@@ -153,12 +149,6 @@ CONFLICTS = (
         _speculates_with(_branches_on_npu),
         "on an NPU SGLang verifies chains only, and takes every tree for one",
         "--speculative-eagle-topk 1",
-    ),
-    Conflict(
-        "--enable-dp-attention",
-        _speculates_with(_attends_apart_on_npu),
-        "on NPUs no ranks with attention of their own were compared with SGLang's own while they draft",
-        "leave out --speculative-algorithm",
     ),
     *(
         Conflict(

@@ -50,7 +50,6 @@ MODELS = {
 }
 OPEN = {
     "--disaggregation-mode": "speculation",
-    "--enable-dp-attention": "speculation",
     "--init-expert-location": "speculation",
     "--nnodes": "nodes",
     "--attn-cp-size": "context parallelism",

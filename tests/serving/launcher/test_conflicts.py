@@ -25,13 +25,6 @@ SETTINGS = {
     "--speculative-token-map": {"speculative_token_map": "hot_tokens.pt"},
     "--disaggregation-mode": {"speculative_algorithm": "EAGLE", "disaggregation_mode": "decode"},
     "--speculative-eagle-topk": {"speculative_algorithm": "EAGLE", "device": "npu", "speculative_eagle_topk": 4},
-    "--enable-dp-attention": {
-        "speculative_algorithm": "EAGLE",
-        "device": "npu",
-        "enable_dp_attention": True,
-        "dp_size": 2,
-        "tp_size": 2,
-    },
     "--ep-num-redundant-experts": {"speculative_algorithm": "EAGLE", "ep_num_redundant_experts": 2},
     "--enable-eplb": {"speculative_algorithm": "EAGLE", "enable_eplb": True},
     "--init-expert-location": {"speculative_algorithm": "EAGLE", "init_expert_location": "placement.json"},
