@@ -75,6 +75,7 @@ FINE = [
     {"speculative_algorithm": "nextn", "speculative_num_steps": 2, "speculative_eagle_topk": 1},
     {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": "draft"},
     {"speculative_algorithm": "NEXTN", "speculative_eagle_topk": 4},
+    {"quantization": "modelslim", "speculative_draft_model_quantization": "modelslim", "device": "npu"},
     {"speculative_algorithm": "NEXTN", "speculative_eagle_topk": 1, "device": "npu"},
     {"ep_num_redundant_experts": 2},
     {"enable_eplb": True, "eplb_algorithm": "deepseek"},
