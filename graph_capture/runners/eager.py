@@ -30,9 +30,22 @@ def refused_steps(options: Options, refused: CaptureRefused) -> Any:
     """As `switched_off`, with one warning that says why decode is eager."""
     from sglang.srt.runtime_context import get_parallel
 
-    if options.require_graphs:
-        raise CaptureRefused(f"{FLAGS['require_graphs'].flag}: {refused}") from refused
+    _refuse_if_required(options, refused)
     graphs.forget()
     if get_parallel().tp_rank == 0:
         logger.warning("Decode runs without graphs, slower and with the same results: %s", refused)
     return nothing_captured()
+
+
+def refused_drafts(options: Options, refused: CaptureRefused) -> None:
+    """The same for a draft model, whose drafts the model may still verify in graphs."""
+    from sglang.srt.runtime_context import get_parallel
+
+    _refuse_if_required(options, refused)
+    if get_parallel().tp_rank == 0:
+        logger.warning("Drafts are made without graphs, slower and with the same results: %s", refused)
+
+
+def _refuse_if_required(options: Options, refused: CaptureRefused) -> None:
+    if options.require_graphs:
+        raise CaptureRefused(f"{FLAGS['require_graphs'].flag}: {refused}") from refused

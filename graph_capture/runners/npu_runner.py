@@ -16,9 +16,9 @@ from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.exchange.observation import graphs
 from sglang_ascend_moe.graph_capture.agreement import check_together, require_same
-from sglang_ascend_moe.graph_capture.runners.eager import refused_steps, switched_off
+from sglang_ascend_moe.graph_capture.runners.eager import refused_drafts, refused_steps, switched_off
 from sglang_ascend_moe.serving.options import options_of
-from sglang_ascend_moe.serving.worker import layer
+from sglang_ascend_moe.serving.worker import layer, lockstep
 
 
 def capture_decode(original: Callable[..., Any], *, model_runner: Any) -> Any:
@@ -34,6 +34,20 @@ def capture_decode(original: Callable[..., Any], *, model_runner: Any) -> Any:
     except CaptureRefused as refused:
         return refused_steps(options, refused)
     return switched_off(options) if captured.runner is None else captured
+
+
+def capture_drafts(original: Callable[..., None], worker: Any) -> None:
+    """Around `EagleDraftWorker._capture_cuda_graphs`: drafts that cannot be captured run eagerly, and it is said so.
+
+    Raises `CaptureRefused` with `--ascend-moe-require-graphs`.
+    """
+    options = options_of(worker.server_args)
+    try:
+        original(worker)
+    except CaptureRefused as refused:
+        if options is None:
+            raise
+        refused_drafts(options, refused)
 
 
 def prepare_capture(runner: Any) -> None:
@@ -91,8 +105,25 @@ def capture_bucket(
 
 def replay(original: Callable[..., Any], runner: Any, forward_batch: Any, pp_proxy_tensors: Any = None) -> Any:
     """Around `NPUGraphRunner.execute`, which is one replay: no token of a failed step is sampled."""
+    return _replayed(original, runner, forward_batch, pp_proxy_tensors)
+
+
+def replay_drafts(original: Callable[..., Any], runner: Any, forward_batch: Any) -> Any:
+    """Around `EAGLEDraftCudaGraphRunner.execute`: one replay is all forward passes of a draft."""
+    for _ in range(runner.speculative_num_steps - 1):
+        lockstep.begin_forward_pass(runner.model_runner, forward_batch)
+    return _replayed(original, runner, forward_batch)
+
+
+def replay_draft_extend(original: Callable[..., Any], runner: Any, forward_batch: Any, *arguments: Any) -> Any:
+    """Around `EAGLEDraftExtendCudaGraphRunner.execute`: the draft model reads what was verified in one replay."""
+    lockstep.begin_forward_pass(runner.model_runner, forward_batch)
+    return _replayed(original, runner, forward_batch, *arguments)
+
+
+def _replayed(execute: Callable[..., Any], *arguments: Any) -> Any:
     graphs.replays += 1
-    result = original(runner, forward_batch, pp_proxy_tensors)
+    result = execute(*arguments)
     for exchange in _exchanges():
         exchange.check_replays()
     return result

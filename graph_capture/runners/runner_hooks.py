@@ -62,4 +62,24 @@ HOOKS: tuple[Hook, ...] = (
         " state",
         Where.NPU,
     ),
+    Hook(
+        f"{SRT}.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",
+        HookKind.AROUND,
+        npu_runner.capture_drafts,
+        "drafts that no graph can hold have to be made eagerly, or refused if graphs are required",
+        Where.NPU,
+    ),
+    *(
+        Hook(
+            f"{SRT}.speculative.{target}.execute",
+            HookKind.AROUND,
+            function,
+            "a replay of the draft model has to be compared between ranks and checked as one of the model is",
+            Where.NPU,
+        )
+        for target, function in (
+            ("eagle_draft_cuda_graph_runner.EAGLEDraftCudaGraphRunner", npu_runner.replay_drafts),
+            ("eagle_draft_extend_cuda_graph_runner.EAGLEDraftExtendCudaGraphRunner", npu_runner.replay_draft_extend),
+        )
+    ),
 )

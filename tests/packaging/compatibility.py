@@ -68,7 +68,12 @@ FEATURES = (
     Feature("ranks that die or stop are named", "serving/test_server_faults.py", "npu/cann/test_harmed_replays.py"),
     Feature("windows of memfabric and ACLSHMEM", REFUSED, "windows/test_pooled.py"),
     Feature("[DeepEP's Buffer](deep-ep.md)", "deep_ep/test_low_latency.py", REFUSED),
-    Feature("[drafts](sglang.md#speculative-decoding)", "serving/test_speculation.py", REFUSED),
+    Feature(
+        "[chains of drafts](sglang.md#speculative-decoding)",
+        "serving/test_speculation.py",
+        "serving/test_emulated_npu_drafts.py",
+    ),
+    Feature("trees of drafts", "serving/test_speculation.py", REFUSED),
     Feature("several machines", flag="--nnodes"),
     Feature("context parallelism", flag="--attn-cp-size"),
     Feature("pipeline parallelism", flag="--pp-size"),

@@ -84,6 +84,15 @@ def _speculates_with(found: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda settings: bool(settings.speculative_algorithm) and found(settings)
 
 
+def _quantises_drafts_otherwise(settings: Any) -> bool:
+    # SGLang gives the draft model, if it is not said otherwise, the quantisation of the model.
+    return settings.speculative_draft_model_quantization not in (None, "unquant", settings.quantization)
+
+
+def _branches_on_npu(settings: Any) -> bool:
+    return device_of(settings) == "npu" and (settings.speculative_eagle_topk or 1) > 1
+
+
 SPECULATION = ("EAGLE", "EAGLE3", "NEXTN")
 """Algorithms of `--speculative-algorithm` that are served; SGLang calls NEXTN EAGLE, too."""
 
@@ -129,10 +138,15 @@ CONFLICTS = (
             ("moe-a2a-backend", "ascend_fuseep"),
             ("moe-runner-backend", "auto"),
             ("draft-attention-backend", None),
-            ("draft-model-quantization", "unquant"),
             ("draft-window-size", None),
             ("token-map", None),
         )
+    ),
+    Conflict(
+        "--speculative-draft-model-quantization",
+        _quantises_drafts_otherwise,
+        "the draft model is served as the model is, or unquantised",
+        "leave it out, or unquant",
     ),
     Conflict(
         "--disaggregation-mode",
@@ -141,10 +155,10 @@ CONFLICTS = (
         "leave out --speculative-algorithm",
     ),
     Conflict(
-        "--device",
-        _speculates_with(lambda settings: str(settings.device).startswith("npu")),
-        "no NPU has drafted tokens through the exchange",
-        "leave out --speculative-algorithm",
+        "--speculative-eagle-topk",
+        _speculates_with(_branches_on_npu),
+        "on an NPU SGLang verifies chains only, and takes every tree for one",
+        "--speculative-eagle-topk 1",
     ),
     *(
         Conflict(

