@@ -72,13 +72,14 @@ def run(parsed: argparse.Namespace) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     deployment = deployment_asked(parsed)
     requests = check(deployment, parsed)
+    logs = None if parsed.logs is None else folder_of_logs(parsed.logs)
     target = _TARGETS[parsed.device]
     if target == "host":
         prepare_to_fork()
-    if problem := missing(target) or lack_of_memory(requests):
+    # What imports torch comes last.
+    if problem := lack_of_memory(requests) or missing(target):
         print(f"ascend-moe disagg up: {problem}", file=sys.stderr)
         return CANNOT
-    logs = None if parsed.logs is None else folder_of_logs(parsed.logs)
     tell = Teller(as_json=parsed.json)
     try:
         if target == "host":

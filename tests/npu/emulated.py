@@ -53,7 +53,6 @@ def install(settings: Settings) -> None:
     sys.modules["torch.npu"] = module.install(settings.devices, settings.memory_bytes, settings.seed)
     collectives.register()
     modules.install()
-    modules.transfer_to_npu()
     triton_kernels.install()
     if settings.exchange_libraries is not None:
         install_cann.install(Path(settings.exchange_libraries))

@@ -183,12 +183,14 @@ def weak_reference(tensor: Tensor) -> Tensor:
 
 
 def transfer_to_npu(attribute: str) -> ModuleType:
-    """What `torch_npu.contrib` does when its module of this name is imported: names of torch.cuda are torch.npu's."""
+    """What `torch_npu.contrib` does when its module of this name is imported: names of torch.cuda are torch.npu's, and
+    tensors of an NPU say that they are CUDA's."""
     if attribute != "transfer_to_npu":
         raise AttributeError(attribute)
     for name in set(vars(torch.npu)) & set(vars(torch.cuda)):
         if not name.startswith("__"):
             setattr(torch.cuda, name, getattr(torch.npu, name))
+    torch.Tensor.is_cuda = torch.Tensor.is_npu
     return module("torch_npu.contrib.transfer_to_npu")
 
 
@@ -252,12 +254,6 @@ def torchair() -> dict[str, ModuleType]:
 def acl() -> dict[str, ModuleType]:
     """What SGLang asks CANN's own module: the architecture of the matrix units, that of A2 and A3."""
     return packages("acl", {"rt": {"get_device_info": lambda device, kind: (2201, 0)}})  # noqa: ARG005
-
-
-def transfer_to_npu() -> None:
-    """What `torch_npu.contrib.transfer_to_npu`, which SGLang imports, changes in torch that SGLang then asks for."""
-    torch.cuda.synchronize = torch.npu.synchronize
-    torch.Tensor.is_cuda = torch.Tensor.is_npu
 
 
 def install_operators() -> None:
