@@ -6,7 +6,7 @@ import pytest
 
 from tests.serving.configurations import PARALLEL, ours_on_npu, stock_on_npu
 
-pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 DTYPE = "bfloat16"
 GRAPHS = {"disable_cuda_graph": False, "cuda_graph_bs_decode": [4, 16], "ascend_moe_require_graphs": True}
@@ -16,15 +16,24 @@ SETUPS = {
     "dp2-attention-ep2": PARALLEL["dp2-attention-ep2"],
     "dp2-attention-ep2 in graphs": {**PARALLEL["dp2-attention-ep2"], **GRAPHS},
 }
+SHORT = "tp2-ep2 in graphs"
+"""What CI runs."""
 
 
+@pytest.mark.nightly
 def test_stock_sglang_answers_as_on_the_host(npu_fork_server, checkpoint, prompts, stock_answers, compare_all):
     with npu_fork_server.start(stock_on_npu(checkpoint)) as engine:
         outcomes = compare_all(engine, prompts, stock_answers(DTYPE), DTYPE)
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
 
 
-@pytest.mark.parametrize("arguments", SETUPS.values(), ids=SETUPS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(arguments, id=name, marks=[] if name == SHORT else pytest.mark.nightly)
+        for name, arguments in SETUPS.items()
+    ],
+)
 def test_answers_are_those_of_the_host(
     npu_fork_server, checkpoint, prompts, stock_answers, compare_all, arguments: dict[str, Any]
 ):
