@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.launch.bench.output_files import problem_with_folder
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Comparison, Tolerance, compare
 from sglang_ascend_moe.launch.openai_client import OpenAIClient, Reply
 from sglang_ascend_moe.launch.parser import Parser
@@ -96,14 +97,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "npu"), default="cpu", help="where both servers run")
     parsed = parser.parse_args(arguments)
     folder = parsed.keep
-    if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Whether files can be made there.
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            print(f"ascend-moe demo: --keep {folder}: {error.strerror}; give a folder to write into", file=sys.stderr)
-            return WRONG_USAGE
+    if folder is not None and (problem := problem_with_folder(folder)):
+        print(f"ascend-moe demo: --keep {folder}: {problem}; give a folder to write into", file=sys.stderr)
+        return WRONG_USAGE
     prepare_to_fork()
     try:
         if parsed.device == "npu":

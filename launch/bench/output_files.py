@@ -1,4 +1,4 @@
-"""Files that a command writes at its end, looked at before it begins."""
+"""Files and folders that a command writes into, looked at before it begins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 PLOT_SUFFIXES = (".svg", ".png", ".pdf")
@@ -18,6 +19,16 @@ def problem_with_file(path: Path) -> str | None:
     if not os.access(path.parent, os.W_OK):
         return f"the folder {path.parent.absolute()} cannot be written"
     return "is no file that could be replaced" if path.exists() and not path.is_file() else None
+
+
+def problem_with_folder(path: Path) -> str | None:
+    """Makes the folder `path` if it is not there; why no file can be made in it, in the system's words."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def plot_path(text: str) -> Path:

@@ -7,7 +7,6 @@ typed. Pure arithmetic and a few files: neither torch nor SGLang is imported.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import re
 import socket
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.launch.plan.moe_config import read_moe_shape
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
@@ -26,6 +25,7 @@ from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.given_flags import Given
 from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
 from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
+from sglang_ascend_moe.serving.npu.torch_npu_library import refuse_absent_torch_npu
 
 HUB = "https://huggingface.co"
 HUB_SECONDS = 1.5
@@ -70,11 +70,8 @@ def check_flags(words: Sequence[str]) -> Given:
 
 def check_device(request: ServeRequest) -> None:
     """Raise `Unsupported` for NPUs without the library that finds them; what else they need, the server looks at."""
-    if device_of(request) == "npu" and importlib.util.find_spec("torch_npu") is None:
-        raise Unsupported(
-            "--device npu: torch_npu is not installed. Install sglang-ascend-moe[npu] on a machine with Ascend NPUs, or"
-            " use --device cpu"
-        )
+    if device_of(request) == "npu":
+        refuse_absent_torch_npu()
 
 
 def check_model(request: ServeRequest, flag: str, *, offline: str = "") -> None:

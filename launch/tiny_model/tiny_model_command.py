@@ -1,9 +1,9 @@
 """`python -m sglang_ascend_moe.launch.tiny_model`: a small random checkpoint, written."""
 
 import sys
-import tempfile
 from pathlib import Path
 
+from sglang_ascend_moe.launch.bench.output_files import problem_with_folder
 from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.tiny_model.model_sizes import FAMILY_NAMES
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
@@ -20,12 +20,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
     parsed = parser.parse_args(arguments)
-    try:
-        parsed.folder.mkdir(parents=True, exist_ok=True)
-        # Whether files can be made there.
-        tempfile.TemporaryFile(dir=parsed.folder).close()
-    except OSError as error:
-        print(f"{PROGRAM}: {parsed.folder}: {error.strerror}; give a folder to write into", file=sys.stderr)
+    if problem := problem_with_folder(parsed.folder):
+        print(f"{PROGRAM}: {parsed.folder}: {problem}; give a folder to write into", file=sys.stderr)
         return WRONG_USAGE
     from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 

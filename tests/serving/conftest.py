@@ -7,6 +7,7 @@ import pytest
 
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, compare
 from tests.serving.configurations import stock
+from tests.serving.draft_models import Drafted, write_drafted
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 
@@ -38,6 +39,19 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
     """The process that has imported SGLang."""
     with ForkServer(tmp_path_factory.mktemp("logs")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def drafted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drafted]:
+    """The checkpoints of a family with drafts, written once."""
+    known: dict[str, Drafted] = {}
+
+    def write(family: str) -> Drafted:
+        if family not in known:
+            known[family] = write_drafted(tmp_path_factory.mktemp(f"drafted-{family}"), family)
+        return known[family]
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.launch.tiny_model.model_sizes import Init, TinySizes
+from tests.serving.family_prompts import prompts_of_lengths
 
+PROMPTS = prompts_of_lengths(1, 7, 33, 64, 120, 150, 200, 300)
+"""What servers that draft are asked."""
 QUIET = 0.1
 """By which the outputs of layers are multiplied that are to change a row little."""
 SHARP = 2.0

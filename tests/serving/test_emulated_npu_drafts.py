@@ -8,15 +8,13 @@ import pytest
 
 from sglang_ascend_moe.launch.comparison import Answer
 from tests.serving.configurations import PARALLEL, ours_on_npu
-from tests.serving.draft_models import Drafted, write_drafted
+from tests.serving.draft_models import PROMPTS, Drafted
 from tests.serving.engines import EngineConfig, ForkServer
-from tests.serving.family_prompts import prompts_of_lengths
 from tests.serving.prompts import NEW_TOKENS
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 DTYPE = "bfloat16"
-PROMPTS = prompts_of_lengths(1, 7, 33, 64, 120, 150, 200, 300)
 # The longest prompts take several chunks, also where two ranks with attention of their own share one.
 CHUNKS = {"chunked_prefill_size": 256}
 ACCEPTED = 1.5
@@ -46,19 +44,6 @@ class Form(NamedTuple):
 
 FORMS = [Form("qwen3_moe", "EAGLE3", 3), Form("deepseek_v3", "NEXTN", 2)]
 SETUPS = [("tp2-ep2", {}), ("tp2-ep2", GRAPHS), ("dp2-attention-ep2", {}), ("dp2-attention-ep2", GRAPHS)]
-
-
-@pytest.fixture(scope="module")
-def drafted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drafted]:
-    """The checkpoints of a family, written once."""
-    known: dict[str, Drafted] = {}
-
-    def write(family: str) -> Drafted:
-        if family not in known:
-            known[family] = write_drafted(tmp_path_factory.mktemp(family), family)
-        return known[family]
-
-    return write
 
 
 @pytest.fixture(scope="module")

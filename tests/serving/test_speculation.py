@@ -14,13 +14,12 @@ from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from tests.serving.clients import answer_all_kinds, ask
 from tests.serving.configurations import PARALLEL, ours, stock
-from tests.serving.draft_models import MTP_SIZES, Drafted, write_drafted, write_mtp_checkpoint
+from tests.serving.draft_models import MTP_SIZES, PROMPTS, Drafted, write_mtp_checkpoint
 from tests.serving.engines import EngineConfig, EngineFailure, ForkServer
-from tests.serving.family_prompts import DTYPE, REFERENCE_BOUND, prompts_of_lengths
+from tests.serving.family_prompts import DTYPE, REFERENCE_BOUND
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.reference_models import ReferenceModel
 
-PROMPTS = prompts_of_lengths(1, 7, 33, 64, 120, 150, 200, 300)
 # The longest prompts take several chunks.
 CHUNKS = {"chunked_prefill_size": 128}
 ACCEPTED = 1.5
@@ -54,19 +53,6 @@ NEXTN = {
     "chain of 4": Form("EAGLE", 4, 1, 5),
 }
 EAGLE3 = {"chain of 3": Form("EAGLE3", 3, 1, 4), "tree": Form("EAGLE3", 3, 2, 6)}
-
-
-@pytest.fixture(scope="module")
-def drafted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drafted]:
-    """The checkpoints of a family, written once."""
-    known: dict[str, Drafted] = {}
-
-    def write(family: str) -> Drafted:
-        if family not in known:
-            known[family] = write_drafted(tmp_path_factory.mktemp(family), family)
-        return known[family]
-
-    return write
 
 
 @pytest.fixture(scope="module")

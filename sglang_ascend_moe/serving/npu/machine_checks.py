@@ -4,23 +4,19 @@ No NPU has run this.
 """
 
 import importlib
-import importlib.util
 from typing import Any
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.native import library
 from sglang_ascend_moe.serving import hooks
+from sglang_ascend_moe.serving.npu.torch_npu_library import refuse_absent_torch_npu
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.windows.pooled import provider
 
 
 def refuse_machine_without_npu(options: Options) -> None:
     """Raise `Unsupported`, saying what is missing and what to do, if NPUs cannot be used from this process."""
-    if importlib.util.find_spec("torch_npu") is None:
-        raise Unsupported(
-            "--device npu: torch_npu is not installed. Install sglang-ascend-moe[npu] on a machine with Ascend NPUs, or"
-            " use --device cpu"
-        )
+    refuse_absent_torch_npu()
     try:
         torch_npu: Any = importlib.import_module("torch_npu")
     except (ImportError, OSError, RuntimeError) as error:
