@@ -85,6 +85,11 @@ def serving() -> Serving | None:
     return _serving
 
 
+def exchanges() -> list[ExpertExchange]:
+    """The open exchanges of this process; none without `--ascend-moe`."""
+    return [] if _serving is None else list(_serving.exchanges.values())
+
+
 def shared_secret() -> Secret | None:
     """The secret of this process's ranks; None without `--ascend-moe-secret-file`."""
     return _serving.secret if _serving is not None else None
@@ -134,17 +139,17 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     # Windows of an NPU take its memory, which is asked for when they are opened.
     if options.schedule != "collective" and not on_npu:
         refuse_what_does_not_fit(Demand(len(ranks), _windows(parameters)), read_limits())
-    exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
-    for exchange in exchanges.values():
+    opened = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
+    for exchange in opened.values():
         exchange.observation.measures_imbalance = bool(model_runner.server_args.enable_metrics)
     if _serving is not None:
-        _serving.exchanges.update(exchanges)
+        _serving.exchanges.update(opened)
         return
     secret = read_secret(options.secret_file)
-    expert_location.agree_at_start(layers, ranks, options, list(exchanges.values()), secret)
+    expert_location.agree_at_start(layers, ranks, options, list(opened.values()), secret)
     _serving = Serving(
         options=options,
-        exchanges=exchanges,
+        exchanges=opened,
         activations={"silu": SiluAndMul().forward_native, "gelu": GeluAndMul().forward_native},
         rank=get_parallel().moe_ep_rank,
         ranks=len(ranks),
