@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from sglang_ascend_moe.errors import InvalidInput, PeerLost, SessionPoisoned
 from sglang_ascend_moe.exchange.exchange import Exchange
@@ -167,6 +168,8 @@ def lose_a_peer_in_a_replay(rank: Rank, library: str, check: Check) -> str | Non
         prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x))
         with streams.cann.capture(streams.stream) as graph:
             prepared()
+        # A rank that ends while another still reads its words would end that one's call, too.
+        dist.barrier(rank.group)
         if rank.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         graph.replay()
@@ -198,6 +201,7 @@ def fail_a_call_of_cann(rank: Rank, library: str, refused: str) -> None:
         experts = repeat_rows(streams)
         exchange = Exchange.create(rank.group, **OPTIONS)
         exchange.run(x, ids, weights, experts)
+        dist.barrier(rank.group)
         if rank.rank == 1:
             streams.cann.refuse(refused, 507018)
         with pytest.raises(PeerLost) as failed:

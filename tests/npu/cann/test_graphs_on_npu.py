@@ -155,7 +155,8 @@ def refuse_in_a_replay(rank: Rank, fetches: bool) -> list[str]:
     # What a graph finds in memory that nobody has written is not zero.
     torch.full((1 << 20,), 0x7F7F7F7F, device=device, dtype=torch.int32)
     said = []
-    with open_exchange(rank, torch.device("cpu")) as host, open_exchange(rank, device) as npu:
+    own_stream = torch.npu.stream(torch.npu.Stream())
+    with own_stream, open_exchange(rank, torch.device("cpu")) as host, open_exchange(rank, device) as npu:
         warm(npu, rank)
         captured = Captured(npu, batch_of(rank, 0, TOKENS).to(device))
         results = torch.npu.Stream()
