@@ -72,6 +72,7 @@ FEATURES = (
         "serving/test_emulated_npu_drafts.py",
     ),
     Feature("trees of drafts", "serving/test_speculation.py", REFUSED),
+    Feature("drafts of prefill and decode instances", "launch/disagg/test_deployed_drafts.py"),
     Feature("several machines", flag="--nnodes"),
     Feature("context parallelism", flag="--attn-cp-size"),
     Feature("pipeline parallelism", flag="--pp-size"),
