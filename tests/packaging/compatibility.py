@@ -14,10 +14,8 @@ from tests.packaging.source_tree import ROOT
 PAGE = ROOT / "docs" / "compatibility.md"
 INTRODUCTION = """# Compatibility
 
-A host runs what needs no NPU, an emulated NPU a part of it; **no NPU has run anything.**
+A host runs what needs no NPU, an [emulated NPU](ascend.md#emulated-npus) a part of it; **no NPU has run anything.**
 `python -m tests.packaging.compatibility` writes this page from tests and [what is refused](sglang.md#not-supported).
-The emulated NPU is a device of torch on a host (`tests/npu`): Ascend kernels run on their [model](ascend-kernels.md),
-operators on the CPU.
 
 """
 YES, NO, NEVER = "yes", "no", "never run"

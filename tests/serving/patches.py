@@ -98,6 +98,29 @@ def _only_rows(form):
     return lambda block, hidden_states, forward_batch=None, *_, **__: form(block, hidden_states, forward_batch)
 
 
+def keep_router_weights() -> None:
+    """One NPU sums the rows of experts by weights in float32, as we do across ranks; SGLang rounds them there."""
+    from sglang.srt.layers.moe.token_dispatcher.ascend_tp import AscendTPDispatcher
+
+    dispatch = AscendTPDispatcher.dispatch
+
+    def kept(dispatcher, hidden_states, topk_output):
+        dispatched = dispatch(dispatcher, hidden_states, topk_output)._replace(topk_weights=topk_output.topk_weights)
+        dispatcher._dispatch_output = dispatched
+        return dispatched
+
+    AscendTPDispatcher.dispatch = kept
+
+
+def name_scoring_function() -> None:
+    """The routers of GLM4-MoE name the function that they score experts with."""
+    import functools
+
+    from sglang.srt.models import glm4_moe
+
+    glm4_moe.TopK = functools.partial(glm4_moe.TopK, scoring_func="sigmoid")
+
+
 def draft_once_more() -> None:
     """Rank 1 runs its draft model once more than the others, from its fifth draft on."""
     from sglang.srt.runtime_context import get_parallel
