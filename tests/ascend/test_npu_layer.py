@@ -53,10 +53,10 @@ def on_device(rank: Rank, path: str, folder: Path, program, *arguments: object) 
             assert cann.violation() == ""
 
 
-def compute(rank: Rank, shared: SharedFile, windows: str, schedule: str, w8a8: bool) -> list[torch.Tensor]:
-    moe = npu_layer(rank.size, rank.rank, w8a8=w8a8)
-    options = Options(schedule=schedule, quant="int8" if w8a8 else "none")
-    created = {"max_tokens": TOKENS, "distinct_topk": True, "quant": "int8" if w8a8 else None}
+def compute(rank: Rank, shared: SharedFile, windows: str, schedule: str, weights: str | None) -> list[torch.Tensor]:
+    moe = npu_layer(rank.size, rank.rank, weights=weights)
+    options = Options(schedule=schedule, quant="int8" if weights else "none")
+    created = {"max_tokens": TOKENS, "distinct_topk": True, "quant": "int8" if weights else None}
     created |= layer.shape_of(moe)._asdict()
     with pytest.MonkeyPatch.context() as patch:
         # Windows of a device for tensors of the CPU.
@@ -83,7 +83,7 @@ CASES = [("memfabric", "decode"), ("memfabric", "prefill"), ("aclshmem", "decode
 
 @pytest.mark.parametrize(("windows", "schedule"), CASES, ids=map("-".join, CASES))
 def test_a_layer_gives_the_bits_of_the_host(pools, device_library, tmp_path, windows, schedule):
-    found = pools.run(2, on_device, device_library, tmp_path, compute, windows, schedule, False, deadline_s=DEADLINE_S)
+    found = pools.run(2, on_device, device_library, tmp_path, compute, windows, schedule, None, deadline_s=DEADLINE_S)
     expected = pools.run(2, compute_on_host, schedule, deadline_s=DEADLINE_S)
     for rank in range(2):
         for one, another in zip(found[rank], expected[rank], strict=True):
@@ -91,14 +91,19 @@ def test_a_layer_gives_the_bits_of_the_host(pools, device_library, tmp_path, win
     assert all(sums[0].abs().sum() > 0 for sums in found)
 
 
-def test_a_quantised_layer_is_within_the_steps_of_its_quantisation(pools, device_library, tmp_path):
+# Relative to the plain layer: steps of 1 / 127 and of 1 / 7 of the largest of each row of numbers.
+STEPS = {"W8A8_DYNAMIC": 0.02, "W4A8_DYNAMIC": 0.2}
+
+
+@pytest.mark.parametrize("weights", STEPS)
+def test_a_quantised_layer_is_within_the_steps_of_its_quantisation(pools, device_library, tmp_path, weights):
     found = pools.run(
-        2, on_device, device_library, tmp_path, compute, "memfabric", "decode", True, deadline_s=DEADLINE_S
+        2, on_device, device_library, tmp_path, compute, "memfabric", "decode", weights, deadline_s=DEADLINE_S
     )
     expected = pools.run(2, compute_on_host, "decode", deadline_s=DEADLINE_S)
     for sums, plain in zip(found, expected, strict=True):
         error = (sums[0].float() - plain[0].float()).norm() / plain[0].float().norm()
-        assert 0 < error < 0.02
+        assert 0 < error < STEPS[weights]
 
 
 def meet_a_peer_out_of_reach(rank: Rank, shared: SharedFile) -> list[str]:

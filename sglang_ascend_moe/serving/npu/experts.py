@@ -35,23 +35,32 @@ def prepare(layer: Any, options: Options) -> None:
     layer: SGLang's `FusedMoE`. Raises `Unsupported`.
     """
     from sglang.srt.hardware_backend.npu.moe.activation import NPUSwigluDeepEPKernel
-    from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUUnquantMoEMethod, NPUW8A8Int8MoEMethod
+    from sglang.srt.hardware_backend.npu.quantization.moe_methods import (
+        NPUUnquantMoEMethod,
+        NPUW4A8Int8MoEMethod,
+        NPUW8A8Int8MoEMethod,
+    )
     from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
 
     core = getattr(layer.runner, "runner_core", None)
     kernels = [getattr(layer, f"{prefix}_kernel", None) for prefix in ("w13", "w2")]
-    quantised = all(isinstance(kernel, NPUW8A8Int8MoEMethod) for kernel in kernels)
+    quantised = all(isinstance(kernel, NPUW8A8Int8MoEMethod | NPUW4A8Int8MoEMethod) for kernel in kernels)
     plain = all(isinstance(kernel, NPUUnquantMoEMethod) for kernel in kernels)
     if not isinstance(core, AscendRunnerCore) or not (quantised or plain):
         names = " and ".join(type(kernel).__name__ for kernel in kernels)
         raise Unsupported(
-            f"MoE layer {layer.layer_id} is computed by {names}: on an NPU --ascend-moe serves weights in bfloat16 or"
-            " float16, and W8A8 with a scale per token"
+            f"MoE layer {layer.layer_id} is computed by {names}: on an NPU --ascend-moe serves weights in bfloat16,"
+            " float16, and W8A8 or W4A8 with a scale per token; use a checkpoint in one of these"
+        )
+    if any(isinstance(kernel, NPUW4A8Int8MoEMethod) and not _by_channel(kernel) for kernel in kernels):
+        raise Unsupported(
+            f"MoE layer {layer.layer_id} has W4A8 weights with clipped activations or a scale per group: use a"
+            " checkpoint with a scale per channel only"
         )
     if options.quant == "int8" and not quantised:
         raise Unsupported(
-            f"{FLAGS['quant'].flag} int8: on an NPU rows travel as int8 to W8A8 experts only, and those of MoE layer"
-            f" {layer.layer_id} are not quantised; leave it out"
+            f"{FLAGS['quant'].flag} int8: on an NPU rows travel as int8 to W8A8 and W4A8 experts only, and those of MoE"
+            f" layer {layer.layer_id} are not quantised; leave it out"
         )
     if layer.moe_runner_config.activation != "silu":
         return
@@ -62,6 +71,11 @@ def prepare(layer: Any, options: Options) -> None:
             f"--device npu: sgl_kernel_npu cannot be loaded ({error}), which SGLang's experts need; use an Ascend image"
             " of SGLang"
         ) from error
+
+
+def _by_channel(kernel: Any) -> bool:
+    # SGLang lays scales per group out for other shapes than it loads, and leaves the clipping of activations out.
+    return kernel.is_per_channel_weight and not kernel.activation_use_clip
 
 
 def compute(layer: Any, rows: ExpertRows) -> None:

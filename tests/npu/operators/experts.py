@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.npu.operators.declaration import operator
-from tests.npu.operators.quantisation import by_row, dtype_of, scaled_product
+from tests.npu.operators.quantisation import GROUP, PACKED, by_row, dtype_of, four_bit_product, scaled_product
 from tests.npu.operators.refusals import NotEmulated, WrongArguments
 
 
@@ -40,13 +40,33 @@ def _products(
     if x[0].shape[1] != weight[0].shape[1]:
         raise WrongArguments(name, f"rows {list(x[0].shape)} by weights {list(weight[0].shape)}")
     dtype = dtype_of(name, output_dtype, x[0].dtype)
-    return [x[0].new_empty((len(x[0]), weight[0].shape[2]), dtype=dtype)]
+    channels = weight[0].shape[2] * (PACKED if weight[0].dtype == torch.int32 else 1)
+    return [x[0].new_empty((len(x[0]), channels), dtype=dtype)]
+
+
+def _refuse_four_bits(
+    rows: Tensor, packed: Tensor, scale: list[Tensor], bias: list[Tensor] | None, group_list_type: int | None
+) -> None:
+    """Weights of 4 bits take rows of 8, counts, scales [experts, groups, to] and a bias [experts, to]."""
+    name = "npu_grouped_matmul"
+    experts, channels = len(packed), packed.shape[2] * PACKED
+    if rows.dtype != torch.int8:
+        raise NotEmulated(name, f"rows of {rows.dtype} and weights of 4 bits")
+    if group_list_type != 1:
+        raise WrongArguments(name, "weights of 4 bits take counts, whatever group_list_type says")
+    if scale[0].dtype != torch.int64 or scale[0].dim() != 3 or scale[0].shape[::2] != (experts, channels):
+        raise WrongArguments(name, f"{scale[0].dtype} scales {list(scale[0].shape)} of weights of 4 bits")
+    if (groups := scale[0].shape[1]) != 1 and packed.shape[1] != groups * GROUP:
+        raise WrongArguments(name, f"{groups} groups of {packed.shape[1]} weights: each has {GROUP}")
+    if not bias or bias[0].dtype != torch.float32 or bias[0].shape != (experts, channels):
+        raise WrongArguments(name, "weights of 4 bits need a bias in fp32, [experts, to]")
 
 
 @operator("npu::npu_grouped_matmul", shapes=_products)
 def grouped_matmul(
     x: list[Tensor],
     weight: list[Tensor],
+    bias: list[Tensor] | None,
     scale: list[Tensor] | None,
     per_token_scale: list[Tensor] | None,
     split_item: int | None,
@@ -55,13 +75,17 @@ def grouped_matmul(
     group_list_type: int | None,
     output_dtype: int | None,
 ) -> list[Tensor]:
-    """Each expert's rows by its weights [from, to]; of int8, scaled by channel and by token. Others are NaN."""
+    """Each expert's rows by its weights [from, to]; of int8 or packed, scaled by channel and token. Others are NaN."""
     name = "npu_grouped_matmul"
     (out,) = _products(x, weight, split_item, group_type, group_list, output_dtype)
     (rows,), (weights,) = x, weight
-    quantised = rows.dtype == torch.int8
+    quantised, packed = rows.dtype == torch.int8, weights.dtype == torch.int32
     if quantised != bool(scale and per_token_scale):
         raise NotEmulated(name, f"rows of {rows.dtype}, scale={scale is not None}")
+    if packed:
+        _refuse_four_bits(rows, weights, scale or [], bias, group_list_type)
+    elif bias:
+        raise NotEmulated(name, "bias")
     counts = counts_of(group_list, group_list_type, name)
     if sum(counts) > len(rows):
         raise WrongArguments(name, f"{sum(counts)} rows are counted, {len(rows)} are there")
@@ -69,7 +93,11 @@ def grouped_matmul(
     begin = 0
     for expert, count in enumerate(counts):
         part = slice(begin, begin + count)
-        if quantised:
+        if packed:
+            out[part] = four_bit_product(
+                rows[part], weights[expert], scale[0][expert], per_token_scale[0][part], bias[0][expert]
+            )
+        elif quantised:
             out[part] = scaled_product(rows[part], weights[expert], scale[0][expert], per_token_scale[0][part])
         else:
             out[part] = rows[part] @ weights[expert]

@@ -1,4 +1,4 @@
-"""Numbers of 8 bits with a scale for each row, and products of them."""
+"""Numbers of 8 bits with a scale for each row, and products of them by weights of 8 and of 4 bits."""
 
 # ruff: noqa: A002 - parameters are those of the real operators
 
@@ -47,6 +47,34 @@ def scaled_product(rows: Tensor, weights: Tensor, channels: Tensor, tokens: Tens
     """int8 rows by int8 weights [from, to], exact, then scaled by channel and by token in fp32."""
     scaled = (rows.to(torch.int32) @ weights.to(torch.int32)).float() * channels.float()
     return scaled if tokens is None else scaled * tokens[:, None]
+
+
+PACKED = 8
+"""Weights of 4 bits in an int32, the first in its lowest bits."""
+
+GROUP = 256
+"""Rows of such weights with scales of their own, where they are scaled by group."""
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """int32 [..., to / 8] -> int8 [..., to], -8 to 7 each."""
+    to_the_top = torch.arange(28, -1, -4, dtype=torch.int32)
+    return ((packed[..., None] << to_the_top) >> 28).flatten(-2).to(torch.int8)
+
+
+def four_bit_product(rows: Tensor, packed: Tensor, scales: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
+    """int8 rows by packed weights [from, to / 8], exact for each group, then scaled in fp32.
+
+    scales: int64 [groups, to], whose low half is an fp32. The matrix units take 4 bits on both sides: a number is
+    16 * high + low + 8, both halves from -8 to 7. Nobody multiplies the eights: they are in `bias` [to], 8 * the sum of
+    the scaled weights. (Where the real kernel rounds on the way is not known.)
+    """
+    taken = rows.to(torch.int32) - 8
+    out = bias.expand(len(rows), -1).clone()
+    parts, groups = taken.chunk(len(scales), dim=1), unpack(packed).to(torch.int32).chunk(len(scales))
+    for part, weights, scale in zip(parts, groups, scales, strict=True):
+        out += (part @ weights).float() * scale.to(torch.int32).view(torch.float32)
+    return out * tokens[:, None]
 
 
 def _product(x1: Tensor, x2: Tensor, output_dtype: int | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,6 +172,101 @@ def test_grouped_products(quantised, cumulative):
     if quantised:
         exact = exact * channels[experts].double() * tokens[:total, None].double()
     assert torch.allclose(out[:total].double(), exact, rtol=2**-8, atol=1e-6)
+
+
+def packed(weights: Tensor) -> Tensor:
+    """int8 [..., to], -8 to 7, as an NPU takes them: eight numbers in an int32, the first in its lowest bits."""
+    places = 16 ** torch.arange(8)
+    found = ((weights.to(torch.int64) & 15).unflatten(-1, (-1, 8)) * places).sum(-1)
+    return torch.where(found < 2**31, found, found - 2**32).to(torch.int32)
+
+
+class FourBits(NamedTuple):
+    """Weights [experts, from, to] and scales [experts, groups, to], and what the operator takes of them."""
+
+    rows: Tensor
+    tokens: Tensor
+    weights: Tensor
+    scales: Tensor
+    given: dict[str, Any]
+
+    def exact(self) -> Tensor:
+        each = self.weights.double() * self.scales.double().repeat_interleave(
+            self.weights.shape[1] // self.scales.shape[1], 1
+        )
+        experts = torch.repeat_interleave(torch.arange(EXPERTS), torch.tensor(COUNTS))
+        rows = self.rows[: len(experts)].double() * self.tokens[: len(experts), None].double()
+        return torch.einsum("rh,rhn->rn", rows, each[experts])
+
+
+def four_bits(groups: int, to: int = 24) -> FourBits:
+    total, hidden = sum(COUNTS) + 3, 256 * groups
+    weights = torch.randint(-8, 8, (EXPERTS, hidden, to), generator=torch.Generator().manual_seed(1)).to(torch.int8)
+    scales = numbers(EXPERTS, groups, to, seed=2, dtype=torch.float32).abs()
+    tokens = numbers(total, seed=3, dtype=torch.float32).abs()
+    rows = whole(total, hidden)
+    scaled = weights.float() * scales.repeat_interleave(hidden // groups, 1)
+    given = {
+        "x": [rows], "weight": [packed(weights)], "scale": [scales.view(torch.int32).to(torch.int64)],
+        "per_token_scale": [tokens], "bias": [8 * scaled.sum(1)], "split_item": 2, "group_type": 0,
+        "group_list": torch.tensor(COUNTS), "group_list_type": 1, "output_dtype": BFLOAT16,
+    }  # fmt: skip
+    return FourBits(rows, tokens, weights, scales, given)
+
+
+def off(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("groups", [1, 2], ids=["by channel", "by group"])
+def test_grouped_products_with_weights_of_four_bits(groups):
+    """Within the rounding to bfloat16, half of 2^-8 of each number, and of fp32 in between."""
+    case = four_bits(groups)
+    (out,) = torch.ops.npu.npu_grouped_matmul(**case.given)
+    exact, total = case.exact(), sum(COUNTS)
+    assert out.shape == (len(case.rows), 24)
+    assert out[total:].isnan().all()
+    assert torch.allclose(out[:total].double(), exact, rtol=2**-8, atol=float(exact.abs().max()) * 2**-16)
+
+
+def _swapped(values: Tensor) -> Tensor:
+    """The two nibbles of every byte."""
+    in_bytes = values.view(torch.uint8)
+    return ((in_bytes << 4) | (in_bytes >> 4)).view(torch.int32)
+
+
+DAMAGED = {
+    "nibbles swapped": ("weight", _swapped),
+    "weights of another expert": ("weight", lambda weights: weights.roll(1, 0)),
+    "scales of another channel": ("scale", lambda scales: scales.roll(1, 2)),
+    "groups exchanged": ("scale", lambda scales: scales.flip(1)),
+    "groups transposed": ("scale", lambda scales: scales.transpose(1, 2).reshape(scales.shape)),
+    "no eights": ("bias", torch.zeros_like),
+    "the eights of another channel": ("bias", lambda bias: bias.roll(1, 1)),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGED.values(), ids=DAMAGED)
+def test_four_bits_out_of_order_are_far_off(name, damage):
+    case = four_bits(groups=2)
+    (out,) = torch.ops.npu.npu_grouped_matmul(**case.given | {name: [damage(case.given[name][0])]})
+    assert off(out[: sum(COUNTS)], case.exact()) > 0.05
+
+
+OF_FOUR_BITS = {
+    "rows of bf16": ({"x": [numbers(31, 512)], "scale": None, "per_token_scale": None}, NotEmulated, "bfloat16 and"),
+    "running sums": ({"group_list_type": 0}, WrongArguments, "take counts"),
+    "scales in fp32": ({"scale": [numbers(EXPERTS, 2, 24)]}, WrongArguments, "torch.bfloat16 scales"),
+    "other groups": ({"scale": [torch.ones(EXPERTS, 4, 24).long()]}, WrongArguments, "4 groups of 512 weights"),
+    "no bias": ({"bias": None}, WrongArguments, "need a bias"),
+    "a bias in parts": ({"bias": [torch.ones(EXPERTS, 16, 24)]}, WrongArguments, "need a bias"),
+}
+
+
+@pytest.mark.parametrize(("change", "kind", "words"), OF_FOUR_BITS.values(), ids=OF_FOUR_BITS)
+def test_what_weights_of_four_bits_do_not_take_is_named(change, kind, words):
+    with pytest.raises(kind, match=words):
+        torch.ops.npu.npu_grouped_matmul(**four_bits(groups=2).given | change)
 
 
 def test_no_rows_at_all():

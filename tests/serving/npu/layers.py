@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
-from sglang_ascend_moe.serving.worker import layer
+from sglang_ascend_moe.serving.worker import host_experts, layer
 from tests.npu.operators.experts import swiglu
 from tests.npu.operators.modules import install_operators
+from tests.serving.quantised_models import expert_tensors
 
 EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
 SHAPES = {"w13_weight": (EXPERTS, 2 * EXPERT_HIDDEN, HIDDEN), "w2_weight": (EXPERTS, HIDDEN, EXPERT_HIDDEN)}
@@ -32,8 +34,11 @@ def host_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bflo
     )  # fmt: skip
 
 
-def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloat16, w8a8: bool = False) -> Any:
-    """The same with weights as SGLang has them on an NPU once they are loaded, and its runner."""
+def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloat16, weights: str | None = None) -> Any:
+    """The same with weights as SGLang has them on an NPU once they are loaded, and its runner.
+
+    weights: what modelslim calls their format, None for those of `dtype`.
+    """
     from sglang.srt.layers.moe.fused_moe_triton import layer as _  # noqa: F401 - the next cannot be imported first
     from sglang.srt.hardware_backend.npu.quantization import moe_methods  # isort: skip
     from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
@@ -42,16 +47,21 @@ def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloa
     install_operators()
     # A cast to the layout of a device's matrix units.
     moe_methods.npu_format_cast = lambda tensor: tensor
-    kernel = moe_methods.NPUW8A8Int8MoEMethod if w8a8 else moe_methods.NPUUnquantMoEMethod
+    kernel = {
+        None: moe_methods.NPUUnquantMoEMethod,
+        "W8A8_DYNAMIC": moe_methods.NPUW8A8Int8MoEMethod,
+        "W4A8_DYNAMIC": lambda: moe_methods.NPUW4A8Int8MoEMethod(is_per_channel_weight=True),
+    }[weights]
     moe = host_layer(ranks, rank, dtype=dtype)
     moe.w13_kernel, moe.w2_kernel = kernel(), kernel()
     for prefix in ("w13", "w2"):
-        if w8a8:
-            quantised, scales = by_channel(getattr(moe, f"{prefix}_weight").data)
-            setattr(moe, f"{prefix}_weight", torch.nn.Parameter(quantised, requires_grad=False))
-            setattr(moe, f"{prefix}_weight_scale", torch.nn.Parameter(scales, requires_grad=False))
-    for prefix in ("w13", "w2"):
-        getattr(moe, f"{prefix}_kernel").process_weights_after_loading(moe, prefix)
+        if weights is not None:
+            plain = getattr(moe, f"{prefix}_weight").data
+            for ending, tensor in expert_tensors(plain, weights, down=prefix == "w2").items():
+                setattr(moe, f"{prefix}_{ending}", torch.nn.Parameter(tensor, requires_grad=False))
+    with patch.object(torch.Tensor, "npu", lambda tensor: tensor, create=True):
+        for prefix in ("w13", "w2"):
+            getattr(moe, f"{prefix}_kernel").process_weights_after_loading(moe, prefix)
     config = MoeRunnerConfig(
         num_experts=EXPERTS, num_local_experts=EXPERTS // ranks, hidden_size=HIDDEN, top_k=TOPK, params_dtype=dtype,
         activation="silu",
@@ -60,13 +70,6 @@ def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloa
     moe.moe_runner_config = config
     moe.runner = SimpleNamespace(runner_core=AscendRunnerCore(config))
     return moe
-
-
-def by_channel(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 weights [experts, to, from] and their scales [experts, to, 1]."""
-    values = weight.float()
-    scales = values.abs().amax(dim=2, keepdim=True) / 127
-    return torch.round(values / scales).to(torch.int8), scales
 
 
 def tokens_of(rank: int, count: int, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, Any]:
@@ -84,10 +87,9 @@ def serve(patch: Any, moe: Any, exchange: Exchange, options: Options, *, on_npu:
     """
     if on_npu:
         experts.prepare(moe, options)
-    serving = layer.Serving(
-        options, {layer.shape_of(moe): exchange}, {"silu": lambda rows: swiglu(rows, -1)}, rank=0, ranks=1,
-        metrics=False, on_npu=on_npu,
-    )  # fmt: skip
+    patch.setattr(host_experts, "activation_of", lambda _layer: lambda rows: swiglu(rows, -1))
+    exchanges = {layer.shape_of(moe): exchange}
+    serving = layer.Serving(options, exchanges, rank=0, ranks=1, metrics=False, on_npu=on_npu)
     patch.setattr(layer, "_serving", serving)
 
 

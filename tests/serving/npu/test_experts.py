@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
+from tests.serving.npu.dequantised import layer_output
 from tests.serving.npu.layers import HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
+from tests.serving.quantised_models import BITS
 
 
 @pytest.fixture
@@ -49,31 +53,78 @@ def test_the_runner_on_the_window_gives_the_bits_of_the_host(output, batch, sche
     assert batch == 0 or found.abs().sum() > 0
 
 
+@pytest.mark.parametrize("weights", BITS)
+def test_rows_are_quantised_by_dispatch_as_the_runner_does_it(output, weights):
+    """The int8 rows of a dispatch and the runner's own, over a stand-in for its operator, give the same bits."""
+    moe = npu_layer(weights=weights)
+    found = output(moe, TOKENS, "decode", on_npu=True, quant="int8")
+    assert torch.equal(found, output(moe, TOKENS, "decode", on_npu=True))
+    assert torch.equal(found, output(moe, TOKENS, "prefill", on_npu=True, quant="int8", rounds=3))
+
+
+def beyond(found: torch.Tensor, weights: str) -> torch.Tensor:
+    """Which numbers are further from those of the dequantised weights than rounding explains."""
+    expected = layer_output(*tokens_of(0, len(found)), weights)
+    return ~((found.double() - expected.values).abs() <= expected.error)
+
+
 @pytest.mark.parametrize("quant", ["int8", "none"])
-def test_w8a8_takes_rows_that_are_quantised_or_quantises_them(output, quant):
-    found = output(npu_layer(w8a8=True), TOKENS, "decode", on_npu=True, quant=quant)
-    assert torch.equal(found, output(npu_layer(w8a8=True), TOKENS, "prefill", on_npu=True, quant=quant, rounds=3))
-    plain = output(host_layer(), TOKENS, "decode", on_npu=False).float()
-    # Rows, weights and activations are rounded to 127 steps. A wrong scale or order of weights is far off: see below.
-    assert 0 < (found.float() - plain).norm() / plain.norm() < 0.02
+@pytest.mark.parametrize("weights", BITS)
+def test_sums_are_those_of_the_dequantised_weights(output, weights, quant):
+    found = output(npu_layer(weights=weights), TOKENS, "decode", on_npu=True, quant=quant)
+    assert not beyond(found, weights).any()
+    expected = layer_output(*tokens_of(0, TOKENS), weights)
+    assert (found - expected.values).norm() / expected.values.norm() < 0.02
 
 
-@pytest.mark.parametrize("change", ["gate and up exchanged", "scales of other channels", "counts of other experts"])
-def test_a_wrong_layout_is_far_off(output, change, monkeypatch):
-    plain = output(host_layer(), TOKENS, "decode", on_npu=False).float()
-    moe = npu_layer(w8a8=True)
-    if change == "gate and up exchanged":
-        half = moe.w13_weight.shape[2] // 2
-        moe.w13_weight.data = moe.w13_weight.data.roll(half, dims=2)
-        moe.w13_weight_scale.data = moe.w13_weight_scale.data.roll(half, dims=1)
-    elif change == "scales of other channels":
-        moe.w2_weight_scale.data = moe.w2_weight_scale.data.roll(1, dims=1)
-    else:
-        compute = experts.compute
-        flipped = lambda moe, rows: compute(moe, rows._replace(counts=rows.counts.flip(0)))  # noqa: E731
-        monkeypatch.setattr(experts, "compute", flipped)
-    found = output(moe, TOKENS, "decode", on_npu=True, quant="int8").float()
-    assert not (found - plain).norm() / plain.norm() < 0.05
+def _roll(name: str, by: int, dim: int) -> Callable[[Any], None]:
+    def change(moe: Any) -> None:
+        parameter = getattr(moe, name)
+        parameter.data = parameter.data.roll(by, dims=dim)
+
+    return change
+
+
+def _exchange_gate_and_up(moe: Any) -> None:
+    for name in ("w13_weight", "w13_weight_scale", "w13_scale_bias"):
+        if (parameter := getattr(moe, name, None)) is not None:
+            parameter.data = parameter.data.roll(parameter.shape[-1] // 2, dims=-1)
+
+
+def _swap_nibbles(moe: Any) -> None:
+    packed = moe.w2_weight.data.view(torch.uint8)
+    moe.w2_weight.data = ((packed << 4) | (packed >> 4)).view(torch.int32)
+
+
+CHANGES = {
+    "gate and up exchanged": (_exchange_gate_and_up, tuple(BITS)),
+    "weights of other experts": (_roll("w13_weight", 1, 0), tuple(BITS)),
+    "scales of other experts": (_roll("w13_weight_scale", 1, 0), tuple(BITS)),
+    "scales of other channels": (_roll("w2_weight_scale", 1, -1), tuple(BITS)),
+    "nibbles swapped": (_swap_nibbles, ("W4A8_DYNAMIC",)),
+    "sums of other channels": (_roll("w2_scale_bias", 1, -1), ("W4A8_DYNAMIC",)),
+    "sums of other experts": (_roll("w13_scale_bias", 1, 0), ("W4A8_DYNAMIC",)),
+}
+
+
+@pytest.mark.parametrize(
+    ("weights", "change"),
+    [(weights, change) for name, (change, kinds) in CHANGES.items() for weights in kinds],
+    ids=[f"{weights} {name}" for name, (_, kinds) in CHANGES.items() for weights in kinds],
+)
+def test_a_wrong_layout_is_seen(output, weights, change):
+    moe = npu_layer(weights=weights)
+    change(moe)
+    found = output(moe, TOKENS, "decode", on_npu=True, quant="int8")
+    assert beyond(found, weights).float().mean() > 0.1
+
+
+def test_counts_of_other_experts_are_seen(output, monkeypatch):
+    compute = experts.compute
+    flipped = lambda moe, rows: compute(moe, rows._replace(counts=rows.counts.flip(0)))  # noqa: E731
+    monkeypatch.setattr(experts, "compute", flipped)
+    found = output(npu_layer(weights="W8A8_DYNAMIC"), TOKENS, "decode", on_npu=True, quant="int8")
+    assert beyond(found, "W8A8_DYNAMIC").float().mean() > 0.1
 
 
 class Watch(TorchDispatchMode):
@@ -88,17 +139,17 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("w8a8", [False, True], ids=["bf16", "w8a8"])
+@pytest.mark.parametrize("weights", [None, *BITS])
 @pytest.mark.parametrize("known", [True, False], ids=["eager", "captured"])
-def test_the_host_reads_no_value_and_copies_the_result_once(w8a8, known):
+def test_the_host_reads_no_value_and_copies_the_result_once(weights, known):
     """In a capture the number of rows is not known, and everything has the size of the window."""
-    moe = npu_layer(w8a8=w8a8)
-    experts.prepare(moe, Options(quant="int8" if w8a8 else "none"))
+    moe = npu_layer(weights=weights)
+    experts.prepare(moe, Options(quant="int8" if weights else "none"))
     watch = Watch()
     capacity, total = 32, 20
     counts = torch.tensor([3, 0, 5, 0, 7, 1, 4, 0])
-    rows = torch.randint(-9, 9, (capacity, HIDDEN)).to(torch.int8 if w8a8 else torch.bfloat16)
-    scales = torch.rand(capacity, 16)[:, 0] if w8a8 else None
+    rows = torch.randint(-9, 9, (capacity, HIDDEN)).to(torch.int8 if weights else torch.bfloat16)
+    scales = torch.rand(capacity, 16)[:, 0] if weights else None
     out = torch.full((capacity, HIDDEN), 7.0, dtype=torch.bfloat16)
     window = ExpertRows(rows, scales, counts, out, SimpleNamespace(at_most=total if known else capacity))
     with watch:
@@ -117,6 +168,10 @@ def test_layers_that_the_runner_cannot_compute_are_refused():
     moe = npu_layer()
     with pytest.raises(Unsupported, match=r"--ascend-moe-quant int8: .* not quantised"):
         experts.prepare(moe, Options(quant="int8"))
+    four_bits = npu_layer(weights="W4A8_DYNAMIC")
+    four_bits.w2_kernel.is_per_channel_weight = False
+    with pytest.raises(Unsupported, match="MoE layer 0 has W4A8 weights with clipped activations or a scale per group"):
+        experts.prepare(four_bits, Options())
     moe.w2_kernel = SimpleNamespace()
     with pytest.raises(Unsupported, match="computed by NPUUnquantMoEMethod and SimpleNamespace"):
         experts.prepare(moe, Options())
