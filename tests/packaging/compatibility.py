@@ -14,10 +14,8 @@ from tests.packaging.source_tree import ROOT
 PAGE = ROOT / "docs" / "compatibility.md"
 INTRODUCTION = """# Compatibility
 
-A host runs what needs no NPU, an emulated NPU a part of it; **no NPU has run anything.**
+A host runs what needs no NPU, an [emulated NPU](ascend.md#emulated-npus) a part of it; **no NPU has run anything.**
 `python -m tests.packaging.compatibility` writes this page from tests and [what is refused](sglang.md#not-supported).
-The emulated NPU is a device of torch on a host (`tests/npu`): Ascend kernels run on their [model](ascend-kernels.md),
-operators on the CPU.
 
 """
 YES, NO, NEVER = "yes", "no", "never run"
@@ -53,8 +51,7 @@ FEATURES = (
     Feature("rows with checksums", "exchange/test_corruption.py", REFUSED),
     Feature("the schedule `collective`", "serving/test_schedules.py", REFUSED),
     Feature("experts in bfloat16 and float16", "serving/worker/test_layer.py", "serving/npu/test_experts.py"),
-    Feature("experts in W8A8", REFUSED, "serving/npu/test_experts.py"),
-    Feature("experts in W4A8", REFUSED, REFUSED),
+    Feature("experts in W8A8 and W4A8", REFUSED, "serving/test_quantised_npu_servers.py"),
     Feature("[six model families](models.md)", "serving/test_families.py"),
     Feature("images", "serving/test_images.py"),
     Feature("redundant experts, EPLB", "serving/test_redundant_experts.py"),
