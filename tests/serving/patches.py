@@ -317,6 +317,7 @@ def use_blocks_of_gpt_oss() -> None:
     """Layers of Qwen3-MoE have the MoE blocks of gpt-oss: a limited SwiGLU with alpha, biases of experts and router."""
     from types import SimpleNamespace
 
+    import torch
     from sglang.srt.layers.moe import fused_moe_native
     from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
     from sglang.srt.models.gpt_oss import GptOssSparseMoeBlock
@@ -332,7 +333,7 @@ def use_blocks_of_gpt_oss() -> None:
             intermediate_size=config.moe_intermediate_size,
             hidden_act="silu",
             swiglu_limit=0.1,
-            dtype=config.torch_dtype,
+            dtype=torch.get_default_dtype(),
         )
         made = GptOssSparseMoeBlock(layer_id, theirs)
         for parameter in made.router.parameters():
@@ -341,6 +342,7 @@ def use_blocks_of_gpt_oss() -> None:
         return made
 
     _replace_blocks_of_qwen3(block)
+    _load_no_weights_of_blocks()
 
 
 def use_blocks_of_kimi_k3() -> None:
@@ -348,6 +350,9 @@ def use_blocks_of_kimi_k3() -> None:
     from types import SimpleNamespace
 
     from sglang.srt.models.kimi_k3 import KimiK3MoE
+
+    forward = KimiK3MoE.forward
+    KimiK3MoE.forward = lambda block, rows, _batch=None: forward(block, rows)
 
     def block(config, layer_id):
         theirs = SimpleNamespace(
@@ -378,25 +383,31 @@ def use_blocks_of_kimi_k3() -> None:
         return made
 
     _replace_blocks_of_qwen3(block)
+    _load_no_weights_of_blocks()
 
 
 def use_blocks_of_deepseek_v4() -> None:
     """Layers of Qwen3-MoE have the MoE blocks of DeepSeek-V4: a SwiGLU whose inputs are limited, another score."""
     from types import SimpleNamespace
 
+    import torch.nn.functional as F
     from sglang.srt.layers.moe import fused_moe_native
-    from sglang.srt.models.deepseek_v2 import DeepseekV2MoE
-
-    from sglang_ascend_moe.serving.worker import expert_activations
+    from sglang.srt.models import deepseek_v2
 
     limit = 0.1
-    # On a CPU SGLang leaves the limit out.
-    fused_moe_native.SiluAndMul = lambda: lambda rows: expert_activations._clamped_then_silu(rows, limit)
+
+    def limited(rows):
+        gate, up = rows.chunk(2, dim=-1)
+        return F.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+
+    # On a CPU SGLang leaves the limit out, and has no kernel for shared experts.
+    fused_moe_native.SiluAndMul = lambda: limited
+    deepseek_v2.silu_and_mul_clamp = lambda rows, out, _limit: out.copy_(limited(rows))
 
     def block(config, layer_id):
         theirs = SimpleNamespace(
             n_routed_experts=config.num_experts,
-            n_shared_experts=None,
+            n_shared_experts=1,
             num_experts_per_tok=config.num_experts_per_tok,
             hidden_size=config.hidden_size,
             moe_intermediate_size=config.moe_intermediate_size,
@@ -409,13 +420,14 @@ def use_blocks_of_deepseek_v4() -> None:
             routed_scaling_factor=1.5,
             swiglu_limit=limit,
         )
-        made = DeepseekV2MoE(theirs, layer_id, is_deepseek_v4=True)
-        for parameter in made.gate.parameters():
+        made = deepseek_v2.DeepseekV2MoE(theirs, layer_id, is_deepseek_v4=True, reduce_results=False)
+        for parameter in (*made.gate.parameters(), *made.shared_experts.parameters()):
             _fill(parameter, layer_id)
         _fill_experts(made.experts, layer_id)
         return made
 
     _replace_blocks_of_qwen3(block)
+    _load_no_weights_of_blocks()
 
 
 def _replace_blocks_of_qwen3(block) -> None:
@@ -429,6 +441,18 @@ def _replace_blocks_of_qwen3(block) -> None:
         layer.mlp = block(config, layer_id)
 
     Qwen3MoeDecoderLayer.__init__ = replaced
+
+
+def _load_no_weights_of_blocks() -> None:
+    """Blocks that have filled all of theirs keep them."""
+    from sglang.srt.models.qwen3_moe import Qwen3MoeForCausalLM
+
+    original = Qwen3MoeForCausalLM.load_weights
+
+    def load_weights(model, weights):
+        return original(model, ((name, weight) for name, weight in weights if ".mlp." not in name))
+
+    Qwen3MoeForCausalLM.load_weights = load_weights
 
 
 def _fill(parameter, seed: int) -> None:

@@ -1,7 +1,7 @@
 """What experts on the host compute between their two products, as SGLang's MoE layers are told to.
 
-Formulas are those of `sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe` and `sglang.srt.layers.activation`. Those
-with a limit are computed in float32 and rounded once, as its kernels do.
+Formulas are those of `sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe` and `sglang.srt.layers.activation`.
+Those with a limit are computed in float32 and rounded once, as its kernels do.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ Activation = Callable[[Tensor], Tensor]
 class ActivationSettings(NamedTuple):
     """What `MoeRunnerConfig` says of it.
 
-    alpha: factor in the sigmoid, or the bound of the tanh for `situ`. limit: bound of gate and up; for `situ` of up alone,
-    by a tanh. limit_before: bound of gate and up before `silu`. interleaved: with `alpha`, gate and up alternate.
+    alpha: factor in the sigmoid, or the bound of the tanh for `situ`. limit: bound of gate and up; for `situ` of up
+    alone, by a tanh. limit_before: bound of gate and up before `silu`. interleaved: with `alpha`, gate and up take
+    turns.
     """
 
     name: str
