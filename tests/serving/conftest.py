@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, compare
+from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, Tolerance, compare
 from tests.serving.configurations import stock
 from tests.serving.draft_models import Drafted, write_drafted
 from tests.serving.engines import Engine, ForkServer
@@ -91,17 +91,25 @@ class CompareAll:
         self._request = request
 
     def __call__(
-        self, engine: Engine, prompts: list[list[int]], expected: list[Answer], dtype: str, *, together: bool = True
+        self,
+        engine: Engine,
+        prompts: list[list[int]],
+        expected: list[Answer],
+        rule: str | Tolerance,
+        *,
+        together: bool = True,
     ) -> list[Comparison]:
+        """rule: how far answers may be apart, or the dtype that decides it."""
+        tolerance = TOLERANCES[rule] if isinstance(rule, str) else rule
         answers = engine.generate(prompts, NEW_TOKENS, together=together)
         outcomes: list[Comparison] = []
         for prompt, wanted, found in zip(prompts, expected, answers, strict=True):
-            outcomes.append(compare(wanted, found, TOLERANCES[dtype]))
+            outcomes.append(compare(wanted, found, tolerance))
             start = 0
             while outcomes[-1].close_call is not None and start + outcomes[-1].close_call + 1 < NEW_TOKENS:
                 start += outcomes[-1].close_call + 1
                 [found] = engine.generate([prompt + wanted.tokens[:start]], NEW_TOKENS - start)
-                outcomes.append(compare(wanted.after(start), found, TOLERANCES[dtype]))
+                outcomes.append(compare(wanted.after(start), found, tolerance))
         summarise(self._request, outcomes)
         return outcomes
 

@@ -24,6 +24,9 @@ BITS = {"W8A8_DYNAMIC": 8, "W4A8_DYNAMIC": 4}
 PARTS = 16
 """Ranks among which the inputs of a `down_proj` of 4 bits may be divided, each with a sum of its own."""
 
+PLAIN_FILE = "model.safetensors"
+WEIGHTS_FILE = "quant_model_weights.safetensors"
+
 _EXPERT = re.compile(r".*\.experts\.\d+\.\w+\.weight")
 _PRODUCT = re.compile(r".*\.(self_attn|mlp|shared_experts?)\.\w+_proj(_with_mqa)?\.weight")
 # modelslim leaves these as they are: SGLang takes the second apart for latent attention.
@@ -71,15 +74,32 @@ def write_quantised(checkpoint: Path, folder: Path, kind: str) -> Path:
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     tensors: dict[str, Tensor] = {}
     described: dict[str, object] = {}
-    for name, tensor in load_file(checkpoint / "model.safetensors").items():
-        stem, found, own = name.removesuffix(".weight"), {name: tensor}, "FLOAT"
-        if _EXPERT.fullmatch(name) or (_PRODUCT.fullmatch(name) and not _KEPT.fullmatch(name)):
-            own = kind if _EXPERT.fullmatch(name) else "W8A8_DYNAMIC"
-            down = stem.endswith("down_proj")
-            found = {f"{stem}.{ending}": part for ending, part in expert_tensors(tensor, own, down=down).items()}
+    for name, tensor in load_file(checkpoint / PLAIN_FILE).items():
+        stem, own, found = name.removesuffix(".weight"), _format(name, kind), {name: tensor}
+        if own != "FLOAT":
+            parts = expert_tensors(tensor, own, down=stem.endswith("down_proj"))
+            found = {f"{stem}.{ending}": part for ending, part in parts.items()}
         tensors |= {key: value.contiguous() for key, value in found.items()}
         described |= dict.fromkeys(found, own)
     described |= {"model_quant_type": kind, "version": "1.0.0", "metadata": {}, "group_size": 0}
     (folder / MODELSLIM_FILE).write_text(json.dumps(described, indent=2))
-    save_file(tensors, folder / "quant_model_weights.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     return folder
+
+
+def write_dequantised(checkpoint: Path, folder: Path, kind: str) -> Path:
+    """The same model with the weights in fp32 that the quantised ones stand for; returns `folder`."""
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(checkpoint / PLAIN_FILE)
+    for name, tensor in tensors.items():
+        if (own := _format(name, kind)) != "FLOAT":
+            numbers, scales = by_channel(tensor, BITS[own])
+            tensors[name] = numbers.float() * scales
+    save_file(tensors, folder / PLAIN_FILE, metadata={"format": "pt"})
+    return folder
+
+
+def _format(name: str, kind: str) -> str:
+    if _EXPERT.fullmatch(name):
+        return kind
+    return "W8A8_DYNAMIC" if _PRODUCT.fullmatch(name) and not _KEPT.fullmatch(name) else "FLOAT"

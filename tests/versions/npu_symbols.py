@@ -34,5 +34,9 @@ SYMBOLS = (
         "NPUW8A8Int8MoEMethod.maybe_process_fuseep_weights", ("layer",),
     ),
     Symbol("sglang", "sglang.srt.hardware_backend.npu.quantization.moe_methods", "NPUUnquantMoEMethod", ()),
+    Symbol(
+        "sglang", "sglang.srt.hardware_backend.npu.quantization.moe_methods", "NPUW4A8Int8MoEMethod",
+        ("is_per_channel_weight", "activation_use_clip"),
+    ),
     Symbol("sglang", "sglang.srt.hardware_backend.npu.moe.activation", "NPUSwigluDeepEPKernel", ("need_quant",)),
 )  # fmt: skip

@@ -16,9 +16,10 @@ from sglang_ascend_moe.serving.options import FLAGS, Options
 from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
 
 NPU_QUANTISATIONS = ("modelslim", "compressed-tensors")
-"""Formats of SGLang whose W8A8 weights its Ascend runner computes with; each layer is looked at when it is loaded."""
+"""Formats of SGLang whose W8A8 and W4A8 weights its Ascend runner computes with; each layer is looked at when it is
+loaded."""
 
-NPU_EXPERT_FORMATS = frozenset(("W8A8_DYNAMIC", "FLOAT"))
+NPU_EXPERT_FORMATS = frozenset(("W8A8_DYNAMIC", "W4A8_DYNAMIC", "FLOAT"))
 """What modelslim calls the formats of experts that are served on NPUs."""
 
 EXPERT_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
@@ -150,7 +151,13 @@ def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot serve the model, or not on so many ranks."""
     for_npus = model.quantisation in NPU_QUANTISATIONS
     if model.quantisation is not None and not (on_npu and for_npus):
-        instead = ", or W8A8 of modelslim or compressed-tensors" if on_npu else ", or --device npu" if for_npus else ""
+        instead = (
+            ", or W8A8 or W4A8 of modelslim or compressed-tensors"
+            if on_npu
+            else ", or --device npu"
+            if for_npus
+            else ""
+        )
         raise Unsupported(
             f"the checkpoint {model.path} is quantised ({model.quantisation}), which --ascend-moe does not support yet;"
             f" use one in bfloat16 or float16{instead}"
@@ -158,7 +165,7 @@ def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
     if others := sorted(model.expert_formats - NPU_EXPERT_FORMATS):
         raise Unsupported(
             f"the experts of {model.path} are {' and '.join(others)} (modelslim), which --ascend-moe does not compute"
-            " with yet; use a checkpoint in W8A8_DYNAMIC, or in bfloat16"
+            " with yet; use a checkpoint in W8A8_DYNAMIC, in W4A8_DYNAMIC with a scale per channel, or in bfloat16"
         )
     if model.experts is None:
         raise Unsupported(f"{model.path} is not a mixture-of-experts model: serve it without --ascend-moe")

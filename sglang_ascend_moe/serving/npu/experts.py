@@ -52,11 +52,9 @@ def prepare(layer: Any, options: Options) -> None:
             f"MoE layer {layer.layer_id} is computed by {names}: on an NPU --ascend-moe serves weights in bfloat16,"
             " float16, and W8A8 or W4A8 with a scale per token; use a checkpoint in one of these"
         )
-    if any(isinstance(kernel, NPUW4A8Int8MoEMethod) and not _by_channel(kernel) for kernel in kernels):
-        raise Unsupported(
-            f"MoE layer {layer.layer_id} has W4A8 weights with clipped activations or a scale per group: use a"
-            " checkpoint with a scale per channel only"
-        )
+    for prefix, kernel in zip(("w13", "w2"), kernels, strict=True):
+        if isinstance(kernel, NPUW4A8Int8MoEMethod):
+            _refuse_four_bits(layer, prefix, kernel)
     if options.quant == "int8" and not quantised:
         raise Unsupported(
             f"{FLAGS['quant'].flag} int8: on an NPU rows travel as int8 to W8A8 and W4A8 experts only, and those of MoE"
@@ -73,9 +71,22 @@ def prepare(layer: Any, options: Options) -> None:
         ) from error
 
 
-def _by_channel(kernel: Any) -> bool:
+def _refuse_four_bits(layer: Any, prefix: str, kernel: Any) -> None:
     # SGLang lays scales per group out for other shapes than it loads, and leaves the clipping of activations out.
-    return kernel.is_per_channel_weight and not kernel.activation_use_clip
+    if kernel.activation_use_clip or not kernel.is_per_channel_weight:
+        raise Unsupported(
+            f"MoE layer {layer.layer_id} has W4A8 weights with clipped activations or a scale per group: use a"
+            " checkpoint with a scale per channel only"
+        )
+    # Where a checkpoint has no sums, SGLang leaves what was in memory. Each is 8 * the sum of weights from -8 to 7.
+    sums = getattr(layer, f"{prefix}_scale_bias")
+    scales = getattr(layer, f"{prefix}_weight_scale").to(torch.int32).view(torch.float32).squeeze(1)
+    inputs = getattr(layer, f"{prefix}_weight").shape[1]
+    if not bool((sums.abs() <= 8 * 8 * inputs * scales).all()) or not bool(sums.any()):
+        raise Unsupported(
+            f"MoE layer {layer.layer_id} has W4A8 weights without the sums (scale_bias) that an NPU needs: use a"
+            " checkpoint that modelslim 1.0.0 or later wrote"
+        )
 
 
 def compute(layer: Any, rows: ExpertRows) -> None:

@@ -53,7 +53,6 @@ OPEN = {
     "--attn-cp-size": "context parallelism",
     "--enable-prefill-cp": "context parallelism",
     "--pp-size": "pipeline parallelism",
-    "model": "W4A8",
 }
 """What a refusal is about -> what is not supported yet."""
 EXPERT_FORMATS = {"w8a8": "W8A8_DYNAMIC", "w4a8": "W4A8_DYNAMIC"}

@@ -194,7 +194,7 @@ def test_what_a_server_refuses_is_refused_in_its_words(adopted, conflict):
 
 
 def test_all_reasons_are_given_at_once(adopted, config: Path):
-    (config / MODELSLIM_FILE).write_text(json.dumps({"model.layers.0.mlp.experts.0.w1.weight": "W4A8_DYNAMIC"}))
+    (config / MODELSLIM_FILE).write_text(json.dumps({"model.layers.0.mlp.experts.0.w1.weight": "W4A4_DYNAMIC"}))
     command = f"{SERVER} --pp-size 2 --nnodes 2 --ep-size 2 --ascend-moe-verify --moe-a2a-backend mori"
     (server,) = adopted(command, "--model-config", str(config))
     about = ["--pp-size", "--nnodes", "--ascend-moe-verify", "--moe-a2a-backend", "model"]

@@ -17,32 +17,30 @@ from tests.launch.adopt import recipe_page
 from tests.launch.adopt.recipes import MODELS, OPEN, recipes, write_config
 
 _NODES = {"nodes"}
-_W4A8 = {"W4A8"}
 _NOTHING: set[str] = set()
 _CONTEXT = {"nodes", "context parallelism"}
-_GLM = {*_CONTEXT, "W4A8"}
 
 REFUSED_FOR: dict[str, set[str]] = {
-    "deepseek-r1-w4a8-1": _W4A8,
-    "deepseek-r1-w4a8-2": _W4A8,
+    "deepseek-r1-w4a8-1": _NOTHING,
+    "deepseek-r1-w4a8-2": _NOTHING,
     "deepseek-r1-w8a8-2": _NODES,
     "deepseek-r1-w8a8-3": _NODES,
     "deepseek-r1-w8a8-5": _NODES,
     "deepseek-v3-2-w8a8-1": _CONTEXT,
     "deepseek-v3-2-w8a8-3": _CONTEXT,
-    "glm5-1-w4a8-1": {*_NODES, "W4A8"},
-    "glm5-1-w4a8-3": _GLM,
-    "glm5-1-w4a8-4": {*_GLM, "pipeline parallelism"},
-    "glm5-1-w4a8-6": _GLM,
-    "glm5-1-w4a8-7": {*_NODES, "W4A8"},
-    "glm5-1-w4a8-9": {*_GLM, "pipeline parallelism"},
-    "kimi-k2-6-w4a8-1": {*_NODES, "W4A8"},
-    "kimi-k2-6-w4a8-3": _W4A8,
-    "kimi-k2-6-w4a8-4": _W4A8,
-    "kimi-k2-6-w4a8-6": {*_NODES, "W4A8"},
-    "kimi-k2-6-w4a8-7": {*_NODES, "W4A8"},
-    "kimi-k2-6-w4a8-9": _W4A8,
-    "kimi-k2-6-w4a8-10": _W4A8,
+    "glm5-1-w4a8-1": _NODES,
+    "glm5-1-w4a8-3": _CONTEXT,
+    "glm5-1-w4a8-4": {*_CONTEXT, "pipeline parallelism"},
+    "glm5-1-w4a8-6": _CONTEXT,
+    "glm5-1-w4a8-7": _NODES,
+    "glm5-1-w4a8-9": {*_CONTEXT, "pipeline parallelism"},
+    "kimi-k2-6-w4a8-1": _NODES,
+    "kimi-k2-6-w4a8-3": _NOTHING,
+    "kimi-k2-6-w4a8-4": _NOTHING,
+    "kimi-k2-6-w4a8-6": _NODES,
+    "kimi-k2-6-w4a8-7": _NODES,
+    "kimi-k2-6-w4a8-9": _NOTHING,
+    "kimi-k2-6-w4a8-10": _NOTHING,
     "minimax-m2-5-w8a8-1": _NOTHING,
     "minimax-m2-5-w8a8-2": _NOTHING,
     "minimax-m2-5-w8a8-4": _NOTHING,
@@ -53,12 +51,12 @@ REFUSED_FOR: dict[str, set[str]] = {
     "qwen3-30b-a3b-bf16-1": _NOTHING,
     "qwen3-30b-a3b-w8a8-2": _NOTHING,
     "qwen3-30b-a3b-w8a8-3": _NOTHING,
-    "qwen3-5-397b-w4a8-2": _W4A8,
-    "qwen3-5-397b-w4a8-3": _W4A8,
-    "qwen3-5-397b-w4a8-5": _W4A8,
-    "qwen3-5-397b-w4a8-6": _W4A8,
-    "qwen3-5-397b-w4a8-8": _W4A8,
-    "qwen3-5-397b-w4a8-9": _W4A8,
+    "qwen3-5-397b-w4a8-2": _NOTHING,
+    "qwen3-5-397b-w4a8-3": _NOTHING,
+    "qwen3-5-397b-w4a8-5": _NOTHING,
+    "qwen3-5-397b-w4a8-6": _NOTHING,
+    "qwen3-5-397b-w4a8-8": _NOTHING,
+    "qwen3-5-397b-w4a8-9": _NOTHING,
     "qwen3-6-35b-a3b-w8a8-1": _NOTHING,
     "qwen3-6-35b-a3b-w8a8-2": _NOTHING,
     "qwen3-6-35b-a3b-w8a8-4": _NOTHING,
@@ -73,7 +71,7 @@ REFUSED_FOR: dict[str, set[str]] = {
 def test_the_table_is_of_the_recipes_and_counts_them():
     assert set(REFUSED_FOR) == set(recipes())
     # Recipes by how many things are missing.
-    assert Counter(map(len, REFUSED_FOR.values())) == {0: 18, 1: 15, 2: 7, 3: 2, 4: 2}
+    assert Counter(map(len, REFUSED_FOR.values())) == {0: 30, 1: 8, 2: 4, 3: 2}
     assert set().union(*REFUSED_FOR.values()) == set(OPEN.values())
 
 

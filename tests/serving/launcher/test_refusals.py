@@ -177,7 +177,8 @@ def test_w8a8_is_for_npus_only():
 FORMATS = {
     "W8A8_DYNAMIC": ("mlp.experts.0.gate_proj", True),
     "FLOAT": ("mlp.experts.0.w1", True),
-    "W4A8_DYNAMIC": ("mlp.experts.0.up_proj", False),
+    "W4A8_DYNAMIC": ("mlp.experts.0.up_proj", True),
+    "W4A4_DYNAMIC": ("mlp.experts.0.up_proj", False),
     "W8A8": ("block_sparse_moe.experts.0.w2", False),
 }
 
@@ -186,13 +187,34 @@ FORMATS = {
 def test_experts_are_served_in_the_formats_of_the_runner_only(tmp_path: Path, kind: str):
     place, served = FORMATS[kind]
     described = {f"model.layers.3.{place}.weight": kind, f"model.layers.3.{place}.weight_scale": "W9A9"}
-    described |= {"model.layers.0.mlp.gate_proj.weight": "W4A4", "model_quant_type": "W2A2"}
+    described |= {
+        f"model.layers.3.{place}.scale_bias": kind,
+        "model.layers.0.mlp.gate_proj.weight": "W4A4",
+        "model_quant_type": "W2A2",
+    }
     (tmp_path / MODELSLIM_FILE).write_text(json.dumps(described))
     model = refusals.Model("/models/moe", "modelslim", 16, 64, expert_formats=expert_formats(tmp_path))
     assert model.expert_formats == {kind}
     refused = pytest.raises(Unsupported, match=rf"the experts of /models/moe are {kind} \(modelslim\)")
     with contextlib.nullcontext() if served else refused:
         refusals.refuse_model(model, refusals.Division(4, 0), on_npu=True)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (["weight", "weight_scale", "scale_bias"], "W4A8_DYNAMIC"),
+        (["weight"], "W4A8_DYNAMIC"),
+        (["weight", "weight_scale", "weight_scale_second"], "W4A8_DYNAMIC with a scale per group"),
+        (["weight", "weight_scale"], "W4A8_DYNAMIC without scale_bias"),
+    ],
+    ids=["per channel", "weights alone", "per group", "of an old tool"],
+)
+def test_weights_of_four_bits_are_told_apart_by_their_tensors(tmp_path: Path, tensors: list[str], said: str):
+    described = {f"model.layers.0.mlp.experts.0.down_proj.{name}": "W4A8_DYNAMIC" for name in tensors}
+    (tmp_path / MODELSLIM_FILE).write_text(json.dumps(described))
+    assert expert_formats(tmp_path) == {said}
+    assert (said in refusals.NPU_EXPERT_FORMATS) == (said == "W4A8_DYNAMIC")
 
 
 @pytest.mark.parametrize("text", ["[]", "{", ""], ids=["a list", "half an object", "nothing"])

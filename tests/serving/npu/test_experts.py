@@ -18,7 +18,7 @@ from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
 from tests.serving.npu.dequantised import layer_output
-from tests.serving.npu.layers import HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
+from tests.serving.npu.layers import EXPERTS, HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
 from tests.serving.quantised_models import BITS
 
 
@@ -31,15 +31,27 @@ def group():
 
 @pytest.fixture
 def output(group, monkeypatch):
-    """What our layer gives for a batch, with the experts of the host or of an NPU."""
+    """What our layer gives for a batch, with the experts of the host or of an NPU; `places` says where each is."""
 
-    def compute(moe, batch: int, schedule: str, *, on_npu: bool, quant: str = "none", rounds: int = 1) -> torch.Tensor:
+    def compute(
+        moe,
+        batch: int,
+        schedule: str,
+        *,
+        on_npu: bool,
+        quant: str = "none",
+        rounds: int = 1,
+        places: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         shape = layer.shape_of(moe)
         settings = {"distinct_topk": True, "quant": None if quant == "none" else quant, **shape._asdict()}
         window = Exchange.memory(ranks=1, max_tokens=-(-TOKENS // rounds), **settings).total
         with Exchange.create(group, max_tokens=TOKENS, window_bytes=window, **settings) as exchange:
             serve(monkeypatch, moe, exchange, Options(schedule=schedule, quant=quant), on_npu=on_npu)
-            return layer.forward(never, moe, *tokens_of(0, batch, shape.dtype))
+            x, routed = tokens_of(0, batch, shape.dtype)
+            if places is not None:
+                routed.topk_ids = places[routed.topk_ids]
+            return layer.forward(never, moe, x, routed)
 
     return compute
 
@@ -127,6 +139,28 @@ def test_counts_of_other_experts_are_seen(output, monkeypatch):
     assert beyond(found, "W8A8_DYNAMIC").float().mean() > 0.1
 
 
+@pytest.mark.parametrize("weights", BITS)
+def test_experts_that_sglang_moves_take_all_with_them_that_their_numbers_need(output, weights):
+    from sglang.srt.eplb.expert_location_updater import create_temp_buffers, update_expert_weights_single_layer
+    from sglang.srt.layers.moe.utils import filter_moe_weight_param_global_expert
+
+    moe = npu_layer(weights=weights)
+    expected = output(moe, TOKENS, "decode", on_npu=True)
+    parameters = {name: value for name, value in vars(moe).items() if isinstance(value, torch.nn.Parameter)}
+    moved = [
+        value.data for name, value in parameters.items() if filter_moe_weight_param_global_expert(name, value, EXPERTS)
+    ]
+    assert len(moved) == len(parameters)
+    places = torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(1)).tolist()
+    update_expert_weights_single_layer(
+        moved, create_temp_buffers(moved), list(range(EXPERTS)), places, EXPERTS, num_gpu_per_node=1, rank=0
+    )
+    in_place = output(moe, TOKENS, "decode", on_npu=True)
+    elsewhere = output(moe, TOKENS, "decode", on_npu=True, places=torch.tensor(places).argsort())
+    assert torch.equal(elsewhere, expected)
+    assert not torch.equal(in_place, expected)
+
+
 class Watch(TorchDispatchMode):
     """Names of the operators that run."""
 
@@ -174,6 +208,16 @@ def test_layers_that_the_runner_cannot_compute_are_refused():
         experts.prepare(four_bits, Options())
     moe.w2_kernel = SimpleNamespace()
     with pytest.raises(Unsupported, match="computed by NPUUnquantMoEMethod and SimpleNamespace"):
+        experts.prepare(moe, Options())
+
+
+@pytest.mark.parametrize("left", [0.0, 1e6, torch.nan], ids=str)
+@pytest.mark.parametrize("prefix", ["w13", "w2"])
+def test_sums_that_were_never_loaded_are_refused(prefix, left):
+    moe = npu_layer(weights="W4A8_DYNAMIC")
+    experts.prepare(moe, Options())
+    getattr(moe, f"{prefix}_scale_bias").data.fill_(left)
+    with pytest.raises(Unsupported, match="MoE layer 0 has W4A8 weights without the sums"):
         experts.prepare(moe, Options())
 
 
