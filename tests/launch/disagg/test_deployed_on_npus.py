@@ -10,21 +10,29 @@ from tests.launch.disagg.conftest import Expected
 from tests.launch.disagg.deployed import Deployed, description
 from tests.serving.prompts import NEW_TOKENS
 
-pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 PART_OF_DIE = 0.5
 START_SECONDS = 600.0
 
 
+@pytest.mark.parametrize(
+    ("ranks", "every"), [pytest.param(1, 3, id="one-rank"), pytest.param(2, 1, id="tp2", marks=pytest.mark.nightly)]
+)
 def test_a_deployment_answers_what_one_server_answers(
-    checkpoint: Path, expected: Expected, npu_variables: dict[str, str], tmp_path: Path
+    checkpoint: Path, expected: Expected, npu_variables: dict[str, str], tmp_path: Path, ranks: int, every: int
 ):
+    """`ranks` of each server; one prompt out of `every` is asked."""
     values = description(checkpoint, **{"cuda-graph-bs-decode": 8})
     for role in ("prefill", "decode"):
-        values[role]["options"] = {**values[role]["options"], "mem-fraction-static": PART_OF_DIE}
+        options = {**values[role]["options"], "mem-fraction-static": PART_OF_DIE}
+        values[role] = {**values[role], "tp_size": ranks, "options": options}
     with Deployed(values, tmp_path / "deployment", "--device", "npu", variables=npu_variables) as deployment:
         deployment.wait_for("serving", START_SECONDS)
         client = GenerateClient(deployment.url("router"), timeout=60)
-        found = [client.ask(prompt, NEW_TOKENS).answer for prompt in expected.prompts]
-    outcomes = [compare(*pair, TOLERANCES["bfloat16"]) for pair in zip(expected.cold, found, strict=True)]
+        found = [client.ask(prompt, NEW_TOKENS).answer for prompt in expected.prompts[::every]]
+        replays = [state.graphs.replays for state in deployment.states("decode-0")]
+    outcomes = [compare(*pair, TOLERANCES["bfloat16"]) for pair in zip(expected.cold[::every], found, strict=True)]
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
+    assert len(replays) == ranks
+    assert min(replays) >= len(found) * (NEW_TOKENS - 1)
