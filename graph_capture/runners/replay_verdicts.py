@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.serving.worker import layer
 
 
@@ -27,16 +28,17 @@ def note_replay() -> None:
 
 
 class VerifiedTokens:
-    """SGLang's event behind the copy of a step's tokens to the host."""
+    """SGLang's event behind the copy of a step's tokens to the host, and what was fetched before it."""
 
-    def __init__(self, copy_done: Any) -> None:
+    def __init__(self, copy_done: Any, fetched: list[tuple[ExpertExchange, int]]) -> None:
         self._copy_done = copy_done
+        self._fetched = fetched
 
     def synchronize(self) -> None:
         """Wait for the copy, then raise what the replays before it found wrong."""
         self._copy_done.synchronize()
-        for exchange in layer.exchanges():
-            exchange.raise_fetched()
+        for exchange, place in self._fetched:
+            exchange.raise_fetched(place)
 
     def query(self) -> bool:
         """Whether the tokens are there."""
@@ -49,15 +51,14 @@ def copy_with_tokens(original: Callable[..., None], result: Any, *arguments: Any
         original(result, *arguments, **named)
         return
     _replays.pending = False
-    for exchange in layer.exchanges():
-        exchange.fetch_verdicts()
+    fetched = [(exchange, exchange.fetch_verdicts()) for exchange in layer.exchanges()]
     original(result, *arguments, **named)
-    result.copy_done = VerifiedTokens(result.copy_done)
+    result.copy_done = VerifiedTokens(result.copy_done, fetched)
 
 
-def check_uncopied(_scheduler: Any, _batch: Any, result: Any) -> None:
-    """Before `Scheduler.process_batch_result`: a result without the event is one that SGLang will wait for itself."""
-    if _replays.pending and result.copy_done is None:
+def check_uncopied(scheduler: Any, _batch: Any, result: Any) -> None:
+    """Before `Scheduler.process_batch_result`: without overlap SGLang reads tokens that it has not copied before."""
+    if _replays.pending and result.copy_done is None and not scheduler.enable_overlap:
         _replays.pending = False
         for exchange in layer.exchanges():
             exchange.check_replays()

@@ -53,14 +53,18 @@ int exchange_device_launch(const ExchangeLaunch *launch, void *stream);
 int exchange_device_capturing(void *stream);
 
 // Waits for everything that was put on the stream of `session`, replays of captured launches included. EXCHANGE_OK, or
-// the first fault that a launch found since the last check, in `session` as a call would leave it.
+// the first fault that a launch found since the last check, or what another rank has told since, in `session` as a call
+// would leave it.
 int exchange_device_check(ExchangeSession *session);
 
+// How many fetches may be on their way at once, each to a place of its own.
+#define EXCHANGE_DEVICE_FETCHES 8u
+
 // The same without a wait, in two parts. exchange_device_fetch puts a copy of what launches before it have found on
-// `stream`; it may run on another thread, and returns 0 or what CANN returned. Once the host knows that the copy has
-// been made, exchange_device_fetched returns 1 if there is a fault that exchange_device_check would report, or else 0.
-int exchange_device_fetch(ExchangeSession *session, void *stream);
-int exchange_device_fetched(ExchangeSession *session);
+// `stream`, to `place`; it may run on another thread, and returns 0 or what CANN returned. Once the host knows that the
+// copy has been made, exchange_device_fetched returns for that place what exchange_device_check returns.
+int exchange_device_fetch(ExchangeSession *session, void *stream, uint32_t place);
+int exchange_device_fetched(ExchangeSession *session, uint32_t place);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -130,9 +130,13 @@ PyObject *check_device(PyObject *self, PyObject *) {
     return is_on_device(session) ? result_of(run(session, session.functions.device_check)) : nullptr;
 }
 
-PyObject *fetched_fault(PyObject *self, PyObject *) {
+// check_fetched(place)
+PyObject *check_fetched(PyObject *self, PyObject *arguments) {
     auto &session = value_of<Session>(self);
-    return is_on_device(session) ? PyBool_FromLong(session.functions.device_fetched(&session.native)) : nullptr;
+    unsigned int place;
+    if (!PyArg_ParseTuple(arguments, "I", &place) || !is_on_device(session))
+        return nullptr;
+    return result_of(run(session, session.functions.device_fetched, place));
 }
 
 PyObject *close_device(PyObject *self, PyObject *) {
@@ -155,7 +159,7 @@ PyMethodDef *session_methods() {
                                     method("disown", disown, METH_NOARGS),
                                     method("open_device", open_device, METH_VARARGS),
                                     method("check_device", check_device, METH_NOARGS),
-                                    method("fetched_fault", fetched_fault, METH_NOARGS),
+                                    method("check_fetched", check_fetched, METH_VARARGS),
                                     method("close_device", close_device, METH_NOARGS),
                                     {}};
     return methods;

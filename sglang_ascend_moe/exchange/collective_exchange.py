@@ -258,10 +258,11 @@ class CollectiveExchange:
     def check_replays(self) -> None:
         """Nothing: there are none."""
 
-    def fetch_verdicts(self) -> None:
+    def fetch_verdicts(self) -> int:
         """Nothing, as `check_replays`."""
+        return 0
 
-    def raise_fetched(self) -> None:
+    def raise_fetched(self, _fetched: int) -> None:
         """Nothing, as `check_replays`."""
 
     def close(self) -> None:

@@ -24,6 +24,8 @@ from sglang_ascend_moe.windows.layout import WindowLayout
 if TYPE_CHECKING:
     from sglang_ascend_moe._host_kernels import Call
 
+FETCHES = 8
+"""As EXCHANGE_DEVICE_FETCHES: SGLang has two steps on their way, and prefill instances three."""
 _DISPATCH, _COMBINE = 0, 1
 
 
@@ -36,7 +38,7 @@ class Streams(Protocol):
     def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int) -> None:
         """Puts a dispatch (0) or combine (1) on the stream, in the order of what torch does with `tensors`."""
 
-    def fetch_verdicts(self, like: torch.Tensor, session: int) -> None:
+    def fetch_verdicts(self, like: torch.Tensor, session: int, place: int) -> None:
         """Puts the copy of what launches have found on the stream, in the order of what torch does."""
 
 
@@ -77,6 +79,7 @@ class DeviceSession(NativeSession):
         """
         super().__init__(layout, rank, window_addresses, peer_pidfds, device=device, first_epoch=first_epoch)
         self._streams = torch_streams() if streams is None else streams
+        self._place = 0
         if result := self._native.open_device(cores):
             self._raise(result)
         # The matrix is zeroed in the order of the current stream; the first call may be on another one.
@@ -143,16 +146,23 @@ class DeviceSession(NativeSession):
         if result := self._native.check_device():
             self._raise(result)
 
-    def fetch_verdicts(self) -> None:
-        """Has what launches before it found copied to the host, in the order of the stream, without a wait."""
+    def fetch_verdicts(self) -> int:
+        """Has what launches before it found copied to the host, in the order of the stream, without a wait.
+
+        Returns where to, for `raise_fetched`; at most `FETCHES` are on their way at once.
+        """
         if self.inherited:
             refuse_forked()
-        self._streams.fetch_verdicts(self._matrix, self._native.address)
+        self._place = (self._place + 1) % FETCHES
+        self._streams.fetch_verdicts(self._matrix, self._native.address, self._place)
+        return self._place
 
-    def raise_fetched(self) -> None:
-        """Raises what `fetch_verdicts` has fetched, once an event behind it has been waited for."""
-        if self._native.fetched_fault():
-            self.check_replays()
+    def raise_fetched(self, place: int) -> None:
+        """Raises what was fetched to `place`, once an event behind it has been waited for; waits for nothing."""
+        if self.inherited:
+            refuse_forked()
+        if result := self._native.check_fetched(place):
+            self._raise(result)
 
     def leave(self, result: Result, step: Step, epoch: int) -> None:
         super().leave(result, step, epoch)

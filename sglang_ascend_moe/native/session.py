@@ -179,10 +179,11 @@ class NativeSession:
     def check_replays(self) -> None:
         """Raises what replays of captured launches found wrong: on the host, where calls are waited for, nothing."""
 
-    def fetch_verdicts(self) -> None:
-        """The same in two parts, the first of which waits for nothing: on the host nothing."""
+    def fetch_verdicts(self) -> int:
+        """The same in two parts, neither of which waits: on the host nothing. Returns what the other takes."""
+        return 0
 
-    def raise_fetched(self) -> None:
+    def raise_fetched(self, place: int) -> None:
         """The second part of `fetch_verdicts`."""
 
     def rejoin(self, call: Call) -> None:

@@ -54,8 +54,8 @@ class Cann:
         self.library.exchange_device_capturing.argtypes = [pointer]
         for name in ("ready_dispatch", "ready_combine"):
             getattr(self.library, f"exchange_device_{name}").argtypes = [pointer, pointer, pointer]
-        for name in ("launch", "fetch"):
-            getattr(self.library, f"exchange_device_{name}").argtypes = [pointer, pointer]
+        self.library.exchange_device_launch.argtypes = [pointer, pointer]
+        self.library.exchange_device_fetch.argtypes = [pointer, pointer, u32]
 
     def calls(self) -> list[str]:
         """What was called since the last look."""
@@ -119,9 +119,9 @@ class OneStream:
         assert make(session, call, ctypes.byref(ready)) == 0
         assert library.exchange_device_launch(ctypes.byref(ready), self.stream) == 0
 
-    def fetch_verdicts(self, like: torch.Tensor, session: int) -> None:
+    def fetch_verdicts(self, like: torch.Tensor, session: int, place: int) -> None:
         assert like.dtype == torch.int32
-        assert self.cann.library.exchange_device_fetch(session, self.stream) == 0
+        assert self.cann.library.exchange_device_fetch(session, self.stream, place) == 0
 
 
 def build(folder: Path, headers: Path, compiled: Objects) -> str:

@@ -84,9 +84,9 @@ def wait_and_check(exchange: Exchange, _streams: OneStream) -> None:
 
 def fetch_and_check(exchange: Exchange, streams: OneStream) -> None:
     """As a server does, which waits for its tokens anyway."""
-    exchange.fetch_verdicts()
+    fetched = exchange.fetch_verdicts()
     assert streams.cann.library.aclrtSynchronizeStream(streams.stream) == 0
-    exchange.raise_fetched()
+    exchange.raise_fetched(fetched)
 
 
 Check = Callable[[Exchange, OneStream], None]
@@ -178,6 +178,34 @@ def lose_a_peer_in_a_replay(rank: Rank, library: str, check: Check) -> str | Non
         with pytest.raises((PeerLost, SessionPoisoned), match="rank 1"):
             exchange.run(x, ids, weights, experts)
         return str(lost.value)
+
+
+def fail_after_a_replay(rank: Rank, library: str, check: Check) -> None:
+    """Both have replayed well when rank 1 fails: rank 0 may have got something of it since, by other ways."""
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+        exchange = Exchange.create(rank.group, **OPTIONS)
+        exchange.run(x, ids, weights, repeat_rows(streams))
+        prepared = exchange.prepare(x, ids, weights, repeat_rows(streams), torch.empty_like(x))
+        with streams.cann.capture(streams.stream) as graph:
+            prepared()
+        graph.replay()
+        check(exchange, streams)
+        dist.barrier(rank.group)
+        if rank.rank == 1:
+            with pytest.raises(ArithmeticError), exchange:
+                raise ArithmeticError("no such expert")
+        dist.barrier(rank.group)
+        if rank.rank == 0:
+            with pytest.raises(PeerLost, match="rank 1") as told:
+                check(exchange, streams)
+            assert told.value.rank == 1
+            exchange.close()
+
+
+@in_either_way
+def test_a_rank_is_told_what_another_found_after_its_own_replay(pools, device_library, check):
+    pools.run(2, fail_after_a_replay, device_library, check)
 
 
 def call_after(exchange: Exchange, streams: OneStream) -> None:

@@ -21,8 +21,8 @@ SPREAD = Counter({"allocation": 5, "copy from the host": 3, "copy on the device"
 
 EXCHANGED = Counter(
     {
-        # Two lines, behind the step on the stream on which SGLang copies its tokens: what the launches have found.
-        "copy to the host": 1,
+        # Behind the step, where SGLang copies its tokens: what the launches have found, and what other ranks have told.
+        "copy to the host": 2,
         # Into the window, of what the experts have computed.
         "copy on the device": LAYERS,
     }

@@ -62,7 +62,9 @@ DeviceSession::DeviceSession(ExchangeSession &session, uint32_t cores)
       windows_(session.layout->ranks * sizeof(uint64_t)),
       mailbox_(std::max<uint64_t>(session.layout->mailbox_bytes, EXCHANGE_REFUSAL_BYTES)),
       segments_((cores_ + 1) * sizeof(uint64_t)), staging_(staging_bytes(*session.layout, cores_)),
-      staging_bytes_(staging_bytes(*session.layout, cores_)), verdicts_(WorkspaceBytes(*session.layout, cores_)),
+      staging_bytes_(staging_bytes(*session.layout, cores_)),
+      verdicts_(WorkspaceBytes(*session.layout, cores_), own(session.layout->status), session.rank,
+                session.layout->ranks),
       beside_word_(sizeof(uint64_t)), pidfds_(duplicates(session)) {
     require(aclrtMemcpy(windows_.at(), windows_.bytes(), session.windows, windows_.bytes(), ACL_MEMCPY_HOST_TO_DEVICE),
             "aclrtMemcpy");
@@ -210,25 +212,20 @@ Verdict DeviceSession::launch_and_wait(const ExchangeLaunch &launch) {
     const Verdict verdict = verdicts_.last();
     // What a poisoned session follows from may have been told to a launch that nobody waited for.
     const bool is_explained = verdict.result == EXCHANGE_POISONED && verdicts_.kept_fault().result != EXCHANGE_OK;
-    return is_explained ? take_fault() : verdict;
+    return is_explained ? settle(verdicts_.kept_fault()) : verdict;
 }
 
 Verdict DeviceSession::check() {
     verdicts_.copy(stream_);
     wait();
-    if (verdicts_.kept_fault().result != EXCHANGE_OK)
-        return take_fault();
-    Verdict none = {};
-    none.epoch = verdicts_.last().epoch;
-    return none;
+    return settle(verdicts_.found());
 }
 
-// The fault that has been copied to the host: it is reported once.
-Verdict DeviceSession::take_fault() {
-    const Verdict fault = verdicts_.kept_fault();
-    verdicts_.forget_fault(stream_);
-    synchronise(stream_);
-    return fault;
+// A fault is reported once; one that another rank has told stays where it is told, for the session is lost.
+Verdict DeviceSession::settle(const Verdict &found) {
+    if (found.result != EXCHANGE_OK)
+        verdicts_.forget_fault(stream_);
+    return found;
 }
 
 // Every wait of a kernel has a deadline, and so this has one.

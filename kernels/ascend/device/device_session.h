@@ -61,9 +61,12 @@ class DeviceSession {
     ascend_kernels::Verdict combine(const ExchangeCombine &call, bool only_meet);
     ascend_kernels::Verdict announce(uint32_t kind, const uint8_t *block, uint32_t bytes, uint32_t tokens,
                                      uint32_t error, int64_t detail);
-    // Waits. The first fault of launches that nobody waited for, since the last look; else only an epoch.
+    // Waits. The first fault of launches that nobody waited for, since the last look, or what another rank has told;
+    // else only an epoch.
     ascend_kernels::Verdict check();
-    const Verdicts &verdicts() const { return verdicts_; }
+    // The same of what a fetch has brought.
+    ascend_kernels::Verdict fetched(uint32_t place) { return settle(verdicts_.fetched(place)); }
+    void fetch_verdicts(aclrtStream stream, uint32_t place) { verdicts_.fetch(stream, place); }
 
     // Copies to the host what earlier work on the stream has written on the device.
     void fetch(void *to, uint64_t from, uint64_t bytes);
@@ -87,7 +90,7 @@ class DeviceSession {
     std::vector<uint32_t> count_routed(const ExchangeDispatch &call);
     uint64_t use_segments(const std::vector<uint64_t> &segments);
     ascend_kernels::Verdict launch_and_wait(const ExchangeLaunch &launch);
-    ascend_kernels::Verdict take_fault();
+    ascend_kernels::Verdict settle(const ascend_kernels::Verdict &found);
     void wait();
     void note_ended(uint32_t peer);
     uint64_t read_status(uint32_t source);

@@ -217,12 +217,16 @@ int fetch_blocks(ExchangeSession &session, DeviceSession &device, ExchangePlan &
     return EXCHANGE_OK;
 }
 
-// Replays have begun exchanges that no call has; a combine, which ends them, ends with its sums.
-void follow_replays(ExchangeSession &session, uint64_t epoch) {
-    if (epoch > session.epoch) {
-        session.epoch = epoch;
+// What was found of replays, which have begun exchanges that no call has; a combine, which ends them, ends with its
+// sums.
+int conclude_replays(ExchangeSession &session, DeviceSession &device, const Verdict &found) {
+    if (found.result != EXCHANGE_OK)
+        return conclude(session, device, found);
+    if (found.epoch > session.epoch) {
+        session.epoch = found.epoch;
         session.step = EXCHANGE_STEP_REDUCE;
     }
+    return EXCHANGE_OK;
 }
 
 } // namespace
@@ -384,33 +388,24 @@ int exchange_device_capturing(void *stream) {
 }
 
 int exchange_device_check(ExchangeSession *session) {
-    return guarded(session, [=](DeviceSession &device) {
-        const Verdict fault = device.check();
-        if (fault.result != EXCHANGE_OK)
-            return conclude(*session, device, fault);
-        follow_replays(*session, fault.epoch);
-        return static_cast<int>(EXCHANGE_OK);
-    });
+    return guarded(session, [=](DeviceSession &device) { return conclude_replays(*session, device, device.check()); });
 }
 
-int exchange_device_fetch(ExchangeSession *session, void *stream) {
-    const DeviceSession *device = find(session);
-    if (device == nullptr)
+int exchange_device_fetch(ExchangeSession *session, void *stream, uint32_t place) {
+    // Held until the copy is on the stream, which an ending session waits for.
+    const std::lock_guard lock(sessions_mutex);
+    const auto found = sessions.find(session);
+    if (found == sessions.end())
         return 0;
     try {
-        device->verdicts().fetch(stream);
+        found->second->fetch_verdicts(stream, place);
         return 0;
     } catch (const ascend_device::RuntimeRefused &refused) {
         return refused.code;
     }
 }
 
-int exchange_device_fetched(ExchangeSession *session) {
-    const DeviceSession *device = find(session);
-    if (device == nullptr)
-        return 0;
-    if (device->verdicts().fetched_fault())
-        return 1;
-    follow_replays(*session, device->verdicts().fetched_epoch());
-    return 0;
+int exchange_device_fetched(ExchangeSession *session, uint32_t place) {
+    return guarded(session,
+                   [=](DeviceSession &device) { return conclude_replays(*session, device, device.fetched(place)); });
 }

@@ -41,11 +41,12 @@ void launch(at::TensorList tensors, int64_t kernel, int64_t session, int64_t cal
                                           [ready, stream]() -> int { return exchange_device_launch(&ready, stream); });
 }
 
-// Copies what launches have found to the host, in the order of the current stream; nobody waits.
-void fetch_verdicts(const at::Tensor &like, int64_t session) {
+// Copies what launches have found to a place on the host, in the order of the current stream; nobody waits.
+void fetch_verdicts(const at::Tensor &like, int64_t session, int64_t place) {
     const auto stream = c10_npu::getCurrentNPUStream(like.device().index()).stream(false);
-    at_npu::native::OpCommand::RunOpApiV2(
-        "moe_verdicts", [session, stream]() -> int { return exchange_device_fetch(session_at(session), stream); });
+    at_npu::native::OpCommand::RunOpApiV2("moe_verdicts", [session, stream, place]() -> int {
+        return exchange_device_fetch(session_at(session), stream, static_cast<uint32_t>(place));
+    });
 }
 
 } // namespace
@@ -54,7 +55,7 @@ void fetch_verdicts(const at::Tensor &like, int64_t session) {
 TORCH_LIBRARY(sglang_ascend_moe, library) {
     library.def("use_stream(Tensor like, int session) -> bool");
     library.def("launch(Tensor[] tensors, int kernel, int session, int call) -> ()");
-    library.def("fetch_verdicts(Tensor like, int session) -> ()");
+    library.def("fetch_verdicts(Tensor like, int session, int place) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(sglang_ascend_moe, PrivateUse1, library) {

@@ -19,17 +19,20 @@ class WatchedExchange:
         self.asked: list[str] = []
         self.fault: PeerLost | None = None
 
-    def fetch_verdicts(self) -> None:
+    def fetch_verdicts(self) -> int:
         self.asked.append("fetch")
+        return 5
 
-    def raise_fetched(self) -> None:
+    def raise_fetched(self, place: int) -> None:
+        assert place == 5
         self.asked.append("look")
         if self.fault is not None:
             raise self.fault
 
     def check_replays(self) -> None:
         self.asked.append("wait")
-        self.raise_fetched()
+        if self.fault is not None:
+            raise self.fault
 
 
 class Result:
@@ -53,6 +56,9 @@ def exchange(monkeypatch) -> Iterator[WatchedExchange]:
     replay_verdicts._replays.pending = False
 
 
+OVERLAPPING, WITHOUT_OVERLAP = SimpleNamespace(enable_overlap=True), SimpleNamespace(enable_overlap=False)
+
+
 def copy(result: Result) -> None:
     replay_verdicts.copy_with_tokens(Result.copy_to_cpu, result)
 
@@ -63,7 +69,7 @@ def test_what_a_replay_found_is_fetched_before_the_event_and_looked_at_behind_it
     copy(result)
     assert exchange.asked == ["fetch", "tokens copied"]
     assert result.copy_done.query() is True
-    replay_verdicts.check_uncopied(None, None, result)
+    replay_verdicts.check_uncopied(OVERLAPPING, None, result)
     result.copy_done.synchronize()
     assert exchange.asked == ["fetch", "tokens copied", "event", "look"]
 
@@ -81,7 +87,7 @@ def test_a_step_without_replays_is_left_as_it_is(exchange):
     result = Result(exchange.asked)
     before = result.copy_done
     copy(result)
-    replay_verdicts.check_uncopied(None, None, result)
+    replay_verdicts.check_uncopied(WITHOUT_OVERLAP, None, result)
     assert result.copy_done is before
     assert exchange.asked == ["tokens copied"]
 
@@ -99,6 +105,15 @@ def test_without_overlap_a_replay_is_waited_for_before_its_tokens_are_read(excha
     replay_verdicts.note_replay()
     result = Result(exchange.asked, overlap=False)
     with pytest.raises(PeerLost):
-        replay_verdicts.check_uncopied(None, None, result)
-    replay_verdicts.check_uncopied(None, None, result)
-    assert exchange.asked == ["wait", "look"]
+        replay_verdicts.check_uncopied(WITHOUT_OVERLAP, None, result)
+    replay_verdicts.check_uncopied(WITHOUT_OVERLAP, None, result)
+    assert exchange.asked == ["wait"]
+
+
+def test_a_step_that_is_sampled_later_is_looked_at_when_its_tokens_are_copied(exchange):
+    """With overlap, the result before it is processed in between."""
+    replay_verdicts.note_replay()
+    replay_verdicts.check_uncopied(OVERLAPPING, None, Result(exchange.asked, overlap=False))
+    assert exchange.asked == []
+    copy(Result(exchange.asked))
+    assert exchange.asked == ["fetch", "tokens copied"]
