@@ -53,7 +53,7 @@ FEATURES = (
     Feature("rows with checksums", "exchange/test_corruption.py", REFUSED),
     Feature("the schedule `collective`", "serving/test_schedules.py", REFUSED),
     Feature("experts in bfloat16 and float16", "serving/worker/test_layer.py", "serving/npu/test_experts.py"),
-    Feature("experts in W8A8 and W4A8", REFUSED, "serving/test_quantised_npu_servers.py"),
+    Feature("experts in W8A8 and W4A8", "serving/test_quantised_hosts.py", "serving/test_quantised_npu_servers.py"),
     Feature("[six model families](models.md)", "serving/test_families.py"),
     Feature("images", "serving/test_images.py"),
     Feature("redundant experts, EPLB", "serving/test_redundant_experts.py"),
