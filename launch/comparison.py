@@ -74,7 +74,7 @@ def compare(expected: Answer, found: Answer, tolerance: Tolerance) -> Comparison
     """Compare `found` with `expected` under the rule above, token by token."""
     largest = 0.0
     for position, (token, other) in enumerate(zip(expected.tokens, found.tokens, strict=False)):
-        difference = _logprob_difference(expected.candidates[position], found.candidates[position])
+        difference = logprob_difference(expected.candidates[position], found.candidates[position])
         largest = max(largest, difference)
         behind = expected.behind_best(position, other)
         if other != token and behind > tolerance.margin:
@@ -91,7 +91,7 @@ def compare(expected: Answer, found: Answer, tolerance: Tolerance) -> Comparison
     return Comparison(len(expected.tokens), None, largest, "")
 
 
-def _logprob_difference(expected: list[Candidate], found: list[Candidate]) -> float:
+def logprob_difference(expected: list[Candidate], found: list[Candidate]) -> float:
     """Largest difference between the logprobs of the two best expected candidates and those of the same tokens found.
 
     A token that is missing among those found counts with the logprob of the last of them, which is an upper bound.

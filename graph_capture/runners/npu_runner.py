@@ -16,6 +16,7 @@ from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.exchange.observation import graphs
 from sglang_ascend_moe.graph_capture.agreement import check_together, require_same
+from sglang_ascend_moe.graph_capture.runners import replay_verdicts
 from sglang_ascend_moe.graph_capture.runners.eager import refused_drafts, refused_steps, switched_off
 from sglang_ascend_moe.serving.options import options_of
 from sglang_ascend_moe.serving.worker import layer, lockstep
@@ -55,7 +56,7 @@ def prepare_capture(runner: Any) -> None:
 
     Raises `CaptureRefused` on every rank if the batch sizes differ.
     """
-    exchanges = _exchanges()
+    exchanges = layer.exchanges()
     if not exchanges:
         return
     from sglang.srt.runtime_context import get_parallel
@@ -79,7 +80,7 @@ def capture_bucket(
     Within them the MoE layer takes the form that a graph can hold. Raises `CaptureRefused` on every rank for a step
     that cannot be captured, and for windows that no exchange has used yet.
     """
-    exchanges = _exchanges()
+    exchanges = layer.exchanges()
     if not exchanges:
         return original(backend, shape_key, forward_fn, capture_inputs, post_warmup_hook)
     for exchange in exchanges:
@@ -104,7 +105,7 @@ def capture_bucket(
 
 
 def replay(original: Callable[..., Any], runner: Any, forward_batch: Any, pp_proxy_tensors: Any = None) -> Any:
-    """Around `NPUGraphRunner.execute`, which is one replay: no token of a failed step is sampled."""
+    """Around `NPUGraphRunner.execute`, which is one replay."""
     return _replayed(original, runner, forward_batch, pp_proxy_tensors)
 
 
@@ -123,10 +124,8 @@ def replay_draft_extend(original: Callable[..., Any], runner: Any, forward_batch
 
 def _replayed(execute: Callable[..., Any], *arguments: Any) -> Any:
     graphs.replays += 1
-    result = execute(*arguments)
-    for exchange in _exchanges():
-        exchange.check_replays()
-    return result
+    replay_verdicts.note_replay()
+    return execute(*arguments)
 
 
 def warm(exchange: ExpertExchange, device: torch.device) -> None:
@@ -145,14 +144,6 @@ def warm(exchange: ExpertExchange, device: torch.device) -> None:
         torch.zeros(tokens, parameters.topk, device=device),
         lambda _rows: None,
     )
-
-
-def _exchanges() -> list[ExpertExchange]:
-    """The open exchanges of this process; none without `--ascend-moe`."""
-    serving = layer.serving()
-    if serving is None:
-        return []
-    return list(serving.exchanges.values())
 
 
 def _shown(shape_key: Any) -> str:

@@ -1,6 +1,6 @@
 """What is changed in the runners of SGLang that capture and replay decode steps. One row a hook, with its reason."""
 
-from sglang_ascend_moe.graph_capture.runners import host_decode, npu_runner
+from sglang_ascend_moe.graph_capture.runners import host_decode, npu_runner, replay_verdicts
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, Where, host_hook
 
 SRT = "sglang.srt"
@@ -58,8 +58,21 @@ HOOKS: tuple[Hook, ...] = (
         f"{SRT}.hardware_backend.npu.graph_runner.npu_graph_runner.NPUGraphRunner.execute",
         HookKind.AROUND,
         npu_runner.replay,
-        "what a replayed exchange found wrong is raised before tokens are sampled; replays are counted for the server's"
-        " state",
+        "replays are counted for the server's state, and what their exchanges found has to be looked at",
+        Where.NPU,
+    ),
+    Hook(
+        f"{SRT}.managers.utils.GenerationBatchResult.copy_to_cpu",
+        HookKind.AROUND,
+        replay_verdicts.copy_with_tokens,
+        "no token of a failed step may leave, and so what its exchanges found comes to the host with its tokens",
+        Where.NPU,
+    ),
+    Hook(
+        f"{SRT}.managers.scheduler.Scheduler.process_batch_result",
+        HookKind.BEFORE,
+        replay_verdicts.check_uncopied,
+        "without overlap SGLang reads tokens without copying them first, and what exchanges found is waited for",
         Where.NPU,
     ),
     Hook(

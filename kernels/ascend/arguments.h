@@ -1,4 +1,5 @@
-// What a kernel receives, in global memory at a fixed address, and what it leaves there. No NPU has run these kernels.
+// What a kernel receives, by value as part of its launch, and what it leaves in global memory. No NPU has run these
+// kernels.
 //
 // A captured launch replays with the same arguments for ever: epochs and slots are therefore not in here but in the
 // window, where the kernels advance them.
@@ -23,6 +24,7 @@ struct KernelArguments {
     ExchangeLayout layout;
     uint64_t windows;        // [ranks] addresses of the windows as this device sees them
     uint64_t workspace;      // of WorkspaceBytes(layout, cores)
+    uint64_t fault;          // a line that keeps the first fault of launches nobody waits for; 0: somebody does
     uint64_t timeout_cycles; // of each wait
     uint32_t rank;
     uint32_t reserved;

@@ -7,8 +7,8 @@ namespace {
 
 class Combine {
   public:
-    __aicore__ inline void Run(GM_ADDR address) {
-        LoadArguments(arguments_, address);
+    __aicore__ inline void Run(const CombineArguments &arguments) {
+        arguments_ = arguments;
         control_.Init(pipe_, arguments_.common);
         const ExchangeLayout &layout = control_.layout();
         part_ = {arguments_.slot, arguments_.part};
@@ -172,7 +172,7 @@ class Combine {
 } // namespace ascend_kernels
 
 #ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
-extern "C" __global__ __aicore__ void moe_combine(GM_ADDR arguments) {
+extern "C" __global__ __aicore__ void moe_combine(ascend_kernels::CombineArguments arguments) {
     ascend_kernels::Combine combine;
     combine.Run(arguments);
 }

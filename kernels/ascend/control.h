@@ -84,23 +84,9 @@ class Control {
 
     // A verdict at an offset of the workspace. Others may load it after a barrier of MTE3 and SyncAll.
     __aicore__ inline void StoreVerdict(uint64_t offset, const Verdict &verdict) {
-        const auto line = unit_.Get<uint64_t>();
-        for (uint32_t word = 0; word < line_words; ++word)
-            line.SetValue(word, GetWord(verdict, word));
-        Order<HardEvent::S_MTE3>();
-        Store(Global<uint64_t>(arguments_->workspace + offset), line, line_words);
-        Order<HardEvent::MTE3_S>();
+        StoreLine(arguments_->workspace + offset, verdict);
     }
-    __aicore__ inline Verdict LoadVerdict(uint64_t offset) {
-        Verdict verdict;
-        const auto line = unit_.Get<uint64_t>();
-        Order<HardEvent::S_MTE2>();
-        Load(line, Global<uint64_t>(arguments_->workspace + offset), line_words);
-        Order<HardEvent::MTE2_S>();
-        for (uint32_t word = 0; word < line_words; ++word)
-            SetWord(verdict, word, line.GetValue(word));
-        return verdict;
-    }
+    __aicore__ inline Verdict LoadVerdict(uint64_t offset) { return LoadLine(arguments_->workspace + offset); }
     // What all cores together found in `stage`; the same on every core.
     __aicore__ inline Verdict MergeVerdicts(uint32_t stage) {
         LoadLines(verdicts_.Get<uint64_t>(), arguments_->workspace + VerdictOffset(stage, 0, cores()), cores());
@@ -121,6 +107,10 @@ class Control {
         if (Poisons(verdict.result))
             PushStatus(verdict);
         StoreVerdict(0, verdict);
+        // What later launches find follows from the first.
+        if (arguments_->fault != 0 && verdict.result != EXCHANGE_OK &&
+            LoadLine(arguments_->fault).result == EXCHANGE_OK)
+            StoreLine(arguments_->fault, verdict);
     }
 
     // A session that failed before is not used again.
@@ -182,6 +172,24 @@ class Control {
         unit.SetValue(2, third);
         unit.SetValue(3, 0);
         Order<HardEvent::S_MTE3>();
+    }
+    __aicore__ inline void StoreLine(uint64_t address, const Verdict &verdict) {
+        const auto line = unit_.Get<uint64_t>();
+        for (uint32_t word = 0; word < line_words; ++word)
+            line.SetValue(word, GetWord(verdict, word));
+        Order<HardEvent::S_MTE3>();
+        Store(Global<uint64_t>(address), line, line_words);
+        Order<HardEvent::MTE3_S>();
+    }
+    __aicore__ inline Verdict LoadLine(uint64_t address) {
+        Verdict verdict;
+        const auto line = unit_.Get<uint64_t>();
+        Order<HardEvent::S_MTE2>();
+        Load(line, Global<uint64_t>(address), line_words);
+        Order<HardEvent::MTE2_S>();
+        for (uint32_t word = 0; word < line_words; ++word)
+            SetWord(verdict, word, line.GetValue(word));
+        return verdict;
     }
     // The first `bytes` of each of `count` lines into a unit of its own.
     __aicore__ inline void LoadLines(const LocalTensor<uint64_t> &to, uint64_t address, uint32_t count,

@@ -9,8 +9,8 @@ namespace {
 
 class Dispatch {
   public:
-    __aicore__ inline void Run(GM_ADDR address) {
-        LoadArguments(arguments_, address);
+    __aicore__ inline void Run(const DispatchArguments &arguments) {
+        arguments_ = arguments;
         control_.Init(pipe_, arguments_.common);
         routing_.Init(pipe_, arguments_);
         counts_.Init(pipe_, control_, arguments_);
@@ -171,7 +171,7 @@ class Dispatch {
 } // namespace ascend_kernels
 
 #ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
-extern "C" __global__ __aicore__ void moe_dispatch(GM_ADDR arguments) {
+extern "C" __global__ __aicore__ void moe_dispatch(ascend_kernels::DispatchArguments arguments) {
     ascend_kernels::Dispatch dispatch;
     dispatch.Run(arguments);
 }

@@ -1,4 +1,4 @@
-// Small things that every kernel here needs: order between pipes, arguments, and a core's share of the work.
+// Small things that every kernel here needs: order between pipes, and a core's share of the work.
 #pragma once
 
 #include "kernel_operator.h"
@@ -28,14 +28,6 @@ template <class T> __aicore__ inline uint64_t GetWord(const T &object, uint32_t 
     uint64_t word;
     __builtin_memcpy(&word, reinterpret_cast<const char *>(&object) + index * sizeof word, sizeof word);
     return word;
-}
-
-// Arguments do not change while a kernel runs: the scalar cache may hold them.
-template <class T> __aicore__ inline void LoadArguments(T &arguments, GM_ADDR address) {
-    static_assert(sizeof(T) % sizeof(uint64_t) == 0, "arguments are read in words");
-    const auto words = Global<uint64_t>(reinterpret_cast<uint64_t>(address));
-    for (uint32_t word = 0; word < sizeof(T) / sizeof(uint64_t); ++word)
-        SetWord(arguments, word, words.GetValue(word));
 }
 
 struct Share {

@@ -9,7 +9,7 @@
 
 #include "exchange.h"
 
-#define EXCHANGE_DEVICE_ABI_VERSION 1u
+#define EXCHANGE_DEVICE_ABI_VERSION 2u
 
 // The cause of an EXCHANGE_PEER_FAILED of this rank: CANN refused a call, and its words are in session.refusal.
 #define EXCHANGE_CAUSE_RUNTIME 255u
@@ -19,19 +19,21 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-// A call whose arguments are ready: everything that a launch does not have to do. Valid until it has been launched.
+#define EXCHANGE_DEVICE_ARGUMENT_WORDS 40
+
+// A kernel with its arguments, which travel with it: it may be copied, launched and captured any number of times.
 typedef struct ExchangeLaunch {
-    void *block;     // where the arguments lie, of the library
     uint32_t kernel; // of the library
-    uint32_t reserved;
+    uint32_t cores;
+    uint64_t arguments[EXCHANGE_DEVICE_ARGUMENT_WORDS];
 } ExchangeLaunch;
 
 uint32_t exchange_device_abi_version(void);
 
-// Everything that launches of `session` need, on the device that the calling thread uses: table of windows, workspace,
-// arguments of up to `launches` launches that wait or have been captured. `cores`: vector cores to run on, 0 for all.
-// Not while a stream is captured. Returns EXCHANGE_OK, or EXCHANGE_PEER_FAILED with the fault in `session`.
-int exchange_device_open(ExchangeSession *session, uint32_t cores, uint32_t launches);
+// Everything that launches of `session` need, on the device that the calling thread uses: table of windows, workspace.
+// `cores`: vector cores to run on, 0 for all. Not while a stream is captured. Returns EXCHANGE_OK, or
+// EXCHANGE_PEER_FAILED with the fault in `session`.
+int exchange_device_open(ExchangeSession *session, uint32_t cores);
 
 // Ends the watch over peers and gives the memory back; graphs that hold launches of the session must be gone.
 void exchange_device_close(ExchangeSession *session);
@@ -40,9 +42,9 @@ void exchange_device_close(ExchangeSession *session);
 // return once they have been put on it, with slot 0, epoch 0 and total 0; only with one slot.
 void exchange_device_use_stream(ExchangeSession *session, void *stream, uint32_t deferred);
 
-// Readies a call, and puts a ready one on a stream. exchange_device_launch neither waits nor allocates, and reads
-// nothing of the session or of the call that later calls could change; it may run on another thread, in the order of
-// the stream. Returns 0, or what CANN returned.
+// Readies a call that nobody will wait for, and puts a ready one on a stream, as one task. exchange_device_launch
+// neither waits nor allocates, and reads nothing of the session or of the call; it may run on another thread, in the
+// order of the stream. Returns 0, or what CANN returned.
 int exchange_device_ready_dispatch(ExchangeSession *session, const ExchangeDispatch *call, ExchangeLaunch *launch);
 int exchange_device_ready_combine(ExchangeSession *session, const ExchangeCombine *call, ExchangeLaunch *launch);
 int exchange_device_launch(const ExchangeLaunch *launch, void *stream);
@@ -53,6 +55,12 @@ int exchange_device_capturing(void *stream);
 // Waits for everything that was put on the stream of `session`, replays of captured launches included. EXCHANGE_OK, or
 // the first fault that a launch found since the last check, in `session` as a call would leave it.
 int exchange_device_check(ExchangeSession *session);
+
+// The same without a wait, in two parts. exchange_device_fetch puts a copy of what launches before it have found on
+// `stream`; it may run on another thread, and returns 0 or what CANN returned. Once the host knows that the copy has
+// been made, exchange_device_fetched returns 1 if there is a fault that exchange_device_check would report, or else 0.
+int exchange_device_fetch(ExchangeSession *session, void *stream);
+int exchange_device_fetched(ExchangeSession *session);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

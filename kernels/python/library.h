@@ -27,6 +27,7 @@ struct Functions {
     // Null but in a library for a device.
     decltype(&exchange_device_open) device_open;
     decltype(&exchange_device_check) device_check;
+    decltype(&exchange_device_fetched) device_fetched;
     decltype(&exchange_device_close) device_close;
 };
 

@@ -116,18 +116,23 @@ bool is_on_device(const Session &session) {
     return session.functions.device_open != nullptr;
 }
 
-// open_device(cores, launches)
+// open_device(cores)
 PyObject *open_device(PyObject *self, PyObject *arguments) {
     auto &session = value_of<Session>(self);
-    unsigned int cores, launches;
-    if (!PyArg_ParseTuple(arguments, "II", &cores, &launches) || !is_on_device(session))
+    unsigned int cores;
+    if (!PyArg_ParseTuple(arguments, "I", &cores) || !is_on_device(session))
         return nullptr;
-    return result_of(run(session, session.functions.device_open, cores, launches));
+    return result_of(run(session, session.functions.device_open, cores));
 }
 
 PyObject *check_device(PyObject *self, PyObject *) {
     auto &session = value_of<Session>(self);
     return is_on_device(session) ? result_of(run(session, session.functions.device_check)) : nullptr;
+}
+
+PyObject *fetched_fault(PyObject *self, PyObject *) {
+    auto &session = value_of<Session>(self);
+    return is_on_device(session) ? PyBool_FromLong(session.functions.device_fetched(&session.native)) : nullptr;
 }
 
 PyObject *close_device(PyObject *self, PyObject *) {
@@ -150,6 +155,7 @@ PyMethodDef *session_methods() {
                                     method("disown", disown, METH_NOARGS),
                                     method("open_device", open_device, METH_VARARGS),
                                     method("check_device", check_device, METH_NOARGS),
+                                    method("fetched_fault", fetched_fault, METH_NOARGS),
                                     method("close_device", close_device, METH_NOARGS),
                                     {}};
     return methods;

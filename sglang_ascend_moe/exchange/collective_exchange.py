@@ -258,6 +258,12 @@ class CollectiveExchange:
     def check_replays(self) -> None:
         """Nothing: there are none."""
 
+    def fetch_verdicts(self) -> None:
+        """Nothing, as `check_replays`."""
+
+    def raise_fetched(self) -> None:
+        """Nothing, as `check_replays`."""
+
     def close(self) -> None:
         """Give up the exchange. The group stays the caller's."""
         self._poison = "it was closed"

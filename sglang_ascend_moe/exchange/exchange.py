@@ -216,6 +216,18 @@ class Exchange:
         """
         self._steps.session.check_replays()
 
+    def fetch_verdicts(self) -> None:
+        """`check_replays` without a wait of its own, in two parts: this one puts a copy on the current stream.
+
+        It is put behind the replays and before an event that the caller waits for anyway. `raise_fetched` follows.
+        Nothing on the host.
+        """
+        self._steps.session.fetch_verdicts()
+
+    def raise_fetched(self) -> None:
+        """Raises what replays before the last `fetch_verdicts` found wrong; the event behind it has been waited for."""
+        self._steps.session.raise_fetched()
+
     def prepare(
         self,
         x: torch.Tensor,

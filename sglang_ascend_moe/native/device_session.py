@@ -1,7 +1,8 @@
 """Sessions whose windows and tensors lie on an Ascend device (`kernels/include/exchange_device.h`), never run on one.
 
 A call made outside a capture waits for its verdict, as on the host. Within the capture of a device graph calls are only
-put on the stream; what replays of them found is looked at by `check_replays`, before anything uses their results.
+put on the stream; what replays of them found is looked at by `check_replays`, or by `fetch_verdicts` and then
+`raise_fetched`, before anything uses their results.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from sglang_ascend_moe.windows.layout import WindowLayout
 if TYPE_CHECKING:
     from sglang_ascend_moe._host_kernels import Call
 
-LAUNCHES = 8192
-"""Launches that may be captured: two for each layer of each graph. Each takes about 1 KiB of HBM and of host memory."""
 _DISPATCH, _COMBINE = 0, 1
 
 
@@ -36,6 +35,9 @@ class Streams(Protocol):
 
     def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int) -> None:
         """Puts a dispatch (0) or combine (1) on the stream, in the order of what torch does with `tensors`."""
+
+    def fetch_verdicts(self, like: torch.Tensor, session: int) -> None:
+        """Puts the copy of what launches have found on the stream, in the order of what torch does."""
 
 
 @cache
@@ -75,7 +77,7 @@ class DeviceSession(NativeSession):
         """
         super().__init__(layout, rank, window_addresses, peer_pidfds, device=device, first_epoch=first_epoch)
         self._streams = torch_streams() if streams is None else streams
-        if result := self._native.open_device(cores, LAUNCHES):
+        if result := self._native.open_device(cores):
             self._raise(result)
         # The matrix is zeroed in the order of the current stream; the first call may be on another one.
         self.check_replays()
@@ -140,6 +142,17 @@ class DeviceSession(NativeSession):
         self._enter()
         if result := self._native.check_device():
             self._raise(result)
+
+    def fetch_verdicts(self) -> None:
+        """Has what launches before it found copied to the host, in the order of the stream, without a wait."""
+        if self.inherited:
+            refuse_forked()
+        self._streams.fetch_verdicts(self._matrix, self._native.address)
+
+    def raise_fetched(self) -> None:
+        """Raises what `fetch_verdicts` has fetched, once an event behind it has been waited for."""
+        if self._native.fetched_fault():
+            self.check_replays()
 
     def leave(self, result: Result, step: Step, epoch: int) -> None:
         super().leave(result, step, epoch)

@@ -179,6 +179,12 @@ class NativeSession:
     def check_replays(self) -> None:
         """Raises what replays of captured launches found wrong: on the host, where calls are waited for, nothing."""
 
+    def fetch_verdicts(self) -> None:
+        """The same in two parts, the first of which waits for nothing: on the host nothing."""
+
+    def raise_fetched(self) -> None:
+        """The second part of `fetch_verdicts`."""
+
     def rejoin(self, call: Call) -> None:
         """The rendezvous before another combine: afterwards no rank reads this one's expert outputs any more."""
         if result := call.rejoin():

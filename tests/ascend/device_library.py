@@ -33,7 +33,7 @@ pointer, u32 = ctypes.c_void_p, ctypes.c_uint32
 
 
 class Launch(ctypes.Structure):
-    _fields_ = [("block", pointer), ("kernel", u32), ("reserved", u32)]
+    _fields_ = [("kernel", u32), ("cores", u32), ("arguments", ctypes.c_uint64 * 40)]
 
 
 class Cann:
@@ -54,7 +54,8 @@ class Cann:
         self.library.exchange_device_capturing.argtypes = [pointer]
         for name in ("ready_dispatch", "ready_combine"):
             getattr(self.library, f"exchange_device_{name}").argtypes = [pointer, pointer, pointer]
-        self.library.exchange_device_launch.argtypes = [pointer, pointer]
+        for name in ("launch", "fetch"):
+            getattr(self.library, f"exchange_device_{name}").argtypes = [pointer, pointer]
 
     def calls(self) -> list[str]:
         """What was called since the last look."""
@@ -117,6 +118,10 @@ class OneStream:
         make = library.exchange_device_ready_combine if kernel else library.exchange_device_ready_dispatch
         assert make(session, call, ctypes.byref(ready)) == 0
         assert library.exchange_device_launch(ctypes.byref(ready), self.stream) == 0
+
+    def fetch_verdicts(self, like: torch.Tensor, session: int) -> None:
+        assert like.dtype == torch.int32
+        assert self.cann.library.exchange_device_fetch(session, self.stream) == 0
 
 
 def build(folder: Path, headers: Path, compiled: Objects) -> str:

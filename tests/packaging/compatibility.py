@@ -14,10 +14,8 @@ from tests.packaging.source_tree import ROOT
 PAGE = ROOT / "docs" / "compatibility.md"
 INTRODUCTION = """# Compatibility
 
-A host runs what needs no NPU, an emulated NPU a part of it; **no NPU has run anything.**
+A host runs what needs no NPU, an [emulated NPU](ascend.md#emulated-npus) a part of it; **no NPU has run anything.**
 `python -m tests.packaging.compatibility` writes this page from tests and [what is refused](sglang.md#not-supported).
-The emulated NPU is a device of torch on a host (`tests/npu`): Ascend kernels run on their [model](ascend-kernels.md),
-operators on the CPU.
 
 """
 YES, NO, NEVER = "yes", "no", "never run"
@@ -73,6 +71,7 @@ FEATURES = (
         "serving/test_emulated_npu_drafts.py",
     ),
     Feature("trees of drafts", "serving/test_speculation.py", REFUSED),
+    Feature("drafts of prefill and decode instances", "launch/disagg/test_deployed_drafts.py"),
     Feature("several machines", flag="--nnodes"),
     Feature("context parallelism", flag="--attn-cp-size"),
     Feature("pipeline parallelism", flag="--pp-size"),

@@ -25,6 +25,7 @@ OTHERS = {
     ("launch/tiny_model/tokenizer.py", "ValueError"),
     ("sglang_ascend_moe/serving/host/unnamed_memory.py", "FileNotFoundError"),
     ("sglang_ascend_moe/serving/launcher/request_checks.py", "ValueError"),
+    ("sglang_ascend_moe/serving/launcher/sampled_drafts.py", "ValueError"),
 }
 ENDS = {"SystemExit"}
 # What a `raise` without words of its own passes on, all of it read elsewhere: see `messages`.

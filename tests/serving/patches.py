@@ -98,6 +98,29 @@ def _only_rows(form):
     return lambda block, hidden_states, forward_batch=None, *_, **__: form(block, hidden_states, forward_batch)
 
 
+def keep_router_weights() -> None:
+    """One NPU sums the rows of experts by weights in float32, as we do across ranks; SGLang rounds them there."""
+    from sglang.srt.layers.moe.token_dispatcher.ascend_tp import AscendTPDispatcher
+
+    dispatch = AscendTPDispatcher.dispatch
+
+    def kept(dispatcher, hidden_states, topk_output):
+        dispatched = dispatch(dispatcher, hidden_states, topk_output)._replace(topk_weights=topk_output.topk_weights)
+        dispatcher._dispatch_output = dispatched
+        return dispatched
+
+    AscendTPDispatcher.dispatch = kept
+
+
+def name_scoring_function() -> None:
+    """The routers of GLM4-MoE name the function that they score experts with."""
+    import functools
+
+    from sglang.srt.models import glm4_moe
+
+    glm4_moe.TopK = functools.partial(glm4_moe.TopK, scoring_func="sigmoid")
+
+
 def draft_once_more() -> None:
     """Rank 1 runs its draft model once more than the others, from its fifth draft on."""
     from sglang.srt.runtime_context import get_parallel
@@ -184,20 +207,10 @@ def take_replayed_steps_again() -> None:
 
 def activate_as_an_npu() -> None:
     """Experts of the host round what they activate once, as the operator of an NPU does."""
-    import functools
-
-    from sglang_ascend_moe.serving.worker import layer
+    from sglang_ascend_moe.serving.worker import host_experts
     from tests.npu.operators.experts import swiglu
 
-    open_exchanges = layer.open_exchanges
-
-    @functools.wraps(open_exchanges)
-    def opened(*arguments, **keywords):
-        open_exchanges(*arguments, **keywords)
-        activations = layer._serving.activations | {"silu": lambda rows: swiglu(rows, -1)}
-        layer._serving = layer._serving._replace(activations=activations)
-
-    layer.open_exchanges = opened
+    host_experts.activation_of = lambda _layer: lambda rows: swiglu(rows, -1)
 
 
 def compute_with_the_ascend_runner() -> None:
@@ -300,6 +313,123 @@ def use_blocks_of_step3p5() -> None:
     _replace_blocks_of_qwen3(block)
 
 
+def use_blocks_of_gpt_oss() -> None:
+    """Layers of Qwen3-MoE have the MoE blocks of gpt-oss: a limited SwiGLU with alpha, biases of experts and router."""
+    from types import SimpleNamespace
+
+    import torch
+    from sglang.srt.layers.moe import fused_moe_native
+    from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
+    from sglang.srt.models.gpt_oss import GptOssSparseMoeBlock
+
+    # What a compiler makes of it takes longer to make than this test.
+    fused_moe_native.swiglu_gpt_oss_sigmoid_alpha = fused_moe.swiglu_gpt_oss_sigmoid_alpha._torchdynamo_orig_callable
+
+    def block(config, layer_id):
+        theirs = SimpleNamespace(
+            num_local_experts=config.num_experts,
+            num_experts_per_tok=config.num_experts_per_tok,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.moe_intermediate_size,
+            hidden_act="silu",
+            swiglu_limit=0.1,
+            dtype=torch.get_default_dtype(),
+        )
+        made = GptOssSparseMoeBlock(layer_id, theirs)
+        for parameter in made.router.parameters():
+            _fill(parameter, layer_id)
+        _fill_experts(made.experts, layer_id)
+        return made
+
+    _replace_blocks_of_qwen3(block)
+    _load_no_weights_of_blocks()
+
+
+def use_blocks_of_kimi_k3() -> None:
+    """Layers of Qwen3-MoE have the MoE blocks of Kimi-K3: experts in a narrower space, SiTU, a shared expert."""
+    from types import SimpleNamespace
+
+    from sglang.srt.models.kimi_k3 import KimiK3MoE
+
+    forward = KimiK3MoE.forward
+    KimiK3MoE.forward = lambda block, rows, _batch=None: forward(block, rows)
+
+    def block(config, layer_id):
+        theirs = SimpleNamespace(
+            hidden_size=config.hidden_size,
+            moe_intermediate_size=config.moe_intermediate_size,
+            num_experts=config.num_experts,
+            n_routed_experts=config.num_experts,
+            num_experts_per_token=config.num_experts_per_tok,
+            num_shared_experts=1,
+            routed_expert_hidden_size=config.hidden_size // 2,
+            latent_moe_use_norm=True,
+            routed_scaling_factor=2.5,
+            moe_renormalize=True,
+            moe_router_activation_func="sigmoid",
+            num_expert_group=1,
+            topk_group=1,
+            topk_method="noaux_tc",
+            hidden_act="situ",
+            activation_situ_beta=4.0,
+            activation_situ_linear_beta=25.0,
+            rms_norm_eps=config.rms_norm_eps,
+        )
+        made = KimiK3MoE(theirs, layer_idx=layer_id)
+        for name, parameter in made.named_parameters():
+            if not name.startswith("experts") and "norm" not in name:
+                _fill(parameter, layer_id)
+        _fill_experts(made.experts, layer_id)
+        return made
+
+    _replace_blocks_of_qwen3(block)
+    _load_no_weights_of_blocks()
+
+
+def use_blocks_of_deepseek_v4() -> None:
+    """Layers of Qwen3-MoE have the MoE blocks of DeepSeek-V4: a SwiGLU whose inputs are limited, another score."""
+    from types import SimpleNamespace
+
+    import torch.nn.functional as F
+    from sglang.srt.layers.moe import fused_moe_native
+    from sglang.srt.models import deepseek_v2
+
+    limit = 0.1
+
+    def limited(rows):
+        gate, up = rows.chunk(2, dim=-1)
+        return F.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+
+    # On a CPU SGLang leaves the limit out, and has no kernel for shared experts.
+    fused_moe_native.SiluAndMul = lambda: limited
+    deepseek_v2.silu_and_mul_clamp = lambda rows, out, _limit: out.copy_(limited(rows))
+
+    def block(config, layer_id):
+        theirs = SimpleNamespace(
+            n_routed_experts=config.num_experts,
+            n_shared_experts=1,
+            num_experts_per_tok=config.num_experts_per_tok,
+            hidden_size=config.hidden_size,
+            moe_intermediate_size=config.moe_intermediate_size,
+            hidden_act="silu",
+            topk_method="noaux_tc",
+            norm_topk_prob=True,
+            n_group=1,
+            topk_group=1,
+            scoring_func="sqrtsoftplus",
+            routed_scaling_factor=1.5,
+            swiglu_limit=limit,
+        )
+        made = deepseek_v2.DeepseekV2MoE(theirs, layer_id, is_deepseek_v4=True, reduce_results=False)
+        for parameter in (*made.gate.parameters(), *made.shared_experts.parameters()):
+            _fill(parameter, layer_id)
+        _fill_experts(made.experts, layer_id)
+        return made
+
+    _replace_blocks_of_qwen3(block)
+    _load_no_weights_of_blocks()
+
+
 def _replace_blocks_of_qwen3(block) -> None:
     """`block` makes one of a config and the number of a layer; experts and router have the names of Qwen3-MoE's."""
     from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer
@@ -313,12 +443,36 @@ def _replace_blocks_of_qwen3(block) -> None:
     Qwen3MoeDecoderLayer.__init__ = replaced
 
 
+def _load_no_weights_of_blocks() -> None:
+    """Blocks that have filled all of theirs keep them."""
+    from sglang.srt.models.qwen3_moe import Qwen3MoeForCausalLM
+
+    original = Qwen3MoeForCausalLM.load_weights
+
+    def load_weights(model, weights):
+        return original(model, ((name, weight) for name, weight in weights if ".mlp." not in name))
+
+    Qwen3MoeForCausalLM.load_weights = load_weights
+
+
 def _fill(parameter, seed: int) -> None:
     """Numbers that are the same on every rank, for what the checkpoint has not."""
     import torch
 
     numbers = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     parameter.data.copy_(numbers * 0.1)
+
+
+def _fill_experts(experts, seed: int) -> None:
+    """Weights and biases that each expert has on whatever rank it is."""
+    import torch
+
+    first = experts.moe_ep_rank * experts.num_local_experts
+    for name in ("w13_weight", "w2_weight", "w13_weight_bias", "w2_weight_bias"):
+        if (parameter := getattr(experts, name, None)) is not None:
+            for expert, own in enumerate(parameter.data):
+                generator = torch.Generator().manual_seed(1000 * seed + first + expert)
+                own.copy_(torch.randn(own.shape, generator=generator) * own.shape[-1] ** -0.5)
 
 
 def count_decode_steps() -> None:
@@ -344,3 +498,32 @@ def count_decode_steps() -> None:
         return run_batch(scheduler, batch, *arguments, **keywords)
 
     Scheduler.run_batch = counted
+
+
+def tell_steps() -> None:
+    """On NPUs, each batch that a rank runs and each graph that it replays goes into the log."""
+    import msgspec
+    import sglang.srt.model_executor.model_runner  # noqa: F401 - the next cannot be imported first
+    from sglang.srt.hardware_backend.npu.graph_runner.npu_graph_runner import NPUGraphRunner
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.runtime_context import get_parallel
+
+    from tests.serving.batch_steps import MARK, Step
+
+    run_batch, execute = Scheduler.run_batch, NPUGraphRunner.execute
+
+    def tell(kind, requests, size):
+        step = Step(get_parallel().tp_rank, kind, requests, size)
+        # In one piece, for another rank writes too.
+        print(MARK + msgspec.json.encode(step).decode() + "\n", end="", flush=True)
+
+    def told(scheduler, batch, *arguments, **keywords):
+        tell(batch.forward_mode.name.lower(), batch.batch_size(), batch.extend_num_tokens or 0)
+        return run_batch(scheduler, batch, *arguments, **keywords)
+
+    def replayed(runner, *arguments, **keywords):
+        output = execute(runner, *arguments, **keywords)
+        tell("replay", runner.raw_bs, runner.bs)
+        return output
+
+    Scheduler.run_batch, NPUGraphRunner.execute = told, replayed

@@ -10,7 +10,13 @@ from tests.serving.engines import ForkServer
 from tests.serving.family_prompts import DTYPE, PROMPTS
 from tests.serving.prompts import NEW_TOKENS
 
-BLOCKS = ("use_blocks_of_mimo_v2", "use_blocks_of_step3p5")
+BLOCKS = (
+    "use_blocks_of_deepseek_v4",
+    "use_blocks_of_gpt_oss",
+    "use_blocks_of_kimi_k3",
+    "use_blocks_of_mimo_v2",
+    "use_blocks_of_step3p5",
+)
 
 pytestmark = pytest.mark.nightly
 

@@ -3,6 +3,7 @@
 On every change one server is judged by transformers; at night all forms by stock SGLang with and without drafts.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from tests.serving.clients import answer_all_kinds, ask
 from tests.serving.configurations import PARALLEL, ours, stock
-from tests.serving.draft_models import MTP_SIZES, PROMPTS, Drafted, write_mtp_checkpoint
+from tests.serving.draft_models import EAGLE3_SIZES, MTP_SIZES, PROMPTS, Drafted, write_mtp_checkpoint
 from tests.serving.engines import EngineConfig, EngineFailure, ForkServer
 from tests.serving.family_prompts import DTYPE, REFERENCE_BOUND
 from tests.serving.prompts import NEW_TOKENS
@@ -149,6 +150,28 @@ def test_a_draft_model_with_other_experts_has_windows_of_its_own(fork_server, dr
     expected = stock_answers("deepseek_v3", DTYPE)
     outcomes = [compare(*pair, TOLERANCES[DTYPE]) for pair in zip(expected, found, strict=True)]
     assert {outcome.equal_tokens for outcome in outcomes} == {NEW_TOKENS}
+
+
+def placement(sizes: TinySizes, redundant: int) -> str:
+    """Every other expert on the first rank, for `--init-expert-location`; the first ones lie on the second, too."""
+    experts = [*range(0, sizes.experts, 2), *range(1, sizes.experts, 2), *range(redundant)]
+    return json.dumps({"physical_to_logical_map": [experts] * sizes.layers})
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe"])
+@pytest.mark.parametrize("redundant", [0, 4])
+def test_experts_lie_where_they_were_put_while_others_are_drafted_with(
+    fork_server, drafted, stock_answers, family, redundant
+):
+    form, sizes = {"deepseek_v3": (NEXTN, MTP_SIZES), "qwen3_moe": (EAGLE3, EAGLE3_SIZES)}[family]
+    config = config_of(drafted(family), form["tree"], DTYPE, "tp2-ep2")
+    config.arguments["init_expert_location"] = placement(sizes, redundant)
+    config.arguments["ep_num_redundant_experts"] = redundant
+    with fork_server.start(config) as engine:
+        found = engine.generate_with_cache(PROMPTS, NEW_TOKENS, together=True)
+    assert [answer.tokens for answer in found.answers] == [answer.tokens for answer in stock_answers(family, DTYPE)]
+    assert average(found.accepted) > ACCEPTED
 
 
 @pytest.mark.nightly

@@ -35,15 +35,18 @@ class WheelSources:
         """Whether the dotted `name` is a module or defined in one."""
         return self._module(name) is not None or bool(self.definitions(name))
 
-    def _inside(self, module: str, path: list[str]) -> Iterator[Definition]:
-        tree = self._module(module)
-        for definition in self._named(module, tree.body, path[0]) if tree else ():
+    def _inside(self, module: str, path: list[str], way: tuple[str, ...] = ()) -> Iterator[Definition]:
+        """`way`: names whose imports led here. Modules import each other's for checkers of types."""
+        here = f"{module}.{path[0]}"
+        tree = self._module(module) if here not in way else None
+        way = (*way, here)
+        for definition in self._named(module, tree.body, path[0], way) if tree else ():
             if len(path) == 1:
                 yield definition
             elif isinstance(definition, ast.ClassDef):
-                yield from self._named(module, definition.body, path[1])
+                yield from self._named(module, definition.body, path[1], way)
 
-    def _named(self, module: str, body: list[ast.stmt], name: str) -> Iterator[Definition]:
+    def _named(self, module: str, body: list[ast.stmt], name: str, way: tuple[str, ...]) -> Iterator[Definition]:
         for statement in _statements(body):
             match statement:
                 case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() if statement.name == name:
@@ -52,23 +55,25 @@ class WheelSources:
                     aliases = [value] if not isinstance(value, ast.IfExp) else [value.body, value.orelse]
                     if all(isinstance(alias, ast.Name) for alias in aliases):
                         for alias in aliases:
-                            yield from self._named(module, body, alias.id)
+                            yield from self._named(module, body, alias.id, way)
                     else:
                         yield statement
                 case ast.AnnAssign(target=ast.Name(id=target)) if target == name:
                     yield statement
                 case ast.ImportFrom():
-                    yield from self._imported(module, statement, name)
+                    yield from self._imported(module, statement, name, way)
 
-    def _imported(self, module: str, statement: ast.ImportFrom, name: str) -> Iterator[Definition]:
+    def _imported(
+        self, module: str, statement: ast.ImportFrom, name: str, way: tuple[str, ...]
+    ) -> Iterator[Definition]:
         source = self._absolute(module, statement)
         for alias in statement.names:
             if alias.name == "*":
-                yield from self._inside(source, [name])
+                yield from self._inside(source, [name], way)
             elif (alias.asname or alias.name) == name:
                 if source.partition(".")[0] in sys.stdlib_module_names:
                     yield statement
-                yield from self._inside(source, [alias.name])
+                yield from self._inside(source, [alias.name], way)
 
     def _absolute(self, module: str, statement: ast.ImportFrom) -> str:
         if not statement.level:

@@ -12,8 +12,8 @@ constexpr uint32_t block_tile_bytes = 4096;
 
 class Announce {
   public:
-    __aicore__ inline void Run(GM_ADDR address) {
-        LoadArguments(arguments_, address);
+    __aicore__ inline void Run(const AnnounceArguments &arguments) {
+        arguments_ = arguments;
         control_.Init(pipe_, arguments_.common);
         pipe_.InitBuffer(header_, EXCHANGE_UNIT_BYTES);
         pipe_.InitBuffer(tile_, block_tile_bytes);
@@ -132,11 +132,9 @@ class Announce {
 };
 
 // Writes the status line of this rank in every window.
-__aicore__ inline void Tell(GM_ADDR address) {
+__aicore__ inline void Tell(const TellArguments &arguments) {
     TPipe pipe;
-    TellArguments arguments;
     Control control;
-    LoadArguments(arguments, address);
     control.Init(pipe, arguments.common);
     // @protocol push-status
     control.PushWord(control.layout().status + control.rank() * EXCHANGE_LINE_BYTES, arguments.word, arguments.value,
@@ -147,10 +145,12 @@ __aicore__ inline void Tell(GM_ADDR address) {
 } // namespace ascend_kernels
 
 #ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
-extern "C" __global__ __aicore__ void moe_announce(GM_ADDR arguments) {
+extern "C" __global__ __aicore__ void moe_announce(ascend_kernels::AnnounceArguments arguments) {
     ascend_kernels::Announce announce;
     announce.Run(arguments);
 }
 
-extern "C" __global__ __aicore__ void moe_tell(GM_ADDR arguments) { ascend_kernels::Tell(arguments); }
+extern "C" __global__ __aicore__ void moe_tell(ascend_kernels::TellArguments arguments) {
+    ascend_kernels::Tell(arguments);
+}
 #endif

@@ -33,9 +33,17 @@ std::vector<int32_t> duplicates(const ExchangeSession &session) {
     return copies;
 }
 
-uint64_t staging_bytes(const ExchangeLayout &layout) {
+uint64_t staging_bytes(const ExchangeLayout &layout, uint32_t cores) {
     const uint64_t ids = uint64_t{layout.max_tokens} * layout.topk * sizeof(int64_t);
-    return std::max<uint64_t>({ids, layout.ranks * layout.mailbox_bytes, EXCHANGE_REFUSAL_BYTES, sizeof(uint64_t)});
+    const uint64_t segments = (cores + 1) * sizeof(uint64_t);
+    return std::max<uint64_t>({ids, segments, layout.ranks * layout.mailbox_bytes, EXCHANGE_REFUSAL_BYTES});
+}
+
+template <class Arguments> ExchangeLaunch launch_of(Kernel kernel, uint32_t cores, const Arguments &arguments) {
+    ExchangeLaunch launch = {kernel, cores, {}};
+    static_assert(sizeof arguments <= sizeof launch.arguments);
+    memcpy(launch.arguments, &arguments, sizeof arguments);
+    return launch;
 }
 
 } // namespace
@@ -49,13 +57,13 @@ bool Released::signal_wants_to_end() {
     return wanted;
 }
 
-DeviceSession::DeviceSession(ExchangeSession &session, uint32_t cores, uint32_t launches)
+DeviceSession::DeviceSession(ExchangeSession &session, uint32_t cores)
     : session_(session), device_(current_device()), cores_(cores != 0 ? cores : vector_cores(device_)),
-      windows_(session.layout->ranks * sizeof(uint64_t)), workspace_(WorkspaceBytes(*session.layout, cores_)),
+      windows_(session.layout->ranks * sizeof(uint64_t)),
       mailbox_(std::max<uint64_t>(session.layout->mailbox_bytes, EXCHANGE_REFUSAL_BYTES)),
-      staging_(staging_bytes(*session.layout)), staging_bytes_(staging_bytes(*session.layout)),
-      blocks_(launches, (cores_ + 1) * sizeof(uint64_t), workspace_.address()),
-      tell_blocks_(1, 0, workspace_.address()), beside_word_(sizeof(uint64_t)), pidfds_(duplicates(session)) {
+      segments_((cores_ + 1) * sizeof(uint64_t)), staging_(staging_bytes(*session.layout, cores_)),
+      staging_bytes_(staging_bytes(*session.layout, cores_)), verdicts_(WorkspaceBytes(*session.layout, cores_)),
+      beside_word_(sizeof(uint64_t)), pidfds_(duplicates(session)) {
     require(aclrtMemcpy(windows_.at(), windows_.bytes(), session.windows, windows_.bytes(), ACL_MEMCPY_HOST_TO_DEVICE),
             "aclrtMemcpy");
     watcher_.emplace(pidfds_, [this](uint32_t peer) { note_ended(peer); });
@@ -84,32 +92,13 @@ KernelArguments DeviceSession::common() const {
     KernelArguments arguments = {};
     arguments.layout = *session_.layout;
     arguments.windows = windows_.address();
-    arguments.workspace = workspace_.address();
+    arguments.workspace = verdicts_.workspace();
     arguments.timeout_cycles = session_.timeout_ns / cycle_ns;
     arguments.rank = session_.rank;
     return arguments;
 }
 
-template <class Arguments>
-Block &DeviceSession::ready(Kernel kernel, uint32_t cores, const Arguments &arguments,
-                            const std::vector<uint64_t> &segments) {
-    Block &block = blocks_.take();
-    Arguments located = arguments;
-    block.kernel = kernel;
-    block.cores = cores;
-    block.bytes = sizeof located;
-    if constexpr (requires { located.segments; })
-        if (!segments.empty()) {
-            located.segments = blocks_.extra_address(block);
-            memcpy(blocks_.extra(block), segments.data(), segments.size() * sizeof(uint64_t));
-            block.bytes = blocks_.extra_offset() + segments.size() * sizeof(uint64_t);
-        }
-    memcpy(blocks_.arguments(block), &located, sizeof located);
-    return block;
-}
-
-Block &DeviceSession::ready_dispatch(const ExchangeDispatch &call) {
-    const ExchangeLayout &layout = *session_.layout;
+DispatchArguments DeviceSession::arguments_of(const ExchangeDispatch &call) const {
     DispatchArguments arguments = {};
     arguments.common = common();
     arguments.x = reinterpret_cast<uint64_t>(call.x);
@@ -123,18 +112,31 @@ Block &DeviceSession::ready_dispatch(const ExchangeDispatch &call) {
     arguments.kind = call.kind;
     arguments.part = call.part;
     arguments.continues = call.continues;
-    arguments.row_unit = RowUnit(layout, call.tokens, cores_);
+    arguments.row_unit = RowUnit(*session_.layout, call.tokens, cores_);
+    return arguments;
+}
+
+ExchangeLaunch DeviceSession::ready_dispatch(const ExchangeDispatch &call) {
+    DispatchArguments arguments = arguments_of(call);
+    arguments.common.fault = verdicts_.fault();
+    routed_.erase(call.positions);
+    return launch_of(dispatch_kernel, cores_, arguments);
+}
+
+Verdict DeviceSession::dispatch(const ExchangeDispatch &call) {
+    const ExchangeLayout &layout = *session_.layout;
+    DispatchArguments arguments = arguments_of(call);
     routed_.erase(call.positions);
     // Too many tokens are refused by the kernel, together with the other ranks.
-    if (call.kind != EXCHANGE_PREFILL || call.tokens > layout.max_tokens || defers())
-        return ready(dispatch_kernel, cores_, arguments);
-    const std::vector<uint32_t> routed = count_routed(call);
-    const auto rows = std::count_if(routed.begin(), routed.end(), [](uint32_t times) { return times > 0; });
-    arguments.row_unit = RowUnit(layout, static_cast<uint64_t>(rows), cores_);
-    const auto segments =
-        CutRows(layout, arguments.row_unit, call.tokens, cores_, [&routed](uint64_t token) { return routed[token]; });
-    routed_[call.positions] = routed;
-    return ready(dispatch_kernel, cores_, arguments, segments);
+    if (call.kind == EXCHANGE_PREFILL && call.tokens <= layout.max_tokens) {
+        const std::vector<uint32_t> routed = count_routed(call);
+        const auto rows = std::count_if(routed.begin(), routed.end(), [](uint32_t times) { return times > 0; });
+        arguments.row_unit = RowUnit(layout, static_cast<uint64_t>(rows), cores_);
+        arguments.segments = use_segments(CutRows(layout, arguments.row_unit, call.tokens, cores_,
+                                                  [&routed](uint64_t token) { return routed[token]; }));
+        routed_[call.positions] = routed;
+    }
+    return launch_and_wait(launch_of(dispatch_kernel, cores_, arguments));
 }
 
 std::vector<uint32_t> DeviceSession::count_routed(const ExchangeDispatch &call) {
@@ -147,7 +149,14 @@ std::vector<uint32_t> DeviceSession::count_routed(const ExchangeDispatch &call) 
     return routed;
 }
 
-Block &DeviceSession::ready_combine(const ExchangeCombine &call, bool only_meet) {
+// Puts the bounds of the cores' segments where the next launch, which is waited for, reads them.
+uint64_t DeviceSession::use_segments(const std::vector<uint64_t> &segments) {
+    memcpy(staging_.at(), segments.data(), segments.size() * sizeof(uint64_t));
+    copy_async(segments_.at(), staging_.at(), segments.size() * sizeof(uint64_t), ACL_MEMCPY_HOST_TO_DEVICE, stream_);
+    return segments_.address();
+}
+
+CombineArguments DeviceSession::arguments_of(const ExchangeCombine &call, bool only_meet) const {
     CombineArguments arguments = {};
     arguments.common = common();
     arguments.positions = reinterpret_cast<uint64_t>(call.positions);
@@ -158,17 +167,27 @@ Block &DeviceSession::ready_combine(const ExchangeCombine &call, bool only_meet)
     arguments.slot = call.slot;
     arguments.part = call.part;
     arguments.only_meet = only_meet;
-    const auto known = routed_.find(call.positions);
-    if (only_meet || known == routed_.end())
-        return ready(combine_kernel, cores_, arguments);
-    // A row is read for each place of a token, and one is written.
-    const auto segments = CutEvenly(call.tokens, session_.layout->hidden / sum_unit, cores_,
-                                    [&](uint64_t token) { return uint64_t{1} + known->second[token]; });
-    return ready(combine_kernel, cores_, arguments, segments);
+    return arguments;
 }
 
-Block &DeviceSession::ready_announce(uint32_t kind, const uint8_t *block, uint32_t bytes, uint32_t tokens,
-                                     uint32_t error, int64_t detail) {
+ExchangeLaunch DeviceSession::ready_combine(const ExchangeCombine &call, bool only_meet) {
+    CombineArguments arguments = arguments_of(call, only_meet);
+    arguments.common.fault = verdicts_.fault();
+    return launch_of(combine_kernel, cores_, arguments);
+}
+
+Verdict DeviceSession::combine(const ExchangeCombine &call, bool only_meet) {
+    CombineArguments arguments = arguments_of(call, only_meet);
+    // A row is read for each place of a token, and one is written.
+    if (const auto known = routed_.find(call.positions); !only_meet && known != routed_.end())
+        arguments.segments =
+            use_segments(CutEvenly(call.tokens, session_.layout->hidden / sum_unit, cores_,
+                                   [&](uint64_t token) { return uint64_t{1} + known->second[token]; }));
+    return launch_and_wait(launch_of(combine_kernel, cores_, arguments));
+}
+
+Verdict DeviceSession::announce(uint32_t kind, const uint8_t *block, uint32_t bytes, uint32_t tokens, uint32_t error,
+                                int64_t detail) {
     memcpy(staging_.at(), block, bytes);
     if (bytes > 0)
         copy_async(mailbox_.at(), staging_.at(), bytes, ACL_MEMCPY_HOST_TO_DEVICE, stream_);
@@ -181,20 +200,35 @@ Block &DeviceSession::ready_announce(uint32_t kind, const uint8_t *block, uint32
     arguments.kind = kind;
     arguments.error = error;
     arguments.block_check = ascend_moe::block_checksum(block, bytes);
-    return ready(announce_kernel, 1, arguments);
+    return launch_and_wait(launch_of(announce_kernel, 1, arguments));
 }
 
-Verdict DeviceSession::launch_and_wait(Block &block) {
-    launch(block);
+Verdict DeviceSession::launch_and_wait(const ExchangeLaunch &launch) {
+    put(launch, stream_);
+    verdicts_.copy(stream_);
     wait();
-    const Verdict verdict = blocks_.verdict(block);
-    blocks_.give_back(block);
-    return verdict;
+    const Verdict verdict = verdicts_.last();
+    // What a poisoned session follows from may have been told to a launch that nobody waited for.
+    const bool is_explained = verdict.result == EXCHANGE_POISONED && verdicts_.kept_fault().result != EXCHANGE_OK;
+    return is_explained ? take_fault() : verdict;
 }
 
 Verdict DeviceSession::check() {
+    verdicts_.copy(stream_);
     wait();
-    return blocks_.first_fault();
+    if (verdicts_.kept_fault().result != EXCHANGE_OK)
+        return take_fault();
+    Verdict none = {};
+    none.epoch = verdicts_.last().epoch;
+    return none;
+}
+
+// The fault that has been copied to the host: it is reported once.
+Verdict DeviceSession::take_fault() {
+    const Verdict fault = verdicts_.kept_fault();
+    verdicts_.forget_fault(stream_);
+    synchronise(stream_);
+    return fault;
 }
 
 // Every wait of a kernel has a deadline, and so this has one.
@@ -271,14 +305,8 @@ void DeviceSession::tell(uint64_t word, uint64_t value, uint64_t region) {
     arguments.word = keep_status(word);
     arguments.value = value;
     arguments.region = region;
-    Block &block = tell_blocks_.take();
-    block.kernel = tell_kernel;
-    block.cores = 1;
-    block.bytes = sizeof arguments;
-    memcpy(tell_blocks_.arguments(block), &arguments, sizeof arguments);
-    tell_blocks_.launch(block, beside_stream_.get());
+    put(launch_of(tell_kernel, 1, arguments), beside_stream_.get());
     synchronise(beside_stream_.get());
-    tell_blocks_.give_back(block);
 }
 
 bool DeviceSession::reports_loss_of(uint32_t peer) {

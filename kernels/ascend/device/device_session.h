@@ -11,9 +11,10 @@
 
 #include "../arguments.h"
 #include "announce.h"
-#include "blocks.h"
 #include "exchange_device.h"
+#include "launch.h"
 #include "runtime.h"
+#include "verdicts.h"
 #include "watcher.h"
 
 namespace ascend_device {
@@ -42,7 +43,7 @@ class Released {
 class DeviceSession {
   public:
     // On the device that the calling thread uses.
-    DeviceSession(ExchangeSession &session, uint32_t cores, uint32_t launches);
+    DeviceSession(ExchangeSession &session, uint32_t cores);
     ~DeviceSession();
     DeviceSession(const DeviceSession &) = delete;
     DeviceSession &operator=(const DeviceSession &) = delete;
@@ -52,13 +53,17 @@ class DeviceSession {
     bool defers() const { return deferred_ || is_captured(stream_); }
     aclrtStream stream() const { return stream_; }
 
-    Block &ready_dispatch(const ExchangeDispatch &call);
-    Block &ready_combine(const ExchangeCombine &call, bool only_meet);
-    Block &ready_announce(uint32_t kind, const uint8_t *block, uint32_t bytes, uint32_t tokens, uint32_t error,
-                          int64_t detail);
-    void launch(Block &block) { blocks_.launch(block, stream_); }
-    ascend_kernels::Verdict launch_and_wait(Block &block);
+    // Calls that nobody waits for, to be launched by `put`.
+    ExchangeLaunch ready_dispatch(const ExchangeDispatch &call);
+    ExchangeLaunch ready_combine(const ExchangeCombine &call, bool only_meet);
+
+    ascend_kernels::Verdict dispatch(const ExchangeDispatch &call);
+    ascend_kernels::Verdict combine(const ExchangeCombine &call, bool only_meet);
+    ascend_kernels::Verdict announce(uint32_t kind, const uint8_t *block, uint32_t bytes, uint32_t tokens,
+                                     uint32_t error, int64_t detail);
+    // Waits. The first fault of launches that nobody waited for, since the last look; else only an epoch.
     ascend_kernels::Verdict check();
+    const Verdicts &verdicts() const { return verdicts_; }
 
     // Copies to the host what earlier work on the stream has written on the device.
     void fetch(void *to, uint64_t from, uint64_t bytes);
@@ -77,9 +82,12 @@ class DeviceSession {
         return own(session_.layout->status + uint64_t{source} * EXCHANGE_LINE_BYTES);
     }
     ascend_kernels::KernelArguments common() const;
-    template <class Arguments>
-    Block &ready(Kernel kernel, uint32_t cores, const Arguments &arguments, const std::vector<uint64_t> &segments = {});
+    ascend_kernels::DispatchArguments arguments_of(const ExchangeDispatch &call) const;
+    ascend_kernels::CombineArguments arguments_of(const ExchangeCombine &call, bool only_meet) const;
     std::vector<uint32_t> count_routed(const ExchangeDispatch &call);
+    uint64_t use_segments(const std::vector<uint64_t> &segments);
+    ascend_kernels::Verdict launch_and_wait(const ExchangeLaunch &launch);
+    ascend_kernels::Verdict take_fault();
     void wait();
     void note_ended(uint32_t peer);
     uint64_t read_status(uint32_t source);
@@ -89,12 +97,11 @@ class DeviceSession {
     const int32_t device_;
     const uint32_t cores_;
     DeviceMemory windows_;
-    DeviceMemory workspace_;
     DeviceMemory mailbox_;
+    DeviceMemory segments_;
     PinnedMemory staging_;
     const uint64_t staging_bytes_;
-    Blocks blocks_;
-    Blocks tell_blocks_;
+    Verdicts verdicts_;
     aclrtStream stream_ = nullptr;
     bool deferred_ = false;
     // By positions: how often each token of a prefill dispatch was routed, for the segments of its combine.

@@ -19,7 +19,6 @@
 namespace {
 
 using namespace ascend_kernels;
-using ascend_device::Block;
 using ascend_device::DeviceSession;
 
 std::mutex sessions_mutex;
@@ -179,8 +178,7 @@ int announce(ExchangeSession &session, DeviceSession &device, uint32_t kind, con
              uint32_t tokens, uint32_t error, int64_t detail) {
     if (const int result = begin_step(session, device, EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
-    Block &ready = device.ready_announce(kind, block, bytes, tokens, error, detail);
-    return conclude(session, device, device.launch_and_wait(ready));
+    return conclude(session, device, device.announce(kind, block, bytes, tokens, error, detail));
 }
 
 int refuse_as(ExchangeSession *session, uint32_t kind, const char *text) {
@@ -190,15 +188,14 @@ int refuse_as(ExchangeSession *session, uint32_t kind, const char *text) {
 int combine(ExchangeSession *session, const ExchangeCombine *call, bool only_meet) {
     return guarded(session, [=](DeviceSession &device) {
         if (device.defers()) {
-            device.launch(device.ready_combine(*call, only_meet));
+            ascend_device::put(device.ready_combine(*call, only_meet), device.stream());
             return static_cast<int>(EXCHANGE_OK);
         }
         session->epoch = call->epoch;
         const uint32_t step = only_meet ? EXCHANGE_STEP_REJOIN : EXCHANGE_STEP_DONE;
         if (const int result = begin_step(*session, device, step); result != EXCHANGE_OK)
             return result;
-        const Verdict verdict = device.launch_and_wait(device.ready_combine(*call, only_meet));
-        const int result = conclude(*session, device, verdict);
+        const int result = conclude(*session, device, device.combine(*call, only_meet));
         return result != EXCHANGE_OK || only_meet ? result : begin_step(*session, device, EXCHANGE_STEP_REDUCE);
     });
 }
@@ -218,6 +215,14 @@ int fetch_blocks(ExchangeSession &session, DeviceSession &device, ExchangePlan &
             return result;
     }
     return EXCHANGE_OK;
+}
+
+// Replays have begun exchanges that no call has; a combine, which ends them, ends with its sums.
+void follow_replays(ExchangeSession &session, uint64_t epoch) {
+    if (epoch > session.epoch) {
+        session.epoch = epoch;
+        session.step = EXCHANGE_STEP_REDUCE;
+    }
 }
 
 } // namespace
@@ -263,14 +268,14 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
         return refuse_as(session, call->kind, "the Ascend kernels keep no weights; copy them before the dispatch");
     return guarded(session, [=, &layout](DeviceSession &device) {
         if (device.defers()) {
-            device.launch(device.ready_dispatch(*call));
+            ascend_device::put(device.ready_dispatch(*call), device.stream());
             call->slot = 0;
             call->epoch = call->first_row = call->total = 0;
             return static_cast<int>(EXCHANGE_OK);
         }
         if (const int result = begin_step(*session, device, EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
             return result;
-        const Verdict verdict = device.launch_and_wait(device.ready_dispatch(*call));
+        const Verdict verdict = device.dispatch(*call);
         call->epoch = verdict.epoch;
         call->slot = verdict.slot;
         call->first_row = Part{verdict.slot, call->part}.FirstRow(layout);
@@ -329,11 +334,11 @@ uint32_t exchange_count_chunks(const ExchangeLayout *layout, const void *ids, ui
 
 uint32_t exchange_device_abi_version() { return EXCHANGE_DEVICE_ABI_VERSION; }
 
-int exchange_device_open(ExchangeSession *session, uint32_t cores, uint32_t launches) {
+int exchange_device_open(ExchangeSession *session, uint32_t cores) {
     try {
         const std::lock_guard lock(sessions_mutex);
         report();
-        sessions[session] = std::make_unique<DeviceSession>(*session, cores, launches);
+        sessions[session] = std::make_unique<DeviceSession>(*session, cores);
         return EXCHANGE_OK;
     } catch (const std::exception &error) {
         return fail_by_runtime(*session, error);
@@ -355,28 +360,21 @@ void exchange_device_use_stream(ExchangeSession *session, void *stream, uint32_t
 
 int exchange_device_ready_dispatch(ExchangeSession *session, const ExchangeDispatch *call, ExchangeLaunch *launch) {
     return guarded(session, [=](DeviceSession &device) {
-        Block &block = device.ready_dispatch(*call);
-        *launch = {&block, block.kernel, 0};
+        *launch = device.ready_dispatch(*call);
         return static_cast<int>(EXCHANGE_OK);
     });
 }
 
 int exchange_device_ready_combine(ExchangeSession *session, const ExchangeCombine *call, ExchangeLaunch *launch) {
     return guarded(session, [=](DeviceSession &device) {
-        Block &block = device.ready_combine(*call, false);
-        *launch = {&block, block.kernel, 0};
+        *launch = device.ready_combine(*call, false);
         return static_cast<int>(EXCHANGE_OK);
     });
 }
 
 int exchange_device_launch(const ExchangeLaunch *launch, void *stream) {
-    auto *block = static_cast<Block *>(launch->block);
-    try {
-        block->owner->launch(*block, stream);
-        return 0;
-    } catch (const ascend_device::RuntimeRefused &refused) {
-        return refused.code;
-    }
+    ascend_device::put(*launch, stream);
+    return 0;
 }
 
 int exchange_device_capturing(void *stream) {
@@ -390,11 +388,29 @@ int exchange_device_check(ExchangeSession *session) {
         const Verdict fault = device.check();
         if (fault.result != EXCHANGE_OK)
             return conclude(*session, device, fault);
-        // Replays have begun exchanges that no call has; a combine, which ends them, ends with its sums.
-        if (fault.epoch > session->epoch) {
-            session->epoch = fault.epoch;
-            session->step = EXCHANGE_STEP_REDUCE;
-        }
+        follow_replays(*session, fault.epoch);
         return static_cast<int>(EXCHANGE_OK);
     });
+}
+
+int exchange_device_fetch(ExchangeSession *session, void *stream) {
+    const DeviceSession *device = find(session);
+    if (device == nullptr)
+        return 0;
+    try {
+        device->verdicts().fetch(stream);
+        return 0;
+    } catch (const ascend_device::RuntimeRefused &refused) {
+        return refused.code;
+    }
+}
+
+int exchange_device_fetched(ExchangeSession *session) {
+    const DeviceSession *device = find(session);
+    if (device == nullptr)
+        return 0;
+    if (device->verdicts().fetched_fault())
+        return 1;
+    follow_replays(*session, device->verdicts().fetched_epoch());
+    return 0;
 }

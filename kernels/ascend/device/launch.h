@@ -2,13 +2,13 @@
 // the host model.
 #pragma once
 
-#include <cstdint>
+#include "exchange_device.h"
 
 namespace ascend_device {
 
 enum Kernel : uint32_t { dispatch_kernel, combine_kernel, announce_kernel, tell_kernel };
 
-// `arguments` is in device memory: DispatchArguments, CombineArguments, AnnounceArguments or TellArguments.
-void launch(Kernel kernel, uint32_t cores, void *stream, uint64_t arguments);
+// Its arguments are DispatchArguments, CombineArguments, AnnounceArguments or TellArguments.
+void put(const ExchangeLaunch &launch, void *stream);
 
 } // namespace ascend_device

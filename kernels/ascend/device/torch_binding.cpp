@@ -41,15 +41,24 @@ void launch(at::TensorList tensors, int64_t kernel, int64_t session, int64_t cal
                                           [ready, stream]() -> int { return exchange_device_launch(&ready, stream); });
 }
 
+// Copies what launches have found to the host, in the order of the current stream; nobody waits.
+void fetch_verdicts(const at::Tensor &like, int64_t session) {
+    const auto stream = c10_npu::getCurrentNPUStream(like.device().index()).stream(false);
+    at_npu::native::OpCommand::RunOpApiV2(
+        "moe_verdicts", [session, stream]() -> int { return exchange_device_fetch(session_at(session), stream); });
+}
+
 } // namespace
 } // namespace ascend_torch
 
 TORCH_LIBRARY(sglang_ascend_moe, library) {
     library.def("use_stream(Tensor like, int session) -> bool");
     library.def("launch(Tensor[] tensors, int kernel, int session, int call) -> ()");
+    library.def("fetch_verdicts(Tensor like, int session) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(sglang_ascend_moe, PrivateUse1, library) {
     library.impl("use_stream", TORCH_FN(ascend_torch::use_stream));
     library.impl("launch", TORCH_FN(ascend_torch::launch));
+    library.impl("fetch_verdicts", TORCH_FN(ascend_torch::fetch_verdicts));
 }

@@ -128,12 +128,10 @@ class Launch {
         return address_of(segments_.data());
     }
     // Runs the kernel and returns its verdict; a rank whose kernel violated the model tells the others that it failed.
-    template <class Arguments> Verdict run(Session &session, void (*kernel)(uint8_t *), Arguments &arguments) {
-        add("arguments", Region::input, address_of(&arguments), sizeof arguments);
-        auto *begin = reinterpret_cast<uint8_t *>(&arguments);
+    template <class Arguments> Verdict run(Session &session, void (*kernel)(Arguments), const Arguments &arguments) {
         Verdict verdict = {};
         Watch watch(session_);
-        if (device.launch(cores_in_use, memory_, [=] { kernel(begin); }, [&watch] { watch.look(); })) {
+        if (device.launch(cores_in_use, memory_, [=] { kernel(arguments); }, [&watch] { watch.look(); })) {
             verdict = workspace_.front().verdict;
             if (verdict.result == EXCHANGE_OK)
                 watch.forget();

@@ -27,6 +27,8 @@ SAMPLE_BYTES = 4096
 # What other software writes into a config without changing the model.
 VOLATILE_KEYS = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
+NO_DRAFTS = "none"
+
 Text = Annotated[str, Meta(max_length=4096)]
 Size = Annotated[int, Meta(ge=1, lt=2**32)]
 
@@ -36,7 +38,8 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 
     model: its path, for messages. model_digest: see `digest_of_checkpoint`. quantisation: of the weights. row_quant:
     `--ascend-moe-quant`. kv_layout: kind of the cache. kv_token_bytes: of one token in the cache of one rank.
-    mixed_sizes: the sizes of the other instance may differ. sealed: it has `--ascend-moe-secret-file`.
+    mixed_sizes: the sizes of the other instance may differ. sealed: it has `--ascend-moe-secret-file`. drafts:
+    algorithm, branches and model by which tokens are drafted.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -55,6 +58,7 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
     ep_size: Size
     mixed_sizes: bool
     sealed: bool = False
+    drafts: Text = NO_DRAFTS
 
 
 class SealedInstance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,6 +79,7 @@ ALIKE = {
     "kv_layout": "--attention-backend",
     "page_size": "--page-size",
     "sealed": "--ascend-moe-secret-file",
+    "drafts": "the --speculative flags, or none of them to the prefill instance",
 }
 # The same, unless both instances have --ascend-moe-mixed-sizes.
 SIZES = {
@@ -93,6 +98,9 @@ def require_pair(prefill: Instance, decode: Instance) -> None:
             " a decode instance is; let --disaggregation-mode and the router's --prefill and --decode agree"
         )
     compared = ALIKE if prefill.mixed_sizes and decode.mixed_sizes else {**ALIKE, **SIZES}
+    if prefill.drafts == NO_DRAFTS:
+        # A decode instance then drafts without the prompt's keys and values, and verifies all the same.
+        prefill = msgspec.structs.replace(prefill, drafts=decode.drafts)
     differences = [
         f"{field} is {getattr(prefill, field)} on the prefill and {getattr(decode, field)} on the decode instance"
         f" ({remedy})"

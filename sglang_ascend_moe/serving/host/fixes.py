@@ -103,6 +103,12 @@ def all_gather_into_tensor(output: torch.Tensor, tensor: torch.Tensor, /, group_
     launches.launch(lambda part, whole: lambda: gather(whole, part), [tensor], [output])
 
 
+def all_to_all_single(output: torch.Tensor, tensor: torch.Tensor, /, group_name: str) -> None:
+    """In place of the operator `reg_all_to_all_single`, for CPU tensors."""
+    exchange = _group(group_name)._all_to_all_single
+    launches.launch(lambda rows, into: lambda: exchange(into, rows), [tensor], [output])
+
+
 def _group(name: str) -> Any:
     from sglang.srt.distributed.parallel_state import _groups
 

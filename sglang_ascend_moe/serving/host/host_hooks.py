@@ -91,7 +91,7 @@ HOOKS: tuple[Hook, ...] = (
             "for an out-of-tree platform SGLang registers this operator for PrivateUse1 tensors only",
             mends=SglangFault(),
         )
-        for function in (fixes.reduce_scatter_tensor, fixes.all_gather_into_tensor)
+        for function in (fixes.reduce_scatter_tensor, fixes.all_gather_into_tensor, fixes.all_to_all_single)
     ),
     host_hook(
         f"{SRT}.layers.dp_attention.memcpy_func",

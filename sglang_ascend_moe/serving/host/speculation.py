@@ -55,10 +55,14 @@ def build_trees(
         mask[0, 0] = True
         newest: dict[int, int] = {}
         for token, place in enumerate(places, start=1):
-            entry = place // topk
-            parent = 0 if entry == 0 else places.index(parents[entry]) + 1
-            mask[token] = mask[parent]
             mask[token, token] = True
+            entry = place // topk
+            if entry and parents[entry] not in places:
+                # As in SGLang's kernel nobody reaches a token whose parent was not kept. That happens if all scores are
+                # alike: they are zero where no prefill instance has drafted.
+                continue
+            parent = 0 if entry == 0 else places.index(parents[entry]) + 1
+            mask[token] |= mask[parent]
             depth[token] = depth[parent] + 1
             if parent in newest:
                 next_sibling[newest[parent]] = token

@@ -149,30 +149,15 @@ CONFLICTS = (
         "leave it out, or unquant",
     ),
     Conflict(
-        "--disaggregation-mode",
-        _speculates_with(lambda settings: settings.disaggregation_mode != "null"),
-        "no prefill or decode instance was compared with SGLang's own while it drafts",
-        "leave out --speculative-algorithm",
-    ),
-    Conflict(
         "--speculative-eagle-topk",
         _speculates_with(_branches_on_npu),
         "on an NPU SGLang verifies chains only, and takes every tree for one",
         "--speculative-eagle-topk 1",
     ),
-    *(
-        Conflict(
-            flag,
-            _speculates_with(_is_on(name)),
-            "SGLang keeps no placement for the experts of a draft model",
-            "leave it out, or --speculative-algorithm",
-        )
-        for flag, name in (("--ep-num-redundant-experts", "ep_num_redundant_experts"), ("--enable-eplb", "enable_eplb"))
-    ),
     Conflict(
-        "--init-expert-location",
-        _speculates_with(_other_than("init_expert_location", "trivial")),
-        "SGLang keeps no placement for the experts of a draft model",
+        "--enable-eplb",
+        _speculates_with(_is_on("enable_eplb")),
+        "what a draft model routes was never told apart from what the model routes",
         "leave it out, or --speculative-algorithm",
     ),
     Conflict(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.serving.launcher.sampled_drafts import refuse_unverifiable
 from sglang_ascend_moe.serving.options import options_of
 
 MOST_ANSWERS = 4096
@@ -166,6 +167,7 @@ def refuse_unusable_request(manager: Any, obj: Any, input_ids: Any) -> None:
         raise ValueError("beam_width: there is no beam search with --ascend-moe")
     if (parameters.get("top_k") or 0) > MOST_TOP_K:
         raise ValueError(f"top_k: {parameters['top_k']} is more than {MOST_TOP_K}")
+    refuse_unverifiable(manager.server_args, {**(manager.preferred_sampling_params or {}), **parameters})
     if getattr(obj, "return_logprob", False):
         if obj.logprob_start_len < -1:
             raise ValueError(f"logprob_start_len: {obj.logprob_start_len} is no place in the prompt, nor -1")

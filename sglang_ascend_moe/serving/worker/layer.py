@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_ascend_moe import launches
@@ -24,7 +23,8 @@ from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.machine_limits import Demand, read_limits, refuse_what_does_not_fit
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
-from sglang_ascend_moe.serving.worker import expert_location
+from sglang_ascend_moe.serving.worker import expert_location, host_experts
+from sglang_ascend_moe.serving.worker.expert_activations import activation_of
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
 from sglang_ascend_moe.serving.worker.sizing import (
     SchedulerLimits,
@@ -66,7 +66,6 @@ class Serving(NamedTuple):
 
     options: Options
     exchanges: dict[LayerShape, ExpertExchange]
-    activations: dict[str, Callable[[Tensor], Tensor]]
     rank: int
     ranks: int
     metrics: bool
@@ -74,15 +73,17 @@ class Serving(NamedTuple):
     on_npu: bool = False
 
 
-ROWS_TOGETHER = 512
-"""Most rows with which the intermediate results of all experts are kept at once, for an activation in one step."""
-
 _serving: Serving | None = None
 
 
 def serving() -> Serving | None:
     """What this process serves with; None before its exchanges are open, and always without `--ascend-moe`."""
     return _serving
+
+
+def exchanges() -> list[ExpertExchange]:
+    """The open exchanges of this process; none without `--ascend-moe`."""
+    return [] if _serving is None else list(_serving.exchanges.values())
 
 
 def shared_secret() -> Secret | None:
@@ -108,7 +109,6 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     options = options_of(model_runner.server_args)
     if options is None or (_serving is not None and not model_runner.is_draft_worker):
         return
-    from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
     from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
     from sglang.srt.runtime_context import get_parallel
 
@@ -134,18 +134,17 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     # Windows of an NPU take its memory, which is asked for when they are opened.
     if options.schedule != "collective" and not on_npu:
         refuse_what_does_not_fit(Demand(len(ranks), _windows(parameters)), read_limits())
-    exchanges = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
-    for exchange in exchanges.values():
+    opened = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
+    for exchange in opened.values():
         exchange.observation.measures_imbalance = bool(model_runner.server_args.enable_metrics)
     if _serving is not None:
-        _serving.exchanges.update(exchanges)
+        _serving.exchanges.update(opened)
         return
     secret = read_secret(options.secret_file)
-    expert_location.agree_at_start(layers, ranks, options, list(exchanges.values()), secret)
+    expert_location.agree_at_start(layers, ranks, options, list(opened.values()), secret)
     _serving = Serving(
         options=options,
-        exchanges=exchanges,
-        activations={"silu": SiluAndMul().forward_native, "gelu": GeluAndMul().forward_native},
+        exchanges=opened,
         rank=get_parallel().moe_ep_rank,
         ranks=len(ranks),
         metrics=bool(model_runner.server_args.enable_metrics),
@@ -266,11 +265,7 @@ def _refuse_layer(layer: Any) -> None:
     dtype = experts.row_dtype(layer)
     found = {
         f"rows in {dtype}": dtype not in ROW_DTYPES[hooks.on_npu()],
-        f"the activation {config.activation!r}": config.activation not in ("silu", "gelu") or not config.is_gated,
-        "a clamped or scaled activation": any(
-            setting is not None for setting in (config.gemm1_alpha, config.gemm1_clamp_limit, config.swiglu_limit)
-        ),
-        "biases": hasattr(layer, "w13_weight_bias") or hasattr(layer, "w2_weight_bias"),
+        **(_activation_on_npu(layer) if hooks.on_npu() else {}),
         "router weights on the input": config.apply_router_weight_on_input,
         "outputs that are not combined": config.no_combine,
         "fused shared experts (use --disable-shared-experts-fusion)": layer.num_fused_shared_experts > 0,
@@ -278,6 +273,20 @@ def _refuse_layer(layer: Any) -> None:
     for what, present in found.items():
         if present:
             raise Unsupported(f"MoE layer {layer.layer_id} has {what}, which --ascend-moe does not support")
+    if not hooks.on_npu():
+        activation_of(layer)
+
+
+def _activation_on_npu(layer: Any) -> dict[str, bool]:
+    """What SGLang's runner would leave out of an activation on rows whose counts stay on the device."""
+    config = layer.moe_runner_config
+    limits = (config.gemm1_alpha, config.gemm1_clamp_limit, config.swiglu_limit)
+    return {
+        f"the activation {config.activation!r} on an NPU": config.activation not in ("silu", "gelu")
+        or not config.is_gated,
+        "a clamped or scaled activation on an NPU": any(setting is not None for setting in limits),
+        "biases on an NPU": hasattr(layer, "w13_weight_bias") or hasattr(layer, "w2_weight_bias"),
+    }
 
 
 def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:
@@ -335,47 +344,10 @@ def _phase(options: Options) -> Phase:
 
 
 def compute_experts(serving: Serving, layer: Any, rows: ExpertRows) -> None:
-    """Run the local experts of `layer` on the rows of the window; writes `rows.out`.
-
-    The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
-    same rows: gate and up in one product in the dtype of the rows, activation and product rounded to it each.
-    """
+    """Run the local experts of `layer` on the rows of the window; writes `rows.out`."""
     expert_location.record_dispatch(layer, rows.counts)
-    if serving.on_npu:
-        experts.compute(layer, rows)
-        return
-    activation = serving.activations[layer.moe_runner_config.activation]
-    sizes = rows.counts.tolist()
-    total = sum(sizes)
-    if total <= ROWS_TOGETHER:
-        x = _expert_rows(rows, 0, total)
-        used = [expert for expert, size in enumerate(sizes) if size]
-        sizes = [sizes[expert] for expert in used]
-        gate_up = x.new_empty(total, layer.w13_weight.shape[1])
-        _multiply(x, layer.w13_weight, used, sizes, gate_up)
-        _multiply(activation(gate_up), layer.w2_weight, used, sizes, rows.out[:total])
-        return
-    start = 0
-    for expert, count in enumerate(sizes):
-        end = start + count
-        if count:
-            gate_up = F.linear(_expert_rows(rows, start, end), layer.w13_weight[expert])
-            torch.mm(activation(gate_up), layer.w2_weight[expert].t(), out=rows.out[start:end])
-        start = end
-
-
-def _multiply(x: Tensor, weights: Tensor, experts: list[int], sizes: list[int], out: Tensor) -> None:
-    """Rows of `experts`, `sizes` of `x` [total, from], by their weights [experts, to, from] into `out` [total, to]."""
-    transposed = weights.transpose(1, 2).unbind()
-    for expert, part, into in zip(experts, x.split(sizes), out.split(sizes), strict=True):
-        torch.mm(part, transposed[expert], out=into)
-
-
-def _expert_rows(rows: ExpertRows, start: int, end: int) -> Tensor:
-    """Rows `start` to `end` of the window in the dtype of the model; a view unless they travelled as int8."""
-    if rows.scales is None:
-        return rows.rows[start:end]
-    return (rows.rows[start:end].float() * rows.scales[start:end, None]).to(rows.out.dtype)
+    compute = experts.compute if serving.on_npu else host_experts.compute
+    compute(layer, rows)
 
 
 def report_ready(info: dict[str, Any], _scheduler: Any) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported
 from sglang_ascend_moe.exchange.control.instance import (
+    NO_DRAFTS,
     Instance,
     answer_challenge,
     digest_of_checkpoint,
@@ -50,41 +51,56 @@ def describe_instance(_result: None, scheduler: Any) -> None:
     prefills = role == "prefill"
     queue = scheduler.disagg_prefill_bootstrap_queue if prefills else scheduler.disagg_decode_prealloc_queue
     cache = queue.kv_manager.kv_args
+    # Those of a draft model stand behind those of the model.
+    buffers = cache.kv_item_lens[: len(cache.kv_item_lens) - cache.num_draft_entries]
     model = scheduler.model_config
     parallel = get_parallel()
     _own = Instance(
         role=role,
         model=str(model.model_path),
-        model_digest=digest_of_checkpoint(_folder_of(model)),
+        model_digest=digest_of_checkpoint(_folder_of("--model-path", model.model_path, model.revision)),
         dtype=str(model.dtype).removeprefix("torch."),
         quantisation=model.quantization or "none",
         row_quant=options.quant,
         kv_dtype=str(cache.kv_cache_dtype_str),
         kv_layout=f"{type(scheduler.token_to_kv_pool_allocator.get_kvcache()).__name__}, {cache.kv_layout or 'plain'},"
-        f" {len(cache.kv_item_lens)} buffers",
+        f" {len(buffers)} buffers",
         page_size=cache.page_size,
-        kv_token_bytes=sum(cache.kv_item_lens) // cache.page_size,
+        kv_token_bytes=sum(buffers) // cache.page_size,
         tp_size=parallel.tp_size,
         dp_size=parallel.attn_dp_size,
         ep_size=parallel.moe_ep_size,
         mixed_sizes=options.mixed_sizes,
         sealed=options.secret_file is not None,
+        drafts=_drafts(),
     )
 
 
-def _folder_of(model: Any) -> Path:
-    """The folder of the checkpoint, which a name on a hub stands for as well. Raises `Unsupported` if there is none."""
-    folder = Path(model.model_path)
+def _drafts() -> str:
+    """How this instance drafts: what the other has to know of it. The number of steps is its own affair."""
+    from sglang.srt.runtime_context import get_spec
+
+    spec = get_spec()
+    if not spec.speculative_algorithm:
+        return NO_DRAFTS
+    path, revision = spec.speculative_draft_model_path, spec.speculative_draft_model_revision
+    digest = digest_of_checkpoint(_folder_of("--speculative-draft-model-path", path, revision))
+    return f"{spec.speculative_algorithm}, {spec.speculative_eagle_topk} branches, {digest}"
+
+
+def _folder_of(flag: str, path: str, revision: str | None) -> Path:
+    """The folder of a checkpoint, which a name on a hub stands for as well. Raises `Unsupported` if there is none."""
+    folder = Path(path)
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model.model_path, revision=model.revision, local_files_only=True))
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
         raise Unsupported(
-            f"--model-path {model.model_path}: the files of the checkpoint are not on this machine, so that instances"
+            f"{flag} {path}: the files of the checkpoint are not on this machine, so that instances"
             " cannot be compared; give a folder"
         ) from error
 

@@ -10,8 +10,8 @@
 #include "launch.h"
 #include "runtime_stand_in.h"
 
-extern "C" void moe_announce(uint8_t *arguments);
-extern "C" void moe_tell(uint8_t *arguments);
+extern "C" void moe_announce(ascend_kernels::AnnounceArguments arguments);
+extern "C" void moe_tell(ascend_kernels::TellArguments arguments);
 
 namespace {
 
@@ -29,17 +29,16 @@ template <class T> struct alignas(EXCHANGE_LINE_BYTES) Lines {
 // What a launch was given, at the addresses at which the model reaches it.
 template <class Arguments> class Located {
   public:
-    explicit Located(uint64_t address)
-        : arguments_{*reinterpret_cast<const Arguments *>(cann_stand_in::on_host(address))} {
-        KernelArguments &common = arguments_.first.common;
+    explicit Located(const Arguments &arguments) : arguments_(arguments) {
+        KernelArguments &common = arguments_.common;
         const auto *windows = reinterpret_cast<const uint64_t *>(cann_stand_in::on_host(common.windows));
         for (uint32_t rank = 0; rank < common.layout.ranks; ++rank)
             windows_.first.at(rank) = cann_stand_in::on_host(windows[rank]);
         common.windows = reinterpret_cast<uint64_t>(windows_.first.data());
-        common.workspace = cann_stand_in::on_host(common.workspace);
-        locate(arguments_.first);
+        locate_each(common.workspace, common.fault);
+        locate(arguments_);
     }
-    Arguments &operator*() { return arguments_.first; }
+    const Arguments &operator*() const { return arguments_; }
 
   private:
     static constexpr uint32_t most_ranks = 1024;
@@ -61,7 +60,7 @@ template <class Arguments> class Located {
     static void locate(AnnounceArguments &call) { locate_each(call.block); }
     static void locate(TellArguments &) {}
 
-    Lines<Arguments> arguments_;
+    Arguments arguments_;
     Lines<std::array<uint64_t, most_ranks>> windows_ = {};
 };
 
@@ -73,6 +72,7 @@ class Memory {
             add("window", Region::control, windows[rank], layout_.total_bytes);
         add("windows", Region::input, common.windows, layout_.ranks * sizeof(uint64_t));
         add("workspace", Region::workspace, common.workspace, WorkspaceBytes(layout_, cores));
+        add("fault", Region::output, common.fault, EXCHANGE_LINE_BYTES);
     }
     void add(const char *name, Region::Kind kind, uint64_t begin, uint64_t bytes) {
         if (begin != 0 && bytes > 0)
@@ -117,14 +117,12 @@ Memory memory_of(const AnnounceArguments &call, uint32_t cores) {
 }
 Memory memory_of(const TellArguments &call, uint32_t cores) { return {call.common, cores}; }
 
-template <class Arguments> void run(void (*kernel)(uint8_t *), uint32_t cores, uint64_t address) {
-    Located<Arguments> located(address);
-    Arguments &arguments = *located;
-    auto *begin = reinterpret_cast<uint8_t *>(&arguments);
-    Memory memory = memory_of(arguments, cores);
-    memory.add("arguments", Region::input, reinterpret_cast<uint64_t>(begin), sizeof arguments);
+template <class Arguments> void run(void (*kernel)(Arguments), const ExchangeLaunch &launch) {
+    const Located<Arguments> located(*reinterpret_cast<const Arguments *>(launch.arguments));
+    const Arguments &arguments = *located;
+    const Memory memory = memory_of(arguments, launch.cores);
     const std::lock_guard lock(device_mutex);
-    if (device.launch(cores, memory.regions(), [=] { kernel(begin); }))
+    if (device.launch(launch.cores, memory.regions(), [=] { kernel(arguments); }))
         return;
     Verdict broken = {};
     broken.result = EXCHANGE_PEER_FAILED;
@@ -134,17 +132,17 @@ template <class Arguments> void run(void (*kernel)(uint8_t *), uint32_t cores, u
 
 } // namespace
 
-void ascend_device::launch(Kernel kernel, uint32_t cores, void *stream, uint64_t arguments) {
+void ascend_device::put(const ExchangeLaunch &launch, void *stream) {
     static constexpr std::array names = {"moe_dispatch", "moe_combine", "moe_announce", "moe_tell"};
-    cann_stand_in::enqueue(stream, names[kernel], [=] {
-        if (kernel == dispatch_kernel)
-            run<DispatchArguments>(moe_dispatch, cores, arguments);
-        else if (kernel == combine_kernel)
-            run<CombineArguments>(moe_combine, cores, arguments);
-        else if (kernel == announce_kernel)
-            run<AnnounceArguments>(moe_announce, cores, arguments);
+    cann_stand_in::enqueue(stream, names[launch.kernel], [=] {
+        if (launch.kernel == dispatch_kernel)
+            run(moe_dispatch, launch);
+        else if (launch.kernel == combine_kernel)
+            run(moe_combine, launch);
+        else if (launch.kernel == announce_kernel)
+            run(moe_announce, launch);
         else
-            run<TellArguments>(moe_tell, cores, arguments);
+            run(moe_tell, launch);
     });
 }
 

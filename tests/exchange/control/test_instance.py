@@ -10,6 +10,7 @@ import pytest
 from sglang_ascend_moe.errors import ProtocolMismatch
 from sglang_ascend_moe.exchange.control.instance import (
     ALIKE,
+    NO_DRAFTS,
     SIZES,
     Instance,
     digest_of_checkpoint,
@@ -33,6 +34,7 @@ PREFILL = Instance(
     dp_size=1,
     ep_size=2,
     mixed_sizes=False,
+    drafts="EAGLE, 1 branches, 0",
 )
 DECODE = msgspec.structs.replace(PREFILL, role="decode", model="/copies/a")
 FIELDS = {field.name for field in msgspec.structs.fields(Instance)}
@@ -48,6 +50,13 @@ def test_equal_instances_fit_wherever_their_model_lies():
 
 def test_every_field_is_compared_or_says_who_it_is():
     assert FIELDS - {"role", "model", "mixed_sizes"} == set(ALIKE) | set(SIZES)
+
+
+def test_a_decode_instance_may_draft_where_the_prefill_instance_does_not():
+    plain = msgspec.structs.replace(PREFILL, drafts=NO_DRAFTS)
+    require_pair(plain, DECODE)
+    with pytest.raises(ProtocolMismatch, match=r"drafts is EAGLE.* on the prefill and none on the decode instance"):
+        require_pair(PREFILL, msgspec.structs.replace(DECODE, drafts=NO_DRAFTS))
 
 
 @pytest.mark.parametrize("field", [*ALIKE, *SIZES])

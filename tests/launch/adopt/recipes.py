@@ -49,8 +49,6 @@ MODELS = {
     "qwen3-next-80b-a3b-instruct": Config("Qwen3NextForCausalLM", 2048, {_EXPERTS: 512}, 10, 262144),
 }
 OPEN = {
-    "--disaggregation-mode": "speculation",
-    "--init-expert-location": "speculation",
     "--nnodes": "nodes",
     "--attn-cp-size": "context parallelism",
     "--enable-prefill-cp": "context parallelism",

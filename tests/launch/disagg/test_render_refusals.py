@@ -72,9 +72,8 @@ def as_toml(content: object) -> str:
 OPTIONS = "options = { mem-fraction-static = 0.75 }"
 
 
-DRAFTS = {flag for flag, settings in SETTINGS.items() if settings.get("speculative_algorithm") == "EAGLE"}
-# What is written by a key of its own, or depends on the checkpoint too; drafts, which no deployment has.
-BESIDES = {"--nnodes", "--quantization"} | DRAFTS
+# What is written by a key of its own, or depends on the checkpoint too.
+BESIDES = {"--nnodes", "--quantization"}
 
 
 @pytest.mark.parametrize("flag", [flag for flag in SETTINGS if flag not in BESIDES])
@@ -89,10 +88,6 @@ def test_every_conflict_is_refused_by_its_key(refused: Refused, flag: str):
 
 
 REFUSED = {
-    "drafts": (
-        OPTIONS, 'options = { speculative-algorithm = "EAGLE" }',
-        "FILE cannot be served: --disaggregation-mode prefill does not work with --ascend-moe: no prefill or decode",
-    ),
     "several nodes": (
         "tp_size = 16", SEVERAL_NODES,
         "FILE cannot be served: prefill.nodes 2 does not work with --ascend-moe: windows are shared",

@@ -29,7 +29,7 @@ from tests.npu.cann.test_exchange_on_npu import (
     wait_for_a_slow_rank,
 )
 from tests.npu.cann.test_graphs_on_npu import (
-    call_between_replays_with_little_room,
+    fail_in_a_capture,
     refuse_in_a_replay,
     replay_beside_calls,
 )
@@ -81,11 +81,15 @@ def replays(ranks: NpuRanks, seed: int) -> None:
 
 
 def refused_replays(ranks: NpuRanks, seed: int) -> None:
-    ranks.run(2, refuse_in_a_replay, seed=seed, deadline_s=20)
+    ranks.run(2, refuse_in_a_replay, False, seed=seed, deadline_s=20)
 
 
-def many_captures(ranks: NpuRanks, seed: int) -> None:
-    ranks.run(2, call_between_replays_with_little_room, seed=seed, deadline_s=20)
+def fetched_refusals(ranks: NpuRanks, seed: int) -> None:
+    ranks.run(2, refuse_in_a_replay, True, seed=seed, deadline_s=20)
+
+
+def failed_captures(ranks: NpuRanks, seed: int) -> None:
+    ranks.run(2, fail_in_a_capture, seed=seed, deadline_s=20)
 
 
 def killed(ranks: NpuRanks, seed: int) -> None:
@@ -103,7 +107,7 @@ def leaves(ranks: NpuRanks, seed: int) -> None:
 SESSION = "sglang_ascend_moe/native/device_session.py"
 BINDING = "kernels/ascend/device/torch_binding.cpp"
 LIBRARY = "kernels/ascend/device/device_session.cpp"
-BLOCKS = "kernels/ascend/device/blocks.h"
+VERDICTS = "kernels/ascend/device/verdicts.h"
 
 IN_CAPTURE = "torch.npu.is_current_stream_capturing() and self._enter()"
 """A stream is only handed over in a capture."""
@@ -164,11 +168,11 @@ MUTATIONS = [
     ),
     Mutation(
         "a call does not wait for its verdict", LIBRARY,
-        "    launch(block);\n    wait();\n", "    launch(block);\n", calls,
+        "    verdicts_.copy(stream_);\n    wait();\n    const", "    verdicts_.copy(stream_);\n    const", calls,
     ),
     Mutation(
         "a check does not wait for the stream", LIBRARY,
-        "    wait();\n    return blocks_", "    return blocks_", refused_replays,
+        "    verdicts_.copy(stream_);\n    wait();\n    if", "    verdicts_.copy(stream_);\n    if", refused_replays,
     ),
     Mutation(
         "a wait ends with its first look at signals", LIBRARY,
@@ -199,11 +203,12 @@ MUTATIONS = [
     ),
     Mutation(
         "a rank that tells the others does not wait until it is said", LIBRARY,
-        "    synchronise(beside_stream_.get());\n    tell_blocks_", "    tell_blocks_", tells,
+        "arguments), beside_stream_.get());\n    synchronise(beside_stream_.get());\n",
+        "arguments), beside_stream_.get());\n", tells,
     ),
     Mutation(
         "a session ends before what it told the others in a capture", LIBRARY,
-        "    aclrtSynchronizeStream(beside_stream_.get());\n    for", "    for", many_captures,
+        "    aclrtSynchronizeStream(beside_stream_.get());\n    for", "    for", failed_captures,
     ),
     Mutation(
         "the watcher waits behind the kernel that it is to end", LIBRARY,
@@ -226,18 +231,30 @@ MUTATIONS = [
         "    if (std::exchange", leaves,
     ),
     Mutation(
-        "arguments are copied in the order of the default stream", BLOCKS,
-        "ACL_MEMCPY_HOST_TO_DEVICE, stream);", "ACL_MEMCPY_HOST_TO_DEVICE, nullptr);", streams,
+        "segments of a prefill are copied in the order of the default stream", LIBRARY,
+        "segments.size() * sizeof(uint64_t), ACL_MEMCPY_HOST_TO_DEVICE, stream_);",
+        "segments.size() * sizeof(uint64_t), ACL_MEMCPY_HOST_TO_DEVICE, nullptr);", streams,
     ),
     Mutation(
-        "verdicts are copied in the order of the default stream", BLOCKS,
-        "EXCHANGE_LINE_BYTES, ACL_MEMCPY_DEVICE_TO_HOST, stream);",
-        "EXCHANGE_LINE_BYTES, ACL_MEMCPY_DEVICE_TO_HOST, nullptr);", streams,
+        "verdicts are copied in the order of the default stream", VERDICTS,
+        "bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream);",
+        "bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream == nullptr ? stream : nullptr);", streams,
     ),
     Mutation(
-        "the arguments of a captured launch are used again", BLOCKS,
-        "block.state = captured ? Block::captured : Block::launched;",
-        "block.state = captured ? Block::launched : Block::launched;", many_captures,
+        "a fault that was reported is forgotten in the order of the default stream", VERDICTS,
+        "EXCHANGE_LINE_BYTES, ACL_MEMCPY_HOST_TO_DEVICE, stream);",
+        "EXCHANGE_LINE_BYTES, ACL_MEMCPY_HOST_TO_DEVICE, stream == nullptr ? stream : nullptr);", refused_replays,
+    ),
+    Mutation(
+        "fetching verdicts overtakes what torch has queued", BINDING,
+        """    at_npu::native::OpCommand::RunOpApiV2(
+        "moe_verdicts", [session, stream]() -> int { return exchange_device_fetch(session_at(session), stream); });
+""",
+        "    exchange_device_fetch(session_at(session), stream);\n", fetched_refusals,
+    ),
+    Mutation(
+        "what was fetched is not looked at", SESSION,
+        "        if self._native.fetched_fault():\n", "        if False:\n", fetched_refusals,
     ),
 ]  # fmt: skip
 

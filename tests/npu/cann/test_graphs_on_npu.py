@@ -12,7 +12,7 @@ import torch
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.native import device_session
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from tests.exchange.pool import Rank
 from tests.npu.cann.test_exchange_on_npu import (
     EXPERTS_PER_RANK,
@@ -80,26 +80,28 @@ def test_quantised_replays_give_the_bits_of_the_host(npu_ranks, seed):
 
 
 REPLAY = {
-    "moe_dispatch": 1, "moe_combine": 1, "copy from the host": 2, "copy to the host": 2, "host synchronisation": 1,
+    "moe_dispatch": 1, "moe_combine": 1, "copy from the host": 0, "copy to the host": 1, "host synchronisation": 0,
     "allocation": 0,
 }  # fmt: skip
-"""Calls of a replay of one layer and of its check."""
+"""Calls of a replay of one layer, and of fetching what it found."""
 
 
 def count_work(rank: Rank) -> dict[str, int]:
-    """What one replay and its check put on the stream, or waited for."""
+    """What one replay, and fetching what it found, put on the stream or waited for."""
     with open_exchange(rank, device_of(rank)) as npu:
         warm(npu, rank)
         captured = Captured(npu, batch_of(rank, 0, TOKENS).to(device_of(rank)))
         torch.npu.synchronize()
         since = native().counters()
         captured.graph.replay()
-        npu.check_replays()
+        npu.fetch_verdicts()
         now = native().counters()
+        torch.npu.synchronize()
+        npu.raise_fetched()
     return {name: now.get(name, (0, 0))[0] - since.get(name, (0, 0))[0] for name in REPLAY}
 
 
-def test_a_replay_waits_once_and_allocates_nothing(npu_ranks):
+def test_a_replay_is_two_launches_waits_for_nothing_and_allocates_nothing(npu_ranks):
     assert npu_ranks.run(2, count_work) == [REPLAY] * 2
 
 
@@ -137,14 +139,34 @@ def test_ranks_replay_graphs_of_different_sizes(npu_ranks, seed):
     npu_ranks.run(2, several_buckets_in_one_pool, seed=seed)
 
 
-def refuse_in_a_replay(rank: Rank) -> list[str]:
+def fetch_behind_another_stream(exchange: Exchange, results: torch.npu.Stream) -> None:
+    """As SGLang copies the tokens of a step: on a stream of results, behind that of the step."""
+    results.wait_stream(torch.npu.current_stream())
+    with torch.npu.stream(results):
+        exchange.fetch_verdicts()
+        fetched = torch.npu.Event()
+        fetched.record()
+    fetched.synchronize()
+    exchange.raise_fetched()
+
+
+def refuse_in_a_replay(rank: Rank, fetches: bool) -> list[str]:
     device = device_of(rank)
     # What a graph finds in memory that nobody has written is not zero.
     torch.full((1 << 20,), 0x7F7F7F7F, device=device, dtype=torch.int32)
     said = []
-    with open_exchange(rank, torch.device("cpu")) as host, open_exchange(rank, device) as npu:
+    own_stream = torch.npu.stream(torch.npu.Stream())
+    with own_stream, open_exchange(rank, torch.device("cpu")) as host, open_exchange(rank, device) as npu:
         warm(npu, rank)
         captured = Captured(npu, batch_of(rank, 0, TOKENS).to(device))
+        results = torch.npu.Stream()
+
+        def check() -> None:
+            if fetches:
+                fetch_behind_another_stream(npu, results)
+            else:
+                npu.check_replays()
+
         for turn in range(3):
             batch = batch_of(rank, turn, TOKENS)
             expected = host.run(*batch, scale_rows)
@@ -154,42 +176,36 @@ def refuse_in_a_replay(rank: Rank) -> list[str]:
             captured.graph.replay()
             if turn % 2 == 0:
                 with pytest.raises(InvalidInput) as refused:
-                    npu.check_replays()
+                    check()
                 said.append(str(refused.value))
-            npu.check_replays()
+            check()
             if turn % 2:
                 assert torch.equal(captured.out.cpu(), expected)
     return said
 
 
+@pytest.mark.parametrize("fetches", [False, True], ids=["waiting", "fetching"])
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
-def test_what_a_replay_refuses_is_raised_by_its_check_and_not_again(npu_ranks, seed):
-    for rank, said in enumerate(npu_ranks.run(2, refuse_in_a_replay, seed=seed)):
+def test_what_a_replay_refuses_is_raised_by_its_check_and_not_again(npu_ranks, seed, fetches):
+    for rank, said in enumerate(npu_ranks.run(2, refuse_in_a_replay, fetches, seed=seed)):
         culprit = "this rank (1)" if rank == 1 else "rank 1"
         assert said == [f"{culprit}: expert id 6 is outside -1 .. 5 (num_experts=6)"] * 2
 
 
-def call_between_replays_with_little_room(rank: Rank) -> None:
-    """There is room for the arguments of few launches, of which those of a graph keep theirs."""
-    device = device_of(rank)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device_session, "LAUNCHES", 5)
-        npu = open_exchange(rank, device)
-    with open_exchange(rank, torch.device("cpu")) as host, npu:
+def fail_in_a_capture(rank: Rank) -> None:
+    """The others are told while the stream is captured, which lets nobody wait; then the session ends."""
+
+    def experts(_rows: ExpertRows) -> None:
+        raise ValueError("no experts")
+
+    with open_exchange(rank, device_of(rank)) as npu:
         warm(npu, rank)
-        captured = Captured(npu, batch_of(rank, 0, TOKENS).to(device))
-        for turn in range(3):
-            batch, other = batch_of(rank, turn, TOKENS), batch_of(rank, 10 + turn, 3)
-            captured.load(batch)
-            captured.graph.replay()
-            npu.check_replays()
-            assert torch.equal(captured.out.cpu(), host.run(*batch, scale_rows)), turn
-            for _ in range(2):
-                found = npu.run(*other.to(device), scale_rows)
-                assert torch.equal(found.cpu(), host.run(*other, scale_rows)), turn
-        with pytest.raises(RuntimeError, match="all 5 launches that an exchange has memory for are captured"):
-            [Captured(npu, batch_of(rank, 0, TOKENS).to(device)) for _ in range(2)]
+        batch = batch_of(rank, 0, TOKENS).to(device_of(rank))
+        prepared = npu.prepare(*batch, experts, torch.empty_like(batch.x))
+        with pytest.raises(ValueError, match="no experts"), torch.npu.graph(torch.npu.NPUGraph()):
+            prepared()
 
 
-def test_calls_leave_the_arguments_of_captured_launches_alone(npu_ranks):
-    npu_ranks.run(2, call_between_replays_with_little_room)
+@pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
+def test_a_session_whose_capture_failed_ends(npu_ranks, seed):
+    npu_ranks.run(2, fail_in_a_capture, seed=seed)

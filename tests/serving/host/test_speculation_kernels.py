@@ -39,6 +39,18 @@ def test_a_tree_is_built_of_what_was_drafted(links):
     assert all(torch.equal(found, known) for found, known in zip(written, links, strict=True))
 
 
+def test_a_token_whose_parent_was_not_kept_is_reached_by_none():
+    mask = torch.ones(16, dtype=torch.bool)
+    written = torch.full((3, 1, 4), -1)
+    positions = torch.empty(4, dtype=torch.long)
+    kept = torch.tensor([[-1, 0, 1]]), torch.tensor([[0, 2, 4]])
+    speculation.build_trees(
+        *kept, torch.tensor([5]), mask, positions, *written, TOPK, 2, 4, speculation.tree_mask_mode()
+    )
+    assert mask.view(4, 4).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
+    assert written.tolist() == [[[0, 1, 2, 3]], [[1, 2, -1, -1]], [[-1, -1, -1, -1]]]
+
+
 def test_a_chain_is_a_tree_without_branches():
     mask = torch.ones(9, dtype=torch.bool)
     written = torch.full((3, 1, 3), -1)

@@ -13,14 +13,17 @@ from sglang_ascend_moe.serving.launcher import request_checks
 from sglang_ascend_moe.serving.options import Options, attach
 
 WITHOUT = SimpleNamespace()
-WITH = SimpleNamespace()
+WITH = SimpleNamespace(speculative_algorithm=None)
 attach(WITH, Options())
 
 
 def manager(server_args: object = WITH, role: str = "null") -> SimpleNamespace:
     mode = SimpleNamespace(value=role)
     return SimpleNamespace(
-        model_config=SimpleNamespace(vocab_size=100), server_args=server_args, disaggregation_mode=mode
+        model_config=SimpleNamespace(vocab_size=100),
+        server_args=server_args,
+        disaggregation_mode=mode,
+        preferred_sampling_params=None,
     )
 
 

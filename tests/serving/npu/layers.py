@@ -11,7 +11,7 @@ import torch
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
-from sglang_ascend_moe.serving.worker import layer
+from sglang_ascend_moe.serving.worker import host_experts, layer
 from tests.npu.operators.experts import swiglu
 from tests.npu.operators.modules import install_operators
 from tests.serving.quantised_models import expert_tensors
@@ -87,10 +87,9 @@ def serve(patch: Any, moe: Any, exchange: Exchange, options: Options, *, on_npu:
     """
     if on_npu:
         experts.prepare(moe, options)
-    serving = layer.Serving(
-        options, {layer.shape_of(moe): exchange}, {"silu": lambda rows: swiglu(rows, -1)}, rank=0, ranks=1,
-        metrics=False, on_npu=on_npu,
-    )  # fmt: skip
+    patch.setattr(host_experts, "activation_of", lambda _layer: lambda rows: swiglu(rows, -1))
+    exchanges = {layer.shape_of(moe): exchange}
+    serving = layer.Serving(options, exchanges, rank=0, ranks=1, metrics=False, on_npu=on_npu)
     patch.setattr(layer, "_serving", serving)
 
 

@@ -7,13 +7,15 @@ from collections import Counter
 import pytest
 import torch
 import torch.distributed as dist
+from sglang.srt.layers.moe import fused_moe_native
+from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sglang_ascend_moe.errors import SessionPoisoned
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.serving.options import Options, attach
-from sglang_ascend_moe.serving.worker import layer
+from sglang_ascend_moe.serving.worker import host_experts, layer
 
 EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
 
@@ -25,13 +27,15 @@ def group():
     dist.destroy_process_group()
 
 
-def moe_layer(dtype: torch.dtype, activation: str) -> argparse.Namespace:
+def moe_layer(dtype: torch.dtype, activation: str, *, biases: bool = False, **limits: float) -> argparse.Namespace:
     """What the override reads of SGLang's FusedMoE."""
     generator = torch.Generator().manual_seed(1)
     config = argparse.Namespace(
-        activation=activation, apply_router_weight_on_input=False, gemm1_alpha=None, gemm1_clamp_limit=None
-    )
-    return argparse.Namespace(
+        activation=activation, apply_router_weight_on_input=False, is_gated=True, gate_up_interleaved=True,
+        gemm1_alpha=None, gemm1_clamp_limit=None, swiglu_limit=None,
+    )  # fmt: skip
+    vars(config).update(limits)
+    made = argparse.Namespace(
         num_experts=EXPERTS,
         hidden_size=HIDDEN,
         top_k=TOPK,
@@ -39,13 +43,15 @@ def moe_layer(dtype: torch.dtype, activation: str) -> argparse.Namespace:
         w13_weight=(torch.randn(EXPERTS, 2 * EXPERT_HIDDEN, HIDDEN, generator=generator) * HIDDEN**-0.5).to(dtype),
         w2_weight=(torch.randn(EXPERTS, HIDDEN, EXPERT_HIDDEN, generator=generator) * EXPERT_HIDDEN**-0.5).to(dtype),
     )
+    if biases:
+        made.w13_weight_bias = torch.randn(EXPERTS, 2 * EXPERT_HIDDEN, generator=generator)
+        made.w2_weight_bias = torch.randn(EXPERTS, HIDDEN, generator=generator)
+    return made
 
 
 @pytest.fixture
 def serve(group, monkeypatch: pytest.MonkeyPatch):
     """Opens an exchange for a layer as a worker does, with a window that a prefill needs several rounds for."""
-    from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
-
     opened = []
 
     def open_exchange(moe, options: Options) -> None:
@@ -59,8 +65,7 @@ def serve(group, monkeypatch: pytest.MonkeyPatch):
             **shape._asdict(),
         )
         opened.append(exchange)
-        activations = {"silu": SiluAndMul().forward_native, "gelu": GeluAndMul().forward_native}
-        serving = layer.Serving(options, {shape: exchange}, activations, rank=0, ranks=1, metrics=False)
+        serving = layer.Serving(options, {shape: exchange}, rank=0, ranks=1, metrics=False)
         monkeypatch.setattr(layer, "_serving", serving)
 
     yield open_exchange
@@ -100,12 +105,39 @@ def test_one_rank_computes_what_sglang_computes(
     serve, monkeypatch, tokens: int, schedule: str, dtype: torch.dtype, activation: str
 ):
     # Too few for the rows of all tokens.
-    monkeypatch.setattr(layer, "ROWS_TOGETHER", TOKENS * TOPK - 1)
+    monkeypatch.setattr(host_experts, "ROWS_TOGETHER", TOKENS * TOPK - 1)
     moe = moe_layer(dtype, activation)
     serve(moe, Options(schedule=schedule))
     x = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(3)).to(dtype)
     found = layer.forward(never, moe, x, routed(tokens))
     assert torch.equal(found, sglang_output(moe, x, routed(tokens)))
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "one-by-one"])
+@pytest.mark.parametrize(
+    ("activation", "limits"),
+    [
+        ("silu", {}),
+        ("silu", {"gemm1_alpha": 1.702, "gemm1_clamp_limit": 0.5}),
+        ("situ", {"gemm1_alpha": 2.0, "gemm1_clamp_limit": 0.5}),
+        ("situ", {}),
+    ],
+    ids=["silu", "gpt-oss", "situ", "situ-without-limits"],
+)
+def test_biases_and_limits_are_those_of_sglang(serve, monkeypatch, activation: str, limits: dict[str, float], together):
+    monkeypatch.setattr(host_experts, "ROWS_TOGETHER", TOKENS * TOPK if together else 0)
+    # As its function says, without what a compiler makes of it.
+    eager = fused_moe.swiglu_gpt_oss_sigmoid_alpha._torchdynamo_orig_callable
+    monkeypatch.setattr(fused_moe_native, "swiglu_gpt_oss_sigmoid_alpha", eager)
+    moe = moe_layer(torch.float32, activation, biases=True, **limits)
+    serve(moe, Options(schedule="decode"))
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(3))
+    found, expected = layer.forward(never, moe, x, routed(TOKENS)), sglang_output(moe, x, routed(TOKENS))
+    if together:
+        # The last bit of a sigmoid depends on how many numbers are computed at once.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(found, expected)
 
 
 def test_rounds_of_a_small_window_compute_the_same_experts(serve):
@@ -178,7 +210,7 @@ class Touches(TorchDispatchMode):
 
 @pytest.mark.parametrize("together", [True, False], ids=["together", "one by one"])
 def test_products_take_rows_out_of_the_window_and_put_results_into_it(serve, monkeypatch, together):
-    monkeypatch.setattr(layer, "ROWS_TOGETHER", TOKENS * TOPK if together else 0)
+    monkeypatch.setattr(host_experts, "ROWS_TOGETHER", TOKENS * TOPK if together else 0)
     moe = moe_layer(torch.bfloat16, "silu")
     serve(moe, Options(schedule="decode"))
     x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)

@@ -1,0 +1,104 @@
+"""When what replays found is fetched, and that no token of theirs is read before. No NPU has run this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_ascend_moe.errors import PeerLost
+from sglang_ascend_moe.graph_capture.runners import replay_verdicts
+from sglang_ascend_moe.serving.worker import layer
+
+
+class WatchedExchange:
+    """Writes down what is asked of it; `fault` is what its replays found."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fault: PeerLost | None = None
+
+    def fetch_verdicts(self) -> None:
+        self.asked.append("fetch")
+
+    def raise_fetched(self) -> None:
+        self.asked.append("look")
+        if self.fault is not None:
+            raise self.fault
+
+    def check_replays(self) -> None:
+        self.asked.append("wait")
+        self.raise_fetched()
+
+
+class Result:
+    """As SGLang's `GenerationBatchResult`, with an event that says when it is waited for."""
+
+    def __init__(self, asked: list[str], *, overlap: bool = True) -> None:
+        self._asked = asked
+        self.copy_done = SimpleNamespace(synchronize=lambda: asked.append("event"), query=lambda: 1)
+        if not overlap:
+            self.copy_done = None
+
+    def copy_to_cpu(self) -> None:
+        self._asked.append("tokens copied")
+
+
+@pytest.fixture
+def exchange(monkeypatch) -> Iterator[WatchedExchange]:
+    watched = WatchedExchange()
+    monkeypatch.setattr(layer, "exchanges", lambda: [watched])
+    yield watched
+    replay_verdicts._replays.pending = False
+
+
+def copy(result: Result) -> None:
+    replay_verdicts.copy_with_tokens(Result.copy_to_cpu, result)
+
+
+def test_what_a_replay_found_is_fetched_before_the_event_and_looked_at_behind_it(exchange):
+    result = Result(exchange.asked)
+    replay_verdicts.note_replay()
+    copy(result)
+    assert exchange.asked == ["fetch", "tokens copied"]
+    assert result.copy_done.query() is True
+    replay_verdicts.check_uncopied(None, None, result)
+    result.copy_done.synchronize()
+    assert exchange.asked == ["fetch", "tokens copied", "event", "look"]
+
+
+def test_tokens_of_a_failed_step_are_not_read(exchange):
+    exchange.fault = PeerLost("rank 1 has died", rank=1)
+    result = Result(exchange.asked)
+    replay_verdicts.note_replay()
+    copy(result)
+    with pytest.raises(PeerLost, match="rank 1"):
+        result.copy_done.synchronize()
+
+
+def test_a_step_without_replays_is_left_as_it_is(exchange):
+    result = Result(exchange.asked)
+    before = result.copy_done
+    copy(result)
+    replay_verdicts.check_uncopied(None, None, result)
+    assert result.copy_done is before
+    assert exchange.asked == ["tokens copied"]
+
+
+def test_each_step_is_fetched_once_however_many_replays_it_has(exchange):
+    for _ in range(3):
+        replay_verdicts.note_replay()
+    copy(Result(exchange.asked))
+    copy(Result(exchange.asked))
+    assert exchange.asked == ["fetch", "tokens copied", "tokens copied"]
+
+
+def test_without_overlap_a_replay_is_waited_for_before_its_tokens_are_read(exchange):
+    exchange.fault = PeerLost("rank 1 has died", rank=1)
+    replay_verdicts.note_replay()
+    result = Result(exchange.asked, overlap=False)
+    with pytest.raises(PeerLost):
+        replay_verdicts.check_uncopied(None, None, result)
+    replay_verdicts.check_uncopied(None, None, result)
+    assert exchange.asked == ["wait", "look"]
