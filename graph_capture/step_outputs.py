@@ -15,8 +15,11 @@ a CPU from these very tensors: they are copied, so that the next replay does not
 
 
 def recorded(output: Any) -> dict[str, Any]:
-    """The fields of a dataclass that hold tensors, themselves or in tuples, lists and dictionaries."""
-    fields = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    """The fields of a dataclass or items of a tuple that hold tensors, themselves or in tuples, lists, dictionaries."""
+    if isinstance(output, tuple):
+        fields = {str(place): item for place, item in enumerate(output)}
+    else:
+        fields = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     return {name: value for name, value in fields.items() if any(isinstance(leaf, Tensor) for leaf in leaves(value))}
 
 
@@ -25,4 +28,6 @@ def replayed(template: Any, fields: dict[str, Any]) -> Any:
     lasting = {
         name: value if name in USED_AT_ONCE else mapped(value, Tensor, Tensor.clone) for name, value in fields.items()
     }
+    if isinstance(template, tuple):
+        return tuple(lasting.get(str(place), item) for place, item in enumerate(template))
     return dataclasses.replace(template, **lasting)

@@ -26,6 +26,7 @@ settings.load_profile("suite")
 
 TOGETHER = {
     "launch/disagg/test_deployed.py": "servers",
+    "launch/disagg/test_deployed_on_npus.py": "servers",
     "launch/disagg/test_deployment_secrets.py": "servers",
     "launch/disagg/test_failures.py": "servers",
     "launch/disagg/test_soak.py": "servers",

@@ -11,34 +11,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.attention.verify_mask import VerifyMask
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.runner_utils.capture_mode import get_capture_attention_variant
+from sglang.srt.speculative.eagle_utils import TreeMaskMode
 from torch import Tensor
 
-from sglang_ascend_moe.serving.host.graph_buckets import Buckets
+from sglang_ascend_moe.serving.host.graph_buckets import Buckets, label_of, length_of, longest
+from sglang_ascend_moe.serving.host.tree_attention import see_trees
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-_LABEL = "kv"
-
 
 class KeyLengths:
     """SGLang's choice among the graphs of one batch size: by the longest request."""
 
-    def __init__(self, buckets: Buckets) -> None:
-        self._buckets = buckets
+    def __init__(self, buckets: Buckets, ahead: int) -> None:
+        """ahead: tokens that a step writes behind those of `seq_lens`."""
+        self._buckets, self._ahead = buckets, ahead
         # The largest first: the others fit into its memory.
-        self.capture_labels = tuple(f"{_LABEL}{length}" for length in reversed(buckets.lengths))
+        self.capture_labels = tuple(map(label_of, reversed(buckets.lengths)))
 
     def select(self, forward_batch: ForwardBatch) -> str:
-        return f"{_LABEL}{self._buckets.length_for(_longest(forward_batch))}"
-
-
-def _longest(forward_batch: Any) -> int:
-    lengths = forward_batch.seq_lens_cpu if forward_batch.seq_lens_cpu is not None else forward_batch.seq_lens
-    return int(lengths.max()) if lengths.numel() else 1
+        return label_of(self._buckets.length_for(longest(forward_batch, self._ahead)))
 
 
 class _Gathered(NamedTuple):
@@ -62,9 +59,19 @@ class HostAttention(TorchNativeAttnBackend):
         self._dtype = model_runner.dtype
         self._length = 0
         self._gathered: _Gathered | None = None
+        self._verify_mask: VerifyMask | None = None
+
+    @property
+    def verify_mask(self) -> VerifyMask | None:
+        """Where SGLang writes the masks of trees, for a graph to read them there."""
+        return self._verify_mask
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Nothing: what a graph needs, it computes."""
+        """Makes room for the masks of trees; what else a graph needs, it computes."""
+        size = max_num_tokens // max_bs
+        if size > 1:
+            buffer = torch.zeros(max_bs * size**2, dtype=torch.bool)
+            self._verify_mask = VerifyMask(buffer=buffer, mode=TreeMaskMode.QLEN_ONLY, max_bs=max_bs)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """The length of a padded row: attention over nothing would give NaN."""
@@ -79,16 +86,22 @@ class HostAttention(TorchNativeAttnBackend):
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         super().init_forward_metadata(forward_batch)
         self._gathered = None
-        if forward_batch.forward_mode.is_decode() and forward_batch.batch_size:
-            self._length = self.buckets.length_for(_longest(forward_batch))
+        mode = forward_batch.forward_mode
+        trees = mode.is_target_verify()
+        if (mode.is_decode() or trees or mode.is_draft_extend_v2()) and forward_batch.batch_size:
+            ahead = forward_batch.spec_info.draft_token_num if trees else 0
+            self._length = self.buckets.length_for(longest(forward_batch, ahead))
             self.init_forward_metadata_in_graph(forward_batch)
 
     def init_forward_metadata_out_graph(self, _forward_batch: ForwardBatch, in_capture: bool = False) -> None:
         if in_capture:
-            self._length = int(get_capture_attention_variant().removeprefix(_LABEL))
+            self._length = length_of(get_capture_attention_variant())
 
     def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch) -> None:
         """Once per step: which slots are gathered, and the mask. Part of the graph."""
+        if not forward_batch.forward_mode.is_decode():
+            see_trees(self, forward_batch, self._length)
+            return
         lengths = forward_batch.seq_lens[:, None]
         positions = torch.arange(self._length, dtype=lengths.dtype)[None]
         # Past its end a request reads its last token again, because other slots may hold anything, NaN included.

@@ -14,7 +14,7 @@ import torch
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused
-from sglang_ascend_moe.graph_capture.runners.eager import nothing_captured, refused_steps, switched_off
+from sglang_ascend_moe.graph_capture.runners.eager import nothing_captured, refused_drafts, refused_steps, switched_off
 from sglang_ascend_moe.serving.host.graph_buckets import Buckets, Limits, choose_buckets
 from sglang_ascend_moe.serving.options import options_of
 
@@ -27,7 +27,7 @@ def buckets_of(model_runner: Any) -> Buckets:
     SGLang's flags `--cuda-graph-bs-decode` and `--cuda-graph-max-bs-decode` go before the choice made here.
     """
     from sglang.srt.model_executor.cuda_graph_config import Phase
-    from sglang.srt.runtime_context import get_exec
+    from sglang.srt.runtime_context import get_exec, get_spec
     from sglang.srt.utils import get_cuda_graph_batch_size_alignment
 
     pool = model_runner.token_to_kv_pool
@@ -35,6 +35,9 @@ def buckets_of(model_runner: Any) -> Buckets:
     token_bytes = sum(
         cache[0].numel() * cache.element_size() for cache in (pool.get_key_buffer(first), pool.get_value_buffer(first))
     )
+    if model_runner.is_draft_worker:
+        # Each branch of a draft gathers what its request has.
+        token_bytes *= get_spec().speculative_eagle_topk
     table = model_runner.req_to_token_pool
     decode = get_exec().graph.cuda_graph_config.decode
     given: set[tuple[Phase, str]] = getattr(model_runner.server_args, "_cuda_graph_config_locked", set())
@@ -77,18 +80,14 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
     from sglang.srt.model_executor.model_runner_components.cuda_graph_setup import GraphCapture
 
     options = options_of(model_runner.server_args)
-    if options is None:
+    if options is None or model_runner.is_draft_worker:
         return nothing_captured()
     if check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
         return switched_off(options)
-    from sglang.srt.runtime_context import get_spec
-
     from sglang_ascend_moe.graph_capture.runners.host_runner import HostGraphRunner
 
     begin = time.perf_counter()
     try:
-        if get_spec().speculative_algorithm:
-            raise CaptureRefused("no graph on the host holds the steps of --speculative-algorithm")
         buckets = getattr(model_runner.attn_backend, "buckets", None)
         if buckets is None:
             raise CaptureRefused(
@@ -115,6 +114,32 @@ def capture_decode(_original: Callable[..., Any], *, model_runner: Any) -> Any:
         memory_usage_gb=runner.backend.bytes / 2**30,
         capture_time=time.perf_counter() - begin,
     )
+
+
+def capture_drafts(_original: Callable[[Any], None], worker: Any) -> None:
+    """Around `EagleDraftWorker._capture_cuda_graphs`, which captures nothing on a CPU: captures, or says why not.
+
+    Raises `CaptureRefused` with `--ascend-moe-require-graphs`.
+    """
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
+
+    worker.cuda_graph_runner = worker.cuda_graph_runner_for_draft_extend = None
+    options = options_of(worker.server_args)
+    if options is None or check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
+        return
+    buckets = getattr(worker.draft_runner.attn_backend, "buckets", None)
+    if buckets is None or not buckets.batches:
+        # Of the model's own steps, too, and it is said of them.
+        return
+    from sglang_ascend_moe.graph_capture.runners.host_drafts import HostDraftExtendRunner, HostDraftRunner
+
+    try:
+        drafts = HostDraftRunner(worker) if worker.speculative_num_steps > 1 else None
+        extend = HostDraftExtendRunner(worker, draft_extend_attn_backend=worker.draft_runner.attn_backend)
+    except CaptureRefused as refused:
+        refused_drafts(options, refused)
+        return
+    worker.cuda_graph_runner, worker.cuda_graph_runner_for_draft_extend = drafts, extend
 
 
 def replays_when_idle(mode: Any) -> bool:

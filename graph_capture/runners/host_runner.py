@@ -25,12 +25,20 @@ from sglang_ascend_moe.serving.worker import layer
 logger = logging.getLogger(__name__)
 
 
-class HostGraphRunner(DecodeCudaGraphRunner):
-    """SGLang's decode graph runner on a machine without streams and events."""
+class HostCapture(DecodeCudaGraphRunner):
+    """What graph runners of SGLang do on a machine without streams and events."""
+
+    holds = "Decode"
+    """What its graphs hold, for messages."""
+
+    @property
+    def tokens_ahead(self) -> int:
+        """Of a request, that a step writes behind those that SGLang counts."""
+        return 0
 
     @property
     def attention_graph_variants(self) -> KeyLengths:
-        return KeyLengths(self.attn_backend.buckets)
+        return KeyLengths(self.attn_backend.buckets, self.tokens_ahead)
 
     @attention_graph_variants.setter
     def attention_graph_variants(self, _found: Any) -> None:
@@ -43,6 +51,21 @@ class HostGraphRunner(DecodeCudaGraphRunner):
         self.buffers.reset_index_buffers()
         with freeze_gc(get_exec().graph.enable_cudagraph_gc), self.backend.capture_session(None):
             self._capture_one_stream()
+
+
+class HostGraphRunner(HostCapture):
+    """SGLang's decode graph runner: of steps that decode, or of steps that verify trees."""
+
+    @property
+    def tokens_ahead(self) -> int:
+        return int(self.captured_req_width) if self.capture_forward_mode.is_target_verify() else 0
+
+    def get_spec_info(self, num_tokens: int) -> Any:
+        """As the original; trees are seen where SGLang writes them."""
+        verified = super().get_spec_info(num_tokens)
+        if self.attn_backend.verify_mask is not None:
+            verified.custom_mask = self.attn_backend.verify_mask.buffer
+        return verified
 
     def _forks_draft_metadata_prep(self) -> bool:
         """There is no stream to fork to, and to find that out SGLang imports the kernels of DeepSeek-V4."""
@@ -66,7 +89,8 @@ class Captured(NamedTuple):
 class HostGraphBackend(BaseCudaGraphBackend):
     """SGLang's graph backend with a tape for each shape."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, runner: HostCapture, *_: Any, **__: Any) -> None:
+        self._holds = runner.holds
         self._arena = Arena()
         self._graphs: dict[Any, Captured] = {}
         self._group = get_parallel().tp_group.cpu_group
@@ -75,7 +99,8 @@ class HostGraphBackend(BaseCudaGraphBackend):
     def capture_session(self, _stream: Any) -> Iterator[None]:
         yield
         logger.info(
-            "Decode graphs: %d captured, the slowest in %.2f s; their tensors take %d bytes",
+            "%s graphs: %d captured, the slowest in %.2f s; their tensors take %d bytes",
+            self._holds,
             len(self._graphs),
             max((item.seconds for item in self._graphs.values()), default=0.0),
             self._arena.bytes,

@@ -33,6 +33,12 @@ HOOKS: tuple[Hook, ...] = (
         )
         for function in (host_decode.all_reduce, host_decode.all_gather)
     ),
+    host_hook(
+        f"{SRT}.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",
+        HookKind.AROUND,
+        host_decode.capture_drafts,
+        "on a CPU SGLang captures no drafts",
+    ),
     Hook(
         f"{SRT}.model_executor.model_runner_components.cuda_graph_setup.capture_decode_graph",
         HookKind.AROUND,

@@ -29,7 +29,7 @@ def server_flags(deployment: Deployment, name: RoleName, target: Target, place: 
         **_role_flags(name, role, target, place),
         **(_HOST if target == "host" else _ASCEND),
         **(_HOST_ROLES if target == "host" else _ASCEND_ROLES)[name],
-        **({_REQUIRE_GRAPHS: True} if name == "decode" and not _eager(role, target) else {}),
+        **({_REQUIRE_GRAPHS: True} if name == "decode" and not _eager(role) else {}),
         **role.options,
         ASK_FLAG.removeprefix("--"): True,
     }
@@ -56,10 +56,8 @@ def key_of(deployment: Deployment, name: RoleName, flag: str) -> str | None:
     return decided if decided in Deployment.__struct_fields__ else None
 
 
-def _eager(role: Role, target: Target) -> bool:
+def _eager(role: Role) -> bool:
     """Whether the options of a role say that its decode steps run without graphs, for whatever reason."""
-    if target == "host" and role.options.get("speculative-algorithm"):
-        return True
     return bool(role.options.get("disable-cuda-graph")) or role.options.get(_SCHEDULE) in ("prefill", "collective")
 
 

@@ -35,9 +35,9 @@ class Drafted(NamedTuple):
 
 
 def write_drafted(folder: Path, family: str) -> Drafted:
-    """The model of a family with its draft: EAGLE3 for Qwen3-MoE, a layer for multi-token prediction (MTP) else."""
-    if family == "qwen3_moe":
-        return write_eagle3_checkpoints(folder)
+    """The model of a family with its draft: EAGLE3, or a layer for multi-token prediction (MTP)."""
+    if family in ("qwen3_moe", "minimax_m2"):
+        return write_eagle3_checkpoints(folder, family)
     return write_mtp_checkpoint(folder, family)
 
 
@@ -64,9 +64,9 @@ def write_mtp_checkpoint(folder: Path, family: str, sizes: TinySizes = MTP_SIZES
     return Drafted(model, None, plain)
 
 
-def write_eagle3_checkpoints(folder: Path) -> Drafted:
-    """A Qwen3-MoE, and a dense EAGLE3 draft for it that says what the head says of the embedding of the last token."""
-    model = write_checkpoint(folder / "model", "qwen3_moe", EAGLE3_SIZES, init=EAGLE3_INIT)
+def write_eagle3_checkpoints(folder: Path, family: str) -> Drafted:
+    """A model, and a dense EAGLE3 draft for it that says what the head says of the embedding of the last token."""
+    model = write_checkpoint(folder / "model", family, EAGLE3_SIZES, init=EAGLE3_INIT)
     draft = folder / "draft"
     draft.mkdir()
     sizes = EAGLE3_SIZES

@@ -430,6 +430,54 @@ def use_blocks_of_deepseek_v4() -> None:
     _load_no_weights_of_blocks()
 
 
+def use_blocks_of_hunyuan() -> None:
+    """Layers of Qwen3-MoE have the MoE blocks of Hunyuan, which get the rows of all ranks, as in its own layers."""
+    from types import SimpleNamespace
+
+    import torch
+    import torch.nn.functional as F
+    from sglang.srt.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
+    from sglang.srt.layers.moe.utils import get_moe_a2a_backend
+    from sglang.srt.models.hunyuan import HunYuanSparseMoeBlock
+    from sglang.srt.runtime_context import get_parallel
+
+    class WithRowsOfAll(torch.nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, rows, _batch=None):
+            if not get_moe_a2a_backend().is_ascend_fuseep():
+                return self.block(rows)
+            parallel = get_parallel()
+            counts = rows.new_zeros(parallel.tp_size)
+            counts[parallel.tp_rank] = len(rows)
+            counts = [int(count) for count in tensor_model_parallel_all_reduce(counts)]
+            gathered = tensor_model_parallel_all_gather(F.pad(rows, (0, 0, 0, max(counts) - len(rows))), dim=0)
+            parts = [part[:count] for part, count in zip(gathered.chunk(parallel.tp_size), counts, strict=True)]
+            return self.block(torch.cat(parts)).split(counts)[parallel.tp_rank]
+
+    def block(config, layer_id):
+        theirs = SimpleNamespace(
+            num_experts=config.num_experts,
+            moe_topk=config.num_experts_per_tok,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.moe_intermediate_size,
+            moe_intermediate_size=None,
+            hidden_act="silu",
+            use_mixed_mlp_moe=1,
+            num_shared_expert=1,
+        )
+        made = HunYuanSparseMoeBlock(theirs, layer_id=layer_id)
+        _fill(made.gate.weight, layer_id)
+        _fill_experts(made.experts, layer_id)
+        _fill_shards(made.shared_mlp, layer_id)
+        return WithRowsOfAll(made)
+
+    _replace_blocks_of_qwen3(block)
+    _load_no_weights_of_blocks()
+
+
 def _replace_blocks_of_qwen3(block) -> None:
     """`block` makes one of a config and the number of a layer; experts and router have the names of Qwen3-MoE's."""
     from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer
@@ -461,6 +509,22 @@ def _fill(parameter, seed: int) -> None:
 
     numbers = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     parameter.data.copy_(numbers * 0.1)
+
+
+def _fill_shards(mlp, seed: int) -> None:
+    """Gate, up and down of a dense block that is split over the ranks."""
+    import torch
+    from sglang.srt.runtime_context import get_parallel
+
+    ranks, rank = get_parallel().tp_size, get_parallel().tp_rank
+    gate_up, down = mlp.gate_up_proj.weight.data, mlp.down_proj.weight.data
+    hidden, width = gate_up.shape[1], down.shape[1] * ranks
+    generator = torch.Generator().manual_seed(seed)
+    gate, up, whole = (
+        torch.randn(shape, generator=generator) * 0.1 for shape in [(width, hidden)] * 2 + [(hidden, width)]
+    )
+    gate_up.copy_(torch.cat([gate.chunk(ranks)[rank], up.chunk(ranks)[rank]]))
+    down.copy_(whole.chunk(ranks, dim=1)[rank])
 
 
 def _fill_experts(experts, seed: int) -> None:

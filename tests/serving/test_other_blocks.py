@@ -21,8 +21,12 @@ BLOCKS = (
 pytestmark = pytest.mark.nightly
 
 
-@pytest.mark.parametrize("parallel", ["tp2-ep2", "dp2-attention-ep2"])
-@pytest.mark.parametrize("block", BLOCKS)
+# The layers of Hunyuan know no data-parallel attention.
+CASES = [(block, parallel) for block in BLOCKS for parallel in ("tp2-ep2", "dp2-attention-ep2")]
+CASES.append(("use_blocks_of_hunyuan", "tp2-ep2"))
+
+
+@pytest.mark.parametrize(("block", "parallel"), CASES, ids=map("-".join, CASES))
 def test_two_ranks_give_the_tokens_of_stock_sglang_on_one(
     fork_server: ForkServer, checkpoint: Path, record_comparisons, block: str, parallel: str
 ):

@@ -74,8 +74,15 @@ def average(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def config_of(checkpoints: Drafted, form: Form, dtype: str, parallel: str, *patches: str) -> EngineConfig:
-    return ours(checkpoints.model, dtype, *patches, **form.arguments(checkpoints.draft), **PARALLEL[parallel])
+GRAPHS = {"ascend_moe_require_graphs": True}
+EAGER = {"disable_cuda_graph": True}
+
+
+def config_of(
+    checkpoints: Drafted, form: Form, dtype: str, parallel: str, *patches: str, steps: dict[str, bool] = GRAPHS
+) -> EngineConfig:
+    """steps: in graphs, or eager."""
+    return ours(checkpoints.model, dtype, *patches, **form.arguments(checkpoints.draft), **PARALLEL[parallel], **steps)
 
 
 def test_trees_of_an_mtp_layer_give_the_tokens_of_transformers(fork_server, drafted):
@@ -103,6 +110,7 @@ def test_trees_of_an_mtp_layer_give_the_tokens_of_transformers(fork_server, draf
         *(pytest.param("deepseek_v3", form, id=f"deepseek_v3-{name}") for name, form in NEXTN.items()),
         pytest.param("glm4_moe", NEXTN["tree"], id="glm4_moe-tree"),
         *(pytest.param("qwen3_moe", form, id=f"qwen3_moe-{name}") for name, form in EAGLE3.items()),
+        pytest.param("minimax_m2", EAGLE3["tree"], id="minimax_m2-tree"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -128,7 +136,7 @@ def test_stock_sglang_with_the_same_drafts_gives_the_same_tokens_in_as_many_step
     checkpoints = drafted(family)
     with fork_server.start(stock(checkpoints.model, DTYPE, **form.arguments(checkpoints.draft))) as engine:
         expected = engine.generate_with_cache(PROMPTS, NEW_TOKENS)
-    with fork_server.start(config_of(checkpoints, form, DTYPE, "tp2-ep2")) as engine:
+    with fork_server.start(config_of(checkpoints, form, DTYPE, "tp2-ep2", steps=EAGER)) as engine:
         found = engine.generate_with_cache(PROMPTS, NEW_TOKENS)
     outcomes = record_comparisons(expected.answers, found.answers, DTYPE)
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
@@ -191,7 +199,7 @@ def test_requests_of_all_kinds_are_answered_and_spoil_no_draft(drafted, stock_an
 
 @pytest.mark.nightly
 def test_a_rank_that_drafts_once_more_ends_the_engine_and_both_passes_are_named(fork_server, drafted):
-    config = config_of(drafted("deepseek_v3"), NEXTN["chain of 2"], DTYPE, "tp2-ep2", "draft_once_more")
+    config = config_of(drafted("deepseek_v3"), NEXTN["chain of 2"], DTYPE, "tp2-ep2", "draft_once_more", steps=EAGER)
     engine = fork_server.start(config)
     try:
         with pytest.raises(EngineFailure):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import CaptureRefused
 
+_LABEL = "kv"
 SMALLEST_LENGTH = 128
 """Tokens: below it a shorter attention saves less than another graph costs."""
 MOST_BYTES = 512 * 2**20
@@ -68,3 +69,19 @@ def _doubling(first: int, last: int) -> list[int]:
         sizes.append(size)
         size *= 2
     return [*sizes, last]
+
+
+def label_of(length: int) -> str:
+    """The name under which SGLang knows the graphs of this length."""
+    return f"{_LABEL}{length}"
+
+
+def length_of(label: str) -> int:
+    """The length of the graphs with this name."""
+    return int(label.removeprefix(_LABEL))
+
+
+def longest(forward_batch: Any, ahead: int) -> int:
+    """Tokens of the longest request of a batch of SGLang, and `ahead` more."""
+    lengths = forward_batch.seq_lens
+    return int(lengths.max()) + ahead if lengths.numel() else 1

@@ -129,12 +129,16 @@ def scheduling_of(model: ModelSizes, server: ServerSizes) -> Scheduling:
 
 
 def graph_bytes(model: ModelSizes, server: ServerSizes) -> int:
-    """Bytes that the graphs of one rank take: what the largest of them gathers."""
+    """Bytes that the graphs of one rank take: what the largest of them gathers.
+
+    A server that drafts has three kinds, which share no memory: of the model, of a draft, and of what is read after it.
+    """
     running = scheduling_of(model, server).running
     batch = running if server.graph_batch is None else min(running, server.graph_batch)
-    if batch == 0 or server.draft_layers:
+    if batch == 0:
         return 0
-    return choose_buckets(Limits(batch, 1, model.context, model.layer_token_bytes(server.attention_ranks))).bytes
+    chosen = choose_buckets(Limits(batch, 1, model.context, model.layer_token_bytes(server.attention_ranks)))
+    return chosen.bytes * (3 if server.draft_layers else 1)
 
 
 def estimate_server(model: ModelSizes, server: ServerSizes, options: Options | None) -> ServerEstimate:

@@ -7,7 +7,7 @@ Those with a limit are computed in float32 and rounded once, as its kernels do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -62,14 +62,14 @@ def _activation(settings: ActivationSettings) -> Activation:
             return SiluAndMul().forward_native
         case ActivationSettings("gelu", None, None, None):
             return GeluAndMul().forward_native
-        case ActivationSettings("situ", alpha, limit, None):
-            return SituAndMul(beta=4.0 if alpha is None else alpha, linear_beta=limit).forward_native
+        case ActivationSettings("situ", beta, linear_beta, None):
+            return SituAndMul(beta=4.0 if beta is None else beta, linear_beta=linear_beta).forward_native
         case ActivationSettings("silu", None, None, float(limit)):
-            return lambda gate_up: _clamped_then_silu(gate_up, limit)
+            return partial(_clamped_then_silu, limit=limit)
         case ActivationSettings("silu", None, float(limit), None):
-            return lambda gate_up: _silu_then_clamped(gate_up, limit)
+            return partial(_silu_then_clamped, limit=limit)
         case ActivationSettings("silu", float(alpha), float(limit), None, interleaved):
-            return lambda gate_up: _clamped_with_alpha(gate_up, alpha, limit, interleaved)
+            return partial(_clamped_with_alpha, alpha=alpha, limit=limit, interleaved=interleaved)
     raise Unsupported(
         f"the activation {settings.name!r} with alpha {settings.alpha}, limit {settings.limit} and limit before it"
         f" {settings.limit_before}, which --ascend-moe does not support; serve the model without it"

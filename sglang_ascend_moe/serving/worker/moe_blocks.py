@@ -19,6 +19,7 @@ KNOWN_BLOCKS: Mapping[str, Mapping[str, str]] = {
     "deepseek_v2.DeepseekV2MoE": {"0.5.23": "14d8c1e95b3c8a75"},
     "glm4_moe.Glm4MoeSparseMoeBlock": {"0.5.23": "9dbd9d380e0b5ff1"},
     "gpt_oss.GptOssSparseMoeBlock": {"0.5.23": "e7c3361c3bc236c3"},
+    "hunyuan.HunYuanSparseMoeBlock": {"0.5.23": "dc087b073b7b3be4"},
     "kimi_k3.KimiK3MoE": {"0.5.23": "cf8d9f98125118df"},
     "mimo_v2.MiMoV2MoE": {"0.5.23": "d2fbe04846fd2b16"},
     "minimax_m2.MiniMaxM2MoE": {"0.5.23": "c396b19e84321f74"},

@@ -15,6 +15,7 @@ from sglang_ascend_moe.serving.worker import (
     profiling,
     transfer_rooms,
     weight_updates,
+    whole_batch_blocks,
 )
 
 SRT = "sglang.srt"
@@ -60,6 +61,18 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.AROUND,
         layer.forward,
         "this function is the whole MoE layer of the backend that --ascend-moe chooses",
+    ),
+    Hook(
+        f"{SRT}.models.hunyuan.HunYuanSparseMoeBlock.__init__",
+        HookKind.AFTER,
+        whole_batch_blocks.tell_hunyuans_experts,
+        "the size of a window follows from the number of experts of a token, which the block tells its router only",
+    ),
+    Hook(
+        f"{SRT}.models.hunyuan.HunYuanSparseMoeBlock.forward",
+        HookKind.AROUND,
+        whole_batch_blocks.run_hunyuan,
+        "the block takes the rows of the whole batch on every rank, and would sum complete results over the ranks",
     ),
     Hook(
         f"{SRT}.layers.layer_boundary.residual.batch.add_to_output",

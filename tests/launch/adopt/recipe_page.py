@@ -12,6 +12,7 @@ from sglang_ascend_moe.launch.adopt.shell_script import split_assignments
 from sglang_ascend_moe.launch.plan.moe_config import read_moe_shape
 from sglang_ascend_moe.launch.plan.sizes import exactly
 from tests.launch.adopt.recipes import OPEN, Recipe, recipes, write_config
+from tests.launch.adopt.tried_parts import in_words
 from tests.packaging.source_tree import ROOT
 
 PAGE = ROOT / "examples" / "recipes.md"
@@ -21,7 +22,7 @@ Published commands of SGLang for MoE models on Ascend A3, as `ascend-moe adopt` 
 `--ascend-moe`; `python -m tests.launch.adopt.recipe_page` writes this page. MODEL is the folder of the checkpoint.
 Hosts and ports of instances, and values of the variables that stay, are the deployment's own. A die is a rank.
 
-**None has run on an NPU.** What of each has run where says [compatibility](../docs/compatibility.md).
+**None has run on an NPU, or as a whole.** Which parts have run, with tiny models, stands below each.
 {starting} of {all} start with this version; below each stands what it still lacks. Windows are per rank.
 """
 
@@ -53,6 +54,7 @@ def _section(recipe: Recipe, servers: dict[str, Adoption]) -> str:
     lacks = sorted(set().union(*map(lacking, servers.values())))
     kept = sorted({name for server in servers.values() for name in server.environment})
     lines = [f"## {recipe.name}\n", f"{recipe.model}, {recipe.weights}. Lacks: {', '.join(lacks) or 'nothing'}.\n"]
+    lines.append(f"Has run {in_words(recipe)}.\n")
     lines += [line for role, server in servers.items() for line in (_sizes(role, server), _command(server))]
     if kept:
         lines.append(f"Variables that stay: {', '.join(f'`{name}`' for name in kept)}.\n")

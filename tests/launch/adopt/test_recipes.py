@@ -15,6 +15,7 @@ from sglang_ascend_moe.launch.adopt.adopt_command import main
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK
 from tests.launch.adopt import recipe_page
 from tests.launch.adopt.recipes import MODELS, OPEN, recipes, write_config
+from tests.launch.adopt.tried_parts import in_words
 
 _NODES = {"nodes"}
 _NOTHING: set[str] = set()
@@ -121,3 +122,12 @@ def test_every_model_has_a_config():
 
 def test_the_page_of_recipes_is_up_to_date():
     assert recipe_page.PAGE.read_text() == recipe_page.page(), "run `python -m tests.launch.adopt.recipe_page`"
+
+
+def test_what_a_recipe_asks_for_and_where_it_has_run_is_told():
+    told = {name: in_words(recipe) for name, recipe in recipes().items()}
+    assert told["deepseek-r1-w4a8-1"] == (
+        "on hosts and emulated NPUs: layers of DeepSeek-V3, data-parallel attention, prefill and decode apart, NEXTN;"
+        " on hosts only: drafts of prefill and decode instances; on emulated NPUs only: W4A8"
+    )
+    assert "nowhere: its attention" in told["qwen3-next-80b-a3b-instruct-w8a8-1"]

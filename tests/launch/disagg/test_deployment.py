@@ -100,12 +100,6 @@ def test_decode_servers_have_to_serve_from_graphs_unless_the_file_says_otherwise
     assert ("--ascend-moe-require-graphs" in server_flags(deployment, "decode", target, PLACE)) == required
 
 
-@pytest.mark.parametrize(("target", "required"), [("host", False), ("ascend", True)])
-def test_decode_servers_may_draft_without_graphs_on_the_host_only(target: str, required: bool):
-    deployment = Deployment(model_path="m", decode=Role(options={"speculative-algorithm": "EAGLE"}))
-    assert ("--ascend-moe-require-graphs" in server_flags(deployment, "decode", target, PLACE)) == required
-
-
 @pytest.mark.parametrize(
     ("sizes", "mixed"), [({}, False), ({"tp_size": 2}, True), ({"tp_size": 2, "dp_size": 2}, True)], ids=str
 )

@@ -123,4 +123,4 @@ def test_rows_move_by_the_exchange_the_products_and_one_copy(npu_ranks, in_graph
             assert moved == experts_of(rows) | places
         (_, small), (_, large) = counted
         for name in ("copy from the host", "copy to the host"):
-            assert small[name] == large[name]
+            assert small.get(name) == large.get(name)

@@ -41,10 +41,11 @@ def one_by_one(backend: Any, q: torch.Tensor, seen: list[list[int]]) -> torch.Te
     return torch.stack(rows)
 
 
-def test_a_token_of_a_tree_sees_the_text_before_and_its_ancestors(backend):
+@pytest.mark.parametrize("length", [14, 16], ids=["as long as the longest request", "padded"])
+def test_a_token_of_a_tree_sees_the_text_before_and_its_ancestors(backend, length):
     requests, prefixes = torch.tensor([2, 0]), torch.tensor([10, 5])
     tree = torch.tensor([[column in row for column in range(4)] for row in TREE])
-    visible = tree_attention.trees_of(backend.table, requests, prefixes, tree.expand(2, 4, 4))
+    visible = tree_attention.trees_of(backend.table, requests, prefixes, tree.expand(2, 4, 4), length)
     # Two rows of padding.
     q = torch.randn(10, HEADS * HEAD, dtype=torch.float64)
     found = tree_attention.attend(backend, q, LAYER, visible)
@@ -57,9 +58,12 @@ def test_a_token_of_a_tree_sees_the_text_before_and_its_ancestors(backend):
     assert torch.equal(found[8:], torch.zeros(2, HEADS * HEAD, dtype=torch.float64))
 
 
-def test_a_branch_of_a_draft_sees_the_text_before_and_its_own_tokens(backend):
+@pytest.mark.parametrize("length", [12, 16], ids=["as long as the longest request", "padded"])
+def test_a_branch_of_a_draft_sees_the_text_before_and_its_own_tokens(backend, length):
     requests, prefixes = torch.tensor([2, 0]), torch.tensor([10, 5])
-    visible = tree_attention.branches_of(backend.table, requests, prefixes, branches=2, stride=2, drafted=2)
+    visible = tree_attention.branches_of(
+        backend.table, requests, prefixes, branches=2, stride=2, drafted=2, length=length
+    )
     q = torch.randn(4, HEADS * HEAD, dtype=torch.float64)
     seen = [
         backend.table[request, [*range(prefix), prefix + 2 * branch, prefix + 2 * branch + 1]].tolist()

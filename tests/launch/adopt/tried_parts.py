@@ -1,0 +1,51 @@
+"""Which parts of a published recipe have run, each with tiny models, and where; no recipe has run as a whole."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from tests.launch.adopt.recipes import Recipe
+
+
+class Where(Enum):
+    """Where a part has run."""
+
+    BOTH = "on hosts and emulated NPUs"
+    HOST = "on hosts only"
+    NPU = "on emulated NPUs only"
+    NOWHERE = "nowhere"
+
+
+LAYERS = {
+    "deepseek-r1": "DeepSeek-V3",
+    "kimi-k2-6": "DeepSeek-V3",
+    "minimax-m2-5": "MiniMax-M2",
+    "qwen3-235b-a22b": "Qwen3-MoE",
+    "qwen3-30b-a3b": "Qwen3-MoE",
+}
+"""Models whose layers are those of a tiny model that has run; of others only the MoE blocks have, on hosts."""
+
+
+def tried(recipe: Recipe) -> dict[Where, list[str]]:
+    """Parts of the recipe by where they have run: tests/serving, tests/launch/disagg."""
+    flags = [flag.partition(" ") for server in recipe.servers.values() for flag in server]
+    names = {name for name, _, _ in flags}
+    drafts = sorted({value for name, _, value in flags if name == "--speculative-algorithm"})
+    apart = "both" not in recipe.servers
+    known = LAYERS.get(recipe.model)
+    parts = [
+        (f"layers of {known}", Where.BOTH if known else None),
+        ("its MoE blocks", None if known else Where.HOST),
+        ("its attention", None if known else Where.NOWHERE),
+        ("data-parallel attention", Where.BOTH if "--enable-dp-attention" in names else None),
+        ("prefill and decode apart", Where.BOTH if apart else None),
+        *((algorithm, Where.BOTH) for algorithm in drafts),
+        ("drafts of prefill and decode instances", Where.HOST if apart and drafts else None),
+        (recipe.weights.upper(), Where.BOTH if recipe.weights == "bf16" else Where.NPU),
+    ]
+    return {where: found for where in Where if (found := [part for part, ran in parts if ran is where])}
+
+
+def in_words(recipe: Recipe) -> str:
+    """A sentence for its page."""
+    return "; ".join(f"{where.value}: {', '.join(parts)}" for where, parts in tried(recipe).items())
