@@ -65,7 +65,9 @@ def multiply_out(
             yield f"{layer}.weight", numbers.float() * parts["weight_scale"].float()
     for layer, parts in waiting.items():
         (missing,) = _NEEDED - parts.keys()
-        raise InvalidInput(f"{folder}: {layer}.{missing} is missing, though {MODELSLIM_FILE} names it; use a whole copy")
+        raise InvalidInput(
+            f"{folder}: {layer}.{missing} is missing, though {MODELSLIM_FILE} names it; use a whole copy"
+        )
 
 
 def unpack(packed: Tensor) -> Tensor:
