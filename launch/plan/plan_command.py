@@ -260,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--dtype", choices=ELEMENT_BYTES, help="of rows (default: from --model, else bfloat16)")
     memory.add_argument(
         "--device", choices=("cpu", "npu"), default="npu" if ascend_device_nodes() else "cpu",
-        help="that the model is for: NPUs take W8A8 and W4A8 weights too (default: npu where there are NPUs)",
+        help="that the model is for (default: npu where there are NPUs)",
     )  # fmt: skip
     memory.add_argument("--quant", choices=("none", "int8"), default="none", help="how rows travel to experts")
     memory.add_argument("--ranks", type=_positive, required=True, help="of the exchange")

@@ -51,7 +51,7 @@ FEATURES = (
     Feature("rows with checksums", "exchange/test_corruption.py", REFUSED),
     Feature("the schedule `collective`", "serving/test_schedules.py", REFUSED),
     Feature("experts in bfloat16 and float16", "serving/worker/test_layer.py", "serving/npu/test_experts.py"),
-    Feature("experts in W8A8 and W4A8", REFUSED, "serving/test_quantised_npu_servers.py"),
+    Feature("experts in W8A8 and W4A8", "serving/test_quantised_hosts.py", "serving/test_quantised_npu_servers.py"),
     Feature(
         "[Qwen3-MoE, DeepSeek-V3, GLM4-MoE, MiniMax-M2](models.md)",
         "serving/test_families.py",

@@ -1,4 +1,4 @@
-"""How many bytes the weights of a checkpoint take in memory, read from the headers of its files."""
+"""How many bytes the weights of a checkpoint take in the memory of a host, read from the headers of its files."""
 
 import math
 import struct
@@ -8,10 +8,15 @@ from typing import NamedTuple
 
 import msgspec
 
+from sglang_ascend_moe.serving.launcher.modelslim import tensor_formats
+
 _HEADER_LENGTH = struct.Struct("<Q")
 # Of safetensors, by name of the dtype. Floats take the dtype that the model is served in.
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+# Numbers in a byte of weights that are dequantised when they are loaded, by modelslim's word; BF16 if nothing is said.
+_NUMBERS = {"W8A8_DYNAMIC": 1, "W4A8_DYNAMIC": 2}
+_DEQUANTISED = 2
 # Formats without a header that says what they hold: the size of the file counts.
 _OTHER_FILES = ("*.bin", "*.pt", "*.gguf")
 
@@ -37,12 +42,15 @@ class _Tensor(msgspec.Struct):
 def weight_bytes(folder: Path, element_bytes: int | None = None) -> WeightBytes | None:
     """Of the checkpoint in `folder`; None if it holds no file of weights.
 
-    element_bytes: of a floating-point number in memory; None: as in the file.
+    element_bytes: of a floating-point number in memory; None: as in the file. Raises as `tensor_formats`.
     """
     sizes = {"experts": 0, "shared_experts": 0, "others": 0}
-    files = sorted(folder.glob("*.safetensors"))
+    files, formats = sorted(folder.glob("*.safetensors")), tensor_formats(folder)
     for name, tensor in (item for file in files for item in _tensors(file)):
+        layer, _, part = name.rpartition(".")
         each = element_bytes if element_bytes and tensor.dtype in _FLOATS else _BYTES.get(tensor.dtype, 1)
+        if numbers := _NUMBERS.get(formats.get(f"{layer}.weight", "")):
+            each = numbers * (element_bytes or _DEQUANTISED) if part == "weight" else 0
         sizes[_kind(name)] += math.prod(tensor.shape) * each
     if not files:
         others = [file for pattern in _OTHER_FILES for file in folder.glob(pattern)]

@@ -5,6 +5,7 @@ What servers would leave behind is there with NPUs as well.
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault, Where, host_hook, host_launcher_hook
 from sglang_ascend_moe.serving.host import (
+    dequantised_weights,
     expert_recording,
     fixes,
     host_memory,
@@ -206,6 +207,25 @@ HOOKS: tuple[Hook, ...] = (
         False,
         "a prefill instance would copy the places of keys and values through pinned memory and record a CUDA event",
         mends=SglangFault(),
+    ),
+    *(
+        host_hook(
+            target,
+            HookKind.AROUND,
+            function,
+            "SGLang computes with modelslim's weights on NPUs only",
+            mends=SglangFault(),
+        )
+        for target, function in (
+            (
+                f"{SRT}.configs.model_config.ModelConfig._find_quant_modelslim_config",
+                dequantised_weights.as_plain_model,
+            ),
+            (
+                f"{SRT}.model_loader.loader.DefaultModelLoader._get_weights_iterator",
+                dequantised_weights.dequantised,
+            ),
+        )
     ),
     host_hook(
         f"{SRT}.eplb.expert_distribution._ExpertDistributionRecorderReal._on_hook",

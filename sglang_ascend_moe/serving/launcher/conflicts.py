@@ -213,7 +213,7 @@ CONFLICTS = (
         "--quantization",
         _quantised_for_the_host,
         "the experts are computed in the dtype of the rows",
-        "a checkpoint in bfloat16 or float16, without --quantization",
+        "leave it out; checkpoints of modelslim are dequantised when they are loaded",
     ),
     Conflict(
         "--modelopt-quant",

@@ -19,8 +19,11 @@ NPU_QUANTISATIONS = ("modelslim", "compressed-tensors")
 """Formats of SGLang whose W8A8 and W4A8 weights its Ascend runner computes with; each layer is looked at when it is
 loaded."""
 
-NPU_EXPERT_FORMATS = frozenset(("W8A8_DYNAMIC", "W4A8_DYNAMIC", "FLOAT"))
-"""What modelslim calls the formats of experts that are served on NPUs."""
+HOST_QUANTISATIONS = ("modelslim",)
+"""Formats whose weights a host dequantises when they are loaded."""
+
+EXPERT_FORMATS = frozenset(("W8A8_DYNAMIC", "W4A8_DYNAMIC", "FLOAT"))
+"""What modelslim calls the formats of experts that are served."""
 
 EXPERT_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
 """What model families call the number of routed experts of a layer. A router's number comes before the names that some
@@ -149,20 +152,16 @@ def refuse_options(options: Options, device: str) -> None:
 
 def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot serve the model, or not on so many ranks."""
-    for_npus = model.quantisation in NPU_QUANTISATIONS
-    if model.quantisation is not None and not (on_npu and for_npus):
-        instead = (
-            ", or W8A8 or W4A8 of modelslim or compressed-tensors"
-            if on_npu
-            else ", or --device npu"
-            if for_npus
-            else ""
-        )
+    served = NPU_QUANTISATIONS if on_npu else HOST_QUANTISATIONS
+    if model.quantisation is not None and model.quantisation not in served:
+        instead = f", or W8A8 or W4A8 of {' or '.join(served)}"
+        if model.quantisation in NPU_QUANTISATIONS:
+            instead += ", or --device npu"
         raise Unsupported(
             f"the checkpoint {model.path} is quantised ({model.quantisation}), which --ascend-moe does not support yet;"
             f" use one in bfloat16 or float16{instead}"
         )
-    if others := sorted(model.expert_formats - NPU_EXPERT_FORMATS):
+    if others := sorted(model.expert_formats - EXPERT_FORMATS):
         raise Unsupported(
             f"the experts of {model.path} are {' and '.join(others)} (modelslim), which --ascend-moe does not compute"
             " with yet; use a checkpoint in W8A8_DYNAMIC, in W4A8_DYNAMIC with a scale per channel, or in bfloat16"

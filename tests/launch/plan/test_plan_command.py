@@ -206,7 +206,12 @@ REFUSED_MODELS = {
     "fp8": ({"quantization_config": {"quant_method": "fp8"}}, None, "is quantised (fp8)", "npu"),
     "awq": ({"quantization_config": {"quant_method": "awq"}}, None, "is quantised (awq)", "cpu"),
     "modelopt": ({}, MODELOPT_FILE, "is quantised (modelopt)", "npu"),
-    "W8A8 on a host": ({}, MODELSLIM_FILE, "is quantised (modelslim)", "cpu"),
+    "W8A8 on a host": (
+        {"quantization_config": {"quant_method": "compressed-tensors"}},
+        None,
+        "is quantised (compressed-tensors)",
+        "cpu",
+    ),
     "dense": ({"num_experts": 0}, None, "is not a mixture-of-experts model", "cpu"),
     "experts": ({"num_experts": 15}, None, "--ranks 2: 15 experts cannot be divided", "cpu"),
     "rows": ({"hidden_size": 72}, None, "72 elements (hidden_size)", "cpu"),
@@ -231,9 +236,10 @@ def test_a_model_that_is_not_served_is_a_failed_check(
     assert captured.out == ""
 
 
-def test_w8a8_weights_are_planned_for_npus(tmp_path: Path):
+@pytest.mark.parametrize("device", ["npu", "cpu"])
+def test_weights_of_modelslim_are_planned_for(tmp_path: Path, device: str):
     path = model(tmp_path, {}, MODELSLIM_FILE)
-    assert plan("--model", path, "--ranks", "2", "--max-tokens", "20", "--device", "npu") == OK
+    assert plan("--model", path, "--ranks", "2", "--max-tokens", "20", "--device", device) == OK
 
 
 def test_an_architecture_that_was_never_compared_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

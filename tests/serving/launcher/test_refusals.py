@@ -165,13 +165,18 @@ def test_a_variable_is_read_as_sglang_reads_it(monkeypatch: pytest.MonkeyPatch, 
     assert conflict.found(environment) == getattr(envs, conflict.flag).get()
 
 
-def test_w8a8_is_for_npus_only():
+def test_modelslim_is_for_hosts_too():
     model = refusals.Model("/models/moe", "modelslim", 16, 64)
-    refusals.refuse_model(model, refusals.Division(4, 0), on_npu=True)
-    with pytest.raises(Unsupported, match=r"/models/moe is quantised \(modelslim\)"):
-        refusals.refuse_model(model, refusals.Division(4, 0), on_npu=False)
-    with pytest.raises(Unsupported, match=r"is quantised \(fp8\)"):
+    for on_npu in (True, False):
+        refusals.refuse_model(model, refusals.Division(4, 0), on_npu=on_npu)
+    with pytest.raises(
+        Unsupported, match=r"is quantised \(fp8\).* or W8A8 or W4A8 of modelslim or compressed-tensors$"
+    ):
         refusals.refuse_model(model._replace(quantisation="fp8"), refusals.Division(4, 0), on_npu=True)
+    others = model._replace(quantisation="compressed-tensors")
+    refusals.refuse_model(others, refusals.Division(4, 0), on_npu=True)
+    with pytest.raises(Unsupported, match=r"is quantised \(compressed-tensors\).* or --device npu$"):
+        refusals.refuse_model(others, refusals.Division(4, 0), on_npu=False)
 
 
 FORMATS = {
@@ -214,7 +219,7 @@ def test_weights_of_four_bits_are_told_apart_by_their_tensors(tmp_path: Path, te
     described = {f"model.layers.0.mlp.experts.0.down_proj.{name}": "W4A8_DYNAMIC" for name in tensors}
     (tmp_path / MODELSLIM_FILE).write_text(json.dumps(described))
     assert expert_formats(tmp_path) == {said}
-    assert (said in refusals.NPU_EXPERT_FORMATS) == (said == "W4A8_DYNAMIC")
+    assert (said in refusals.EXPERT_FORMATS) == (said == "W4A8_DYNAMIC")
 
 
 @pytest.mark.parametrize("text", ["[]", "{", ""], ids=["a list", "half an object", "nothing"])
