@@ -65,7 +65,8 @@ class DeviceSession {
     // else only an epoch.
     ascend_kernels::Verdict check();
     // The same of what a fetch has brought.
-    ascend_kernels::Verdict fetched(uint32_t place) { return settle(verdicts_.fetched(place)); }
+    ascend_kernels::Verdict fetched(uint32_t place) const { return verdicts_.fetched(place); }
+    void forget_fault() { verdicts_.forget_fault(stream_); }
     void fetch_verdicts(aclrtStream stream, uint32_t place) { verdicts_.fetch(stream, place); }
 
     // Copies to the host what earlier work on the stream has written on the device.

@@ -172,7 +172,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a check does not wait for the stream", LIBRARY,
-        "    verdicts_.copy(stream_);\n    wait();\n    if", "    verdicts_.copy(stream_);\n    if", refused_replays,
+        "    verdicts_.copy(stream_);\n    wait();\n    return", "    verdicts_.copy(stream_);\n    return", refused_replays,
     ),
     Mutation(
         "a wait ends with its first look at signals", LIBRARY,
@@ -237,8 +237,8 @@ MUTATIONS = [
     ),
     Mutation(
         "verdicts are copied in the order of the default stream", VERDICTS,
-        "bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream);",
-        "bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream == nullptr ? stream : nullptr);", streams,
+        "device_.at(), status_lines, ACL_MEMCPY_DEVICE_TO_HOST, stream);",
+        "device_.at(), status_lines, ACL_MEMCPY_DEVICE_TO_HOST, nullptr);", streams,
     ),
     Mutation(
         "a fault that was reported is forgotten in the order of the default stream", VERDICTS,
@@ -247,14 +247,15 @@ MUTATIONS = [
     ),
     Mutation(
         "fetching verdicts overtakes what torch has queued", BINDING,
-        """    at_npu::native::OpCommand::RunOpApiV2(
-        "moe_verdicts", [session, stream]() -> int { return exchange_device_fetch(session_at(session), stream); });
+        """    at_npu::native::OpCommand::RunOpApiV2("moe_verdicts", [session, stream, place]() -> int {
+        return exchange_device_fetch(session_at(session), stream, static_cast<uint32_t>(place));
+    });
 """,
-        "    exchange_device_fetch(session_at(session), stream);\n", fetched_refusals,
+        "    exchange_device_fetch(session_at(session), stream, static_cast<uint32_t>(place));\n", fetched_refusals,
     ),
     Mutation(
         "what was fetched is not looked at", SESSION,
-        "        if self._native.fetched_fault():\n", "        if False:\n", fetched_refusals,
+        "if result := self._native.check_fetched(place):", "if result := 0 * place:", fetched_refusals,
     ),
 ]  # fmt: skip
 
