@@ -48,17 +48,21 @@ def test_a_deployment_answers_what_one_server_answers(
 
 
 @pytest.mark.nightly
-def test_one_that_drafts_answers_what_one_server_without_drafts_answers(npu_variables: dict[str, str], tmp_path: Path):
-    checkpoints = write_drafted(tmp_path / "checkpoints", "qwen3_moe")
+@pytest.mark.parametrize(("family", "algorithm"), [("qwen3_moe", "EAGLE3"), ("deepseek_v3", "NEXTN")])
+def test_one_that_drafts_answers_what_one_server_without_drafts_answers(
+    family: str, algorithm: str, npu_variables: dict[str, str], tmp_path: Path
+):
+    checkpoints = write_drafted(tmp_path / "checkpoints", family)
     with ForkServer(tmp_path) as fork_server, fork_server.start(stock(checkpoints.model, "bfloat16")) as engine:
         expected = engine.generate(PROMPTS, NEW_TOKENS)
     drafts = {
-        "speculative-algorithm": "EAGLE3",
-        "speculative-draft-model-path": str(checkpoints.draft),
+        "speculative-algorithm": algorithm,
         "speculative-num-steps": 2,
         "speculative-eagle-topk": 1,
         "speculative-num-draft-tokens": 3,
     }
+    if checkpoints.draft is not None:
+        drafts["speculative-draft-model-path"] = str(checkpoints.draft)
     values = on_part_of_a_die(description(checkpoints.model, **{"cuda-graph-bs-decode": 8}), **drafts)
     with Deployed(values, tmp_path / "deployment", "--device", "npu", variables=npu_variables) as deployment:
         deployment.wait_for("serving", START_SECONDS)
