@@ -66,6 +66,7 @@ bool find_device_functions(void *handle, Functions &functions) {
     return find(handle, "exchange_device_open", functions.device_open) &&
            find(handle, "exchange_device_check", functions.device_check) &&
            find(handle, "exchange_device_fetched", functions.device_fetched) &&
+           find(handle, "exchange_device_forget", functions.device_forget) &&
            find(handle, "exchange_device_close", functions.device_close);
 }
 

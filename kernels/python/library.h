@@ -28,6 +28,7 @@ struct Functions {
     decltype(&exchange_device_open) device_open;
     decltype(&exchange_device_check) device_check;
     decltype(&exchange_device_fetched) device_fetched;
+    decltype(&exchange_device_forget) device_forget;
     decltype(&exchange_device_close) device_close;
 };
 

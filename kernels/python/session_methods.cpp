@@ -139,6 +139,14 @@ PyObject *check_fetched(PyObject *self, PyObject *arguments) {
     return result_of(run(session, session.functions.device_fetched, place));
 }
 
+PyObject *forget_fault(PyObject *self, PyObject *) {
+    auto &session = value_of<Session>(self);
+    if (!is_on_device(session))
+        return nullptr;
+    session.functions.device_forget(&session.native);
+    Py_RETURN_NONE;
+}
+
 PyObject *close_device(PyObject *self, PyObject *) {
     auto &session = value_of<Session>(self);
     if (!is_on_device(session))
@@ -160,6 +168,7 @@ PyMethodDef *session_methods() {
                                     method("open_device", open_device, METH_VARARGS),
                                     method("check_device", check_device, METH_NOARGS),
                                     method("check_fetched", check_fetched, METH_VARARGS),
+                                    method("forget_fault", forget_fault, METH_NOARGS),
                                     method("close_device", close_device, METH_NOARGS),
                                     {}};
     return methods;

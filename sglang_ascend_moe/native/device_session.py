@@ -162,6 +162,9 @@ class DeviceSession(NativeSession):
         if self.inherited:
             refuse_forked()
         if result := self._native.check_fetched(place):
+            # Only now, for it makes torch's queue run empty.
+            self._enter()
+            self._native.forget_fault()
             self._raise(result)
 
     def leave(self, result: Result, step: Step, epoch: int) -> None:

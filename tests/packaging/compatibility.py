@@ -76,7 +76,11 @@ FEATURES = (
         "serving/test_emulated_npu_drafts.py",
     ),
     Feature("trees of drafts", "serving/test_speculation.py", REFUSED),
-    Feature("drafts of prefill and decode instances", "launch/disagg/test_deployed_drafts.py"),
+    Feature(
+        "drafts of prefill and decode instances",
+        "launch/disagg/test_deployed_drafts.py",
+        "launch/disagg/test_deployed_on_npus.py",
+    ),
     Feature("several machines", flag="--nnodes"),
     Feature("context parallelism", flag="--attn-cp-size"),
     Feature("pipeline parallelism", flag="--pp-size"),

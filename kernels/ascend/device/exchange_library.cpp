@@ -409,3 +409,7 @@ int exchange_device_fetched(ExchangeSession *session, uint32_t place) {
     return guarded(session,
                    [=](DeviceSession &device) { return conclude_replays(*session, device, device.fetched(place)); });
 }
+
+void exchange_device_forget(ExchangeSession *session) {
+    keep_failure([=] { device_of(*session).forget_fault(); });
+}

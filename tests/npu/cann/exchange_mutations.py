@@ -148,6 +148,10 @@ MUTATIONS = [
         "        self._enter()\n        if result", "        if result", refused_replays,
     ),
     Mutation(
+        "a fault that was fetched is forgotten on the stream that was captured", SESSION,
+        "            self._enter()\n            self._native.forget", "            self._native.forget", fetched_refusals,
+    ),
+    Mutation(
         "replays are not checked", SESSION,
         "if result := self._native.check_device():", "if result := 0:", refused_replays,
     ),
@@ -172,7 +176,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a check does not wait for the stream", LIBRARY,
-        "    verdicts_.copy(stream_);\n    wait();\n    return", "    verdicts_.copy(stream_);\n    return", refused_replays,
+        "    verdicts_.copy(stream_);\n    wait();\n    return", "    verdicts_.copy(stream_);\n    return",
+        refused_replays,
     ),
     Mutation(
         "a wait ends with its first look at signals", LIBRARY,
