@@ -12,7 +12,6 @@ class Where(Enum):
 
     BOTH = "on hosts and emulated NPUs"
     HOST = "on hosts only"
-    NPU = "on emulated NPUs only"
     NOWHERE = "nowhere"
 
 
@@ -40,8 +39,8 @@ def tried(recipe: Recipe) -> dict[Where, list[str]]:
         ("data-parallel attention", Where.BOTH if "--enable-dp-attention" in names else None),
         ("prefill and decode apart", Where.BOTH if apart else None),
         *((algorithm, Where.BOTH) for algorithm in drafts),
-        ("drafts of prefill and decode instances", Where.HOST if apart and drafts else None),
-        (recipe.weights.upper(), Where.BOTH if recipe.weights == "bf16" else Where.NPU),
+        ("drafts of prefill and decode instances", Where.BOTH if apart and drafts else None),
+        (recipe.weights.upper(), Where.BOTH),
     ]
     return {where: found for where in Where if (found := [part for part, ran in parts if ran is where])}
 

@@ -149,7 +149,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a fault that was fetched is forgotten on the stream that was captured", SESSION,
-        "            self._enter()\n            self._native.forget", "            self._native.forget", fetched_refusals,
+        "            self._enter()\n            self._native.forget", "            self._native.forget",
+        fetched_refusals,
     ),
     Mutation(
         "replays are not checked", SESSION,
