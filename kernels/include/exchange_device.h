@@ -62,8 +62,8 @@ int exchange_device_check(ExchangeSession *session);
 
 // The same without a wait, in two parts. exchange_device_fetch puts a copy of what launches before it have found on
 // `stream`, to `place`; it may run on another thread, and returns 0 or what CANN returned. Once the host knows that the
-// copy has been made, exchange_device_fetched returns for that place what exchange_device_check returns, again and again
-// until exchange_device_forget, which takes effect in the order of the stream of `session`.
+// copy has been made, exchange_device_fetched returns for that place what exchange_device_check returns, again and
+// again until exchange_device_forget, which takes effect in the order of the stream of `session`.
 int exchange_device_fetch(ExchangeSession *session, void *stream, uint32_t place);
 int exchange_device_fetched(ExchangeSession *session, uint32_t place);
 void exchange_device_forget(ExchangeSession *session);
