@@ -206,33 +206,12 @@ class Control {
     __aicore__ inline uint64_t Word(TBuf<TPosition::VECCALC> &lines, uint32_t line, uint32_t index = 0) {
         return lines.Get<uint64_t>().GetValue(line * unit_words + index);
     }
-    // A failure that a peer pushed is reported as the peer found it, so that the real culprit is named everywhere.
     __aicore__ inline Verdict JudgeStatuses() {
-        for (uint32_t source = 0; source < ranks(); ++source) {
-            const uint64_t word = Word(statuses_, source);
-            if (word == 0)
-                continue;
-            const uint32_t result = StatusResult(word), culprit = StatusCulprit(word);
-            const bool is_corruption = result == EXCHANGE_CORRUPTION;
-            const uint64_t region = Word(statuses_, source, status_region);
-            const bool is_explained = region > EXCHANGE_REGION_NONE && region <= EXCHANGE_REGION_OUT;
-            if (!StatusIsPossible(word, ranks()) || (is_corruption && !is_explained))
-                return Corruption(EXCHANGE_REGION_STATUS, source, word);
-            if (result == EXCHANGE_PEER_CLOSED)
-                continue;
-            if (culprit == rank() && !is_corruption)
-                return Fault(EXCHANGE_POISONED, culprit, result);
-            Verdict told = Fault(result, culprit, result);
-            if (is_corruption)
-                told = Corruption(static_cast<uint32_t>(region), culprit, Word(statuses_, source, status_value));
-            // What stands in the own line is what the host beside this kernel saw during this wait.
-            if (source == rank())
-                return told;
-            told.step = StatusStep(word);
-            told.epoch = StatusEpoch(word, epoch);
-            return told;
-        }
-        return Fault(EXCHANGE_OK, 0);
+        Verdict told = Fault(EXCHANGE_OK, 0);
+        for (uint32_t source = 0; source < ranks() && told.result == EXCHANGE_OK; ++source)
+            told = Told(told, rank(), ranks(), source, Word(statuses_, source), Word(statuses_, source, status_value),
+                        Word(statuses_, source, status_region));
+        return told;
     }
 
     const KernelArguments *arguments_ = nullptr;

@@ -71,6 +71,45 @@ __aicore__ inline bool StatusIsPossible(uint64_t word, uint32_t ranks) {
 constexpr uint32_t status_value = 1;
 constexpr uint32_t status_region = 2;
 
+// What the status line of `source` tells `rank`, whose verdict without it is `own`: a failure that a peer pushed is
+// reported as the peer found it, so that the real culprit is named everywhere.
+__aicore__ inline Verdict Told(const Verdict &own, uint32_t rank, uint32_t ranks, uint32_t source, uint64_t word,
+                               uint64_t value, uint64_t region) {
+    Verdict told = own;
+    if (word == 0)
+        return told;
+    const uint32_t result = StatusResult(word), culprit = StatusCulprit(word);
+    const bool is_corruption = result == EXCHANGE_CORRUPTION;
+    const bool is_explained = region > EXCHANGE_REGION_NONE && region <= EXCHANGE_REGION_OUT;
+    if (!StatusIsPossible(word, ranks) || (is_corruption && !is_explained)) {
+        told.result = EXCHANGE_CORRUPTION;
+        told.culprit = source;
+        told.detail = static_cast<int64_t>(word);
+        told.region = EXCHANGE_REGION_STATUS;
+        return told;
+    }
+    if (result == EXCHANGE_PEER_CLOSED)
+        return told;
+    told.culprit = culprit;
+    told.cause = result;
+    if (culprit == rank && !is_corruption) {
+        told.result = EXCHANGE_POISONED;
+        return told;
+    }
+    told.result = result;
+    if (is_corruption) {
+        told.cause = 0;
+        told.detail = static_cast<int64_t>(value);
+        told.region = static_cast<uint32_t>(region);
+    }
+    // What stands in the own line is what the host beside a kernel saw during its wait.
+    if (source == rank)
+        return told;
+    told.step = StatusStep(word);
+    told.epoch = StatusEpoch(word, own.epoch);
+    return told;
+}
+
 // Whether a fault poisons the session, and has to be told to every rank.
 __aicore__ inline bool Poisons(uint32_t result) { return result >= EXCHANGE_PEER_LOST && result != EXCHANGE_POISONED; }
 

@@ -70,34 +70,10 @@ class Verdicts {
             return kept;
         Verdict verdict = {};
         verdict.epoch = at(lines + last_line).epoch;
-        for (uint32_t source = 0; source < ranks_; ++source) {
+        for (uint32_t source = 0; source < ranks_ && verdict.result == EXCHANGE_OK; ++source) {
             uint64_t words[3];
             memcpy(words, lines + status_lines + uint64_t{source} * EXCHANGE_LINE_BYTES, sizeof words);
-            const uint64_t word = words[0];
-            if (word == 0 || StatusResult(word) == EXCHANGE_PEER_CLOSED)
-                continue;
-            const bool is_corruption = StatusResult(word) == EXCHANGE_CORRUPTION;
-            if (!StatusIsPossible(word, ranks_)) {
-                verdict.result = EXCHANGE_CORRUPTION;
-                verdict.culprit = source;
-                verdict.region = EXCHANGE_REGION_STATUS;
-                verdict.detail = static_cast<int64_t>(word);
-                return verdict;
-            }
-            verdict.result = StatusResult(word);
-            verdict.culprit = StatusCulprit(word);
-            verdict.cause = verdict.result;
-            if (verdict.culprit == rank_ && !is_corruption)
-                verdict.result = EXCHANGE_POISONED;
-            if (is_corruption) {
-                verdict.detail = static_cast<int64_t>(words[status_value]);
-                verdict.region = static_cast<uint32_t>(words[status_region]);
-            }
-            if (source != rank_) {
-                verdict.step = StatusStep(word);
-                verdict.epoch = StatusEpoch(word, verdict.epoch);
-            }
-            return verdict;
+            verdict = Told(verdict, rank_, ranks_, source, words[0], words[status_value], words[status_region]);
         }
         return verdict;
     }
