@@ -341,8 +341,7 @@ def use_blocks_of_gpt_oss() -> None:
         _fill_experts(made.experts, layer_id)
         return made
 
-    _replace_blocks_of_qwen3(block)
-    _load_no_weights_of_blocks()
+    _replace_blocks_of_qwen3(block, are_filled=True)
 
 
 def use_blocks_of_kimi_k3() -> None:
@@ -382,8 +381,7 @@ def use_blocks_of_kimi_k3() -> None:
         _fill_experts(made.experts, layer_id)
         return made
 
-    _replace_blocks_of_qwen3(block)
-    _load_no_weights_of_blocks()
+    _replace_blocks_of_qwen3(block, are_filled=True)
 
 
 def use_blocks_of_deepseek_v4() -> None:
@@ -426,8 +424,7 @@ def use_blocks_of_deepseek_v4() -> None:
         _fill_experts(made.experts, layer_id)
         return made
 
-    _replace_blocks_of_qwen3(block)
-    _load_no_weights_of_blocks()
+    _replace_blocks_of_qwen3(block, are_filled=True)
 
 
 def use_blocks_of_hunyuan() -> None:
@@ -474,33 +471,26 @@ def use_blocks_of_hunyuan() -> None:
         _fill_shards(made.shared_mlp, layer_id)
         return WithRowsOfAll(made)
 
-    _replace_blocks_of_qwen3(block)
-    _load_no_weights_of_blocks()
+    _replace_blocks_of_qwen3(block, are_filled=True)
 
 
-def _replace_blocks_of_qwen3(block) -> None:
-    """`block` makes one of a config and the number of a layer; experts and router have the names of Qwen3-MoE's."""
-    from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer
+def _replace_blocks_of_qwen3(block, *, are_filled: bool = False) -> None:
+    """`block` makes one of a config and the number of a layer; experts and router have the names of Qwen3-MoE's, and
+    get their weights from the checkpoint unless all of the block is filled."""
+    from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeForCausalLM
 
-    original = Qwen3MoeDecoderLayer.__init__
+    original, load_weights = Qwen3MoeDecoderLayer.__init__, Qwen3MoeForCausalLM.load_weights
 
     def replaced(layer, config, layer_id, *arguments, **keywords):
         original(layer, config, layer_id, *arguments, **keywords)
         layer.mlp = block(config, layer_id)
 
+    def load_others(model, weights):
+        return load_weights(model, ((name, weight) for name, weight in weights if ".mlp." not in name))
+
     Qwen3MoeDecoderLayer.__init__ = replaced
-
-
-def _load_no_weights_of_blocks() -> None:
-    """Blocks that have filled all of theirs keep them."""
-    from sglang.srt.models.qwen3_moe import Qwen3MoeForCausalLM
-
-    original = Qwen3MoeForCausalLM.load_weights
-
-    def load_weights(model, weights):
-        return original(model, ((name, weight) for name, weight in weights if ".mlp." not in name))
-
-    Qwen3MoeForCausalLM.load_weights = load_weights
+    if are_filled:
+        Qwen3MoeForCausalLM.load_weights = load_others
 
 
 def _fill(parameter, seed: int) -> None:
