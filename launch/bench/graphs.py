@@ -57,7 +57,7 @@ class GraphsRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batch. operators: of one replay. exchange_ms: work in the exchanges of a replayed step, without waits.
 
     measured `verify`: the same of steps that verify a chain of each request. rows_ratio: work in the exchanges of an
-    eager step over that of one that decodes as many rows, in turn, of the rank where it is highest.
+    eager step over that of one that decodes as many rows, in turn, of all ranks together.
 
     measured `tpot`: batch is the number of requests under way; eager_ms and replay_ms are the time between two tokens
     of a request over HTTP, median over `count` requests, of a server without graphs and of one with them; ratio is

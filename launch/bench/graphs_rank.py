@@ -6,6 +6,7 @@ A step that is repeated writes the keys and values of its token again, to the sa
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -34,12 +35,13 @@ class _Step(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What one rank measured of one batch; see `GraphsRecord`."""
+    """What one rank measured of one batch; see `GraphsRecord`. plain_exchange_ms: 0 where nothing is verified."""
 
     eager_ms: float
     replay_ms: float
     exchange_ms: float
-    rows_ratio: float | None
+    eager_exchange_ms: float
+    plain_exchange_ms: float
     bit_identical: bool
     capture_s: float
     operators: int
@@ -98,15 +100,18 @@ def measure(model_runner: Any, run: GraphsRun, rank: int, requests: int) -> _Mea
     found: dict[str, list[_Step]] = {kind: [] for kind in kinds}
     logits: dict[str, torch.Tensor] = {}
     identical = True
+    # The same order on all ranks, another one for each step.
+    orders = random.Random(0)
     for number in range(-WARM_UP_STEPS, run.steps):
-        for kind, (begin, runner) in kinds.items():
+        for kind in orders.sample(list(kinds), len(kinds)):
+            begin, runner = kinds[kind]
             model_runner.decode_cuda_graph_runner = runner
             forward_batch = begin()
             exchanged, spent = _exchange_ms(), time.thread_time()
             output = model_runner.forward(forward_batch)
             took = _Step((time.thread_time() - spent) * 1e3, _exchange_ms() - exchanged)
             if output.can_run_graph is not (runner is not None):
-                raise CaptureRefused(f"no graph replays a batch of {requests} requests")
+                raise CaptureRefused(f"no graph replays a decode batch of {requests} requests")
             logits[kind] = output.logits_output.next_token_logits.clone()
             if number >= 0:
                 found[kind].append(took)
@@ -118,7 +123,8 @@ def measure(model_runner: Any, run: GraphsRun, rank: int, requests: int) -> _Mea
         middle["eager"].cpu_ms,
         middle["replayed"].cpu_ms,
         middle["replayed"].exchange_ms,
-        middle["eager"].exchange_ms / middle["plain"].exchange_ms if verifies else None,
+        middle["eager"].exchange_ms,
+        middle["plain"].exchange_ms if verifies else 0.0,
         identical,
         max(item.seconds for item in captured),
         max(len(item.tape) for item in captured),
@@ -223,7 +229,7 @@ def main(argv: list[str]) -> int:
         everyone: list[Any] = [None] * RANKS
         dist.all_gather_object(everyone, tuple(own))
         ranks = [_Measured(*item) for item in everyone]
-        ratios = [item.rows_ratio for item in ranks if item.rows_ratio is not None]
+        plain_ms = sum(item.plain_exchange_ms for item in ranks)
         records.append(
             GraphsRecord(
                 measured="verify" if run.tree > 1 else "step",
@@ -232,7 +238,7 @@ def main(argv: list[str]) -> int:
                 replay_ms=max(item.replay_ms for item in ranks),
                 ratio=min(item.eager_ms / item.replay_ms for item in ranks),
                 exchange_ms=max(item.exchange_ms for item in ranks),
-                rows_ratio=max(ratios, default=None),
+                rows_ratio=sum(item.eager_exchange_ms for item in ranks) / plain_ms if plain_ms else None,
                 bit_identical=all(item.bit_identical for item in ranks),
                 capture_s=max(item.capture_s for item in ranks),
                 count=run.steps,

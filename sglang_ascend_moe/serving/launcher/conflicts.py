@@ -155,12 +155,6 @@ CONFLICTS = (
         "--speculative-eagle-topk 1",
     ),
     Conflict(
-        "--enable-eplb",
-        _speculates_with(_is_on("enable_eplb")),
-        "what a draft model routes was never told apart from what the model routes",
-        "leave it out, or --speculative-algorithm",
-    ),
-    Conflict(
         "--enable-two-batch-overlap",
         _is_on("enable_two_batch_overlap"),
         "it keeps two exchanges of one layer in flight",
