@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BFLOAT16 = 2.0**-9
+BFLOAT16 = 2.0**-8
 """Relative: half of what the last bit is worth."""
 FP32 = 2.0**-22
 """Of the sum of absolute products: that they are added in fp32."""
