@@ -217,7 +217,7 @@ def torch_npu() -> dict[str, ModuleType]:
     operators = {
         name.partition("::")[2].partition(".")[0]: getattr(torch.ops, name.partition("::")[0])
         for name in declaration.DECLARED
-        if not name.startswith("sgl_kernel_npu::")
+        if not name.startswith(("sgl_kernel_npu::", "custom::"))
     }
     own = {name: getattr(namespace, name) for name, namespace in operators.items()}
     options = SimpleNamespace(Options=SimpleNamespace)

@@ -66,6 +66,19 @@ def test_biased_sigmoid_gating_is_that_of_deepseek(tokens, grouped):
         assert torch.allclose(weights[token], scores[chosen] / scores[chosen].sum() * 2.5)
 
 
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_gating_of_deepseek_v4_is_by_the_root_of_softplus(tokens):
+    logits, bias = numbers(tokens, EXPERTS, dtype=torch.float32), numbers(EXPERTS, seed=1, dtype=torch.float32)
+    weights, ids, _ = torch.ops.custom.npu_moe_gating_top_k(
+        x=logits, k=TOPK, bias=bias, input_ids=None, tid2eid=None, routed_scaling_factor=1.5, norm_type=2
+    )
+    for token in range(tokens):
+        scores = (1 + logits[token].double().exp()).log().sqrt()
+        chosen = sorted(range(EXPERTS), key=lambda expert: -(scores + bias)[expert])[:TOPK]
+        assert ids[token].tolist() == chosen
+        assert torch.allclose(weights[token].double(), scores[chosen] / scores[chosen].sum() * 1.5)
+
+
 def test_softmax_gating_by_the_best_of_each_group():
     logits = torch.tensor([[5.0, 0.0, 4.0, 4.0, 3.0, 3.0]])
     weights, ids, scores = torch.ops.npu.npu_moe_gating_top_k(logits, k=2, k_group=1, group_count=3, out_flag=True)
