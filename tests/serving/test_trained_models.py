@@ -14,7 +14,7 @@ import pytest
 
 from sglang_ascend_moe.launch.tiny_model.exercises import LONGEST, drawn
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TRAINED_FAMILIES, TRAINED_SIZES
-from sglang_ascend_moe.launch.tiny_model.tokenizer import TURN_END, build_tokenizer
+from sglang_ascend_moe.launch.tiny_model.tokenizer import TURN_END, build_tokenizer, chat_prompt
 from sglang_ascend_moe.launch.tiny_model.trained import write_trained
 from tests.serving.configurations import ours, ours_on_npu, stock
 from tests.serving.conftest import COMPARED
@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 DTYPE = "bfloat16"
 TOKENIZER = build_tokenizer(TRAINED_SIZES.vocab)
 EXERCISES = drawn(random.Random(1), 600, held_out=True)
-PROMPTS = [TOKENIZER.encode(exercise.prompt).ids for exercise in EXERCISES]
+TEXTS = [chat_prompt(exercise.question) if number % 2 else exercise.prompt for number, exercise in enumerate(EXERCISES)]
+PROMPTS = [TOKENIZER.encode(text).ids for text in TEXTS]
 ANSWERS = [[*TOKENIZER.encode(exercise.answer).ids, TOKENIZER.token_to_id(TURN_END)] for exercise in EXERCISES]
 LONGEST_PROMPTS = [
     prompt for prompt, exercise in zip(PROMPTS, EXERCISES, strict=True) if len(exercise.answer) == LONGEST
