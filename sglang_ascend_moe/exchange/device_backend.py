@@ -65,8 +65,9 @@ class DeviceBackend:
     def open_session(self, meeting: Meeting, windows: Sequence[Window]) -> NativeSession:
         addresses = [window.address for window in windows]
         return DeviceSession(
-            meeting.layout, meeting.rank, addresses, meeting.pidfds, self._device, first_epoch=meeting.first_epoch
-        )
+            meeting.layout, meeting.rank, addresses, meeting.watch.ends, self._device,
+            first_epoch=meeting.first_epoch, nodes=meeting.watch.nodes,
+        )  # fmt: skip
 
 
 def _gather(meeting: Meeting, data: bytes, call: str) -> list[bytes]:

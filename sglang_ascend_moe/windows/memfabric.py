@@ -78,10 +78,12 @@ def declare(library: Any) -> None:
         function.restype, function.argtypes = result, list(parameters)
 
 
-def meeting() -> bytes:
-    """On rank 0: the URL at which all ranks meet, a port of this machine that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"tcp://127.0.0.1:{server.getsockname()[1]}".encode()
+def meeting(host: str) -> bytes:
+    """On rank 0: the URL at which all ranks meet, a port of `host` that is free now; an address of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+    return f"tcp://[{host}]:{port}".encode() if family == socket.AF_INET6 else f"tcp://{host}:{port}".encode()
 
 
 def open_pool(place: Place, library: Any = None) -> Pool:
