@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sglang_ascend_moe.errors import AscendMoeError, PeerFault, PeerLost, PeerTimeout, ProtocolMismatch
+from sglang_ascend_moe.errors import AscendMoeError, PeerLost, PeerTimeout, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.channel import Channel
 from sglang_ascend_moe.exchange.control.instance import digest_of_checkpoint
 from sglang_ascend_moe.exchange.control.machine import this_machine
@@ -234,10 +234,10 @@ def join_nodes(own: NodeHello, at: Address, secret: Secret | None, patience: Pat
             channel.send(encode(own))
             # Node 0 waits for the others, too, and says so in time.
             verdict = decode(channel.receive(until + patience.seconds, who), NodeVerdict, own.version, who)
-        except PeerFault as error:
-            raise type(error)(
-                f"{error} before it said whether node {own.node} belongs to its server; see its log"
-            ) from error
+        except PeerTimeout as error:
+            raise PeerTimeout(f"{error} whether node {own.node} belongs to its server; check its log") from error
+        except PeerLost as error:
+            raise PeerLost(f"{error} before node {own.node} could join its server; check its log", 0) from error
         except OSError as error:
             raise PeerLost(f"{who} has ended ({error})", 0) from error
         if verdict.refusal:
