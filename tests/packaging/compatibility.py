@@ -81,7 +81,7 @@ FEATURES = (
         "launch/disagg/test_deployed_drafts.py",
         "launch/disagg/test_deployed_on_npus.py",
     ),
-    Feature("several machines", flag="--nnodes"),
+    Feature("several machines", REFUSED),
     Feature("context parallelism", flag="--attn-cp-size"),
     Feature("pipeline parallelism", flag="--pp-size"),
     Feature("LoRA", flag="--enable-lora"),
