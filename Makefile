@@ -87,9 +87,9 @@ demo: venv
 demo-npu: venv
 	@$(BIN)/python -m tests.npu.emulated_demo
 
-# Two processes, because tests of several ranks wait for each other as often as they compute.
+# Three processes for two cores, because tests of several ranks wait for each other as often as they compute.
 test: venv system-packages
-	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 $(PYTEST_ARGS)
 
 # The row kernels of an aarch64 machine, in an emulator.
 test-nightly: SYSTEM_PACKAGES += aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user

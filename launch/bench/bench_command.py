@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import AscendMoeError
-from sglang_ascend_moe.launch.bench import graphs, serving_command
+from sglang_ascend_moe.launch.bench import graphs, products_command, serving_command
 from sglang_ascend_moe.launch.bench.cases import (
     DEFAULT_VARIANTS,
     DTYPES,
@@ -195,7 +195,7 @@ def _default_variants(cases: list[Case]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="ascend-moe bench", description="Measures exchange, graphs and servers.")
+    parser = Parser(prog="ascend-moe bench", description="Measures exchange, graphs, servers and products.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     exchange = commands.add_parser(
         "exchange",
@@ -232,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
 
     graphs.add_command(commands)
     serving_command.add_command(commands)
+    products_command.add_command(commands)
     report = commands.add_parser("report", help="show the records of an earlier run")
     report.set_defaults(run=run_report)
     report.add_argument("records", type=Path, help="what --json wrote")

@@ -11,6 +11,7 @@ import msgspec
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE, expert_formats
 from sglang_ascend_moe.serving.launcher.refusals import Model, expert_count
+from sglang_ascend_moe.serving.launcher.scaled_weights import is_multiplied_out, settings_of
 
 # Model families have names of their own for these.
 HIDDEN_NAMES = ("hidden_size", "d_model", "n_embd")
@@ -33,7 +34,7 @@ class MoeShape(NamedTuple):
     experts. None: the config does not say.
 
     quantisation: the name of the format of the weights, None for those that are not quantised. context: of the longest
-    request that the model takes. expert_formats: in modelslim's words.
+    request that the model takes. expert_formats: in modelslim's words. multiplied_out: see `Model`.
     """
 
     name: str
@@ -45,10 +46,14 @@ class MoeShape(NamedTuple):
     layers: int | None = None
     context: int | None = None
     expert_formats: frozenset[str] = frozenset()
+    multiplied_out: bool = False
 
     def model(self, path: object) -> Model:
         """What is asked of a model that is to be served; `path` is what to call it."""
-        return Model(str(path), self.quantisation, self.experts, self.hidden, self.layers, self.expert_formats)
+        return Model(
+            str(path), self.quantisation, self.experts, self.hidden, self.layers, self.expert_formats,
+            self.multiplied_out,
+        )  # fmt: skip
 
 
 def read_moe_shape(path: Path, asked_by: str = "--model") -> MoeShape:
@@ -63,16 +68,18 @@ def read_moe_shape(path: Path, asked_by: str = "--model") -> MoeShape:
     name = architectures[0] if isinstance(architectures, list) and architectures else file.parent.name
     parts = _parts(config) or [config]
     dtype = _find(parts, DTYPE_NAMES, str)
+    quantisation = _quantisation(config, file.parent, asked)
     return MoeShape(
         name=str(name),
         hidden=_find(parts, HIDDEN_NAMES, int),
         experts=expert_count(parts[0].get),
         topk=_find(parts, TOPK_NAMES, int),
         dtype=dtype.removeprefix("torch.") if dtype else None,
-        quantisation=_quantisation(config, file.parent, asked),
+        quantisation=quantisation,
         layers=_find(parts, ("num_hidden_layers",), int),
         context=_find(parts, ("max_position_embeddings",), int),
         expert_formats=expert_formats(file.parent),
+        multiplied_out=quantisation == "modelslim" or is_multiplied_out(settings_of(config)),
     )
 
 
@@ -92,9 +99,8 @@ def _quantisation(config: Mapping[str, Any], folder: Path, asked: str) -> str | 
     """The format that SGLang would find, under its name or that of the tool that wrote it."""
     if (folder / MODELSLIM_FILE).is_file():
         return "modelslim"
-    for key in ("quantization_config", "compression_config"):
-        if isinstance(found := config.get(key), dict):
-            return str(found.get("quant_method", "modelopt")).lower()
+    if (found := settings_of(config)) is not None:
+        return str(found.get("quant_method", "modelopt")).lower()
     if (folder / MODELOPT_FILE).is_file():
         written = _read_object(folder / MODELOPT_FILE, asked)
         inner = written.get("quantization", written)

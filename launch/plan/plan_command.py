@@ -20,6 +20,7 @@ from sglang_ascend_moe.launch.plan.peer_memory import (
     sgl_kernel_npu_documented_bytes,
 )
 from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
+from sglang_ascend_moe.serving.host.checkpoint_bytes import weight_bytes
 from sglang_ascend_moe.serving.host_platform import ascend_device_nodes
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.refusals import Division, refuse_model
@@ -54,7 +55,8 @@ class MemoryPlan(msgspec.Struct, frozen=True):
     """What one rank maps, and how many rounds a prefill chunk takes in it.
 
     decode_tokens: tokens per rank that fit into one round whatever their routing. `rounds_worst`: rounds of
-    `max_tokens` tokens per rank whatever their routing; `rounds_even`: if every rank receives the same.
+    `max_tokens` tokens per rank whatever their routing; `rounds_even`: if every rank receives the same. expert_bytes:
+    of the routed experts of a rank in the format that they are served in; None where no weights can be read.
     """
 
     model: str
@@ -64,15 +66,18 @@ class MemoryPlan(msgspec.Struct, frozen=True):
     decode_tokens: int
     rounds_worst: int
     rounds_even: int
+    expert_bytes: int | None = None
 
 
 class Request(NamedTuple):
-    """The question, with nothing left open. `decode_tokens` have to fit into one round."""
+    """The question, with nothing left open. `decode_tokens` have to fit into one round. expert_bytes: see
+    `MemoryPlan`."""
 
     model: str
     role: Role
     parameters: ExchangeParameters
     decode_tokens: int
+    expert_bytes: int | None = None
 
 
 def plan_memory(request: Request) -> MemoryPlan:
@@ -99,6 +104,7 @@ def plan_memory(request: Request) -> MemoryPlan:
         decode_tokens=fitting,
         rounds_worst=rounds.worst,
         rounds_even=rounds.alike,
+        expert_bytes=request.expert_bytes,
     )
 
 
@@ -158,7 +164,15 @@ def request_of(parsed: argparse.Namespace) -> Request:
             f"--window-factor {parsed.window_factor:g}: --window-bytes says how large the window is; leave one out"
         )
     decode = {"prefill": 1, "decode": parsed.max_tokens, "both": parsed.decode_tokens or parsed.max_tokens}
-    return Request(read.name, parsed.role, parameters, decode[parsed.role])
+    return Request(read.name, parsed.role, parameters, decode[parsed.role], _expert_bytes(parsed, dtype))
+
+
+def _expert_bytes(parsed: argparse.Namespace, dtype: str) -> int | None:
+    """Of one rank. Hosts dequantise what they load."""
+    if parsed.model is None or not parsed.model.is_dir():
+        return None
+    weights = weight_bytes(parsed.model, ELEMENT_BYTES[dtype], dequantised=parsed.device != "npu")
+    return None if weights is None else -(-weights.experts // parsed.ranks)
 
 
 def _limits(parsed: argparse.Namespace) -> SchedulerLimits:
@@ -187,6 +201,7 @@ def text_of(plan: MemoryPlan) -> str:
         f"{'':<20}{'size':>12}{'bytes':>22}",
         _line("window of a rank", memory.total),
         _line("of all ranks", memory.total * p.ranks),
+        *([] if plan.expert_bytes is None else [_line("experts of a rank", plan.expert_bytes)]),
         "",
         "regions of a window:",
         *(_line(f"  {name}", size) for name, size in memory.by_region().items()),

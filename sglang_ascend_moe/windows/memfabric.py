@@ -9,12 +9,11 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import socket
 from pathlib import Path
 from typing import Any
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.windows.device import Place, Pool, refuse_bases, rounded
+from sglang_ascend_moe.windows.device import Place, Pool, free_place, refuse_bases, rounded
 
 PACKAGE = "memfabric_hybrid"
 _MTE = 1
@@ -80,10 +79,7 @@ def declare(library: Any) -> None:
 
 def meeting(host: str) -> bytes:
     """On rank 0: the URL at which all ranks meet, a port of `host` that is free now; an address of this machine."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as server:
-        port = server.getsockname()[1]
-    return f"tcp://[{host}]:{port}".encode() if family == socket.AF_INET6 else f"tcp://{host}:{port}".encode()
+    return f"tcp://{free_place(host)}".encode()
 
 
 def open_pool(place: Place, library: Any = None) -> Pool:
@@ -149,8 +145,8 @@ def _refuse_unreachable(library: Any, handle: Any, place: Place) -> None:
         failed = library.smem_shm_topology_can_reach(handle, peer, ctypes.byref(reach))
         if peer != place.rank and (failed or not reach.value & _MTE):
             raise Unsupported(
-                f"the NPU of rank {peer} cannot be reached from that of rank {place.rank} by its cores (memfabric says"
-                f" {reach.value:#x}): all ranks need NPUs of one HCCS domain. Choose them with"
+                f"the NPU of {place.named(peer)} cannot be reached from that of {place.named(place.rank)} by its cores"
+                f" (memfabric says {reach.value:#x}): all ranks need NPUs of one HCCS domain. Choose them with"
                 " ASCEND_RT_VISIBLE_DEVICES, or lower --tp-size"
             )
 

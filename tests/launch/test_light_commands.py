@@ -17,8 +17,8 @@ MOST_MODULES = 400
 """What half a second of a core imports."""
 HELP = (
     "serve", "demo", "adopt", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "bench",
-    "bench exchange", "bench graphs", "bench serving", "bench report", "bench page", "build-kernels", "plan",
-    "plan memory",
+    "bench exchange", "bench graphs", "bench serving", "bench products", "bench report", "bench page", "build-kernels",
+    "plan", "plan memory",
 )  # fmt: skip
 MISTAKES = {
     "no command": "",
@@ -44,6 +44,7 @@ MISTAKES = {
     "bench serving: a value": "bench serving --rounds 0",
     "bench serving: a model that is not there": "bench serving --model-path ./no/such",
     "bench serving: a plot": "bench serving --plot times.gif",
+    "bench products: a value": "bench products --rows 0",
     "bench graphs: a file that cannot be": "bench graphs --json no/such/run.json",
     "bench report: a file": "bench report no/such.json",
     "plan memory: no ranks": "plan memory --model .",

@@ -81,6 +81,7 @@ FEATURES = (
         "launch/disagg/test_deployed_drafts.py",
         "launch/disagg/test_deployed_on_npus.py",
     ),
+    Feature("several nodes on one machine", "serving/test_server_nodes.py", "serving/test_server_nodes.py"),
     Feature("several machines", REFUSED),
     Feature("context parallelism", flag="--attn-cp-size"),
     Feature("pipeline parallelism", flag="--pp-size"),

@@ -17,7 +17,7 @@ from tests.serving.rounding import distances, farther
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
-FAMILIES = ("deepseek_v3", "glm4_moe", "minimax_m2")
+FAMILIES = ("deepseek_v2", "deepseek_v3", "glm4_moe", "minimax_m2")
 LENGTHS = (1, 2, 3, 5, 9, 17, 33, 64, 65, 127, 200, 300)
 PROMPTS = [cut(text_tokens(), Piece(length, 97 * index)) for index, length in enumerate(LENGTHS * 3)]
 
@@ -79,5 +79,5 @@ def test_two_ranks_give_the_bits_of_stock_sglang_on_one(family):
 
 @pytest.mark.parametrize("family", ["glm4_moe"], indirect=True, scope="module")
 def test_stock_sglang_scores_the_experts_of_glm4_otherwise_on_npus(family):
-    """The fault that a hook mends (`router_scores`): were it not told, no bound here would tell anything."""
+    """The fault that a hook mends (`routers`): were it not told, no bound here would tell anything."""
     assert len(too_far(family, "stock")) == 3

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.serving.engines import Engine, EngineConfig, EngineFailure
 from tests.serving.prompts import NEW_TOKENS
 
 SIZES = TinySizes()
+WHEN = ("before", "after")
 REDUNDANT = 4
 # Every batch is forwarded exactly once: no prefix from a cache, no step that is taken before the last one is known.
 COUNTABLE = {"disable_radix_cache": True, "disable_overlap_schedule": True, "expert_distribution_recorder_mode": "stat"}
@@ -24,7 +26,19 @@ REBALANCE = {
     "expert_distribution_recorder_buffer_size": 2 * NEW_TOKENS,
 }
 MOST_ROUNDS = 8
+HASHED = re.compile(r"(before|after) rank (\d+) layer (\d+) expert (\d+) of (\d+) ([0-9a-f]{64})")
 AGREED = re.compile(r"TP(\d).*All ranks agreed to move experts: (\d+) places of layers")
+
+
+class Hashed(NamedTuple):
+    """A line of `hash_experts_that_move`. when: before or after a move. parts: tensors of the expert."""
+
+    when: str
+    rank: str
+    layer: str
+    expert: str
+    parts: str
+    digest: str
 
 
 def placement() -> list[list[int]]:
@@ -73,7 +87,7 @@ def test_redundant_experts_change_no_token_and_the_recorder_sees_the_dispatch(
 def test_tokens_stay_the_same_when_experts_move_while_serving(
     fork_server, checkpoint, prompts, stock_answers, compare_all
 ):
-    with fork_server.start(ours(checkpoint, "float32", **REBALANCE)) as engine:
+    with fork_server.start(ours(checkpoint, "float32", "hash_experts_that_move", **REBALANCE)) as engine:
         for _ in range(MOST_ROUNDS):
             assert_equal(compare_all(engine, prompts, stock_answers("float32"), "float32"), prompts)
             if moved := moves(engine):
@@ -81,6 +95,7 @@ def test_tokens_stay_the_same_when_experts_move_while_serving(
         assert_equal(compare_all(engine, prompts, stock_answers("float32"), "float32"), prompts)
     assert {rank for rank, _ in moved} == {"0", "1"}
     assert min(int(places) for _, places in moved) > 0
+    assert_each_expert_is_the_same_everywhere(engine, parts=2)
 
 
 @pytest.mark.nightly
@@ -101,6 +116,22 @@ def test_ranks_that_move_experts_differently_all_stop_and_name_the_layer(fork_se
 def moves(engine: Engine) -> list[tuple[str, str]]:
     """(rank, places that changed) of every move that a rank reported."""
     return AGREED.findall(engine.log.read_text())
+
+
+def assert_each_expert_is_the_same_everywhere(engine: Engine, parts: int) -> None:
+    """By the hashes that `hash_experts_that_move` printed: on all ranks, in all places, before and after each move.
+
+    parts: tensors of an expert, such as weights and scales.
+    """
+    found = [Hashed(*match) for match in HASHED.findall(engine.log.read_text())]
+    hashes: dict[tuple[str, str], set[str]] = {}
+    for one in found:
+        hashes.setdefault((one.layer, one.expert), set()).add(one.digest)
+    assert {len(of_expert) for of_expert in hashes.values()} == {1}
+    assert len({*map(frozenset, hashes.values())}) == len(hashes) == SIZES.layers * SIZES.experts
+    assert {one.parts for one in found} == {str(parts)}
+    placed = {when: {(one.rank, one.layer, one.expert) for one in found if one.when == when} for when in WHEN}
+    assert {rank for rank, _, _ in placed["after"] - placed["before"]} == {"0", "1"}
 
 
 def assert_equal(outcomes, prompts: list[list[int]]) -> None:

@@ -6,8 +6,8 @@ import socket
 import struct
 import threading
 
-from sglang_ascend_moe.errors import ProtocolMismatch
-from sglang_ascend_moe.exchange.control.network import Incoming, framed
+from sglang_ascend_moe.errors import PeerLost, ProtocolMismatch
+from sglang_ascend_moe.exchange.control.network import Incoming, framed, hang_up
 from sglang_ascend_moe.exchange.control.secret import (
     CHALLENGE_BYTES,
     NO_SEAL,
@@ -47,12 +47,20 @@ class Channel:
         return self.connection.fileno()
 
     def close(self) -> None:
-        self.connection.close()
+        hang_up(self.connection)
 
     def begin(self, until: float, who: str) -> None:
         """Waits for what the other end says first; from then on blocks can be sent. Raises as `receive`."""
-        if not self._challenges:
-            self._take_challenge(self._incoming.receive(until, who))
+        if not self.begun:
+            try:
+                self._take_challenge(self._incoming.receive(until, who))
+            except EOFError as error:
+                raise PeerLost(f"{who} is no node ({error})") from error
+
+    @property
+    def begun(self) -> bool:
+        """Whether blocks can be sent."""
+        return bool(self._challenges)
 
     def send(self, data: bytes) -> None:
         """Raises OSError if the connection has ended."""
@@ -66,10 +74,11 @@ class Channel:
     def take(self, who: str) -> bytes | None:
         """The next block, without waiting; None if it has not come.
 
-        Raises `ProtocolMismatch`, naming `who`, for a wrong seal, EOFError and OSError if the other end is gone.
+        Raises `ProtocolMismatch`, naming `who`, for a wrong seal, EOFError and OSError if the other end is gone, or
+        sends what is no block.
         """
         while (frame := self._incoming.take()) is not None:
-            if self._challenges:
+            if self.begun:
                 return self._unsealed(frame, who)
             self._take_challenge(frame)
         return None
@@ -77,18 +86,21 @@ class Channel:
     def receive(self, until: float, who: str) -> bytes:
         """The next block; `until`: a time of `time.monotonic`. Raises as `take`, `PeerTimeout` and `PeerLost`."""
         self.begin(until, who)
-        return self._unsealed(self._incoming.receive(until, who), who)
+        try:
+            return self._unsealed(self._incoming.receive(until, who), who)
+        except EOFError as error:
+            raise PeerLost(f"{who} has hung up ({error})") from error
 
     def _take_challenge(self, challenge: bytes) -> None:
         if len(challenge) != CHALLENGE_BYTES:
-            raise ProtocolMismatch(f"a challenge of {len(challenge)} bytes, where {CHALLENGE_BYTES} are expected")
+            raise EOFError(f"a challenge of {len(challenge)} bytes, where {CHALLENGE_BYTES} are expected")
         # In an order in which both ends have them.
         self._challenges = sorted((self._drawn, challenge))
 
     def _unsealed(self, frame: bytes, who: str) -> bytes:
         begin = _SENDER.size + SEAL_BYTES
         if len(frame) < begin:
-            raise ProtocolMismatch(f"{who} sent a frame of {len(frame)} bytes, which is no block")
+            raise EOFError(f"a frame of {len(frame)} bytes, which is no block")
         (sender,), seal, data = _SENDER.unpack_from(frame), frame[_SENDER.size : begin], frame[begin:]
         if self.peer not in (None, sender):
             raise ProtocolMismatch(f"{who} sends blocks of node {sender} over the channel of node {self.peer}")

@@ -27,6 +27,7 @@ from sglang_ascend_moe.exchange.control.network import (
     call,
     end_when_silent,
     framed,
+    hang_up,
     listen,
     own_host,
 )
@@ -103,7 +104,7 @@ def watch_ranks(
             far = {peer.rank for peer in hellos} - {peer.rank for peer in near}
             connected = connect_ranks(group, hellos[0].session, rank, far, LIFELINE, secret, patience)
             for peer, connection in connected.items():
-                opened.callback(connection.close)
+                opened.callback(hang_up, connection)
                 end_when_silent(connection, timeout_s)
                 ends[peer] = connection.fileno()
         return RankWatch(nodes, ends, opened.pop_all())

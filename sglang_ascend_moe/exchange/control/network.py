@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -9,7 +10,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from sglang_ascend_moe.errors import InvalidInput, PeerLost, PeerTimeout, ProtocolMismatch
+from sglang_ascend_moe.errors import InvalidInput, PeerLost, PeerTimeout
 from sglang_ascend_moe.exchange.control.blocks import MAX_BLOCK_BYTES
 
 MAX_FRAME_BYTES = MAX_BLOCK_BYTES + 256
@@ -118,6 +119,13 @@ def end_when_silent(connection: socket.socket, seconds: float) -> None:
         connection.setsockopt(level, option, value)
 
 
+def hang_up(connection: socket.socket) -> None:
+    """Closes it; the other end knows at once, also if another thread waits at this one or has a copy of it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
 def framed(data: bytes) -> bytes:
     """`data` as it travels."""
     return _LENGTH.pack(len(data)) + data
@@ -135,8 +143,7 @@ class Incoming:
     def take(self) -> bytes | None:
         """The next frame, without waiting; None if it has not come.
 
-        Raises EOFError if the other side has closed, OSError if the connection is broken, and `ProtocolMismatch` for a
-        frame that is longer than any block.
+        Raises EOFError if the other side has closed, or sends what is no frame, OSError if the connection is broken.
         """
         if not self._frames:
             self._read()
@@ -149,7 +156,7 @@ class Incoming:
     def receive(self, until: float, who: str) -> bytes:
         """The next frame; `until`: a time of `time.monotonic`.
 
-        Raises `PeerLost` or `PeerTimeout`, naming `who`, if it does not come, and `ProtocolMismatch`.
+        Raises `PeerLost` or `PeerTimeout`, naming `who`, if it does not come.
         """
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
@@ -172,7 +179,7 @@ class Incoming:
         while len(self._received) >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._received)
             if size > MAX_FRAME_BYTES:
-                raise ProtocolMismatch(f"a frame of {size} bytes exceeds {MAX_FRAME_BYTES}")
+                raise EOFError(f"a frame of {size} bytes exceeds {MAX_FRAME_BYTES}")
             end = _LENGTH.size + size
             if len(self._received) < end:
                 break

@@ -1,7 +1,7 @@
-"""Checkpoints of modelslim on a host: weights are multiplied by their scales when they are loaded, and served as if
-they had never been quantised. SGLang computes with the quantised ones on NPUs only.
+"""Quantised checkpoints on a host: weights are multiplied by their scales when they are loaded, and served as if they
+had never been quantised. SGLang computes with such weights on accelerators only.
 
-`as_plain_model` and `dequantised` are hooks: see `host_hooks`.
+`as_plain_model`, `as_plain_checkpoint` and `dequantised` are hooks: see `host_hooks`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,23 @@ from typing import Any
 from torch import Tensor, stack
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE, tensor_formats
+from sglang_ascend_moe.serving.host.weight_formats import EIGHT_BITS, FOUR_BITS, FP8, StoredFormats, formats_of
+from sglang_ascend_moe.serving.launcher.scaled_weights import Block, is_multiplied_out
 
 UNCHANGED = "FLOAT"
-FORMATS = ("W8A8_DYNAMIC", "W4A8_DYNAMIC")
-_NEEDED = frozenset(("weight", "weight_scale"))
+SCALES = {EIGHT_BITS: "weight_scale", FOUR_BITS: "weight_scale", FP8: "weight_scale_inv"}
+"""What the scale of a weight is called, by its format."""
 
 
 def as_plain_model(_original: Callable[[Any], Any], _config: Any) -> None:
     """Around `ModelConfig._find_quant_modelslim_config`: SGLang builds the layers of a model that is not quantised."""
+
+
+def as_plain_checkpoint(original: Callable[[Any], Any], config: Any) -> Any:
+    """Around `ModelConfig._parse_quant_hf_config`: likewise, for formats that config.json names."""
+    found = original(config)
+    # What lies on a hub has to be read before anything is known of its tensors.
+    return None if is_multiplied_out(found) and Path(config.model_path).is_dir() else found
 
 
 def dequantised(
@@ -29,45 +37,55 @@ def dequantised(
 ) -> Iterator[tuple[str, Tensor]]:
     """Around `DefaultModelLoader._get_weights_iterator`: names and tensors of a checkpoint, dequantised.
 
-    Raises `Unsupported` for a format that is not one of `FORMATS`, `InvalidInput` for a weight without its scale.
+    Raises `Unsupported` for a format that is not one of `SCALES`, `InvalidInput` for a weight without its scale.
     """
     folder = Path(source.model_or_path)
-    formats = tensor_formats(folder)
+    stored = formats_of(folder)
     weights = original(loader, source, **keywords)
-    return weights if not formats else multiply_out(weights, formats, folder)
+    return weights if stored is None else multiply_out(weights, stored, folder)
 
 
 def multiply_out(
-    weights: Iterable[tuple[str, Tensor]], formats: dict[str, str], folder: Path
+    weights: Iterable[tuple[str, Tensor]], stored: StoredFormats, folder: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a checkpoint in which each `NAME.weight` of `FORMATS` stands for itself, its scale and what belongs to
-    it. formats: of the weights, by name.
+    """Tensors of a checkpoint in which each `NAME.weight` of `SCALES` stands for itself, its scale and what belongs to
+    it.
     """
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights:
         layer, _, part = name.rpartition(".")
-        kind = formats.get(f"{layer}.weight", UNCHANGED)
+        kind = stored.kinds.get(f"{layer}.weight", UNCHANGED)
         if kind == UNCHANGED or part == "bias":
             yield name, tensor
             continue
-        if kind not in FORMATS or part == "weight_scale_second" or (part == "weight_offset" and bool(tensor.any())):
+        if kind not in SCALES or part == "weight_scale_second" or (part == "weight_offset" and bool(tensor.any())):
             raise Unsupported(
                 f"{folder}: {name} is {kind}, which a host does not dequantise; use a checkpoint in W8A8_DYNAMIC or"
-                " W4A8_DYNAMIC, symmetric and with a scale per channel"
+                " W4A8_DYNAMIC, symmetric and with a scale per channel, or in fp8 with a scale per block"
             )
-        if part not in _NEEDED:
+        if part not in ("weight", SCALES[kind]):
             continue
         parts = waiting.setdefault(layer, {})
         parts[part] = tensor
-        if parts.keys() == _NEEDED:
+        if len(parts) == 2:
             del waiting[layer]
-            numbers = parts["weight"] if kind == "W8A8_DYNAMIC" else unpack(parts["weight"])
-            yield f"{layer}.weight", numbers.float() * parts["weight_scale"].float()
+            yield f"{layer}.weight", _product(kind, parts["weight"], parts[SCALES[kind]].float(), stored.block)
     for layer, parts in waiting.items():
-        (missing,) = _NEEDED - parts.keys()
+        (missing,) = {"weight", SCALES[stored.kinds[f"{layer}.weight"]]} - parts.keys()
         raise InvalidInput(
-            f"{folder}: {layer}.{missing} is missing, though {MODELSLIM_FILE} names it; use a whole copy"
+            f"{folder}: {layer}.{missing} is missing, though {stored.named_by} names it; use a whole copy"
         )
+
+
+def _product(kind: str, weight: Tensor, scale: Tensor, block: Block | None) -> Tensor:
+    numbers = unpack(weight) if kind == FOUR_BITS else weight
+    return numbers.float() * (scale if block is None else spread(scale, block, weight.shape))
+
+
+def spread(scale: Tensor, block: Block, shape: Iterable[int]) -> Tensor:
+    """The scale of each number of a weight [to, from]; blocks at its ends may be cut."""
+    rows, columns = shape
+    return scale.repeat_interleave(block.rows, 0)[:rows].repeat_interleave(block.columns, 1)[:, :columns]
 
 
 def unpack(packed: Tensor) -> Tensor:

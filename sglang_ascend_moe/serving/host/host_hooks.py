@@ -213,13 +213,17 @@ HOOKS: tuple[Hook, ...] = (
             target,
             HookKind.AROUND,
             function,
-            "SGLang computes with modelslim's weights on NPUs only",
+            "SGLang computes with these quantised weights on accelerators only",
             mends=SglangFault(),
         )
         for target, function in (
             (
                 f"{SRT}.configs.model_config.ModelConfig._find_quant_modelslim_config",
                 dequantised_weights.as_plain_model,
+            ),
+            (
+                f"{SRT}.configs.model_config.ModelConfig._parse_quant_hf_config",
+                dequantised_weights.as_plain_checkpoint,
             ),
             (
                 f"{SRT}.model_loader.loader.DefaultModelLoader._get_weights_iterator",

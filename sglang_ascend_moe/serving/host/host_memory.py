@@ -222,11 +222,12 @@ def _least_left(server_args: Any) -> MemoryLeft:
     """What the rank that looked last has found: by then all have loaded their weights."""
     from sglang.srt.runtime_context import get_parallel
 
-    memory: ServerMemory = getattr(server_args, _ATTRIBUTE)
+    # A benchmark of SGLang's runners has no launcher.
+    memory: ServerMemory | None = getattr(server_args, _ATTRIBUTE, None)
     asked = _asked(server_args)
-    if asked is not None:
+    if memory is not None and asked is not None:
         asked -= touched(memory.launcher) - memory.before
-    others = outstanding(except_group=memory.group)
+    others = outstanding(except_group=None if memory is None else memory.group)
     left = memory_left(read_limits(), others, asked, http_bytes(server_args.tokenizer_worker_num))
     group = get_parallel().world_group.cpu_group
     everyone = [left] * torch.distributed.get_world_size(group)

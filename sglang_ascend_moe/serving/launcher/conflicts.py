@@ -155,12 +155,6 @@ CONFLICTS = (
         "--speculative-eagle-topk 1",
     ),
     Conflict(
-        "--enable-eplb",
-        _speculates_with(_is_on("enable_eplb")),
-        "what a draft model routes was never told apart from what the model routes",
-        "leave it out, or --speculative-algorithm",
-    ),
-    Conflict(
         "--enable-two-batch-overlap",
         _is_on("enable_two_batch_overlap"),
         "it keeps two exchanges of one layer in flight",
@@ -212,7 +206,7 @@ CONFLICTS = (
         "--quantization",
         _quantised_for_the_host,
         "the experts are computed in the dtype of the rows",
-        "leave it out; checkpoints of modelslim are dequantised when they are loaded",
+        "leave it out; checkpoints in fp8, W8A8 and W4A8 are dequantised when they are loaded",
     ),
     Conflict(
         "--modelopt-quant",

@@ -80,9 +80,7 @@ class NodeLink:
                 if isinstance(block, NodeAccount):
                     self._note(block, failed)
                 elif self.own == 0:
-                    self._note(
-                        self._loss(block.node, f"node {block.node} was stopped (Ctrl-C or SIGTERM there)"), failed
-                    )
+                    self._note(self._loss(block.node, "it was stopped (Ctrl-C or SIGTERM there)"), failed)
                 else:
                     self.stopped = block.code
                     stopped()

@@ -9,13 +9,13 @@ import os
 import select
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sglang_ascend_moe.errors import AscendMoeError, PeerFault, PeerLost, PeerTimeout, ProtocolMismatch
+from sglang_ascend_moe.errors import AscendMoeError, PeerLost, PeerTimeout, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.channel import Channel
 from sglang_ascend_moe.exchange.control.instance import digest_of_checkpoint
 from sglang_ascend_moe.exchange.control.machine import this_machine
@@ -122,26 +122,33 @@ def gather_nodes(own: NodeHello, at: Address, secret: Secret | None, patience: P
     """On node 0. Raises as `meet`."""
     with ExitStack() as opened:
         listener = opened.enter_context(listen(at))
-        channels: dict[int, Channel] = {}
+        callers: dict[int, _Caller] = {}
         try:
-            _wait_for_calls(listener, own, secret, patience, channels, opened)
+            channels = _wait_for_calls(listener, own, secret, patience, callers, opened)
         except AscendMoeError as error:
-            _answer(channels, own, str(error), "")
+            _answer([caller.channel for caller in callers.values()], own, str(error), "")
             raise
         server = f"{os.getpid()}.{os.urandom(4).hex()}"
-        _answer(channels, own, "", server)
+        _answer(channels.values(), own, "", server)
         listener.close()
         opened.pop_all()
         return Nodes(0, channels, server)
 
 
+class _Caller(NamedTuple):
+    """Whoever called, until it is known to be none of the nodes."""
+
+    channel: Channel
+    who: str
+
+
 def _wait_for_calls(
-    listener: socket.socket, own: NodeHello, secret: Secret | None, patience: Patience, channels: dict[int, Channel],
+    listener: socket.socket, own: NodeHello, secret: Secret | None, patience: Patience, callers: dict[int, _Caller],
     opened: ExitStack,
-) -> None:  # fmt: skip
-    """Fills `channels` with a channel to each other node."""
+) -> dict[int, Channel]:  # fmt: skip
+    """A channel to each other node. `callers`: who is there, by descriptor; strangers are turned away."""
     until = time.monotonic() + patience.seconds
-    callers: dict[int, tuple[Channel, str]] = {}
+    channels: dict[int, Channel] = {}
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     while len(channels) + 1 < own.nodes:
@@ -158,7 +165,7 @@ def _wait_for_calls(
                 connection, place = listener.accept()
                 channel = Channel(connection, own.node, secret)
                 opened.callback(channel.close)
-                callers[channel.fileno()] = channel, str(Address(*place[:2]))
+                callers[channel.fileno()] = _Caller(channel, str(Address(*place[:2])))
                 poll.register(channel, select.POLLIN)
                 continue
             channel, who = callers[descriptor]
@@ -175,6 +182,7 @@ def _wait_for_calls(
                 hello = decode(data, NodeHello, own.version, who)
                 refuse_other_node(own, hello, channels, who)
                 channels[hello.node] = channel
+    return channels
 
 
 def refuse_other_node(own: NodeHello, hello: NodeHello, known: Mapping[int, Any], who: str) -> None:
@@ -189,10 +197,11 @@ def refuse_other_node(own: NodeHello, hello: NodeHello, known: Mapping[int, Any]
             f"--node-rank {hello.node} of {who}: another launcher has it, or there are only {own.nodes} nodes; give"
             f" each its own, from 0 to {own.nodes - 1}"
         )
+    theirs = {"--device": hello.device, **hello.settings}
     differences = [
-        f"{flag} is {hello.settings.get(flag)} on node {hello.node} ({who}) and {value} on node 0"
+        f"{flag} is {theirs.get(flag)} on node {hello.node} ({who}) and {value} on node 0"
         for flag, value in {"--device": own.device, **own.settings}.items()
-        if {"--device": hello.device, **hello.settings}.get(flag) != value
+        if theirs.get(flag) != value
     ]
     if differences:
         raise ProtocolMismatch(f"{'; '.join(differences)}; give every node the same")
@@ -204,13 +213,13 @@ def refuse_other_node(own: NodeHello, hello: NodeHello, known: Mapping[int, Any]
         )
 
 
-def _answer(channels: Mapping[int, Channel], own: NodeHello, refusal: str, server: str) -> None:
+def _answer(channels: Iterable[Channel], own: NodeHello, refusal: str, server: str) -> None:
     verdict = encode(NodeVerdict(version=own.version, node=own.node, refusal=refusal[:4000], server=server))
-    for node, channel in channels.items():
-        try:
-            channel.send(verdict)
-        except OSError as error:
-            raise PeerLost(f"the launcher of node {node} has ended ({error})", node) from error
+    for channel in channels:
+        if channel.begun:
+            # Whose launcher has ended is found out by whoever needs it.
+            with suppress(OSError):
+                channel.send(verdict)
 
 
 def join_nodes(own: NodeHello, at: Address, secret: Secret | None, patience: Patience) -> Nodes:
@@ -231,10 +240,10 @@ def join_nodes(own: NodeHello, at: Address, secret: Secret | None, patience: Pat
             channel.send(encode(own))
             # Node 0 waits for the others, too, and says so in time.
             verdict = decode(channel.receive(until + patience.seconds, who), NodeVerdict, own.version, who)
-        except PeerFault as error:
-            raise type(error)(
-                f"{error} before it said whether node {own.node} belongs to its server; see its log"
-            ) from error
+        except PeerTimeout as error:
+            raise PeerTimeout(f"{error} whether node {own.node} belongs to its server; check its log") from error
+        except PeerLost as error:
+            raise PeerLost(f"{error} before node {own.node} could join its server; check its log", 0) from error
         except OSError as error:
             raise PeerLost(f"{who} has ended ({error})", 0) from error
         if verdict.refusal:

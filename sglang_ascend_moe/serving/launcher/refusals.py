@@ -20,9 +20,6 @@ NPU_QUANTISATIONS = ("modelslim", "compressed-tensors")
 """Formats of SGLang whose W8A8 and W4A8 weights its Ascend runner computes with; each layer is looked at when it is
 loaded."""
 
-HOST_QUANTISATIONS = ("modelslim",)
-"""Formats whose weights a host dequantises when they are loaded."""
-
 EXPERT_FORMATS = frozenset(("W8A8_DYNAMIC", "W4A8_DYNAMIC", "FLOAT"))
 """What modelslim calls the formats of experts that are served."""
 
@@ -52,7 +49,7 @@ class Model(NamedTuple):
 
     path: as it was given. quantisation: SGLang's name of the format of its weights. experts: routed ones of a layer.
     hidden: elements of a row. layers: with and without experts. expert_formats: of the routed experts, in modelslim's
-    words; empty if nothing says it.
+    words; empty if nothing says it. multiplied_out: a host dequantises the weights when it loads them.
     """
 
     path: str
@@ -61,6 +58,7 @@ class Model(NamedTuple):
     hidden: int | None
     layers: int | None = None
     expert_formats: frozenset[str] = frozenset()
+    multiplied_out: bool = False
 
     def located(self, division: "Division") -> Experts:
         """What `--init-expert-location` has to place, of a model that `refuse_model` lets pass."""
@@ -173,14 +171,12 @@ def refuse_options(options: Options, device: str) -> None:
 
 def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot serve the model, or not on so many ranks."""
-    served = NPU_QUANTISATIONS if on_npu else HOST_QUANTISATIONS
-    if model.quantisation is not None and model.quantisation not in served:
-        instead = f", or W8A8 or W4A8 of {' or '.join(served)}"
-        if model.quantisation in NPU_QUANTISATIONS:
-            instead += ", or --device npu"
+    served = model.quantisation in NPU_QUANTISATIONS if on_npu else model.multiplied_out
+    if model.quantisation is not None and not served:
+        instead = "" if on_npu else ", fp8 in blocks (a folder of this machine)"
         raise Unsupported(
             f"the checkpoint {model.path} is quantised ({model.quantisation}), which --ascend-moe does not support yet;"
-            f" use one in bfloat16 or float16{instead}"
+            f" use one in bfloat16 or float16{instead}, or W8A8 or W4A8 of {' or '.join(NPU_QUANTISATIONS)}"
         )
     if others := sorted(model.expert_formats - EXPERT_FORMATS):
         raise Unsupported(

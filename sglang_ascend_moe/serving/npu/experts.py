@@ -12,6 +12,7 @@ import torch
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.serving.npu.activations import activation_of
 from sglang_ascend_moe.serving.options import FLAGS, Options, options_of
 
 COUNTS = 1
@@ -29,12 +30,11 @@ def keep_weights(original: Callable[[Any], bool], layer: Any) -> bool:
 
 
 def prepare(layer: Any, options: Options) -> None:
-    """Before the first call: refuses what the runner cannot do with rows of the window, and gives it an activation that
-    knows the counts, so that nothing is computed for rows that are not there.
+    """Before the first call: refuses what the runner cannot do with rows of the window, and gives it the activation of
+    the model (see `activations`).
 
     layer: SGLang's `FusedMoE`. Raises `Unsupported`.
     """
-    from sglang.srt.hardware_backend.npu.moe.activation import NPUSwigluDeepEPKernel
     from sglang.srt.hardware_backend.npu.quantization.moe_methods import (
         NPUUnquantMoEMethod,
         NPUW4A8Int8MoEMethod,
@@ -60,10 +60,14 @@ def prepare(layer: Any, options: Options) -> None:
             f"{FLAGS['quant'].flag} int8: on an NPU rows travel as int8 to W8A8 and W4A8 experts only, and those of MoE"
             f" layer {layer.layer_id} are not quantised; leave it out"
         )
-    if layer.moe_runner_config.activation != "silu":
-        return
+    # A product takes biases in fp32 for rows in bfloat16 alone, and the one of W4A8 weights has sums in that place.
+    if hasattr(layer, "w13_weight_bias") and (quantised or row_dtype(layer) != torch.bfloat16):
+        raise Unsupported(
+            f"MoE layer {layer.layer_id} has biases: on an NPU --ascend-moe serves them with weights in bfloat16; use"
+            " --dtype bfloat16 and a checkpoint that is not quantised"
+        )
     try:
-        core.activation = NPUSwigluDeepEPKernel(need_quant=quantised)
+        core.activation = activation_of(layer, quantised=quantised)
     except ImportError as error:
         raise Unsupported(
             f"--device npu: sgl_kernel_npu cannot be loaded ({error}), which SGLang's experts need; use an Ascend image"

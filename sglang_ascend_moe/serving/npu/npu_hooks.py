@@ -1,7 +1,7 @@
 """What is changed on NPUs besides graphs; nothing of it has run on one. One row a hook, with its reason."""
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where
-from sglang_ascend_moe.serving.npu import experts, router_scores
+from sglang_ascend_moe.serving.npu import experts, routers
 
 SRT = "sglang.srt"
 
@@ -16,8 +16,16 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         f"{SRT}.layers.moe.topk.TopK.__init__",
         HookKind.AFTER,
-        router_scores.score_by_sigmoid,
+        routers.score_by_sigmoid,
         "SGLang scores experts of GLM4-MoE, which names no function, by softmax on NPUs and by sigmoid elsewhere",
+        Where.NPU,
+        mends=SglangFault(),
+    ),
+    Hook(
+        f"{SRT}.hardware_backend.npu.moe.topk.fused_topk_npu",
+        HookKind.AROUND,
+        routers.choose_groups_by_their_best,
+        "SGLang ranks groups of DeepSeek-V2's experts by the sum of the two best on NPUs and by the best elsewhere",
         Where.NPU,
         mends=SglangFault(),
     ),

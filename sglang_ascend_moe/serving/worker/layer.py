@@ -268,7 +268,6 @@ def _refuse_layer(layer: Any) -> None:
     dtype = experts.row_dtype(layer)
     found = {
         f"rows in {dtype}": dtype not in ROW_DTYPES[hooks.on_npu()],
-        **(_activation_on_npu(layer) if hooks.on_npu() else {}),
         "router weights on the input": config.apply_router_weight_on_input,
         "outputs that are not combined": config.no_combine,
         "fused shared experts (use --disable-shared-experts-fusion)": layer.num_fused_shared_experts > 0,
@@ -278,18 +277,6 @@ def _refuse_layer(layer: Any) -> None:
             raise Unsupported(f"MoE layer {layer.layer_id} has {what}, which --ascend-moe does not support")
     if not hooks.on_npu():
         activation_of(layer)
-
-
-def _activation_on_npu(layer: Any) -> dict[str, bool]:
-    """What SGLang's runner would leave out of an activation on rows whose counts stay on the device."""
-    config = layer.moe_runner_config
-    limits = (config.gemm1_alpha, config.gemm1_clamp_limit, config.swiglu_limit)
-    return {
-        f"the activation {config.activation!r} on an NPU": config.activation not in ("silu", "gelu")
-        or not config.is_gated,
-        "a clamped or scaled activation on an NPU": any(setting is not None for setting in limits),
-        "biases on an NPU": hasattr(layer, "w13_weight_bias") or hasattr(layer, "w2_weight_bias"),
-    }
 
 
 def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:

@@ -10,18 +10,24 @@ import pytest
 from sglang_ascend_moe.launch.plan.moe_config import MODELOPT_FILE, MODELSLIM_FILE, read_moe_shape
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.launch.tiny_model.families import FAMILIES
-from sglang_ascend_moe.serving.launcher.refusals import HOST_QUANTISATIONS, NPU_QUANTISATIONS, expert_count
+from sglang_ascend_moe.serving.launcher.refusals import NPU_QUANTISATIONS, expert_count
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
 from tests.serving.vision_model import write_vision_checkpoint
 
 VISION = "qwen3_vl_moe"
 MODELS = (*FAMILIES, VISION)
+BY_CHANNEL = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
 QUANTISED = {
     "not": ({}, {}),
     "null": ({"quantization_config": None}, {}),
     "fp8": ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, {}),
     "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}}, {}),
+    "fp8 in blocks": ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, {}),
     "compressed-tensors": ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {}}}, {}),
+    "compressed-tensors by channel": (
+        {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": BY_CHANNEL}}},
+        {},
+    ),
     "modelslim": ({}, {MODELSLIM_FILE: {"model_quant_type": "W8A8_DYNAMIC"}}),
     "modelopt fp8": ({}, {MODELOPT_FILE: {"quantization": {"quant_algo": "FP8"}}}),
     "modelopt nvfp4": ({}, {MODELOPT_FILE: {"quantization": {"quant_algo": "NVFP4"}}}),
@@ -63,8 +69,9 @@ def test_a_checkpoint_is_quantised_if_sglang_says_so(tmp_path: Path, changed: di
     (folder / "config.json").write_text(json.dumps(config | changed))
     for name, content in beside.items():
         (folder / name).write_text(json.dumps(content))
-    theirs, ours = ModelConfig(str(folder)).quantization, read_moe_shape(folder).quantisation
-    if ours in HOST_QUANTISATIONS:
+    shape = read_moe_shape(folder)
+    theirs, ours = ModelConfig(str(folder)).quantization, shape.quantisation
+    if shape.multiplied_out:
         # Where the hooks of a host are active, SGLang sees a model that is not quantised.
         assert theirs in (ours, None)
         return

@@ -18,9 +18,11 @@ from sglang_ascend_moe.launch.plan.peer_memory import (
 )
 from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan
 from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from tests.exchange.pool import Rank
 from tests.exchange.process_state import mappings
+from tests.serving.quantised_models import write_quantised
 
 CONFIGS = {
     "Qwen3Moe": (
@@ -240,6 +242,30 @@ def test_a_model_that_is_not_served_is_a_failed_check(
 def test_weights_of_modelslim_are_planned_for(tmp_path: Path, device: str):
     path = model(tmp_path, {}, MODELSLIM_FILE)
     assert plan("--model", path, "--ranks", "2", "--max-tokens", "20", "--device", device) == OK
+
+
+# Numbers of the routed experts of a rank: 4 layers with MoE blocks, 8 experts of 16, three projections of 64 * 128.
+NUMBERS = 4 * 8 * 3 * 64 * 128
+# Scales and offsets, of 4 bits sums, too, all in the dtype of the model: 1 a channel of gate and up, 16 one of down.
+CHANNELS = 4 * 8 * (2 * 64 + 128)
+SUMS = 4 * 8 * (2 * 64 + 16 * 128)
+EXPERT_BYTES = {
+    "plain": (None, 2 * NUMBERS, 2 * NUMBERS),
+    "W8A8": ("W8A8_DYNAMIC", 2 * NUMBERS, NUMBERS + 2 * CHANNELS * 2),
+    "W4A8": ("W4A8_DYNAMIC", 2 * NUMBERS, NUMBERS // 2 + (2 * CHANNELS + SUMS) * 2),
+}
+
+
+@pytest.mark.parametrize(("kind", "host", "npu"), EXPERT_BYTES.values(), ids=EXPERT_BYTES)
+def test_experts_are_counted_in_the_format_that_they_are_served_in(tmp_path: Path, capsys, kind, host, npu):
+    folder = write_checkpoint(tmp_path / "plain")
+    if kind is not None:
+        folder = write_quantised(folder, tmp_path / "quantised", kind)
+    for device, expected in {"cpu": host, "npu": npu}.items():
+        assert plan("--model", str(folder), "--ranks", "2", "--max-tokens", "20", "--device", device, "--json") == OK
+        assert msgspec.json.decode(capsys.readouterr().out, type=MemoryPlan).expert_bytes == expected
+    assert plan("--model", str(folder / "config.json"), "--ranks", "2", "--max-tokens", "20", "--json") == OK
+    assert msgspec.json.decode(capsys.readouterr().out, type=MemoryPlan).expert_bytes is None
 
 
 def test_an_architecture_that_was_never_compared_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -62,6 +62,16 @@ def _refuse_four_bits(
         raise WrongArguments(name, "weights of 4 bits need a bias in fp32, [experts, to]")
 
 
+def _refuse_bias(rows: Tensor, weights: Tensor, bias: list[Tensor]) -> None:
+    """Rows in bfloat16 take a bias in fp32, those in float16 one in float16; [experts, to]."""
+    name = "npu_grouped_matmul"
+    taken = {torch.bfloat16: torch.float32, torch.float16: torch.float16}.get(rows.dtype)
+    if taken is None:
+        raise NotEmulated(name, f"bias of rows of {rows.dtype}")
+    if bias[0].dtype != taken or bias[0].shape != weights.shape[::2]:
+        raise WrongArguments(name, f"a bias {list(bias[0].shape)} of {bias[0].dtype} for rows of {rows.dtype}")
+
+
 @operator("npu::npu_grouped_matmul", shapes=_products)
 def grouped_matmul(
     x: list[Tensor],
@@ -85,7 +95,7 @@ def grouped_matmul(
     if packed:
         _refuse_four_bits(rows, weights, scale or [], bias, group_list_type)
     elif bias:
-        raise NotEmulated(name, "bias")
+        _refuse_bias(rows, weights, bias)
     counts = counts_of(group_list, group_list_type, name)
     if sum(counts) > len(rows):
         raise WrongArguments(name, f"{sum(counts)} rows are counted, {len(rows)} are there")
@@ -99,6 +109,8 @@ def grouped_matmul(
             )
         elif quantised:
             out[part] = scaled_product(rows[part], weights[expert], scale[0][expert], per_token_scale[0][part])
+        elif bias:
+            out[part] = rows[part].float() @ weights[expert].float() + bias[0][expert].float()
         else:
             out[part] = rows[part] @ weights[expert]
         begin += count
@@ -126,6 +138,33 @@ def _half(input: Tensor, dim: int) -> Tensor:
 @operator("npu::npu_swiglu", shapes=_half)
 def swiglu(input: Tensor, dim: int) -> Tensor:
     return activate(input, dim=dim).to(input.dtype)
+
+
+def clipped(halves: tuple[Tensor, Tensor], *, alpha: float, limit: float, bias: float) -> Tensor:
+    """gpt-oss's activation of gate and up, in fp32."""
+    gate, up = (half.float() for half in halves)
+    gate = gate.clamp(max=limit)
+    return gate * (alpha * gate).sigmoid() * (up.clamp(-limit, limit) + bias)
+
+
+def _half_of_rows(x: Tensor, dim: int) -> Tensor:
+    if dim not in (-1, 1) or x.dim() != 2:
+        raise NotEmulated("npu_clipped_swiglu", f"{dim=} of {list(x.shape)}")
+    return x.new_empty(half_of(x))
+
+
+@operator("npu::npu_clipped_swiglu", shapes=_half_of_rows)
+def clipped_swiglu(
+    x: Tensor, group_index: Tensor | None, dim: int, alpha: float, limit: float, bias: float, interleaved: bool
+) -> Tensor:
+    """The activation of the counted rows, or of all. Others are NaN."""
+    out = _half_of_rows(x, dim)
+    total = len(x) if group_index is None else int(group_index.sum())
+    rows = x[:total]
+    halves = (rows[:, ::2], rows[:, 1::2]) if interleaved else tuple(rows.chunk(2, dim=1))
+    out.fill_(torch.nan)
+    out[:total] = clipped(halves, alpha=alpha, limit=limit, bias=bias).to(x.dtype)
+    return out
 
 
 def _half_quantised(x: Tensor, quant_mode: int) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,12 @@ def split_qkv_tp_rmsnorm_rope(
     )  # fmt: skip
 
 
+def situ_and_mul(x: Tensor, beta: float = 4.0, linear_beta: float | None = 25.0) -> Tensor:
+    """The activation of all rows."""
+    every = torch.full((1,), len(x), dtype=torch.int64, device=x.device)
+    return torch.ops.sgl_kernel_npu.situ(x, every, 1, False, beta, linear_beta)[0]
+
+
 def sgl_kernel_npu() -> dict[str, ModuleType]:
     """The modules of `sgl_kernel_npu` by name."""
     kernels = torch.ops.sgl_kernel_npu
@@ -132,6 +138,8 @@ def sgl_kernel_npu() -> dict[str, ModuleType]:
         "norm.fused_split_qk_norm": {"fused_split_qk_norm": fused_split_qk_norm},
         "norm.split_qkv_rmsnorm_rope": {"split_qkv_rmsnorm_rope": kernels.split_qkv_rmsnorm_rope},
         "norm.split_qkv_tp_rmsnorm_rope": {"split_qkv_tp_rmsnorm_rope": split_qkv_tp_rmsnorm_rope},
+        "activation.situ": {"situ": kernels.situ, "situ_and_mul": situ_and_mul},
+        "activation.swiglu_oai": {"swiglu_oai_triton": kernels.swiglu_oai_triton},
         "activation.swiglu_quant": {"swiglu_quant": kernels.swiglu_quant},
         "mem_cache.allocator": {"alloc_extend_kernel": Kernel(alloc_extend)},
         "kvcacheio": {"TransferDirection": TransferDirection},
@@ -209,7 +217,7 @@ def torch_npu() -> dict[str, ModuleType]:
     operators = {
         name.partition("::")[2].partition(".")[0]: getattr(torch.ops, name.partition("::")[0])
         for name in declaration.DECLARED
-        if not name.startswith("sgl_kernel_npu::")
+        if not name.startswith(("sgl_kernel_npu::", "custom::"))
     }
     own = {name: getattr(namespace, name) for name, namespace in operators.items()}
     options = SimpleNamespace(Options=SimpleNamespace)

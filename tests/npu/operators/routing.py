@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.npu.operators.declaration import operator
@@ -68,6 +69,20 @@ def gating_top_k(
         weights = weights / (weights.sum(dim=-1, keepdim=True) + eps)
     weights = weights * routed_scaling_factor
     return weights.to(x.dtype), experts.int(), scores if out_flag else torch.full_like(scores, torch.nan)
+
+
+@operator("custom::npu_moe_gating_top_k", shapes=_chosen)
+def gating_of_deepseek_v4(
+    x: Tensor, k: int, bias: Tensor | None, norm_type: int, routed_scaling_factor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Likewise of all experts, by the root of softplus; weights add up to `routed_scaling_factor`."""
+    if norm_type != 2:
+        raise NotEmulated("npu_moe_gating_top_k", f"{norm_type=}")
+    scores = F.softplus(x.float()).sqrt()
+    experts = largest(scores if bias is None else scores + bias.float(), k)
+    weights = scores.gather(1, experts)
+    weights = weights / weights.sum(dim=-1, keepdim=True) * routed_scaling_factor
+    return weights.to(x.dtype), experts.int(), torch.full_like(scores, torch.nan)
 
 
 def _expanded(

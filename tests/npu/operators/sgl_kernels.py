@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from tests.npu.operators.declaration import nothing, operator
-from tests.npu.operators.experts import activate, half_of
+from tests.npu.operators.experts import activate, clipped, half_of
 from tests.npu.operators.normalisation import normalise
 from tests.npu.operators.refusals import NotEmulated, WrongArguments
 from tests.npu.operators.rotation import for_each_number, turn, turn_first
@@ -161,11 +163,37 @@ def _half_by_row(x: Tensor, need_quant: bool) -> tuple[Tensor, Tensor]:
 
 @operator("sgl_kernel_npu::swiglu_quant", shapes=_half_by_row)
 def swiglu_quant(x: Tensor, group_list: Tensor, group_list_type: int, need_quant: bool) -> tuple[Tensor, Tensor]:
-    """The activation of the counted rows, quantised by row if asked. Halves are rounded up."""
+    """The activation of the counted rows, quantised by row if asked."""
+    return _of_counted_rows("swiglu_quant", activate, x, group_list, group_list_type, need_quant)
+
+
+@operator("sgl_kernel_npu::situ", shapes=_half_by_row)
+def situ(
+    x: Tensor, group_list: Tensor, group_list_type: int, need_quant: bool, beta: float, linear_beta: float | None
+) -> tuple[Tensor, Tensor]:
+    """Kimi-K3's, likewise."""
+
+    def activate_bounded(rows: Tensor) -> Tensor:
+        gate, up = rows.float().chunk(2, dim=-1)
+        gate = beta * (gate / beta).tanh() * gate.sigmoid()
+        return gate * (up if linear_beta is None else linear_beta * (up / linear_beta).tanh())
+
+    return _of_counted_rows("situ", activate_bounded, x, group_list, group_list_type, need_quant)
+
+
+def _of_counted_rows(
+    name: str,
+    activation: Callable[[Tensor], Tensor],
+    x: Tensor,
+    group_list: Tensor,
+    group_list_type: int,
+    need_quant: bool,
+) -> tuple[Tensor, Tensor]:
+    """Halves of a step are rounded up."""
     if group_list_type != 1:
-        raise NotEmulated("swiglu_quant", f"{group_list_type=}")
+        raise NotEmulated(name, f"{group_list_type=}")
     total = int(group_list.sum())
-    activated = activate(x[:total])
+    activated = activation(x[:total])
     rows, scales = _half_by_row(x, need_quant)
     rows.fill_(0 if need_quant else torch.nan)
     scales.fill_(torch.nan)
@@ -176,6 +204,18 @@ def swiglu_quant(x: Tensor, group_list: Tensor, group_list_type: int, need_quant
     else:
         rows[:total] = activated.to(x.dtype)
     return rows, scales
+
+
+def _half_as_told(hidden_states: Tensor, dim: int) -> Tensor:
+    return hidden_states.new_empty((hidden_states.numel() // dim, dim // 2))
+
+
+@operator("sgl_kernel_npu::swiglu_oai_triton", shapes=_half_as_told)
+def swiglu_oai_triton(hidden_states: Tensor, dim: int, gemm1_alpha: float, gemm1_clamp_limit: float) -> Tensor:
+    """gpt-oss's of all rows; gate and up take turns."""
+    rows = hidden_states.view(-1, dim)
+    activated = clipped((rows[:, ::2], rows[:, 1::2]), alpha=gemm1_alpha, limit=gemm1_clamp_limit, bias=1.0)
+    return activated.to(rows.dtype)
 
 
 @operator("sgl_kernel_npu::alloc_extend", shapes=nothing)

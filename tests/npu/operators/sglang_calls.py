@@ -64,6 +64,7 @@ SERVED = (
     Call(LATENT, 225, "fused_split_qk_norm", "latent decode"),
     Call(LATENT, 335, "batch_matmul_transpose", "latent decode, 65,536 or more tokens"),
     Call(LATENT, 338, "npu_transpose_batchmatmul", "latent decode"),
+    Call(f"{MOE}/topk.py", 39, "custom.npu_moe_gating_top_k", "routing of DeepSeek-V4"),
     Call(f"{MOE}/topk.py", 56, "npu_moe_gating_top_k_softmax", "routing of Qwen3-MoE"),
     Call(f"{MOE}/topk.py", 64, "l1_norm", "its weights"),
     Call(f"{MOE}/topk.py", 77, "npu_moe_gating_top_k", "routing of the other models"),
@@ -165,6 +166,5 @@ NOT_SERVED_LINES = {
     (ATTENTION, 3221): "sinks and sliding windows",
     (POOL, 1013): "sparse attention",
     ("hardware_backend/npu/utils.py", 304): "numbers of MXFP4",
-    (f"{MOE}/topk.py", 39): "DeepSeek-V4",
     (f"{DRAFTS}/spec_tree.py", 497): "another device",
 }

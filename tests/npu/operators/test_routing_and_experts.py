@@ -66,6 +66,19 @@ def test_biased_sigmoid_gating_is_that_of_deepseek(tokens, grouped):
         assert torch.allclose(weights[token], scores[chosen] / scores[chosen].sum() * 2.5)
 
 
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_gating_of_deepseek_v4_is_by_the_root_of_softplus(tokens):
+    logits, bias = numbers(tokens, EXPERTS, dtype=torch.float32), numbers(EXPERTS, seed=1, dtype=torch.float32)
+    weights, ids, _ = torch.ops.custom.npu_moe_gating_top_k(
+        x=logits, k=TOPK, bias=bias, input_ids=None, tid2eid=None, routed_scaling_factor=1.5, norm_type=2
+    )
+    for token in range(tokens):
+        scores = (1 + logits[token].double().exp()).log().sqrt()
+        chosen = sorted(range(EXPERTS), key=lambda expert: -(scores + bias)[expert])[:TOPK]
+        assert ids[token].tolist() == chosen
+        assert torch.allclose(weights[token].double(), scores[chosen] / scores[chosen].sum() * 1.5)
+
+
 def test_softmax_gating_by_the_best_of_each_group():
     logits = torch.tensor([[5.0, 0.0, 4.0, 4.0, 3.0, 3.0]])
     weights, ids, scores = torch.ops.npu.npu_moe_gating_top_k(logits, k=2, k_group=1, group_count=3, out_flag=True)
@@ -172,6 +185,19 @@ def test_grouped_products(quantised, cumulative):
     if quantised:
         exact = exact * channels[experts].double() * tokens[:total, None].double()
     assert torch.allclose(out[:total].double(), exact, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "of_bias"), [(torch.bfloat16, torch.float32), (torch.float16, torch.float16)])
+def test_a_bias_is_added_before_a_product_is_rounded(dtype, of_bias):
+    counts, total = torch.tensor(COUNTS), sum(COUNTS)
+    rows, weights = numbers(total, HIDDEN).to(dtype), numbers(EXPERTS, HIDDEN, 24, seed=1).to(dtype)
+    bias = numbers(EXPERTS, 24, seed=2).to(of_bias)
+    (out,) = torch.ops.npu.npu_grouped_matmul(
+        [rows], [weights], bias=[bias], split_item=2, group_type=0, group_list=counts, group_list_type=1
+    )
+    experts = torch.repeat_interleave(torch.arange(EXPERTS), counts)
+    exact = torch.einsum("rh,rhn->rn", rows.double(), weights[experts].double()) + bias[experts].double()
+    assert torch.allclose(out.double(), exact, rtol=torch.finfo(dtype).eps / 2, atol=1e-5)
 
 
 def packed(weights: Tensor) -> Tensor:
@@ -308,6 +334,46 @@ def test_the_activation_of_sgl_kernel_npu_is_of_counted_rows(quantised, counted)
         assert torch.allclose(out[:counted].double(), exact, rtol=2**-8, atol=1e-6)
 
 
+def clipped(gate: Tensor, up: Tensor, alpha: float, bias: float) -> Tensor:
+    gate = gate.double().clamp(max=0.5)
+    return gate * (alpha * gate).sigmoid() * (up.double().clamp(-0.5, 0.5) + bias)
+
+
+@pytest.mark.parametrize(("alpha", "bias"), [(1.0, 0.0), (1.702, 1.0)], ids=["deepseek-v4", "gpt-oss"])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["side by side", "in turns"])
+@pytest.mark.parametrize("counted", [0, 5, None])
+def test_the_clipped_activation(counted, interleaved, alpha, bias):
+    rows = numbers(8, 2 * HIDDEN)
+    counts = None if counted is None else torch.tensor([counted - counted // 2, counted // 2])
+    out = torch.ops.npu.npu_clipped_swiglu(
+        rows, group_index=counts, alpha=alpha, limit=0.5, bias=bias, interleaved=interleaved
+    )
+    total = 8 if counted is None else counted
+    halves = (rows[:, ::2], rows[:, 1::2]) if interleaved else rows.chunk(2, dim=1)
+    assert out[total:].isnan().all()
+    assert torch.allclose(out[:total].double(), clipped(*halves, alpha, bias)[:total], rtol=2**-8, atol=1e-7)
+    if interleaved and bias:
+        of_all = torch.ops.sgl_kernel_npu.swiglu_oai_triton(rows, 2 * HIDDEN, alpha, 0.5)
+        assert torch.equal(of_all[:total], out[:total])
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["bf16", "int8"])
+@pytest.mark.parametrize("linear_beta", [25.0, None])
+def test_the_bounded_activation_of_kimi_k3(linear_beta, quantised):
+    rows, counted = numbers(8, 2 * HIDDEN), 5
+    out, scales = torch.ops.sgl_kernel_npu.situ(
+        rows, torch.tensor([2, 3]), 1, need_quant=quantised, beta=4.0, linear_beta=linear_beta
+    )
+    gate, up = rows[:counted].double().chunk(2, dim=1)
+    up = up if linear_beta is None else linear_beta * (up / linear_beta).tanh()
+    exact = 4 * (gate / 4).tanh() * gate.sigmoid() * up
+    if quantised:
+        assert (out[:counted].double() * scales[:counted, None] - exact).abs().le(scales[:counted, None] * 0.501).all()
+    else:
+        assert out[counted:].isnan().all()
+        assert torch.allclose(out[:counted].double(), exact, rtol=2**-8, atol=1e-6)
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_dynamic_quantisation(tokens):
     rows = numbers(tokens, HIDDEN)
@@ -353,7 +419,8 @@ def test_a_cast_of_the_layout_changes_no_number():
 ROWS, WEIGHTS = numbers(4, HIDDEN), numbers(2, HIDDEN, 24)
 GROUPED = {"split_item": 2, "group_type": 0, "group_list": torch.tensor([2, 2]), "group_list_type": 1}
 REFUSED = {
-    "a bias": ({"bias": [ROWS]}, NotEmulated, "npu_grouped_matmul with bias"),
+    "a bias in bfloat16": ({"bias": [numbers(2, 24)]}, WrongArguments, r"bias \[2, 24\] of torch.bfloat16 for rows of"),
+    "a bias of others": ({"bias": [numbers(1, 24, dtype=torch.float32)]}, WrongArguments, r"a bias \[1, 24\] of"),
     "several results": ({"split_item": 0}, NotEmulated, "npu_grouped_matmul with split_item=0"),
     "too many rows": ({"group_list": torch.tensor([2, 3])}, WrongArguments, "5 rows are counted, 4 are there"),
     "another type of counts": ({"group_list": torch.tensor([2, 2]).int()}, WrongArguments, "torch.int32 counts"),

@@ -20,6 +20,7 @@ from tests.npu.operators.declaration import DECLARED
 from tests.npu.operators.sglang_calls import NOT_SERVED, NOT_SERVED_LINES, SERVED, Call
 
 PREFIXES = ("torch_npu.npu_", "torch_npu._npu", "torch.ops.npu.", "torch.ops.custom.")
+NAMESPACES = ("npu", "atb", "sgl_kernel_npu")
 
 
 class Found(NamedTuple):
@@ -52,7 +53,9 @@ def calls(file: str) -> tuple[Found, ...]:
             name = ast.unparse(node.func).split("[")[0]
             prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
             if name in imported or (prefix and "(" not in name):
-                bare = name if name in imported else name.removeprefix("torch_npu.").removeprefix("torch.ops.npu.")
+                bare = name
+                for prefix in () if name in imported else ("torch_npu.", "torch.ops.npu.", "torch.ops."):
+                    bare = bare.removeprefix(prefix)
                 yield Found(node.lineno, bare, ".".join(within), node)
         for child in ast.iter_child_nodes(node):
             yield from visit(child, within)
@@ -93,8 +96,8 @@ def test_every_reason_is_for_a_call(file):
 
 def taken_by(operator: str) -> set[str]:
     """Parameters that are computed with, or that a function of ours takes."""
-    for namespace in ("npu", "atb", "sgl_kernel_npu"):
-        if declared := DECLARED.get(f"{namespace}::{operator}"):
+    for name in (operator.replace(".", "::"), *(f"{namespace}::{operator}" for namespace in NAMESPACES)):
+        if declared := DECLARED.get(name):
             return set(inspect.signature(declared.compute).parameters)
     ours = {"alloc_extend_kernel": modules.alloc_extend}
     return set(inspect.signature(ours.get(operator) or getattr(modules, operator)).parameters)

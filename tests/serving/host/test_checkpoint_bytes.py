@@ -8,7 +8,7 @@ import pytest
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.serving.host.checkpoint_bytes import WeightBytes, weight_bytes
-from tests.serving.quantised_models import BITS, write_quantised
+from tests.serving.quantised_models import BITS, write_compressed, write_fp8, write_quantised
 
 
 def write_header(folder: Path, tensors: dict[str, tuple[str, list[int]]]) -> Path:
@@ -46,10 +46,11 @@ def test_floats_take_the_dtype_that_the_model_is_served_in(tmp_path: Path):
     assert weight_bytes(tmp_path, 4) == WeightBytes(experts=8192 + 64, shared_experts=2048, others=1024)
 
 
+@pytest.mark.parametrize("write", [write_quantised, write_compressed, write_fp8])
 @pytest.mark.parametrize("kind", BITS)
-def test_quantised_weights_are_counted_as_they_are_served(tmp_path: Path, kind: str):
+def test_quantised_weights_are_counted_as_they_are_served(tmp_path: Path, write, kind: str):
     plain = write_checkpoint(tmp_path / "plain")
-    assert weight_bytes(write_quantised(plain, tmp_path / "quantised", kind), 4) == weight_bytes(plain, 4)
+    assert weight_bytes(write(plain, tmp_path / "quantised", kind), 4) == weight_bytes(plain, 4)
 
 
 def test_ranks_divide_experts_and_attention_groups_hold_the_rest_each():

@@ -1,4 +1,4 @@
-"""Tensors of modelslim's checkpoints as a host loads them."""
+"""Tensors of quantised checkpoints as a host loads them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.serving.host.dequantised_weights import multiply_out, unpack
-from sglang_ascend_moe.serving.launcher.modelslim import tensor_formats
-from tests.serving.quantised_models import BITS, WEIGHTS_FILE, by_channel, pack, write_quantised
+from sglang_ascend_moe.serving.host.weight_formats import StoredFormats, formats_of
+from sglang_ascend_moe.serving.launcher.scaled_weights import Block
+from tests.serving.quantised_models import (
+    BLOCK,
+    FP8,
+    PLAIN_FILE,
+    WEIGHTS_FILE,
+    by_block,
+    dequantised,
+    pack,
+    write_compressed,
+    write_dequantised,
+    write_fp8,
+    write_quantised,
+)
 
 FOLDER = Path("/models/moe")
 LAYER = "model.layers.0.mlp.experts.0.up_proj"
@@ -23,26 +36,58 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("plain"), "deepseek_v3")
 
 
+WRITTEN = {
+    "modelslim W8A8": (write_quantised, "W8A8_DYNAMIC", WEIGHTS_FILE),
+    "modelslim W4A8": (write_quantised, "W4A8_DYNAMIC", WEIGHTS_FILE),
+    "compressed-tensors W8A8": (write_compressed, "W8A8_DYNAMIC", PLAIN_FILE),
+    "compressed-tensors W4A8": (write_compressed, "W4A8_DYNAMIC", PLAIN_FILE),
+    "fp8": (write_fp8, FP8, PLAIN_FILE),
+}
+
+
 @pytest.mark.parametrize("last_first", [False, True], ids=["as they lie", "backwards"])
-@pytest.mark.parametrize("kind", BITS)
-def test_each_weight_is_its_numbers_by_its_scales(plain, tmp_path, kind: str, last_first: bool):
-    folder = write_quantised(plain, tmp_path / "quantised", kind)
-    formats = tensor_formats(folder)
-    written = list(load_file(folder / WEIGHTS_FILE).items())
-    found = dict(multiply_out(written[::-1] if last_first else written, formats, folder))
-    expected = load_file(plain / "model.safetensors")
+@pytest.mark.parametrize(("write", "kind", "file"), WRITTEN.values(), ids=WRITTEN)
+def test_each_weight_is_its_numbers_by_its_scales(plain, tmp_path, write, kind: str, file: str, last_first: bool):
+    folder = write(plain, tmp_path / "quantised", kind)
+    stored = formats_of(folder)
+    written = list(load_file(folder / file).items())
+    found = dict(multiply_out(written[::-1] if last_first else written, stored, folder))
+    expected = load_file(write_dequantised(plain, tmp_path / "dequantised", kind) / PLAIN_FILE)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        if formats[name] != "FLOAT":
-            numbers, scales = by_channel(tensor, BITS[formats[name]])
-            tensor = numbers.float() * scales
         assert torch.equal(found[name], tensor), name
-    assert {formats[name] for name in expected} == {"FLOAT", "W8A8_DYNAMIC", kind}
+    others = {FP8} if kind == FP8 else {"W8A8_DYNAMIC", kind}
+    assert {stored.kinds.get(name, "FLOAT") for name in expected} == {"FLOAT", *others}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (32, 48), (33, 49), (64, 96), (100, 200)], ids=str)
+def test_blocks_at_the_ends_of_a_weight_are_cut(shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    numbers, scales = by_block(weight)
+    stored = StoredFormats({f"{LAYER}.weight": FP8}, Block(*BLOCK), "config.json")
+    parts = [(f"{LAYER}.weight_scale_inv", scales), (f"{LAYER}.weight", numbers)]
+    ((_, found),) = multiply_out(parts, stored, FOLDER)
+    assert torch.equal(found, dequantised(weight, FP8))
+    # E4M3 has three bits after the point; numbers that are small beside the largest of the block have fewer.
+    assert ((found - weight).abs() <= torch.maximum(weight.abs() * 2**-4, weight.abs().amax() * 2**-16)).all()
+
+
+def test_fp8_of_several_experts_at_once_is_named(plain, tmp_path):
+    folder = write_fp8(plain, tmp_path / "quantised")
+    tensors = load_file(folder / PLAIN_FILE)
+    together = "model.layers.1.mlp.experts.gate_up_proj"
+    save_file(tensors | {together: torch.ones(2, 4, 8).to(torch.float8_e4m3fn)}, folder / PLAIN_FILE)
+    with pytest.raises(Unsupported, match=f"{together} is fp8 of several experts at once"):
+        formats_of(folder)
 
 
 def test_every_number_of_four_bits_is_unpacked():
     numbers = torch.cartesian_prod(torch.arange(-8, 8), torch.arange(-8, 8)).T.to(torch.int8)
     assert torch.equal(unpack(pack(numbers)), numbers)
+
+
+def stored_as(kind: str) -> StoredFormats:
+    return StoredFormats({f"{LAYER}.weight": kind}, None, "quant_model_description.json")
 
 
 def tensors_of(**changed: torch.Tensor | None) -> list[tuple[str, torch.Tensor]]:
@@ -69,17 +114,17 @@ REFUSED = {
 @pytest.mark.parametrize(("kind", "changed", "said"), REFUSED.values(), ids=REFUSED)
 def test_other_formats_are_named(kind, changed, said):
     with pytest.raises(Unsupported, match=said):
-        list(multiply_out(tensors_of(**changed), {f"{LAYER}.weight": kind}, FOLDER))
+        list(multiply_out(tensors_of(**changed), stored_as(kind), FOLDER))
 
 
 @pytest.mark.parametrize("missing", ["weight", "weight_scale"])
 def test_what_is_missing_is_named(missing: str):
     with pytest.raises(InvalidInput, match=f"/models/moe: {LAYER}.{missing} is missing, though"):
-        list(multiply_out(tensors_of(**{missing: None}), {f"{LAYER}.weight": "W8A8_DYNAMIC"}, FOLDER))
+        list(multiply_out(tensors_of(**{missing: None}), stored_as("W8A8_DYNAMIC"), FOLDER))
 
 
 def test_biases_stay_as_they_are():
     bias = torch.ones(4)
-    found = dict(multiply_out(tensors_of(bias=bias), {f"{LAYER}.weight": "W8A8_DYNAMIC"}, FOLDER))
+    found = dict(multiply_out(tensors_of(bias=bias), stored_as("W8A8_DYNAMIC"), FOLDER))
     assert set(found) == {f"{LAYER}.weight", f"{LAYER}.bias"}
     assert found[f"{LAYER}.bias"] is bias

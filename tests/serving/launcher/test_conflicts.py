@@ -24,7 +24,6 @@ SETTINGS = {
     "--speculative-draft-window-size": {"speculative_draft_window_size": 512},
     "--speculative-token-map": {"speculative_token_map": "hot_tokens.pt"},
     "--speculative-eagle-topk": {"speculative_algorithm": "EAGLE", "device": "npu", "speculative_eagle_topk": 4},
-    "--enable-eplb": {"speculative_algorithm": "EAGLE", "enable_eplb": True},
     "--enable-two-batch-overlap": {"enable_two_batch_overlap": True},
     "--enable-single-batch-overlap": {"enable_single_batch_overlap": True},
     "--enable-mixed-chunk": {"enable_mixed_chunk": True},

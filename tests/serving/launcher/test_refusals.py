@@ -165,18 +165,16 @@ def test_a_variable_is_read_as_sglang_reads_it(monkeypatch: pytest.MonkeyPatch, 
     assert conflict.found(environment) == getattr(envs, conflict.flag).get()
 
 
-def test_modelslim_is_for_hosts_too():
-    model = refusals.Model("/models/moe", "modelslim", 16, 64)
-    for on_npu in (True, False):
-        refusals.refuse_model(model, refusals.Division(4, 0), on_npu=on_npu)
-    with pytest.raises(
-        Unsupported, match=r"is quantised \(fp8\).* or W8A8 or W4A8 of modelslim or compressed-tensors$"
-    ):
-        refusals.refuse_model(model._replace(quantisation="fp8"), refusals.Division(4, 0), on_npu=True)
-    others = model._replace(quantisation="compressed-tensors")
-    refusals.refuse_model(others, refusals.Division(4, 0), on_npu=True)
-    with pytest.raises(Unsupported, match=r"is quantised \(compressed-tensors\).* or --device npu$"):
-        refusals.refuse_model(others, refusals.Division(4, 0), on_npu=False)
+@pytest.mark.parametrize("name", ["modelslim", "compressed-tensors", "fp8"])
+@pytest.mark.parametrize("multiplied_out", [True, False], ids=["dequantised by hosts", "not"])
+def test_a_quantised_checkpoint_is_served_where_something_computes_with_it(name, multiplied_out):
+    model = refusals.Model("/models/moe", name, 16, 64, multiplied_out=multiplied_out)
+    for on_npu, served in ((True, name != "fp8"), (False, multiplied_out)):
+        if served:
+            refusals.refuse_model(model, refusals.Division(4, 0), on_npu=on_npu)
+            continue
+        with pytest.raises(Unsupported, match=rf"is quantised \({name}\).*W4A8 of modelslim or compressed-tensors$"):
+            refusals.refuse_model(model, refusals.Division(4, 0), on_npu=on_npu)
 
 
 FORMATS = {

@@ -34,10 +34,18 @@ def host_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bflo
     )  # fmt: skip
 
 
-def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloat16, weights: str | None = None) -> Any:
+def npu_layer(
+    ranks: int = 1,
+    rank: int = 0,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    weights: str | None = None,
+    biases: bool = False,
+    **settings: Any,
+) -> Any:
     """The same with weights as SGLang has them on an NPU once they are loaded, and its runner.
 
-    weights: what modelslim calls their format, None for those of `dtype`.
+    weights: what modelslim calls their format, None for those of `dtype`. settings: of `MoeRunnerConfig`.
     """
     from sglang.srt.layers.moe.fused_moe_triton import layer as _  # noqa: F401 - the next cannot be imported first
     from sglang.srt.hardware_backend.npu.quantization import moe_methods  # isort: skip
@@ -62,9 +70,13 @@ def npu_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bfloa
     with patch.object(torch.Tensor, "npu", lambda tensor: tensor, create=True):
         for prefix in ("w13", "w2"):
             getattr(moe, f"{prefix}_kernel").process_weights_after_loading(moe, prefix)
+    for seed, (name, shape) in enumerate(SHAPES.items(), start=3):
+        if biases:
+            values = torch.randn(shape[:2], generator=torch.Generator().manual_seed(seed))
+            setattr(moe, f"{name}_bias", torch.nn.Parameter(values, requires_grad=False))
     config = MoeRunnerConfig(
         num_experts=EXPERTS, num_local_experts=EXPERTS // ranks, hidden_size=HIDDEN, top_k=TOPK, params_dtype=dtype,
-        activation="silu",
+        **{"activation": "silu", **settings},
     )  # fmt: skip
     config.layer = moe
     moe.moe_runner_config = config

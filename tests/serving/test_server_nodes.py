@@ -1,0 +1,198 @@
+"""A server of several nodes gives the tokens of one node, and ends on all of them when anything of it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.serving import faulty_server
+from tests.serving.clients import Traffic, ask
+from tests.serving.leftovers import MARK, NOTHING, Surroundings
+from tests.serving.prompts import NEW_TOKENS
+from tests.serving.server_nodes import ServerNodes
+
+ATTENTION = {"tp": [], "dp-attention": ["--dp-size", "2", "--enable-dp-attention"]}
+GRAPHS = {"graphs": ["--cuda-graph-bs-decode", "4", "8"], "eager": ["--disable-cuda-graph"]}
+ON_NPU = ["--device", "npu", "--dtype", "bfloat16", "--mem-fraction-static", "0.5"]
+LIMITS = ["--max-running-requests", "8"]
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
+    marked = Surroundings()
+    monkeypatch.setenv(MARK, marked.mark)
+    return marked
+
+
+def arguments_for(checkpoint: Path, ranks: int, dtype: str = "float32") -> list[str]:
+    served = ["--model-path", str(checkpoint), "--tp-size", str(ranks), "--ascend-moe", "--ascend-moe-timeout", "10"]
+    return [*served, "--device", "cpu", "--dtype", dtype, *LIMITS]
+
+
+def tokens_of(url: str, prompts: list[list[int]]) -> list[list[int]]:
+    return [ask(url, prompt, NEW_TOKENS).tokens for prompt in prompts]
+
+
+def test_two_nodes_give_the_tokens_of_one_rank_and_end_together_by_name(
+    surroundings, checkpoint, prompts, stock_answers, tmp_path
+):
+    expected = [answer.tokens for answer in stock_answers("float32")]
+    with ServerNodes([*arguments_for(checkpoint, 2), *GRAPHS["graphs"]], 2, tmp_path) as server:
+        server.wait_until_ready()
+        assert tokens_of(server.url, prompts) == expected
+        with Traffic(server.url, prompts, NEW_TOKENS) as traffic:
+            traffic.wait_for_answer()
+            [pid] = server.ranks(1)
+            os.kill(pid, signal.SIGKILL)
+            assert server.codes() == [1, 1], server.logs()
+        said = f"The server ends: node 1: sglang::scheduler_TP1_EP1 (process {pid}) was killed, or crashed"
+        assert server.last_lines() == [said, said]
+    assert surroundings.leftovers().processes == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("graphs", GRAPHS)
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), (2, 4), (4, 4)], ids=["2x1", "2x2", "4x1"])
+def test_greedy_tokens_equal_stock_sglang_on_one_rank(
+    surroundings, checkpoint, prompts, stock_answers, tmp_path, nodes, ranks, attention, graphs
+):
+    expected = [answer.tokens for answer in stock_answers("float32")]
+    arguments = [*arguments_for(checkpoint, ranks), *ATTENTION[attention], *GRAPHS[graphs]]
+    with ServerNodes(arguments, nodes, tmp_path) as server:
+        server.wait_until_ready()
+        assert tokens_of(server.url, prompts) == expected
+        server.launchers[0].interrupt()
+        assert server.codes() == [0] * nodes, server.logs()
+    assert surroundings.leftovers() == NOTHING
+
+
+RANK_1 = "sglang::scheduler{dp}_TP1_EP1 (process {pid})"
+FAULTS = {
+    "rank of node 0 killed": (0, signal.SIGKILL, "node 0: sglang::scheduler{dp}_TP0_EP0 (process {pid}) was killed"),
+    "rank of node 1 killed": (1, signal.SIGKILL, f"node 1: {RANK_1} was killed"),
+    "rank of node 1 stopped": (1, signal.SIGSTOP, f"node 1: {RANK_1} "),
+    "rank of node 1 raising": (1, None, f"node 1: {RANK_1} raised ValueError: {faulty_server.MESSAGE}"),
+}  # fmt: skip
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("node", "number", "said"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_rank_that_fails_under_load_ends_all_nodes_by_name(
+    surroundings, checkpoint, prompts, tmp_path, monkeypatch, attention, node, number, said
+):
+    monkeypatch.setenv(faulty_server.SIGN, str(tmp_path / "raise"))
+    arguments = [*arguments_for(checkpoint, 2), *ATTENTION[attention], *GRAPHS["graphs"]]
+    with ServerNodes(arguments, 2, tmp_path, module=faulty_server.__name__) as server:
+        server.wait_until_ready()
+        with Traffic(server.url, prompts[:8], NEW_TOKENS) as traffic:
+            traffic.wait_for_answer()
+            [pid] = server.ranks(node)
+            if number is None:
+                (tmp_path / "raise").touch()
+            else:
+                os.kill(pid, number)
+            assert server.codes() == [1, 1], server.logs()
+        dp = f"_DP{node}" if attention == "dp-attention" else ""
+        cause = said.format(pid=pid, dp=dp)
+        assert [line for line in server.last_lines() if not line.startswith(f"The server ends: {cause}")] == []
+    assert surroundings.leftovers() == NOTHING
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_launcher_that_is_killed_under_load_ends_the_other_node_by_name(
+    surroundings, checkpoint, prompts, tmp_path, attention, node
+):
+    with ServerNodes([*arguments_for(checkpoint, 2), *ATTENTION[attention], *GRAPHS["eager"]], 2, tmp_path) as server:
+        server.wait_until_ready()
+        with Traffic(server.url, prompts[:8], NEW_TOKENS) as traffic:
+            traffic.wait_for_answer()
+            os.kill(server.launchers[node].pid, signal.SIGKILL)
+            codes = server.codes()
+        assert codes[1 - node] == 1, server.logs()
+        assert server.last_lines()[1 - node].startswith(f"The server ends: node {node}: the launcher was killed")
+    assert surroundings.leftovers() == NOTHING
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_stop_of_node_0_stops_all_nodes_well(surroundings, checkpoint, prompts, tmp_path, attention, number):
+    with ServerNodes([*arguments_for(checkpoint, 2), *ATTENTION[attention], *GRAPHS["eager"]], 2, tmp_path) as server:
+        server.wait_until_ready()
+        tokens_of(server.url, prompts[:2])
+        os.kill(server.launchers[0].pid, number)
+        assert server.codes() == [0, 0], server.logs()
+    assert surroundings.leftovers() == NOTHING
+
+
+@pytest.mark.nightly
+def test_a_stop_of_another_node_ends_the_server_by_name(surroundings, checkpoint, prompts, tmp_path):
+    with ServerNodes([*arguments_for(checkpoint, 2), *GRAPHS["eager"]], 2, tmp_path) as server:
+        server.wait_until_ready()
+        tokens_of(server.url, prompts[:2])
+        server.launchers[1].interrupt()
+        assert server.codes()[0] == 1, server.logs()
+        assert server.last_lines()[0].startswith("The server ends: node 1: it was stopped")
+    assert surroundings.leftovers() == NOTHING
+
+
+REFUSED = {
+    "other options": (["--ascend-moe-quant", "int8"], "--ascend-moe-quant is int8 on node 1"),
+    "another batch": (["--chunked-prefill-size", "64"], "--chunked-prefill-size is 64 on node 1"),
+    "a secret": (["--ascend-moe-secret-file", "{secret}"], "node 1 (127.0.0.1:"),
+    "a rank that is taken": (["--node-rank", "0"], "--node-rank 0"),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("given", "said"), REFUSED.values(), ids=REFUSED)
+def test_a_node_that_was_started_otherwise_is_refused_by_name_before_anything_is_loaded(
+    surroundings, checkpoint, tmp_path, given, said
+):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(32))
+    secret.chmod(0o600)
+    given = [word.format(secret=secret) for word in given]
+    with ServerNodes(arguments_for(checkpoint, 2), 2, tmp_path, of_node={1: given}) as server:
+        codes = [launcher.wait_until_ended(60.0) for launcher in server.launchers]
+        assert 0 not in codes
+        assert said in server.last_lines()[0]
+        assert [log for log in server.logs() if "Load weight" in log] == []
+    assert surroundings.leftovers() == NOTHING
+
+
+@pytest.mark.nightly
+def test_a_node_that_does_not_come_is_named(surroundings, checkpoint, tmp_path):
+    arguments = [*arguments_for(checkpoint, 2), "--ascend-moe-bring-up-timeout", "20"]
+    with ServerNodes(arguments, 3, tmp_path, of_node={2: ["--model-path", "/nowhere"]}) as server:
+        assert [launcher.wait_until_ended(90.0) != 0 for launcher in server.launchers] == [True] * 3
+        assert "--tp-size 2" in server.last_lines()[0]
+    assert surroundings.leftovers() == NOTHING
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_emulated_npus_on_two_nodes_give_the_tokens_of_one_node(
+    surroundings, checkpoint, prompts, npu_variables, tmp_path, monkeypatch, attention
+):
+    for name, value in npu_variables.items():
+        monkeypatch.setenv(name, value)
+    common = [*arguments_for(checkpoint, 2)[:-5], *ON_NPU, *LIMITS, *ATTENTION[attention], *GRAPHS["graphs"]]
+    answers = []
+    for nodes in (1, 2):
+        folder = tmp_path / str(nodes)
+        folder.mkdir()
+        with ServerNodes(common, nodes, folder) as server:
+            server.wait_until_ready()
+            answers.append(tokens_of(server.url, prompts))
+    assert answers[0] == answers[1]
+    assert surroundings.leftovers() == NOTHING
