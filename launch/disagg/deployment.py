@@ -10,9 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.exchange.control.network import PORTS_AFTER
 
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+FirstPort = Annotated[int, Meta(ge=1, le=65535 - PORTS_AFTER)]
 Name = Annotated[str, Meta(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 OptionName = Annotated[str, Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 OptionValue = bool | int | float | str
@@ -67,8 +69,9 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     image: container image. npus_per_node: devices of one machine. interface: network interface of HCCL and gloo.
     prefill_addresses, decode_addresses: machines for shell and compose, in the order of instances, then nodes.
-    port, bootstrap_port, dist_port: of every instance. kv_store_port: of the store through which memfabric's transfer
-    engines meet. model_volume: claim that holds the model on Kubernetes.
+    port, bootstrap_port: of every instance. dist_port: of every node 0, which takes ports up to 14 after it, too.
+    kv_store_port: of the store through which memfabric's transfer engines meet. model_volume: claim that holds the
+    model on Kubernetes.
     """
 
     image: str = "sglang-ascend-moe:a3"
@@ -78,7 +81,7 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     decode_addresses: list[str] = []
     port: Port = 30000
     bootstrap_port: Port = 8998
-    dist_port: Port = 5000
+    dist_port: FirstPort = 5000
     kv_store_port: Port = 24669
     model_volume: str = "model"
 

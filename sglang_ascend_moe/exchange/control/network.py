@@ -16,6 +16,9 @@ from sglang_ascend_moe.exchange.control.blocks import MAX_BLOCK_BYTES
 MAX_FRAME_BYTES = MAX_BLOCK_BYTES + 256
 """A block with its seal."""
 
+PORTS_AFTER = 14
+"""Node 0's launcher listens so many ports after that of `--dist-init-addr`; SGLang takes 1 to 6, and 13, after it."""
+
 _LENGTH = struct.Struct("<I")
 _RETRY_S = 0.2
 _CALL_S = 10.0
@@ -75,7 +78,7 @@ def listen(at: Address) -> socket.socket:
     except OSError as error:
         raise InvalidInput(
             f"this machine cannot listen at {at} ({error}); --dist-init-addr has to name an address of node 0, with a"
-            " port after which 14 more are free"
+            f" port after which {PORTS_AFTER} more are free"
         ) from error
     return listener
 

@@ -19,7 +19,15 @@ from sglang_ascend_moe.errors import AscendMoeError, PeerLost, PeerTimeout, Prot
 from sglang_ascend_moe.exchange.control.channel import Channel
 from sglang_ascend_moe.exchange.control.instance import digest_of_checkpoint
 from sglang_ascend_moe.exchange.control.machine import this_machine
-from sglang_ascend_moe.exchange.control.network import Address, address_of, call, end_when_silent, listen, parse_address
+from sglang_ascend_moe.exchange.control.network import (
+    PORTS_AFTER,
+    Address,
+    address_of,
+    call,
+    end_when_silent,
+    listen,
+    parse_address,
+)
 from sglang_ascend_moe.exchange.control.secret import Secret, read_secret
 from sglang_ascend_moe.exchange.control.waiting import Patience
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
@@ -28,8 +36,6 @@ from sglang_ascend_moe.serving.options import FLAGS, Options, options_of
 
 # SGLang's ServerArgs carries names with an underscore that are not its fields to every process it starts, unchanged.
 _ATTRIBUTE = "_ascend_moe_server"
-PORTS_AFTER = 14
-"""Node 0 listens so many ports after that of `--dist-init-addr`; SGLang takes 1 to 6 and 13 after it."""
 
 OF_A_NODE = frozenset(("secret_file", "post_mortem", "host_memory"))
 """Options that nodes may have different values of."""

@@ -87,6 +87,7 @@ def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]
     refuse_options(options, device_of(settings))
     # Before SGLang finds a problem of its own with the same flag.
     refuse_settings(settings, environment)
+    refuse_nodes(settings)
     refuse_combinations(settings, options)
 
 
@@ -103,7 +104,6 @@ def refuse_sizes(settings: Any) -> None:
 
 def refuse_combinations(settings: Any, options: Options) -> None:
     """Raise `InvalidInput` or `Unsupported` for flags that do not go together."""
-    refuse_nodes(settings)
     chosen = settings.moe_a2a_backend
     if chosen not in (None, *REPLACED_BACKENDS):
         raise InvalidInput(

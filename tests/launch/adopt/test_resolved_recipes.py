@@ -67,7 +67,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
 
 def test_a_server_refuses_in_the_words_of_adopt(outcomes: list[Outcome]):
     refused = [outcome for outcome in outcomes if outcome.words]
-    assert len(refused) > len(recipes()) / 2
+    assert refused
     assert [outcome.server for outcome in refused if outcome.words[0] not in str(outcome.whole["refused"])] == []
     others = [outcome for outcome in outcomes if not outcome.words]
     assert [(outcome.server, outcome.whole["refused"]) for outcome in others if outcome.whole["refused"]] == []

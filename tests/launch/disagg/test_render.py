@@ -1,7 +1,6 @@
 """What `render` writes for Ascend: valid files for every machine, flags that SGLang knows, windows that fit.
 
-A deployment whose servers span machines is refused, because serving it is; what would be written for it is tested below
-the refusal. `test_render_refusals` has what is refused, and what SGLang makes of the commands.
+`test_render_refusals` has what is refused, and what SGLang makes of the commands.
 """
 
 import argparse
@@ -35,25 +34,17 @@ from tests.packaging.source_tree import ROOT
 
 EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.toml"))
 ASCEND_EXAMPLES = [path for path in EXAMPLES if path.name.startswith("a3_")]
-# Of the published config.json of Qwen3-235B-A22B and of DeepSeek-V3, the latter of W8A8 weights.
+# Of the published config.json of Qwen3-235B-A22B, and of DeepSeek-V3 and R1 with W8A8 weights.
 CONFIGS = {
     "qwen3-moe": {"hidden_size": 4096, "num_experts": 128, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
     "deepseek-v3": {"hidden_size": 7168, "n_routed_experts": 256, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
 }
-QUANTISED = {"deepseek-v3"}
+CONFIGS["deepseek-r1"] = CONFIGS["deepseek-v3"]
+QUANTISED = {"deepseek-v3", "deepseek-r1"}
 by_name = pytest.mark.parametrize("example", ASCEND_EXAMPLES, ids=lambda path: path.stem)
 
 
-def several_nodes() -> Deployment:
-    """Decode instances of two machines each."""
-    deployment = read_deployment(ROOT / "launch" / "examples" / "a3_2p4d.toml")
-    decode = msgspec.structs.replace(deployment.decode, nodes=2, tp_size=32, dp_size=32, max_running_requests=768)
-    machines = [f"10.0.1.{number}" for number in range(1, 9)]
-    ascend = msgspec.structs.replace(deployment.ascend, decode_addresses=machines)
-    return msgspec.structs.replace(deployment, decode=decode, ascend=ascend)
-
-
-DEPLOYMENTS = {path.stem: read_deployment(path) for path in ASCEND_EXAMPLES} | {"several nodes": several_nodes()}
+DEPLOYMENTS = {path.stem: read_deployment(path) for path in ASCEND_EXAMPLES}
 every_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS.values(), ids=DEPLOYMENTS)
 every_target = pytest.mark.parametrize("target", TARGETS)
 
