@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.serving import faulty_server
+from tests.serving import faulty_server, server_in_namespace
 from tests.serving.clients import Traffic, ask
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 from tests.serving.prompts import NEW_TOKENS
-from tests.serving.server_nodes import ServerNodes
+from tests.serving.server_in_namespace import NAMESPACE
+from tests.serving.server_nodes import END_SECONDS, INTERFACE, READY_SECONDS, ServerNodes
 
 ATTENTION = {"tp": [], "dp-attention": ["--dp-size", "2", "--enable-dp-attention"]}
 GRAPHS = {"graphs": ["--cuda-graph-bs-decode", "4", "8"], "eager": ["--disable-cuda-graph"]}
 ON_NPU = ["--device", "npu", "--dtype", "bfloat16", "--mem-fraction-static", "0.5"]
+TIMEOUT_SECONDS = 10.0
 LIMITS = ["--max-running-requests", "8"]
 
 pytestmark = pytest.mark.timeout(900)
@@ -30,7 +34,15 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
 
 
 def arguments_for(checkpoint: Path, ranks: int, dtype: str = "float32") -> list[str]:
-    served = ["--model-path", str(checkpoint), "--tp-size", str(ranks), "--ascend-moe", "--ascend-moe-timeout", "10"]
+    served = [
+        "--model-path",
+        str(checkpoint),
+        "--tp-size",
+        str(ranks),
+        "--ascend-moe",
+        "--ascend-moe-timeout",
+        f"{TIMEOUT_SECONDS:g}",
+    ]
     return [*served, "--device", "cpu", "--dtype", dtype, *LIMITS]
 
 
@@ -163,7 +175,7 @@ def test_a_node_that_was_started_otherwise_is_refused_by_name_before_anything_is
     secret.chmod(0o600)
     given = [word.format(secret=secret) for word in given]
     with ServerNodes(arguments_for(checkpoint, 2), 2, tmp_path, of_node={1: given}) as server:
-        codes = [launcher.wait_until_ended(60.0) for launcher in server.launchers]
+        codes = [launcher.wait_until_ended(READY_SECONDS) for launcher in server.launchers]
         assert 0 not in codes
         assert said in server.last_lines()[0]
         assert [log for log in server.logs() if "Load weight" in log] == []
@@ -174,7 +186,7 @@ def test_a_node_that_was_started_otherwise_is_refused_by_name_before_anything_is
 def test_a_node_that_does_not_come_is_named(surroundings, checkpoint, tmp_path):
     arguments = [*arguments_for(checkpoint, 2), "--ascend-moe-bring-up-timeout", "20"]
     with ServerNodes(arguments, 3, tmp_path, of_node={2: ["--model-path", "/nowhere"]}) as server:
-        assert [launcher.wait_until_ended(90.0) != 0 for launcher in server.launchers] == [True] * 3
+        assert [launcher.wait_until_ended(READY_SECONDS) != 0 for launcher in server.launchers] == [True] * 3
         assert "--tp-size 2" in server.last_lines()[0]
     assert surroundings.leftovers() == NOTHING
 
@@ -196,3 +208,63 @@ def test_emulated_npus_on_two_nodes_give_the_tokens_of_one_node(
             answers.append(tokens_of(server.url, prompts))
     assert answers[0] == answers[1]
     assert surroundings.leftovers() == NOTHING
+
+
+class TwoNetworks:
+    """This network and another namespace, which reach each other over a pair of interfaces and share no loopback."""
+
+    def __init__(self) -> None:
+        self.name = f"ascend-moe-{os.getpid()}"
+        pair = [f"am{os.getpid() % 10000}{end}" for end in "ab"]
+        subnet = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+        self.here, self.there = f"{subnet}.1", f"{subnet}.2"
+        self.interfaces = dict(zip((self.here, self.there), pair, strict=True))
+        self._run("netns add {name}")
+        self._run(f"link add {pair[0]} type veth peer name {pair[1]} netns {{name}}")
+        self._run(f"addr add {self.here}/24 dev {pair[0]}")
+        self._run(f"link set {pair[0]} up")
+        self._run(f"-n {{name}} addr add {self.there}/24 dev {pair[1]}")
+        self._run(f"-n {{name}} link set {pair[1]} up")
+        self._run("-n {name} link set lo up")
+
+    def cut(self) -> None:
+        """Nothing passes any more; nobody is told."""
+        self._run(f"link set {self.interfaces[self.here]} down")
+
+    def remove(self) -> None:
+        self._run("netns del {name}")
+
+    def _run(self, command: str) -> None:
+        subprocess.run(["ip", *command.format(name=self.name).split()], check=True, capture_output=True)
+
+
+@pytest.fixture
+def two_networks() -> Iterator[TwoNetworks]:
+    networks = TwoNetworks()
+    yield networks
+    networks.remove()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_two_nodes_that_share_no_loopback_give_the_tokens_of_one_rank_and_notice_a_cut_network(
+    checkpoint, prompts, stock_answers, tmp_path, two_networks, attention
+):
+    """Needs the rights of root, to make networks."""
+    expected = [answer.tokens for answer in stock_answers("float32")]
+    variables = {
+        0: {INTERFACE: two_networks.interfaces[two_networks.here]},
+        1: {INTERFACE: two_networks.interfaces[two_networks.there], NAMESPACE: two_networks.name},
+    }
+    arguments = [*arguments_for(checkpoint, 2), *ATTENTION[attention], *GRAPHS["graphs"]]
+    with ServerNodes(
+        arguments, 2, tmp_path, module=server_in_namespace.__name__, address=two_networks.here, variables=variables
+    ) as server:
+        server.wait_until_ready()
+        assert tokens_of(server.url, prompts) == expected
+        with Traffic(server.url, prompts[:8], NEW_TOKENS) as traffic:
+            traffic.wait_for_answer()
+            two_networks.cut()
+            codes = [launcher.wait_until_ended(END_SECONDS + TIMEOUT_SECONDS) for launcher in server.launchers]
+        assert codes == [1, 1], server.logs()
+        assert [line for line in server.last_lines() if "node " not in line or "The server ends" not in line] == []

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NoReturn
 
 from sglang_ascend_moe.serving.blame import blames_peer
 from sglang_ascend_moe.serving.launcher import command_line, interrupts, node_meeting, socket_folder
@@ -37,6 +37,7 @@ _ENDED_BY_AN_EXCEPTION = (
 )  # fmt: skip
 CAUSE_SECONDS = 2.0
 """For which a launcher that was told of a failure waits to hear whose it is: victims may be faster than the culprit."""
+STOPPED_LINE = "The server has stopped: node 0 was stopped"
 _POLL_SECONDS = 0.02
 _CHECK_SECONDS = 1.0
 
@@ -102,8 +103,16 @@ def _stop(link: NodeLink) -> None:
         return
     interrupts.end_descendants()
     socket_folder.remove_at_end()
-    os.write(2, b"The server has stopped: node 0 was stopped\n")
-    os._exit(link.stopped or 0)
+    _exit(STOPPED_LINE, link.stopped or 0)
+
+
+def _exit(line: str, code: int) -> NoReturn:
+    """With a last line of the log."""
+    # What was interrupted may be a print.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        sys.stdout.flush()
+    os.write(2, f"{line}\n".encode())
+    os._exit(code)
 
 
 def keep_schedulers(result: tuple[Any, Any], _engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
@@ -239,7 +248,9 @@ def end_by_name(
                 engines, _engines[:] = list(_engines), []
                 for engine in engines:
                     _shut_down.update(engine.started)
-                    if engine.link is not None:
+                    if engine.link is not None and engine.node and engine.has_ended_well():
+                        engine.link.leave()
+                    elif engine.link is not None:
                         engine.link.stop(interrupts.exit_code())
                 original(parent_pid, include_parent, *rest, **keywords)
                 for engine in engines:
@@ -269,11 +280,15 @@ def _end(end_children: Callable[[], None]) -> None:
         end_children()
     finally:
         socket_folder.remove_at_end()
-        # What was interrupted may be a print.
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
-            sys.stdout.flush()
-        os.write(2, f"The server ends: {cause}\n".encode())
-        os._exit(CHECK_FAILED)
+        if (code := _stopped()) is not None:
+            _exit(STOPPED_LINE, code)
+        _exit(f"The server ends: {cause}", CHECK_FAILED)
+
+
+def _stopped() -> int | None:
+    """The exit code of node 0, if that was stopped: ranks of this node may have noticed before its launcher."""
+    codes = [engine.link.stopped for engine in _engines if engine.link is not None]
+    return next((code for code in codes if code is not None), None)
 
 
 def _find_cause() -> str:
@@ -281,7 +296,8 @@ def _find_cause() -> str:
     while True:
         reports, findings = _accounts()
         silent = {_process_of(finding) for finding in findings} - {_process_of(report) for report in reports}
-        if silent or not all(report.blames_peer for report in reports) or time.monotonic() > until:
+        known = bool(silent) or not all(report.blames_peer for report in reports) or _stopped() is not None
+        if known or time.monotonic() > until:
             return root_cause(reports, findings or _accounts(stopped_checks=0)[1])
         time.sleep(_POLL_SECONDS)
 

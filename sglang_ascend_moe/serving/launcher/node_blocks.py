@@ -58,6 +58,10 @@ class NodeStops(NodeBlock, frozen=True, kw_only=True):
     code: Annotated[int, Meta(ge=0, lt=256)]
 
 
+class NodeLeaves(NodeBlock, frozen=True, kw_only=True):
+    """All ranks of another node than 0 have ended as they should, as node 0 has told them to."""
+
+
 class _Version(msgspec.Struct, frozen=True):
     """What blocks of any protocol begin with."""
 

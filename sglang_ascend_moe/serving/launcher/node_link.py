@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from sglang_ascend_moe.errors import ProtocolMismatch
 from sglang_ascend_moe.exchange.control.channel import Channel
-from sglang_ascend_moe.serving.launcher.node_blocks import NodeAccount, NodeStops, decode, encode
+from sglang_ascend_moe.serving.launcher.node_blocks import NodeAccount, NodeLeaves, NodeStops, decode, encode
 from sglang_ascend_moe.serving.launcher.node_meeting import Nodes
 from sglang_ascend_moe.serving.launcher.process_reports import Finding, Report
 
@@ -22,6 +22,7 @@ class NodeLink:
         self._channels = dict(nodes.channels)
         self._accounts: dict[int, NodeAccount] = {}
         self._version = version("sglang-ascend-moe")
+        self._left: set[int] = set()
         self._closing = False
         self.stopped: int | None = None
         """On other nodes than 0: the exit code of node 0, if that was stopped by who started it."""
@@ -39,6 +40,11 @@ class NodeLink:
         """This node was stopped, and ends with `code`."""
         self._closing = True
         self._send_all(encode(NodeStops(version=self._version, node=self.own, code=code)))
+
+    def leave(self) -> None:
+        """This node is another than 0, and its ranks have ended as they should."""
+        self._closing = True
+        self._send_all(encode(NodeLeaves(version=self._version, node=self.own)))
 
     def accounts(self) -> list[NodeAccount]:
         """What other nodes have said."""
@@ -76,8 +82,10 @@ class NodeLink:
         """What the launcher of `node` says, or that it says nothing any more."""
         try:
             while (data := channel.take(f"the launcher of node {node}")) is not None:
-                block = decode(data, NodeAccount | NodeStops, self._version, f"node {node}")
-                if isinstance(block, NodeAccount):
+                block = decode(data, NodeAccount | NodeStops | NodeLeaves, self._version, f"node {node}")
+                if isinstance(block, NodeLeaves):
+                    self._left.add(block.node)
+                elif isinstance(block, NodeAccount):
                     self._note(block, failed)
                 elif self.own == 0:
                     self._note(self._loss(block.node, "it was stopped (Ctrl-C or SIGTERM there)"), failed)
@@ -87,7 +95,8 @@ class NodeLink:
         except (EOFError, OSError, ProtocolMismatch) as error:
             del self._channels[node]
             channel.close()
-            if node not in self._accounts and self.stopped is None and not self._closing:
+            expected = node in self._left or node in self._accounts or self.stopped is not None
+            if not (expected or self._closing):
                 self._note(self._loss(node, f"the launcher was killed, or its machine is gone ({error})"), failed)
 
     def _note(self, account: NodeAccount, failed: Callable[[], None]) -> None:

@@ -25,6 +25,7 @@ from sglang_ascend_moe.exchange.control.network import (
     address_of,
     call,
     end_when_silent,
+    hang_up,
     listen,
     parse_address,
 )
@@ -131,6 +132,9 @@ def gather_nodes(own: NodeHello, at: Address, secret: Secret | None, patience: P
         server = f"{os.getpid()}.{os.urandom(4).hex()}"
         _answer(channels.values(), own, "", server)
         listener.close()
+        for caller in callers.values():
+            if caller.channel not in channels.values():
+                caller.channel.close()
         opened.pop_all()
         return Nodes(0, channels, server)
 
@@ -163,10 +167,12 @@ def _wait_for_calls(
         for descriptor, _ in ready:
             if descriptor == listener.fileno():
                 connection, place = listener.accept()
-                channel = Channel(connection, own.node, secret)
-                opened.callback(channel.close)
-                callers[channel.fileno()] = _Caller(channel, str(Address(*place[:2])))
-                poll.register(channel, select.POLLIN)
+                opened.callback(hang_up, connection)
+                # Of a caller who has hung up already.
+                with suppress(OSError):
+                    channel = Channel(connection, own.node, secret)
+                    callers[channel.fileno()] = _Caller(channel, str(Address(*place[:2])))
+                    poll.register(channel, select.POLLIN)
                 continue
             channel, who = callers[descriptor]
             try:

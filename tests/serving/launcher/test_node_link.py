@@ -93,6 +93,15 @@ def test_a_stop_of_another_node_ends_the_server_by_name(launchers):
         assert root_cause([], [finding]) == "node 2: it was stopped (Ctrl-C or SIGTERM there)"
 
 
+def test_a_node_whose_ranks_have_ended_as_they_should_is_missed_by_nobody(launchers):
+    launchers[1].link.leave()
+    launchers[1].link.close()
+    # Heard after it, by the same threads.
+    launchers[2].link.tell([], [Finding(12, "scheduler_TP2 (process 12) was killed, or crashed", True, 2)])
+    assert launchers[0].hear() == FAILED
+    assert [finding.node for finding in launchers[0].known()[1]] == [2]
+
+
 def test_processes_of_two_nodes_with_one_number_are_two():
     victim = Report("scheduler_TP0", 11, "PeerLost: rank 1 has died", True, 0)
     killed = Finding(11, "scheduler_TP1 (process 11) was killed, or crashed", True, 1)
