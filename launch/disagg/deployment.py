@@ -36,10 +36,10 @@ DECIDED = {
 class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All instances of one role.
 
-    instances: servers. nodes: machines that one server spans. tp_size: ranks of one server, which are also those of the
-    exchange. dp_size: attention groups of one server; above 1 attention is data-parallel. max_running_requests,
-    chunked_prefill_size: of one server, as SGLang's flags. window_bytes: of each rank's window. options: further flags
-    of SGLang without their dashes; true for a flag without value.
+    instances: servers. nodes: machines that one server spans, or launchers where all are on one. tp_size: ranks of one
+    server, which are also those of the exchange. dp_size: attention groups of one server; above 1 attention is
+    data-parallel. max_running_requests, chunked_prefill_size: of one server, as SGLang's flags. window_bytes: of each
+    rank's window. options: further flags of SGLang without their dashes; true for a flag without value.
     """
 
     instances: Positive = 1
@@ -54,6 +54,10 @@ class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     @property
     def ranks_per_node(self) -> int:
         return self.tp_size // self.nodes
+
+    def member_name(self, name: RoleName, instance: int, node: int) -> str:
+        """What one node of an instance of this role, which is called `name`, is called."""
+        return f"{name}-{instance}" + (f"-node-{node}" if self.nodes > 1 else "")
 
 
 class Router(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -70,8 +74,8 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     image: container image. npus_per_node: devices of one machine. interface: network interface of HCCL and gloo.
     prefill_addresses, decode_addresses: machines for shell and compose, in the order of instances, then nodes.
     port, bootstrap_port: of every instance. dist_port: of every node 0, which takes ports up to 14 after it, too.
-    kv_store_port: of the store through which memfabric's transfer engines meet. model_volume: claim that holds the
-    model on Kubernetes.
+    kv_store_port: of the store through which memfabric's transfer engines meet. On Kubernetes, model_volume: claim that
+    holds the model, secret_name: Secret that holds the content of secret_file under its name.
     """
 
     image: str = "sglang-ascend-moe:a3"
@@ -84,6 +88,7 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dist_port: FirstPort = 5000
     kv_store_port: Port = 24669
     model_volume: str = "model"
+    secret_name: str = "ascend-moe"
 
 
 class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported
-from sglang_ascend_moe.launch.disagg.ascend import EVERYWHERE, window_plan
+from sglang_ascend_moe.launch.disagg.ascend import window_plan
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, Target, key_of, server_flags
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
@@ -73,9 +73,7 @@ def _require_option(key: str, flag: str) -> None:
 
 
 def _require_role(deployment: Deployment, name: RoleName, shape: MoeShape) -> None:
-    ascend = deployment.ascend
-    place = NodePlace(ascend.bootstrap_port, dist_address=f"{EVERYWHERE}:{ascend.dist_port}")
-    words = server_flags(deployment, name, "ascend", place)
+    words = server_flags(deployment, name, "ascend", NodePlace(deployment.ascend.bootstrap_port))
     settings, options = given_flags.read(words)
     # Of the variables that are refused none is rendered.
     refusals.refuse_flags(settings, options or Options(), environment={})

@@ -26,7 +26,7 @@ from sglang_ascend_moe.launch.plan.moe_config import MODELSLIM_FILE, read_moe_sh
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
-from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.options import FLAGS, Options
 from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 from tests.launch.disagg.kubernetes_schema import COMPOSE, MANIFEST
@@ -108,7 +108,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     from sglang.srt.server_args import ServerArgs
     from sglang_router.router_args import RouterArgs
 
-    from sglang_ascend_moe.serving.options import FLAGS, add_flags
+    from sglang_ascend_moe.serving.options import add_flags
 
     server = argparse.ArgumentParser(exit_on_error=False)
     ServerArgs.add_cli_args(server)
@@ -209,6 +209,7 @@ def test_a_group_of_pods_is_an_instance(deployment: Deployment, tmp_path: Path):
     for (name, role), group in zip(deployment.roles.items(), groups, strict=True):
         template = group["spec"]["leaderWorkerTemplate"]
         assert (group["spec"]["replicas"], template["size"]) == (role.instances, role.nodes)
+        assert template["restartPolicy"] == "RecreateGroupOnPodRestart"
         for pod in (template["leaderTemplate"], template["workerTemplate"]):
             (container,) = pod["spec"]["containers"]
             assert value(container["command"], "--disaggregation-mode") == name
@@ -217,6 +218,31 @@ def test_a_group_of_pods_is_an_instance(deployment: Deployment, tmp_path: Path):
                 assert value(container["command"], "--node-rank") == "$(LWS_WORKER_INDEX)"
                 assert value(container["command"], "--dist-init-addr").startswith("$(LWS_LEADER_ADDRESS):")
             assert container["resources"]["limits"] == {"huawei.com/Ascend910": str(role.tp_size // role.nodes)}
+
+
+@every_deployment
+def test_every_container_of_a_server_has_the_secret_where_its_flag_says(deployment: Deployment, tmp_path: Path):
+    secret = deployment.secret_file
+    commands = command_lines(rendered(deployment, "shell", tmp_path))
+    servers = [command for command in commands if command[2] == "sglang.launch_server"]
+    flag = FLAGS["secret_file"].flag
+    assert {value(command, flag) if flag in command else None for command in servers} == {secret}
+    (tmp_path / "compose").mkdir()
+    for name, text in rendered(deployment, "compose", tmp_path / "compose").items():
+        for service in yaml.safe_load(text)["services"].values():
+            mounted = f"{secret}:{secret}:ro" in service.get("volumes", [])
+            assert mounted == (secret is not None and name != "router.compose.yaml")
+    (tmp_path / "k8s").mkdir()
+    for pod in pods(rendered(deployment, "k8s", tmp_path / "k8s")[f"{deployment.name}.k8s.yaml"]):
+        (container,) = pod["containers"]
+        mounts = [mount for mount in container.get("volumeMounts", []) if mount["name"] == "secret"]
+        volumes = [volume["secret"] for volume in pod.get("volumes", []) if volume["name"] == "secret"]
+        if secret is None or container["name"] == "router":
+            assert (mounts, volumes) == ([], [])
+        else:
+            [mount] = mounts
+            assert (mount["mountPath"], mount["subPath"]) == (secret, Path(secret).name)
+            assert volumes == [{"secretName": deployment.ascend.secret_name, "defaultMode": 0o400}]
 
 
 @every_deployment

@@ -129,6 +129,9 @@ REFUSED = {
         "FILE cannot be served: prefill.options.ascend-moe-max-tokens 1023: the largest prefill batch of 16384 tokens"
         " brings 1024 to each of 16 ranks. Raise it to 1024 or lower prefill.chunked_prefill_size to 16368",
     ),
+    "a secret of one machine": (
+        "[prefill]", 'secret_file = "secret"\n[prefill]', "disagg render: secret_file secret: give the whole path",
+    ),
     "a small window": (
         "chunked_prefill_size = 16384", "window_bytes = 4096",
         "FILE cannot be served: prefill.window_bytes 4096: the largest decode batch brings 1 tokens per rank",
