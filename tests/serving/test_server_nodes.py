@@ -12,6 +12,7 @@ import pytest
 
 from tests.serving import faulty_server, server_in_namespace
 from tests.serving.clients import Traffic, ask
+from tests.serving.draft_models import PROMPTS as DRAFTED_PROMPTS
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.server_in_namespace import NAMESPACE
@@ -81,6 +82,35 @@ def test_greedy_tokens_equal_stock_sglang_on_one_rank(
         assert tokens_of(server.url, prompts) == expected
         server.launchers[0].interrupt()
         assert server.codes() == [0] * nodes, server.logs()
+    assert surroundings.leftovers() == NOTHING
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("steps", GRAPHS)
+def test_a_server_that_drafts_on_two_nodes_gives_the_tokens_of_one_rank(
+    surroundings, drafted, undrafted_answers, tmp_path, attention, steps
+):
+    model = drafted("deepseek_v3").model
+    expected = [answer.tokens for answer in undrafted_answers("deepseek_v3", "float32")]
+    form = ["--speculative-algorithm", "NEXTN", "--speculative-num-steps", "2", "--speculative-eagle-topk", "1"]
+    arguments = [*arguments_for(model, 2), *form, "--speculative-num-draft-tokens", "3"]
+    with ServerNodes([*arguments, *ATTENTION[attention], *GRAPHS[steps]], 2, tmp_path) as server:
+        server.wait_until_ready()
+        assert [ask(server.url, prompt, len(expected[0])).tokens for prompt in DRAFTED_PROMPTS] == expected
+    assert surroundings.leftovers() == NOTHING
+
+
+@pytest.mark.nightly
+def test_experts_that_move_between_nodes_keep_the_tokens(surroundings, checkpoint, prompts, stock_answers, tmp_path):
+    expected = [answer.tokens for answer in stock_answers("float32")]
+    moves = ["--ep-num-redundant-experts", "4", "--enable-eplb", "--eplb-rebalance-num-iterations", "40"]
+    arguments = [*arguments_for(checkpoint, 2), *moves, *GRAPHS["eager"]]
+    with ServerNodes(arguments, 2, tmp_path) as server:
+        server.wait_until_ready()
+        answers = [tokens_of(server.url, prompts) for _ in range(2)]
+        assert answers == [expected] * 2
+        assert "All ranks agreed to move experts" in server.launchers[1].log.read_text()
     assert surroundings.leftovers() == NOTHING
 
 
@@ -177,17 +207,19 @@ def test_a_node_that_was_started_otherwise_is_refused_by_name_before_anything_is
     with ServerNodes(arguments_for(checkpoint, 2), 2, tmp_path, of_node={1: given}) as server:
         codes = [launcher.wait_until_ended(READY_SECONDS) for launcher in server.launchers]
         assert 0 not in codes
-        assert said in server.last_lines()[0]
-        assert [log for log in server.logs() if "Load weight" in log] == []
+        logs = [launcher.log.read_text() for launcher in server.launchers]
+        assert [said in log for log in logs] == [True, True] if "node 1" in said else [True, False], server.logs()
+        assert [log for log in logs if "Load weight" in log] == []
     assert surroundings.leftovers() == NOTHING
 
 
 @pytest.mark.nightly
-def test_a_node_that_does_not_come_is_named(surroundings, checkpoint, tmp_path):
-    arguments = [*arguments_for(checkpoint, 2), "--ascend-moe-bring-up-timeout", "20"]
-    with ServerNodes(arguments, 3, tmp_path, of_node={2: ["--model-path", "/nowhere"]}) as server:
-        assert [launcher.wait_until_ended(READY_SECONDS) != 0 for launcher in server.launchers] == [True] * 3
-        assert "--tp-size 2" in server.last_lines()[0]
+def test_a_node_that_does_not_come_is_named_on_the_others(surroundings, checkpoint, tmp_path):
+    arguments = [*arguments_for(checkpoint, 3), "--ascend-moe-bring-up-timeout", "30"]
+    with ServerNodes(arguments, 3, tmp_path, of_node={2: ["--no-such-flag"]}) as server:
+        assert 0 not in [launcher.wait_until_ended(READY_SECONDS) for launcher in server.launchers]
+        for launcher in server.launchers[:2]:
+            assert "node 2 of 3 had not come to node 0 at 127.0.0.1:" in launcher.log.read_text()
     assert surroundings.leftovers() == NOTHING
 
 
