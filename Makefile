@@ -114,6 +114,7 @@ bench: venv system-packages
 	$(BIN)/ascend-moe bench exchange --preset paper-decode --ranks 4 --json docs/benchmarks/decode-4.json
 	$(BIN)/ascend-moe bench exchange --preset paper-prefill --json docs/benchmarks/prefill-2.json
 	$(BIN)/ascend-moe bench serving --json docs/benchmarks/serving.json
+	$(BIN)/ascend-moe bench serving --against relay-free,drafts --json docs/benchmarks/drafts.json
 
 bench-docs: venv
 	$(BIN)/ascend-moe bench page docs/benchmarks.md

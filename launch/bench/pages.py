@@ -15,7 +15,7 @@ from typing import NamedTuple
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.bench.plot import draw
 from sglang_ascend_moe.launch.bench.records import Op, Record, cases_of, read_records
-from sglang_ascend_moe.launch.bench.serving_plot import SHOWN_MEASURES, TOKENS_PER_STEP, draw_serving
+from sglang_ascend_moe.launch.bench.serving_plot import LATER_TOKENS, SHOWN_MEASURES, TOKENS_PER_STEP, draw_serving
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, read_serving_records, rows_of
 from sglang_ascend_moe.launch.bench.statistics import geometric_mean
 from sglang_ascend_moe.launch.bench.tables import (
@@ -99,7 +99,7 @@ def filled(text: str, folder: Path) -> str:
 
 def _servers(records: list[ServingRecord]) -> str:
     drafts = any(record.tokens_per_step != 1 for record in records)
-    measures = (*SHOWN_MEASURES, TOKENS_PER_STEP) if drafts else SHOWN_MEASURES
+    measures = (LATER_TOKENS, TOKENS_PER_STEP) if drafts else SHOWN_MEASURES
     return markdown_table(["", *(measure.title for measure in measures)], rows_of(records, measures))
 
 

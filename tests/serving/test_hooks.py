@@ -16,12 +16,14 @@ from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, State, 
 from sglang_ascend_moe.serving.host import expert_recording, fixes, host_models, unnamed_memory
 from sglang_ascend_moe.serving.launcher import arguments, request_checks
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
-from sglang_ascend_moe.serving.npu import routers
+from sglang_ascend_moe.serving.npu import four_bit_settings, routers
 from sglang_ascend_moe.serving.options import READY_KEY, Options, attach
 from sglang_ascend_moe.serving.worker import transfer_rooms
 
 # Modules that hold nothing but what SGLang could do itself.
-MENDING = (expert_recording, fixes, host_models, request_checks, routers, transfer_rooms, unnamed_memory)
+MENDING = (
+    expert_recording, fixes, four_bit_settings, host_models, request_checks, routers, transfer_rooms, unnamed_memory
+)  # fmt: skip
 REASON = "the test needs it"
 
 

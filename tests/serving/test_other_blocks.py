@@ -22,8 +22,6 @@ BLOCKS = (
 pytestmark = pytest.mark.nightly
 
 
-# The router of DeepSeek-V4 asks an operator of a package of its own, which the emulated NPU lacks.
-ON_NPUS = [block for block in BLOCKS if block != "use_blocks_of_deepseek_v4"]
 GRAPHS = {"disable_cuda_graph": False, "cuda_graph_bs_decode": [32], "ascend_moe_require_graphs": True}
 
 # The layers of Hunyuan know no data-parallel attention.
@@ -44,7 +42,7 @@ def test_two_ranks_give_the_tokens_of_stock_sglang_on_one(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("block", ON_NPUS)
+@pytest.mark.parametrize("block", BLOCKS)
 def test_emulated_npus_are_as_far_from_float32_as_a_host(fork_server, npu_fork_server, checkpoint: Path, block: str):
     configured = {
         "float32": (fork_server, stock(checkpoint, "float32", block)),

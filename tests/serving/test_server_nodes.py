@@ -190,7 +190,7 @@ def test_a_stop_of_another_node_ends_the_server_by_name(surroundings, checkpoint
 REFUSED = {
     "other options": (["--ascend-moe-quant", "int8"], "--ascend-moe-quant is int8 on node 1"),
     "another batch": (["--chunked-prefill-size", "64"], "--chunked-prefill-size is 64 on node 1"),
-    "a secret": (["--ascend-moe-secret-file", "{secret}"], "node 1 (127.0.0.1:"),
+    "a secret": (["--ascend-moe-secret-file", "{secret}"], "--ascend-moe-secret-file"),
     "a rank that is taken": (["--node-rank", "0"], "--node-rank 0"),
 }
 
@@ -208,7 +208,7 @@ def test_a_node_that_was_started_otherwise_is_refused_by_name_before_anything_is
         codes = [launcher.wait_until_ended(READY_SECONDS) for launcher in server.launchers]
         assert 0 not in codes
         logs = [launcher.log.read_text() for launcher in server.launchers]
-        assert [said in log for log in logs] == [True, True] if "node 1" in said else [True, False], server.logs()
+        assert [said in log for log in logs] == [True, True], server.logs()
         assert [log for log in logs if "Load weight" in log] == []
     assert surroundings.leftovers() == NOTHING
 

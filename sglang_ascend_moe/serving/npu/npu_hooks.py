@@ -1,7 +1,7 @@
 """What is changed on NPUs besides graphs; nothing of it has run on one. One row a hook, with its reason."""
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where
-from sglang_ascend_moe.serving.npu import experts, routers
+from sglang_ascend_moe.serving.npu import experts, four_bit_settings, routers
 
 SRT = "sglang.srt"
 
@@ -12,6 +12,15 @@ HOOKS: tuple[Hook, ...] = (
         experts.keep_weights,
         "the backend that --ascend-moe chooses lays W8A8 weights out for SGLang's own fused kernel",
         Where.NPU,
+    ),
+    Hook(
+        f"{SRT}.layers.quantization.compressed_tensors.schemes.compressed_tensors_w4a8_int8_moe"
+        ".NPUCompressedTensorsW4A8Int8DynamicMoE.__init__",
+        HookKind.AROUND,
+        four_bit_settings.read_as_written,
+        "SGLang cannot build W4A8 experts of compressed-tensors: it asks the wrong object for what config.json says",
+        Where.NPU,
+        mends=SglangFault(),
     ),
     Hook(
         f"{SRT}.layers.moe.topk.TopK.__init__",
