@@ -191,7 +191,6 @@ REFUSED = {
     "other options": (["--ascend-moe-quant", "int8"], "--ascend-moe-quant is int8 on node 1"),
     "another batch": (["--chunked-prefill-size", "64"], "--chunked-prefill-size is 64 on node 1"),
     "a secret": (["--ascend-moe-secret-file", "{secret}"], "--ascend-moe-secret-file"),
-    "a rank that is taken": (["--node-rank", "0"], "--node-rank 0"),
 }
 
 

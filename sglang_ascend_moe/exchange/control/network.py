@@ -78,7 +78,7 @@ def listen(at: Address) -> socket.socket:
     except OSError as error:
         raise InvalidInput(
             f"this machine cannot listen at {at} ({error}); --dist-init-addr has to name an address of node 0, with a"
-            f" port after which {PORTS_AFTER} more are free"
+            f" port after which {PORTS_AFTER} more are free, and only one launcher is --node-rank 0"
         ) from error
     return listener
 
