@@ -201,7 +201,6 @@ CONFLICTS = (
     Conflict(
         "--dwdp-size", _above_one("dwdp_size"), "it replicates the experts instead of their tokens", "leave it out"
     ),
-    Conflict("--nnodes", _above_one("nnodes"), "windows are shared between the processes of one machine", "one node"),
     Conflict("--use-ray", _is_on("use_ray"), "workers must be processes of this machine", "leave it out"),
     Conflict(
         "--quantization",

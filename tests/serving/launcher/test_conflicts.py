@@ -36,7 +36,6 @@ SETTINGS = {
     "--disable-attn-tp-gather": {"disable_attn_tp_gather": True},
     "--dllm-algorithm": {"dllm_algorithm": "LowConfidence"},
     "--dwdp-size": {"dwdp_size": 2},
-    "--nnodes": {"nnodes": 2},
     "--use-ray": {"use_ray": True},
     "--quantization": {"quantization": "fp8"},
     "--modelopt-quant": {"modelopt_quant": "fp8"},
