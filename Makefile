@@ -87,9 +87,9 @@ demo: venv
 demo-npu: venv
 	@$(BIN)/python -m tests.npu.emulated_demo
 
-# Two processes, because tests of several ranks wait for each other as often as they compute.
+# Three processes for two cores, because tests of several ranks wait for each other as often as they compute.
 test: venv system-packages
-	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 $(PYTEST_ARGS)
 
 # The row kernels of an aarch64 machine, in an emulator.
 test-nightly: SYSTEM_PACKAGES += aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
@@ -114,6 +114,7 @@ bench: venv system-packages
 	$(BIN)/ascend-moe bench exchange --preset paper-decode --ranks 4 --json docs/benchmarks/decode-4.json
 	$(BIN)/ascend-moe bench exchange --preset paper-prefill --json docs/benchmarks/prefill-2.json
 	$(BIN)/ascend-moe bench serving --json docs/benchmarks/serving.json
+	$(BIN)/ascend-moe bench serving --against relay-free,drafts --json docs/benchmarks/drafts.json
 
 bench-docs: venv
 	$(BIN)/ascend-moe bench page docs/benchmarks.md

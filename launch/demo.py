@@ -1,6 +1,7 @@
 """`ascend-moe demo`: serve a small MoE model on two ranks and compare its answers with stock SGLang's on one.
 
-Both servers are started one after the other, and asked the same questions over HTTP.
+Both servers are started one after the other, and asked the same questions over HTTP. The model has learned to answer
+them, and was not shown these when it learned.
 """
 
 import importlib
@@ -21,13 +22,13 @@ from sglang_ascend_moe.launch.servers.memory_check import check_memory
 from sglang_ascend_moe.launch.servers.preflight import check_flags
 from sglang_ascend_moe.launch.servers.serve_request import request_of
 from sglang_ascend_moe.launch.servers.server_process import Progress, ServerFailed, ServerProcess
-from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
+from sglang_ascend_moe.launch.tiny_model.exercises import Exercise
+from sglang_ascend_moe.launch.tiny_model.model_sizes import TRAINED_SIZES
 from sglang_ascend_moe.serving.host_platform import obstacle
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.options import Options
 
-NEW_TOKENS = 16
 DTYPE = "bfloat16"
 READY_SECONDS = 600.0
 # A line of progress where the output is not a terminal.
@@ -35,23 +36,34 @@ PROGRESS_SECONDS = 15.0
 
 
 class Question(NamedTuple):
-    """One request: the route it goes to and its text."""
+    """One request: the route it goes to, and the exercise."""
 
     route: str
-    text: str
+    exercise: Exercise
+
+    @property
+    def text(self) -> str:
+        """What is sent."""
+        return self.exercise.prompt if self.route == "completion" else self.exercise.question
+
+    @property
+    def answer_tokens(self) -> int:
+        """A token for each digit of the answer, and the end of the turn."""
+        return len(self.exercise.answer) + 1
+
+    def is_answered(self, reply: Reply) -> bool:
+        return reply.text.strip() == self.exercise.answer
 
 
-# A random model decides one token in five by less than the rounding of bfloat16 may move it. These texts are such that
-# every one of NEW_TOKENS tokens has a margin of 0.25 or more.
 QUESTIONS = (
-    Question("completion", "The experts"),
-    Question("completion", "The light over the forest"),
-    Question("completion", "The story of the sea"),
-    Question("completion", "The road to the garden"),
-    Question("completion", "The numbers of the forest"),
-    Question("completion", "A letter from the tower"),
-    Question("chat", "Where is the tower?"),
-    Question("chat", "What is the name of the forest?"),
+    Question("completion", Exercise("sort 18306053", "00133568")),
+    Question("completion", Exercise("sort 71610822", "01122678")),
+    Question("completion", Exercise("copy 90431230", "90431230")),
+    Question("completion", Exercise("copy 8636220", "8636220")),
+    Question("completion", Exercise("35 + 38", "73")),
+    Question("completion", Exercise("17 + 26", "43")),
+    Question("chat", Exercise("sort 5184130", "0113458")),
+    Question("chat", Exercise("copy 3623164", "3623164")),
 )
 
 
@@ -113,7 +125,7 @@ def main(arguments: list[str]) -> int:
         print(f"ascend-moe demo: {error}", file=sys.stderr)
         return CANNOT
     # torch comes with it, whose import should not be interrupted by an exception.
-    importlib.import_module("sglang_ascend_moe.launch.tiny_model.checkpoint")
+    importlib.import_module("sglang_ascend_moe.launch.tiny_model.trained")
     if folder is not None:
         return run(folder, parsed.device)
     temporary = tempfile.TemporaryDirectory(prefix="ascend-moe-demo-")
@@ -143,24 +155,24 @@ def run(folder: Path, device: str = "cpu") -> int:
         compare(want.answer, have.answer, TOLERANCES[DTYPE]) for want, have in zip(expected, found, strict=True)
     ]
     print_table(outcomes, expected)
-    return verdict(outcomes, TOLERANCES[DTYPE])
+    return verdict(outcomes, found, TOLERANCES[DTYPE])
 
 
 def prepare(folder: Path, device: str) -> Path:
     """Write the checkpoint into `folder` and return it. Raises `Unsupported` if the servers lack memory."""
     import torch
 
-    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+    from sglang_ascend_moe.launch.tiny_model.trained import write_trained
 
-    sizes = TinySizes()
     threads = torch.get_num_threads()
     # None may be left where servers are forked.
     torch.set_num_threads(1)
-    checkpoint = write_checkpoint(folder / "checkpoint", sizes=sizes)
+    checkpoint = write_trained(folder / "checkpoint")
     torch.set_num_threads(threads)
+    sizes = TRAINED_SIZES
     print(
-        f"A random Qwen3-MoE: {sizes.layers} layers, {sizes.experts} experts, top-{sizes.topk}, hidden {sizes.hidden},"
-        f" {DTYPE}. Its text means nothing; only its tokens count.\n"
+        f"A small Qwen3-MoE: {sizes.layers} layers, {sizes.experts} experts, top-{sizes.topk}, hidden {sizes.hidden},"
+        f" {DTYPE}. It has learned to sort, to copy and to add.\n"
     )
     for setup in (OURS, STOCK):
         check_memory([request_of(check_flags(server_arguments(setup, checkpoint, device)))])
@@ -189,12 +201,13 @@ def answers_of(setup: Setup, number: int, checkpoint: Path, log: Path, device: s
     with kind(server_arguments(setup, checkpoint, device), log) as server:
         seconds = server.wait_until_ready(READY_SECONDS, line)
         line.done(f"      ready after {seconds:.0f} s at {server.url}")
-        client = OpenAIClient(server.url, checkpoint.name, build_tokenizer(TinySizes().vocab))
+        client = OpenAIClient(server.url, checkpoint.name, build_tokenizer(TRAINED_SIZES.vocab))
         ask: dict[str, Callable[[str, int], Reply]] = {"completion": client.complete, "chat": client.chat}
         replies = []
         for question in QUESTIONS:
-            reply = ask[question.route](question.text, NEW_TOKENS)
-            print(f"      {question.route:<10}  {question.text:<32} -> {reply.text!r}", flush=True)
+            reply = ask[question.route](question.text, question.answer_tokens)
+            wrong = "" if question.is_answered(reply) else f", which is wrong: {question.exercise.answer}"
+            print(f"      {question.route:<10}  {question.text:<16} -> {reply.text}{wrong}", flush=True)
             replies.append(reply)
     print("      stopped\n" if server.ended_by_itself else "      had to be killed\n", flush=True)
     return replies
@@ -207,7 +220,7 @@ def print_table(outcomes: list[Comparison], expected: list[Reply]) -> None:
         margin = min(reply.answer.margin(position) for position in range(len(reply.answer.tokens)))
         close = "-" if outcome.close_call is None else f"at {outcome.close_call}"
         print(
-            f"  {question.route:<10}  {question.text:<32}{outcome.equal_tokens:>5}/{NEW_TOKENS}"
+            f"  {question.route:<10}  {question.text:<32}{outcome.equal_tokens:>5}/{question.answer_tokens}"
             f"{close:>8}{margin:>9.2f}{outcome.logprob_difference:>8.2f}"
         )
         if outcome.fault:
@@ -217,7 +230,7 @@ def print_table(outcomes: list[Comparison], expected: list[Reply]) -> None:
     )
 
 
-def verdict(outcomes: list[Comparison], tolerance: Tolerance) -> int:
+def verdict(outcomes: list[Comparison], found: list[Reply], tolerance: Tolerance) -> int:
     """Say what the table means, and return the exit code for it."""
     faults = sum(bool(outcome.fault) for outcome in outcomes)
     close = sum(outcome.close_call is not None for outcome in outcomes)
@@ -231,7 +244,9 @@ def verdict(outcomes: list[Comparison], tolerance: Tolerance) -> int:
         print(f"\nDIFFERENT: {faults} of {len(outcomes)} answers are not stock SGLang's")
         return CHECK_FAILED
     equal = sum(outcome.equal_tokens for outcome in outcomes)
+    right = sum(question.is_answered(reply) for question, reply in zip(QUESTIONS, found, strict=True))
     print(f"\nEQUAL: {equal} tokens are stock SGLang's" + (f", {close} close calls" if close else ", every one"))
+    print(f"{right} of {len(found)} answers are right")
     return OK
 
 

@@ -27,7 +27,9 @@ class OpenAIClient:
     def __init__(self, url: str, model: str, tokenizer: Tokenizer) -> None:
         self._url = url
         self._model = model
-        self._ids = {tokenizer.decode([token]): token for token in range(tokenizer.get_vocab_size())}
+        self._ids = {
+            tokenizer.decode([token], skip_special_tokens=False): token for token in range(tokenizer.get_vocab_size())
+        }
 
     def complete(self, prompt: str, new_tokens: int) -> Reply:
         """`/v1/completions`: continue `prompt` by `new_tokens` tokens."""

@@ -97,10 +97,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def device_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The path of the library of the emulated NPU, which one process of the run builds."""
+def device_library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of the library of the emulated NPU, which one process of the run builds where no earlier run has."""
     folder = tmp_path_factory.getbasetemp()
-    return build.build_once((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "emulated-npu")
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    return build.build_once(shared / "emulated-npu", request.config.cache.mkdir("emulated-npu"))
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ typedef struct ExchangeInterpreter {
 typedef struct ExchangeSession {
     const ExchangeLayout *layout;
     void *const *windows;       // [ranks] base addresses as mapped in this process
-    const int32_t *peer_pidfds; // [ranks] readable once the peer's process has ended; -1: not watched
+    const int32_t *peer_pidfds; // [ranks] readable once the peer is gone: pidfds, connections; -1: not watched
     uint8_t *missing;           // [ranks] out: 1 for each rank that a failed wait was still waiting for
     uint8_t *ended;             // [ranks] scratch of the waits
     uint64_t *waited_ns;        // [ranks] added to: time for which this rank was held up by each

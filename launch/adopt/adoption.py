@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported, WindowTooSmall
+from sglang_ascend_moe.exchange.control.network import parse_address
 from sglang_ascend_moe.launch.adopt.changes import Change
 from sglang_ascend_moe.launch.adopt.environment_changes import (
     DISPATCH_TOKENS,
@@ -107,6 +108,8 @@ def _read(words: list[str], device: str) -> Given:
 def _refusals(given: Given, environment: Mapping[str, str], shape: MoeShape | None) -> list[Refusal]:
     settings, options = given.settings, given.options or Options()
     refusals.refuse_sizes(settings)
+    if settings.dist_init_addr:
+        parse_address(settings.dist_init_addr)
     found = [Refusal(one.flag, one.refusal(settings)) for one in conflicts_of(settings, environment)]
     device = device_of(settings)
 
@@ -117,6 +120,7 @@ def _refusals(given: Given, environment: Mapping[str, str], shape: MoeShape | No
             found.append(Refusal(about or str(error).split(" ")[0].rstrip(":"), str(error)))
 
     add("", lambda: refusals.refuse_options(options, device))
+    add("", lambda: refusals.refuse_nodes(settings))
     add("", lambda: refusals.refuse_combinations(settings, options))
     if shape is not None:
         division = refusals.Division(settings.tp_size, settings.ep_num_redundant_experts, shown_as="--tp-size")

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.bench.plot import draw
 from sglang_ascend_moe.launch.bench.records import Op, Record, cases_of, read_records
-from sglang_ascend_moe.launch.bench.serving_plot import SHOWN_MEASURES, draw_serving
-from sglang_ascend_moe.launch.bench.serving_records import read_serving_records, rows_of
+from sglang_ascend_moe.launch.bench.serving_plot import LATER_TOKENS, SHOWN_MEASURES, TOKENS_PER_STEP, draw_serving
+from sglang_ascend_moe.launch.bench.serving_records import ServingRecord, read_serving_records, rows_of
 from sglang_ascend_moe.launch.bench.statistics import geometric_mean
 from sglang_ascend_moe.launch.bench.tables import (
     absences,
@@ -88,15 +88,19 @@ def filled(text: str, folder: Path) -> str:
         if kind == MEMORY and file is None:
             return f"{match[1]}{comparison(numbers_of_ranks=NUMBERS_OF_RANKS)}\n{match[4]}"
         if kind == SERVING and file is not None:
-            rows = rows_of(read_serving_records(folder / file), SHOWN_MEASURES)
-            head = ["", *(measure.title for measure in SHOWN_MEASURES)]
-            return f"{match[1]}{markdown_table(head, rows)}\n{match[4]}"
+            return f"{match[1]}{_servers(read_serving_records(folder / file))}\n{match[4]}"
         if kind not in BLOCKS or file is None:
             kinds = ", ".join((SERVING, *BLOCKS))
             raise InvalidInput(f"{match[1].strip()} is not {MEMORY}, nor one of {kinds} with a file")
         return f"{match[1]}{BLOCKS[kind](read_records(folder / file))}\n{match[4]}"
 
     return _BLOCK.sub(fill, text)
+
+
+def _servers(records: list[ServingRecord]) -> str:
+    drafts = any(record.tokens_per_step != 1 for record in records)
+    measures = (LATER_TOKENS, TOKENS_PER_STEP) if drafts else SHOWN_MEASURES
+    return markdown_table(["", *(measure.title for measure in measures)], rows_of(records, measures))
 
 
 def _ratios(records: list[Record]) -> str:

@@ -39,6 +39,7 @@ class _Report(msgspec.Struct):
     p99_ttft_ms: float
     median_tpot_ms: float
     p99_tpot_ms: float
+    accept_length: float | None = None
 
 
 def drive(url: str, tokenizer: str, load: Load, *, variant: str, round_number: int) -> ServingRecord:
@@ -73,4 +74,5 @@ def drive(url: str, tokenizer: str, load: Load, *, variant: str, round_number: i
         median_tpot_ms=found.median_tpot_ms,
         p99_tpot_ms=found.p99_tpot_ms,
         output_tokens_per_s=found.output_throughput,
+        tokens_per_step=found.accept_length or 1.0,
     )

@@ -28,13 +28,27 @@ PRESET = TinySizes(
 """A Qwen3-MoE of random weights with narrow experts: the exchange of its rows is a visible part of each step."""
 VARIANTS = {
     "relay-free": ["--ascend-moe", "--tp-size", "2"],
+    "drafts": [
+        "--ascend-moe", "--tp-size", "2", "--speculative-algorithm", "EAGLE3", "--speculative-num-steps", "3",
+        "--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4",
+    ],
     "collective": ["--ascend-moe", "--ascend-moe-schedule", "collective", "--tp-size", "2"],
     "stock": ["--tp-size", "1"],
-}
+}  # fmt: skip
 """The flags of each variant. Stock SGLang cannot spread experts over ranks on a host, so it is one rank."""
+DRAFTS = "drafts"
+"""The variant with a draft model, which only the preset has. Measured when it is asked for."""
+DEFAULT_VARIANTS = [name for name in VARIANTS if name != DRAFTS]
 LIVE = "live"
 """What the server that --url names is called in the records."""
 READY_SECONDS = 600.0
+
+
+class Served(NamedTuple):
+    """The folders of a model that is served, and of its draft model, if it has one."""
+
+    model: str
+    draft: str | None
 
 
 class ServingPlan(NamedTuple):
@@ -51,7 +65,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     sizes = f"{PRESET.layers} layers, hidden {PRESET.hidden}, {PRESET.experts} experts, top-{PRESET.topk}"
     parser = commands.add_parser(
         "serving",
-        help="measure servers: relay-free, collective, stock",
+        help=f"measure servers: {', '.join(VARIANTS)}",
         description="Starts a server for each variant in turn, in an order that is drawn anew in each round, and lets"
         f" SGLang's own serving benchmark ask it. The model is a random Qwen3-MoE ({sizes}, expert width"
         f" {PRESET.expert_hidden}) if none is given. Exit codes: 0 well, 1 a server failed or a request was not"
@@ -59,8 +73,8 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.set_defaults(run=run_serving)
     parser.add_argument(
-        "--against", type=lambda text: text.split(","), metavar="V,...", default=list(VARIANTS),
-        help=f"variants to measure, of {', '.join(VARIANTS)} (default: all)",
+        "--against", type=lambda text: text.split(","), metavar="V,...", default=DEFAULT_VARIANTS,
+        help=f"variants to measure, of {', '.join(VARIANTS)} (default: all but {DRAFTS})",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="servers of each variant, one after the other (3)")
     parser.add_argument("--requests", type=int, default=24, help="per round (24)")
@@ -123,6 +137,8 @@ def problem_with(parsed: argparse.Namespace) -> str:
     for name in parsed.against:
         if name not in VARIANTS:
             return f"--against {name}: is none of {', '.join(VARIANTS)}"
+        if name == DRAFTS and parsed.model_path is not None:
+            return f"--against {DRAFTS} with --model-path: only the random model has a draft; leave one of them out"
     if parsed.url is not None and parsed.model_path is None:
         return "--url: name the folder of the model's tokenizer with --model-path"
     for flag, path in (("--json", parsed.json), ("--plot", parsed.plot)):
@@ -142,7 +158,7 @@ def check(parsed: argparse.Namespace, load: Load) -> list[ServeRequest]:
         return []
     requests = []
     for variant in parsed.against:
-        request = request_of(check_flags(_flags(parsed.model_path, variant, load)))
+        request = request_of(check_flags(_flags(Served(parsed.model_path, None), variant, load)))
         check_model(request, "--model-path", offline="the servers of a benchmark download nothing")
         requests.append(request)
     return requests
@@ -150,26 +166,33 @@ def check(parsed: argparse.Namespace, load: Load) -> list[ServeRequest]:
 
 def measure(plan: ServingPlan) -> list[ServingRecord]:
     """Serve and ask every variant once in each round. Raises `ServerFailed`, `ClientFailed`."""
-    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
-
     drawn = random.Random(0)
     records = []
     with interrupts.raised(), tempfile.TemporaryDirectory(prefix="ascend-moe-bench-") as name:
         folder = Path(name)
-        model = plan.model or str(write_checkpoint(folder / "model", sizes=PRESET))
+        served = _write_preset(folder) if plan.model is None else Served(plan.model, None)
         for number in range(1, plan.rounds + 1):
             for variant in drawn.sample(plan.variants, len(plan.variants)):
                 print(f"round {number} of {plan.rounds}: {variant}", flush=True)
-                with ServerProcess(_flags(model, variant, plan.load), folder / f"{variant}.log") as server:
+                with ServerProcess(_flags(served, variant, plan.load), folder / f"{variant}.log") as server:
                     server.wait_until_ready(READY_SECONDS, _show_nothing)
-                    records.append(drive(server.url, model, plan.load, variant=variant, round_number=number))
+                    records.append(drive(server.url, served.model, plan.load, variant=variant, round_number=number))
     return sorted(records, key=lambda record: (list(VARIANTS).index(record.variant), record.round))
 
 
-def _flags(model: str, variant: str, load: Load) -> list[str]:
+def _write_preset(folder: Path) -> Served:
+    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+    from sglang_ascend_moe.launch.tiny_model.eagle3_draft import DRAFTED_INIT, write_eagle3_draft
+
+    model = write_checkpoint(folder / "model", sizes=PRESET, init=DRAFTED_INIT)
+    return Served(str(model), str(write_eagle3_draft(folder / "draft", model, PRESET)))
+
+
+def _flags(served: Served, variant: str, load: Load) -> list[str]:
+    draft = ["--speculative-draft-model-path", served.draft] if variant == DRAFTS and served.draft else []
     return [
-        "--model-path", model, "--device", "cpu", "--max-running-requests", str(load.concurrency),
-        "--disable-radix-cache", *VARIANTS[variant],
+        "--model-path", served.model, "--device", "cpu", "--max-running-requests", str(load.concurrency),
+        "--disable-radix-cache", *VARIANTS[variant], *draft,
     ]  # fmt: skip
 
 

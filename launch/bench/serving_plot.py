@@ -12,10 +12,12 @@ from sglang_ascend_moe.launch.bench.tables import OURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FIRST_TOKEN, LATER_TOKENS, THROUGHPUT = MEASURES[0], MEASURES[2], MEASURES[4]
+FIRST_TOKEN, LATER_TOKENS, THROUGHPUT, TOKENS_PER_STEP = MEASURES[0], MEASURES[2], MEASURES[4], MEASURES[5]
 SHOWN_MEASURES = (FIRST_TOKEN, LATER_TOKENS, THROUGHPUT)
-"""What the picture and the table of a page show."""
-SERVING_COLOURS = {**COLOURS, "stock": COLOURS["memcpy"], "live": COLOURS["relay-free"]}
+"""What the picture shows."""
+SERVING_COLOURS = {
+    **COLOURS, "stock": COLOURS["memcpy"], "live": COLOURS["relay-free"], "drafts": COLOURS["relay-direct"],
+}  # fmt: skip
 
 
 def draw_serving(records: list[ServingRecord], path: Path) -> None:

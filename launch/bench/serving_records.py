@@ -16,7 +16,8 @@ class ServingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One round of one variant, as SGLang's benchmark saw it. Times in milliseconds.
 
     ttft: from a request to its first token. tpot: between later tokens, mean of each request. Median and 99th
-    percentile are over the requests of the round. output_tokens_per_s: of all requests together.
+    percentile are over the requests of the round. output_tokens_per_s: of all requests together. tokens_per_step: that
+    a decode step gives a request, SGLang's accept length; 1 without drafts.
     """
 
     op: str = "serving"
@@ -32,14 +33,16 @@ class ServingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     median_tpot_ms: float
     p99_tpot_ms: float
     output_tokens_per_s: float
+    tokens_per_step: float = 1.0
 
 
 class Measure(NamedTuple):
-    """A column: what it is called, how it is read from a record, whether less is better."""
+    """A column: what it is called, how it is read from a record, whether less is better, digits behind the point."""
 
     title: str
     of: Callable[[ServingRecord], float]
     less_is_better: bool = True
+    digits: int = 1
 
 
 MEASURES = (
@@ -48,6 +51,7 @@ MEASURES = (
     Measure("TPOT median, ms", lambda record: record.median_tpot_ms),
     Measure("TPOT p99, ms", lambda record: record.p99_tpot_ms),
     Measure("output tokens/s", lambda record: record.output_tokens_per_s, less_is_better=False),
+    Measure("tokens per step", lambda record: record.tokens_per_step, less_is_better=False, digits=2),
 )
 
 
@@ -73,13 +77,14 @@ def summary(records: list[ServingRecord], variant: str, measure: Measure) -> Sum
 def rows_of(records: list[ServingRecord], measures: Sequence[Measure] = MEASURES) -> list[list[str]]:
     """A row per variant: its name, then each measure as `median (least .. greatest)` over the rounds."""
     return [
-        [variant, *(_shown(summary(records, variant, measure)) for measure in measures)]
+        [variant, *(_shown(summary(records, variant, measure), measure.digits) for measure in measures)]
         for variant in variants_of(records)
     ]
 
 
-def _shown(value: Summary) -> str:
-    return f"{value.median:,.1f} ({value.least:,.1f} .. {value.greatest:,.1f})"
+def _shown(value: Summary, digits: int) -> str:
+    median, least, greatest = (f"{number:,.{digits}f}" for number in value)
+    return f"{median} ({least} .. {greatest})"
 
 
 def text_table(records: list[ServingRecord]) -> str:

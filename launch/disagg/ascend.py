@@ -56,7 +56,7 @@ def nodes(deployment: Deployment, shape: MoeShape) -> list[Node]:
                 own, leader = machines[instance * role.nodes + rank], machines[instance * role.nodes]
                 found.append(
                     Node(
-                        name=f"{name}-{instance}" + (f"-node-{rank}" if role.nodes > 1 else ""),
+                        name=role.member_name(name, instance, rank),
                         role=name,
                         instance=instance,
                         rank=rank,
@@ -80,7 +80,10 @@ def addresses(deployment: Deployment, name: RoleName) -> list[str]:
 
 
 def check_machines(deployment: Deployment) -> None:
-    """Raise `InvalidInput` if a role needs more NPUs than its machines have."""
+    """Raise `InvalidInput` if a role needs more NPUs than its machines have, or no container can have the secret."""
+    secret = deployment.secret_file
+    if secret is not None and not secret.startswith("/"):
+        raise InvalidInput(f"secret_file {secret}: give the whole path, which is the same on every machine")
     for name, role in deployment.roles.items():
         if role.ranks_per_node > deployment.ascend.npus_per_node:
             raise InvalidInput(

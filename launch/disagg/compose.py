@@ -35,6 +35,8 @@ def server(deployment: Deployment, node: Node) -> dict[str, Any]:
     """The service of one machine."""
     npus = deployment.roles[node.role].ranks_per_node
     mounts = [*DRIVER_FILES, deployment.model_path]
+    if deployment.secret_file is not None:
+        mounts.append(deployment.secret_file)
     return {
         "image": deployment.ascend.image,
         # Ranks reach each other, and the other role, by the machines' own addresses.

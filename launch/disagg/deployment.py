@@ -10,9 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.exchange.control.network import PORTS_AFTER
 
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+FirstPort = Annotated[int, Meta(ge=1, le=65535 - PORTS_AFTER)]
 Name = Annotated[str, Meta(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 OptionName = Annotated[str, Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 OptionValue = bool | int | float | str
@@ -34,10 +36,10 @@ DECIDED = {
 class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All instances of one role.
 
-    instances: servers. nodes: machines that one server spans. tp_size: ranks of one server, which are also those of the
-    exchange. dp_size: attention groups of one server; above 1 attention is data-parallel. max_running_requests,
-    chunked_prefill_size: of one server, as SGLang's flags. window_bytes: of each rank's window. options: further flags
-    of SGLang without their dashes; true for a flag without value.
+    instances: servers. nodes: machines that one server spans, or launchers where all are on one. tp_size: ranks of one
+    server, which are also those of the exchange. dp_size: attention groups of one server; above 1 attention is
+    data-parallel. max_running_requests, chunked_prefill_size: of one server, as SGLang's flags. window_bytes: of each
+    rank's window. options: further flags of SGLang without their dashes; true for a flag without value.
     """
 
     instances: Positive = 1
@@ -53,6 +55,10 @@ class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def ranks_per_node(self) -> int:
         return self.tp_size // self.nodes
 
+    def member_name(self, name: RoleName, instance: int, node: int) -> str:
+        """What one node of an instance of this role, which is called `name`, is called."""
+        return f"{name}-{instance}" + (f"-node-{node}" if self.nodes > 1 else "")
+
 
 class Router(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The one address that clients use. port 0, on this machine only: a free one."""
@@ -67,8 +73,9 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     image: container image. npus_per_node: devices of one machine. interface: network interface of HCCL and gloo.
     prefill_addresses, decode_addresses: machines for shell and compose, in the order of instances, then nodes.
-    port, bootstrap_port, dist_port: of every instance. kv_store_port: of the store through which memfabric's transfer
-    engines meet. model_volume: claim that holds the model on Kubernetes.
+    port, bootstrap_port: of every instance. dist_port: of every node 0, which takes ports up to 14 after it, too.
+    kv_store_port: of the store through which memfabric's transfer engines meet. On Kubernetes, model_volume: claim that
+    holds the model, secret_name: Secret that holds the content of secret_file under its name.
     """
 
     image: str = "sglang-ascend-moe:a3"
@@ -78,9 +85,10 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     decode_addresses: list[str] = []
     port: Port = 30000
     bootstrap_port: Port = 8998
-    dist_port: Port = 5000
+    dist_port: FirstPort = 5000
     kv_store_port: Port = 24669
     model_volume: str = "model"
+    secret_name: str = "ascend-moe"
 
 
 class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -23,6 +24,7 @@ from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan
 OF_POD = MachineAddress(host="0.0.0.0", leader="$(LWS_LEADER_ADDRESS)", node_rank="$(LWS_WORKER_INDEX)")
 NPU_RESOURCE = "huawei.com/Ascend910"
 START_SECONDS = 3600
+SECRET_MODE = 0o400
 
 
 def render(deployment: Deployment, shape: MoeShape) -> dict[str, str]:
@@ -83,6 +85,7 @@ def pod_spec(deployment: Deployment, name: RoleName, plan: MemoryPlan) -> dict[s
     ]
     variables.append({"name": "SGLANG_HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     npus = {NPU_RESOURCE: str(role.ranks_per_node)}
+    secret_mounts, secret_volumes = secret(deployment)
     container = {
         "name": "server",
         "image": ascend.image,
@@ -92,6 +95,7 @@ def pod_spec(deployment: Deployment, name: RoleName, plan: MemoryPlan) -> dict[s
         "volumeMounts": [
             {"name": "model", "mountPath": deployment.model_path, "readOnly": True},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
+            *secret_mounts,
         ],
     }
     return {
@@ -99,8 +103,20 @@ def pod_spec(deployment: Deployment, name: RoleName, plan: MemoryPlan) -> dict[s
         "volumes": [
             {"name": "model", "persistentVolumeClaim": {"claimName": ascend.model_volume, "readOnly": True}},
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}},
+            *secret_volumes,
         ],
     }
+
+
+def secret(deployment: Deployment) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a container mounts for the secret, and the volumes of its pod; nothing without one."""
+    if deployment.secret_file is None:
+        return [], []
+    path = PurePosixPath(deployment.secret_file)
+    mount = {"name": "secret", "mountPath": str(path), "subPath": path.name, "readOnly": True}
+    # Others than its user may not read it: servers refuse it otherwise.
+    volume = {"secretName": deployment.ascend.secret_name, "defaultMode": SECRET_MODE}
+    return [mount], [{"name": "secret", "secret": volume}]
 
 
 def leader_host(deployment: Deployment, name: RoleName, instance: int) -> str:

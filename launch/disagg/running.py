@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from sglang_ascend_moe.errors import ProtocolMismatch
 from sglang_ascend_moe.exchange.control.instance import require_pair
+from sglang_ascend_moe.exchange.control.network import PORTS_AFTER
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.deployment_events import (
@@ -39,16 +40,20 @@ POLL_SECONDS = 0.5
 PROBE_SECONDS = 60.0
 ROUTER = "router"
 KV_STORE = "ASCEND_MF_STORE_URL"
+LOOPBACK = "127.0.0.1"
+ON_ONE_MACHINE = {"GLOO_SOCKET_IFNAME": "lo"}
+"""In the environment of a node; gloo would take the interface of the host's name."""
 _HOST_MEMORY = FLAGS["host_memory"].flag.removeprefix("--")
 
 
 class Member(NamedTuple):
-    """One server of the deployment. `role` is None for the router, `bootstrap_port` 0 where there is none."""
+    """One node of a server of the deployment. `role` is None for the router, `bootstrap_port` 0 where there is none."""
 
     name: str
     role: RoleName | None
     process: ServerProcess
     bootstrap_port: int = 0
+    node: int = 0
 
 
 class MemberFailed(Exception):
@@ -82,7 +87,7 @@ class RunningDeployment:
         self._tell = tell
         self._target = target
         self._npus_given = 0
-        self._store = f"tcp://127.0.0.1:{free_port()}"
+        self._store = f"tcp://{LOOPBACK}:{free_port()}"
         self._members: list[Member] = []
 
     def __enter__(self) -> Self:
@@ -95,7 +100,8 @@ class RunningDeployment:
 
     @property
     def instances(self) -> list[Member]:
-        return [member for member in self._members if member.role is not None]
+        """Servers but for the router; of those with several nodes the first, which answers requests."""
+        return [member for member in self._members if member.role is not None and member.node == 0]
 
     def start_instances(self, timeout: float) -> None:
         """Start prefill and decode servers together, and return when all of them answer. Raises `MemberFailed`.
@@ -146,7 +152,8 @@ class RunningDeployment:
         for member in reversed(self._members):
             if at_once and member.name == ROUTER:
                 member.process.kill()
-            elif member.process.exit_code is None:
+            elif member.node == 0 and member.process.exit_code is None:
+                # Others are stopped by their node 0: if one of them stopped first, that would be its server's fault.
                 member.process.interrupt()
         # Told when all have ended: whoever reads may be gone.
         stopped = [Stopped(name=member.name, by_itself=member.process.stop()) for member in reversed(self._members)]
@@ -155,22 +162,29 @@ class RunningDeployment:
             self._tell(event)
 
     def _start_instance(self, role: RoleName, number: int, left: MemoryLeft) -> None:
-        name = f"{role}-{number}"
-        log = self._logs / f"{name}.log"
-        bootstrap_port = free_port()
-        flags = server_flags(self._deployment, role, self._target, NodePlace(bootstrap_port))
         settings = self._deployment.roles[role]
-        if self._target == "ascend":
-            # SGLang gives an instance the NPUs from this one on; memfabric's engines meet at the store.
-            flags += ["--base-gpu-id", str(self._npus_given)]
-            self._npus_given += settings.tp_size
-            process = ServerProcess(flags, log, variables={KV_STORE: self._store})
-        else:
-            if _HOST_MEMORY not in settings.options:
-                share = share_of_ranks(left, settings.tp_size, self._deployment.ranks)
-                flags += [f"--{_HOST_MEMORY}", str(share)]
-            process = ForkedServer(flags, log)
-        self._begin(Member(name, role, process, bootstrap_port))
+        bootstrap_port = free_port()
+        dist_address = f"{LOOPBACK}:{free_port(PORTS_AFTER)}"
+        first_npu = self._npus_given
+        self._npus_given += settings.tp_size
+        # Node 0 last, and so the first that is stopped.
+        for node in reversed(range(settings.nodes)):
+            name = settings.member_name(role, number, node)
+            log = self._logs / f"{name}.log"
+            flags = server_flags(
+                self._deployment, role, self._target, NodePlace(bootstrap_port, str(node), dist_address)
+            )
+            variables = ON_ONE_MACHINE if settings.nodes > 1 else {}
+            if self._target == "ascend":
+                # SGLang gives a node the NPUs from this one on; memfabric's engines meet at the store.
+                flags += ["--base-gpu-id", str(first_npu + node * settings.ranks_per_node)]
+                process = ServerProcess(flags, log, variables={KV_STORE: self._store, **variables})
+            else:
+                if _HOST_MEMORY not in settings.options:
+                    share = share_of_ranks(left, settings.tp_size, self._deployment.ranks)
+                    flags += [f"--{_HOST_MEMORY}", str(share)]
+                process = ForkedServer(flags, log, variables=variables)
+            self._begin(Member(name, role, process, bootstrap_port, node))
 
     def _compare_instances(self) -> None:
         """Every prefill instance has to fit every decode instance: the router may pair any of them."""
@@ -227,7 +241,8 @@ class RunningDeployment:
 
     def _raise_if_one_ended(self) -> None:
         ended = [(member, code) for member in self._members if (code := member.process.exit_code) is not None]
-        for member, code in ended:
+        # The other nodes of a server end with the one that was killed.
+        for member, code in sorted(ended, key=lambda one: one[1] >= 0):
             if member.process.found_port_taken:
                 raise MemberFailed(
                     f"another program has taken its port {member.process.port}; start again", member, Failure.PORT_TAKEN

@@ -12,11 +12,11 @@ Target = Literal["host", "ascend"]
 
 class NodePlace(NamedTuple):
     """Of one server: the port at which decode servers ask for it, if it prefills; `node_rank` and `dist_address`
-    (host:port of its node 0) where it spans several nodes."""
+    (host:port of its node 0) where it spans several nodes; the defaults are for flags that are only looked at."""
 
     bootstrap_port: int
     node_rank: str = "0"
-    dist_address: str = ""
+    dist_address: str = "127.0.0.1:5000"
 
 
 def server_flags(deployment: Deployment, name: RoleName, target: Target, place: NodePlace) -> list[str]:

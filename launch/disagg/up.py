@@ -155,11 +155,7 @@ def deployment_asked(parsed: argparse.Namespace) -> Deployment:
             router[key] = getattr(parsed, key)
     if "model_path" not in values:
         raise InvalidInput("--model-path is missing: give it, or --file")
-    deployment = deployment_of(values, "flags")
-    for key, role in deployment.roles.items():
-        if role.nodes > 1:
-            raise InvalidInput(f"{key}.nodes {role.nodes}: `up` serves on one machine; `render` is for several")
-    return deployment
+    return deployment_of(values, "flags")
 
 
 def folder_of_logs(asked: Path) -> Path:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from sglang_ascend_moe.exchange.control.post_mortem import PostMortem, read_accounts
+from sglang_ascend_moe.native.faults import rank_in_words
 
 
 def account_of(folder: Path) -> str:
@@ -21,16 +22,21 @@ def _session_lines(accounts: list[PostMortem]) -> list[str]:
     first = min(accounts, key=lambda account: account.time)
     silent = sorted(set(range(first.ranks)) - {account.rank for account in accounts})
     lines = [f"session {first.session.hex()[:12]}: {first.ranks} ranks, {len(accounts)} of them left an account"]
-    lines += [f"  {_blame(accounts)}", f"  first to notice: rank {first.rank}, {_clock(first.time)}", ""]
+    lines += [
+        f"  {_blame(accounts)}",
+        f"  first to notice: {rank_in_words(first.rank, first.nodes)}, {_clock(first.time)}",
+        "",
+    ]
     for account in accounts:
-        lines.append(f"  rank {account.rank} (process {account.process}, +{account.time - first.time:.3f} s)")
+        who = rank_in_words(account.rank, account.nodes)
+        lines.append(f"  {who} (process {account.process}, +{account.time - first.time:.3f} s)")
         lines.append(f"      {account.message}")
         if account.missing:
             lines.append(
                 f"      was waiting for {_ranks(account.missing)} at step {account.step}, epoch {account.epoch}"
             )
         lines.append(f"      {_slowest(account)}")
-    lines += [f"  rank {rank} left none: it was killed, or is still stopped" for rank in silent]
+    lines += [f"  {rank_in_words(rank, first.nodes)} left none: it was killed, or is still stopped" for rank in silent]
     lines += ["", "  rows from each rank in the last dispatch that the first to notice saw:"]
     lines += [f"      rank {rank}: {sum(counts)}" for rank, counts in enumerate(first.matrix)]
     return lines
@@ -38,7 +44,8 @@ def _session_lines(accounts: list[PostMortem]) -> list[str]:
 
 def _blame(accounts: list[PostMortem]) -> str:
     blamed = Counter(account.culprit for account in accounts)
-    return "blamed: " + ", ".join(f"rank {rank} (by {count})" for rank, count in blamed.most_common())
+    nodes = accounts[0].nodes
+    return "blamed: " + ", ".join(f"{rank_in_words(rank, nodes)} (by {count})" for rank, count in blamed.most_common())
 
 
 def _slowest(account: PostMortem) -> str:

@@ -33,9 +33,10 @@ LEAST_CHUNK = 2048
 def check_memory(requests: Sequence[ServeRequest]) -> None:
     """Raise `Unsupported`, with the numbers, if one of the servers that a command starts cannot fit into its part.
 
-    Servers for NPUs take their memory, and are not looked at; nor are models that are not on this machine yet.
+    Servers for NPUs take their memory, and are not looked at; nor are models that are not on this machine yet, and
+    nodes but the first, which answers for all: on a host they are on one machine.
     """
-    on_host = [request for request in requests if device_of(request) == "cpu"]
+    on_host = [request for request in requests if device_of(request) == "cpu" and request.node_rank == 0]
     http = sum(http_bytes(request.tokenizer_worker_num) for request in on_host)
     left = memory_left(read_limits(), outstanding(), http=http)
     ranks = sum(server_sizes(request).ranks for request in on_host)

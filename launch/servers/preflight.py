@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.exchange.control.network import PORTS_AFTER, parse_address
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.launch.plan.moe_config import read_moe_shape
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest, request_of
@@ -51,10 +52,20 @@ def check_server(words: Sequence[str], model_flag: str | None = None) -> ServeRe
     request = request_of(given)
     check_model(request, model_flag or _model_flag(words, request.model_path), offline=offline())
     check_address(Address("--host", request.host, "--port", request.port))
+    if request.node_rank == 0:
+        check_first_node(request)
+    return request
+
+
+def check_first_node(request: ServeRequest) -> None:
+    """Raise `InvalidInput`, naming the flag, if nothing can listen where other nodes and decode instances will ask."""
     if request.disaggregation_mode == "prefill":
         port = request.disaggregation_bootstrap_port
         check_address(Address("--host", request.host, "--disaggregation-bootstrap-port", port))
-    return request
+    if request.nnodes > 1 and request.dist_init_addr:
+        first = parse_address(request.dist_init_addr)
+        for port in range(first.port, first.port + PORTS_AFTER + 1):
+            check_address(Address("--dist-init-addr", first.host, "--dist-init-addr", port))
 
 
 def check_flags(words: Sequence[str]) -> Given:

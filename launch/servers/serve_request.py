@@ -32,6 +32,8 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     ep_num_redundant_experts: int
     init_expert_location: str
     nnodes: int
+    node_rank: int
+    dist_init_addr: str | None
     tokenizer_worker_num: int
     context_length: int | None
     max_running_requests: int | None

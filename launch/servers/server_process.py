@@ -227,16 +227,16 @@ def end_with_parent(number: int = signal.SIGINT) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now.
+def free_port(following: int = 0) -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now, nor on so many `following` ones.
 
     It is none of those that the kernel gives to connections, because a server takes long to start, and one of the many
     connections meanwhile might be given its port.
     """
     ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
-    for port in random.sample(range(FIRST_PORT, ephemeral), max(0, ephemeral - FIRST_PORT)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+    below = range(FIRST_PORT, max(FIRST_PORT, ephemeral - following))
+    for port in random.sample(below, len(below)):
+        if not any(is_taken("127.0.0.1", one) for one in range(port, port + following + 1)):
             return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,1 +1,1 @@
-"""Small random checkpoints with a tokenizer: `python -m sglang_ascend_moe.launch.tiny_model FOLDER` writes one."""
+"""Small checkpoints with a tokenizer: `python -m sglang_ascend_moe.launch.tiny_model FOLDER` writes one."""

@@ -21,6 +21,10 @@ class TinySizes(NamedTuple):
     max_positions: int = 2048
 
 
+TRAINED_FAMILIES = ("qwen3_moe", "deepseek_v3")
+TRAINED_SIZES = TinySizes(layers=2, heads=4, experts=8, topk=2, vocab=320)
+
+
 class Init(NamedTuple):
     """Gains of the random weights: the factor by which each multiplies the standard deviation of unit input.
 

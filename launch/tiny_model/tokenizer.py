@@ -99,3 +99,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_positions: int) -> N
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def chat_prompt(question: str) -> str:
+    """What CHAT_TEMPLATE makes of one question of a user, up to where the answer begins."""
+    return f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n"

@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sglang_ascend_moe.errors import InvalidInput, PeerLost
+from sglang_ascend_moe.exchange.control.machine import this_machine
 from sglang_ascend_moe.exchange.control.waiting import wait_for_ranks
 
 
 class RankGroup:
-    """The ranks of a Buffer, with process descriptors of all of them."""
+    """The ranks of a Buffer, with process descriptors of those on this machine."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         """`group` moves CPU tensors (gloo)."""
@@ -24,8 +25,13 @@ class RankGroup:
         self.group = group
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
-        processes = self.gather(torch.tensor([os.getpid()]))[:, 0].tolist()
-        self._pidfds = [-1 if peer == self.rank else _open(peer, process) for peer, process in enumerate(processes)]
+        machine = int.from_bytes(this_machine().identity[:7])
+        told = self.gather(torch.tensor([os.getpid(), machine])).tolist()
+        # A process of another machine is watched by the exchange.
+        self._pidfds = [
+            _open(peer, process) if peer != self.rank and where == machine else -1
+            for peer, (process, where) in enumerate(told)
+        ]
 
     def gather(self, values: Tensor) -> Tensor:
         """[ranks, n] of everyone's `values` [n], which have one length and dtype everywhere."""

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch.distributed as dist
 
 from sglang_ascend_moe.exchange.control.blocks import Hello
+from sglang_ascend_moe.exchange.control.lifelines import RankWatch
 from sglang_ascend_moe.exchange.control.secret import Secret
 from sglang_ascend_moe.exchange.control.waiting import Patience
 from sglang_ascend_moe.native.session import NativeSession
@@ -19,15 +20,15 @@ from sglang_ascend_moe.windows.window import Window
 class Meeting(NamedTuple):
     """The ranks that open an exchange together, once they have agreed on its parameters.
 
-    hellos: [ranks]. pidfds: [ranks] process descriptors, -1 for this rank. patience: how long ranks wait for each
-    other. first_epoch: exchanges to pretend to have behind. resources: what is given back when the exchange is closed.
+    hellos: [ranks]. patience: how long ranks wait for each other. first_epoch: exchanges to pretend to have behind.
+    resources: what is given back when the exchange is closed.
     """
 
     group: dist.ProcessGroup
     rank: int
     hellos: list[Hello]
     layout: WindowLayout
-    pidfds: list[int]
+    watch: RankWatch
     secret: Secret | None
     patience: Patience
     first_epoch: int

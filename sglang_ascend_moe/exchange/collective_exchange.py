@@ -26,6 +26,8 @@ from sglang_ascend_moe.errors import (
     Unsupported,
 )
 from sglang_ascend_moe.exchange.control.blocks import Hello
+from sglang_ascend_moe.exchange.control.lifelines import RankWatch, watch_ranks
+from sglang_ascend_moe.exchange.control.machine import this_machine
 from sglang_ascend_moe.exchange.control.rendezvous import agree
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.exchange.expert_exchange import Phase
@@ -84,9 +86,10 @@ class CollectiveExchange:
     the number of dispatches begun so far. There are no gradients.
     """
 
-    def __init__(self, group: dist.ProcessGroup, parameters: ExchangeParameters) -> None:
+    def __init__(self, group: dist.ProcessGroup, parameters: ExchangeParameters, watch: RankWatch) -> None:
         """Use `open`."""
         self._group = group
+        self._watch = watch
         self.rank = dist.get_rank(group)
         self.parameters = parameters
         self.epoch = 0
@@ -103,16 +106,17 @@ class CollectiveExchange:
         options: RankOptions = RankOptions(),  # noqa: B008
     ) -> CollectiveExchange:
         """Opens an exchange on every rank of `group`, a group that can move CPU tensors and whose timeout bounds every
-        wait. Of `options` only `secret_file` and `bring_up_timeout_s` mean anything here.
+        wait. Of `options` only `secret_file`, `bring_up_timeout_s` and `node` mean anything here.
 
         Raises on every rank: `InvalidInput` for parameters out of range, `Unsupported` for quantisation, padded layout,
         `verify` and `window_bytes` (there is no window), `ProtocolMismatch` if ranks differ.
         """
         hello = Hello(
             session=os.urandom(16), rank=dist.get_rank(group), layout_version=LAYOUT_VERSION, parameters=parameters,
-            process=os.getpid(), address=b"", cores=[], workers=1,
+            process=os.getpid(), address=b"", cores=[], workers=1, node=options.node, machine=this_machine(),
         )  # fmt: skip
-        agree(group, hello, read_secret(options.secret_file), options.patience())
+        secret, patience = read_secret(options.secret_file), options.patience()
+        hellos = agree(group, hello, secret, patience)
         check_parameters(parameters)
         for name in ("quant", "window_bytes", "layout", "verify"):
             value, default = getattr(parameters, name), _DEFAULTS[name]
@@ -121,12 +125,22 @@ class CollectiveExchange:
                     f"{name}={value!r}: the collective schedule has no window and moves rows as they are; pass"
                     f" {name}={default!r}"
                 )
-        return cls(group, parameters)
+        watch = watch_ranks(group, hellos, hello.rank, parameters.timeout_s, secret, patience)
+        return cls(group, parameters, watch)
 
     @classmethod
     def create(cls, group: dist.ProcessGroup, **fields: Any) -> CollectiveExchange:
         """`open` with the fields of `ExchangeParameters`, but ranks, as keywords."""
         return cls.open(group, exchange_parameters(ranks=dist.get_world_size(group), **fields))
+
+    @property
+    def nodes(self) -> list[int]:
+        """As `Exchange.nodes`."""
+        return self._watch.nodes
+
+    def gone(self) -> list[int]:
+        """As `Exchange.gone`."""
+        return self._watch.gone()
 
     @property
     def window(self) -> WindowMemory:
@@ -268,6 +282,7 @@ class CollectiveExchange:
     def close(self) -> None:
         """Give up the exchange. The group stays the caller's."""
         self._poison = "it was closed"
+        self._watch.close()
 
     def __enter__(self) -> CollectiveExchange:
         return self

@@ -12,6 +12,8 @@ import torch
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.backend import Meeting
+from sglang_ascend_moe.exchange.control.lifelines import meeting_place
+from sglang_ascend_moe.exchange.control.network import own_host
 from sglang_ascend_moe.exchange.control.rendezvous import gather_frames
 from sglang_ascend_moe.native.device_session import DeviceSession
 from sglang_ascend_moe.native.session import NativeSession, initialise_window
@@ -21,6 +23,7 @@ from sglang_ascend_moe.windows.pooled import provider
 from sglang_ascend_moe.windows.window import Window
 
 _TEXT_BYTES = 2048
+LOOPBACK = "127.0.0.1"
 
 
 class DeviceBackend:
@@ -46,14 +49,14 @@ class DeviceBackend:
         source = provider(self._provider)
         refusal, place = lack_of_memory(layout.total_bytes, self._device), b""
         try:
-            place = source.meeting() if rank == 0 else place
+            place = source.meeting(_own_host(meeting)) if rank == 0 else place
         except Unsupported as error:
             refusal = str(error)
         _refuse_together(meeting, refusal, "compared its memory with its window")
         place = _gather(meeting, place, "learnt where windows are made")[0]
         try:
             device = torch.npu.current_device()
-            pool = source.open_pool(Place(rank, layout.parameters.ranks, device, layout.total_bytes, place))
+            pool = source.open_pool(Place(rank, meeting.watch.nodes, device, layout.total_bytes, place))
             meeting.resources.callback(pool.release)
             initialise_window(layout, pool.bases[rank], "npu", first_epoch=meeting.first_epoch)
         except Unsupported as error:
@@ -65,8 +68,15 @@ class DeviceBackend:
     def open_session(self, meeting: Meeting, windows: Sequence[Window]) -> NativeSession:
         addresses = [window.address for window in windows]
         return DeviceSession(
-            meeting.layout, meeting.rank, addresses, meeting.pidfds, self._device, first_epoch=meeting.first_epoch
-        )
+            meeting.layout, meeting.rank, addresses, meeting.watch.ends, self._device,
+            first_epoch=meeting.first_epoch, nodes=meeting.watch.nodes,
+        )  # fmt: skip
+
+
+def _own_host(meeting: Meeting) -> str:
+    """The address of this machine at which all ranks reach it. Raises `InvalidInput`."""
+    one_node = len(set(meeting.watch.nodes)) == 1
+    return LOOPBACK if one_node else own_host(meeting_place(meeting.group))
 
 
 def _gather(meeting: Meeting, data: bytes, call: str) -> list[bytes]:

@@ -57,6 +57,7 @@ class Exchange:
         self.parameters = self.layout.parameters
         self._identity = (opened.session_id, opened.rank)
         self._opened: Opened | None = opened
+        self._watch = opened.watch
         # A padded window cannot be halved.
         self._overlap = opened.overlap and not self.layout.expert_rows
 
@@ -103,6 +104,15 @@ class Exchange:
     def epoch(self) -> int:
         """Exchanges begun so far by this rank."""
         return self.epochs[self.rank]
+
+    @property
+    def nodes(self) -> list[int]:
+        """[ranks] the node on which each runs, all the same on one machine."""
+        return self._watch.nodes
+
+    def gone(self) -> list[int]:
+        """The ranks whose process has ended, or whose machine has been silent for `timeout_s`."""
+        return self._watch.gone()
 
     @property
     def observation(self) -> Observation:

@@ -29,6 +29,13 @@ class ExpertExchange(Protocol):
     def parameters(self) -> ExchangeParameters: ...
 
     @property
+    def nodes(self) -> list[int]:
+        """[ranks] the node on which each runs, all the same on one machine."""
+
+    def gone(self) -> list[int]:
+        """The ranks whose process has ended, or whose machine has been silent for `timeout_s`."""
+
+    @property
     def observation(self) -> Observation:
         """What this exchange has done so far, counted."""
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.exchange.backend import Meeting
-from sglang_ascend_moe.exchange.control.blocks import WindowHandle
-from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener
+from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle
+from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener, open_windows
 from sglang_ascend_moe.exchange.control.rendezvous import workers_of
 from sglang_ascend_moe.native.session import NativeSession, initialise_window
 from sglang_ascend_moe.windows.memfd import MappedWindow, create_window
@@ -33,8 +33,9 @@ class HostBackend:
         self._listener.close()
 
     def make_windows(self, meeting: Meeting) -> Sequence[Window]:
-        """Each rank maps all windows; mappings end with the windows."""
+        """Each rank maps all windows; mappings end with the windows. Raises `Unsupported` for ranks of two machines."""
         layout, hellos, rank = meeting.layout, meeting.hellos, meeting.rank
+        refuse_far_ranks(hellos)
         with ExitStack() as descriptors:
             descriptor = create_window(layout)
             descriptors.callback(os.close, descriptor)
@@ -43,9 +44,11 @@ class HostBackend:
             handle = WindowHandle(
                 session=hellos[0].session, rank=rank, total_bytes=layout.total_bytes, layout_digest=layout.digest()
             )
-            received = exchange_windows(
-                hellos, Offer(handle, descriptor), self._listener, meeting.pidfds, meeting.patience
-            )
+            offer = Offer(handle, descriptor)
+            if len({hello.machine.network for hello in hellos}) > 1:
+                received = open_windows(meeting.group, hellos, offer, meeting.secret, meeting.patience)
+            else:
+                received = exchange_windows(hellos, offer, self._listener, meeting.watch.ends, meeting.patience)
             for peer_descriptor in received:
                 if peer_descriptor >= 0:
                     descriptors.callback(os.close, peer_descriptor)
@@ -58,5 +61,18 @@ class HostBackend:
         addresses = [window.address for window in windows]
         workers = workers_of(meeting.hellos)[meeting.rank]
         return NativeSession(
-            meeting.layout, meeting.rank, addresses, meeting.pidfds, workers, first_epoch=meeting.first_epoch
-        )
+            meeting.layout, meeting.rank, addresses, meeting.watch.ends, workers,
+            first_epoch=meeting.first_epoch, nodes=meeting.watch.nodes,
+        )  # fmt: skip
+
+
+def refuse_far_ranks(hellos: Sequence[Hello]) -> None:
+    """Raise `Unsupported` if a rank does not run where the first one does, so that memory cannot be shared."""
+    first = hellos[0]
+    for other in hellos:
+        if other.machine.identity != first.machine.identity:
+            raise Unsupported(
+                f"rank {first.rank} runs on {first.machine.name} and rank {other.rank} on {other.machine.name}, which"
+                " share no memory (another machine, or another PID namespace); without NPUs start all ranks on one"
+                " machine, in one container, or use --device npu"
+            )

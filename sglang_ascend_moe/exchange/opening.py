@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.exchange.backend import Backend, Meeting
 from sglang_ascend_moe.exchange.control.blocks import Hello
-from sglang_ascend_moe.exchange.control.handover import watch_processes
+from sglang_ascend_moe.exchange.control.lifelines import RankWatch, watch_ranks
+from sglang_ascend_moe.exchange.control.machine import this_machine
 from sglang_ascend_moe.exchange.control.post_mortem import Recorder
 from sglang_ascend_moe.exchange.control.rendezvous import agree, workers_of
 from sglang_ascend_moe.exchange.control.secret import read_secret
@@ -35,6 +36,7 @@ class Opened(NamedTuple):
     """What is given back when the exchange is closed."""
     overlap: bool
     """Whether rounds are placed while experts run on the round before: every rank has more than one worker."""
+    watch: RankWatch
 
 
 def backend_of(options: RankOptions) -> Backend:
@@ -66,24 +68,22 @@ def open_exchange(
         hello = Hello(
             session=os.urandom(16), rank=rank, layout_version=LAYOUT_VERSION, parameters=parameters,
             process=os.getpid(), address=backend.address, cores=sorted(os.sched_getaffinity(0)),
-            workers=backend.workers,
+            workers=backend.workers, node=options.node, machine=this_machine(),
         )  # fmt: skip
         hellos = agree(group, hello, secret, patience)
         # After the comparison, so that arguments that cannot be laid out are refused on every rank alike.
         layout = plan_window(parameters)
-        pidfds = watch_processes(hellos, rank)
-        for pidfd in pidfds:
-            if pidfd >= 0:
-                kept.callback(os.close, pidfd)
-        meeting = Meeting(group, rank, hellos, layout, pidfds, secret, patience, first_epoch, kept)
+        watch = watch_ranks(group, hellos, rank, parameters.timeout_s, secret, patience)
+        kept.callback(watch.close)
+        meeting = Meeting(group, rank, hellos, layout, watch, secret, patience, first_epoch, kept)
         windows = backend.make_windows(meeting)
         session = backend.open_session(meeting, windows)
         if options.post_mortem is not None:
-            recorder = Recorder(Path(options.post_mortem), hellos[0].session, rank, parameters.ranks)
+            recorder = Recorder(Path(options.post_mortem), hellos[0].session, rank, watch.nodes)
             _record_faults(session, recorder)
         steps = ExchangeSteps(session, rank, windows, layout, getattr(torch, parameters.dtype))
         overlap = backend.overlaps_rounds and min(workers_of(hellos)) > 1
-        return Opened(hellos[0].session, rank, steps, kept.pop_all(), overlap)
+        return Opened(hellos[0].session, rank, steps, kept.pop_all(), overlap, watch)
 
 
 def close_exchange(opened: Opened) -> None:

@@ -25,6 +25,8 @@ class RankOptions(NamedTuple):
     secret_file: file of at least 32 bytes, readable by its owner only, by which ranks know each other's control blocks;
         the same bytes on every rank.
     bring_up_timeout_s: seconds for which this rank waits for the others to open the exchange too.
+    node: number of the node that this rank runs on, for messages, and for ranks of one machine that are to be treated
+        as if they were on several; None: each machine is a node.
     """
 
     workers: int | None = None
@@ -33,6 +35,7 @@ class RankOptions(NamedTuple):
     post_mortem: str | os.PathLike[str] | None = None
     secret_file: str | os.PathLike[str] | None = None
     bring_up_timeout_s: float = BRING_UP.seconds
+    node: int | None = None
 
     def patience(self) -> Patience:
         """How long this rank waits for the others to open the exchange. Raises `InvalidInput`."""

@@ -66,18 +66,19 @@ class DeviceSession(NativeSession):
         layout: WindowLayout,
         rank: int,
         window_addresses: Sequence[int],
-        peer_pidfds: Sequence[int],
+        peer_ends: Sequence[int],
         device: torch.device,
         streams: Streams | None = None,
         cores: int = 0,
         *,
         first_epoch: int = 0,
+        nodes: Sequence[int] = (),
     ) -> None:
         """`window_addresses` [ranks] as the device sees them; `cores`: vector cores to run on, 0 for all.
 
         Raises `PeerLost` of this rank, with the words of CANN, if it refuses memory.
         """
-        super().__init__(layout, rank, window_addresses, peer_pidfds, device=device, first_epoch=first_epoch)
+        super().__init__(layout, rank, window_addresses, peer_ends, device=device, first_epoch=first_epoch, nodes=nodes)
         self._streams = torch_streams() if streams is None else streams
         self._place = 0
         if result := self._native.open_device(cores):

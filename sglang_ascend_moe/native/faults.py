@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from sglang_ascend_moe.errors import (
@@ -43,12 +44,17 @@ class Fault(NamedTuple):
     refusal: str
 
 
-def fault_error(fault: Fault, layout: WindowLayout) -> AscendMoeError:
-    """The exception for `fault`; its message names rank, value and remedy."""
+def rank_in_words(rank: int, nodes: Sequence[int]) -> str:
+    """Such as `rank 3`, or `rank 3 (node 1)` where `nodes` [ranks] are several."""
+    return f"rank {rank} (node {nodes[rank]})" if len(set(nodes)) > 1 else f"rank {rank}"
+
+
+def fault_error(fault: Fault, layout: WindowLayout, nodes: Sequence[int] = ()) -> AscendMoeError:
+    """The exception for `fault`; its message names rank, value and remedy, with several `nodes` [ranks] the node."""
     p = layout.parameters
     step, result = fault.step.name.lower(), fault.result
     where = f"at step {step} of epoch {fault.epoch}"
-    culprit = f"this rank ({fault.rank})" if fault.culprit == fault.rank else f"rank {fault.culprit}"
+    culprit = f"this rank ({fault.rank})" if fault.culprit == fault.rank else rank_in_words(fault.culprit, nodes)
     blame = (fault.culprit, step, fault.epoch)
     if result == Result.INVALID_INPUT:
         problem = input_problem(fault.cause, fault.detail, num_experts=p.num_experts, max_tokens=p.max_tokens)

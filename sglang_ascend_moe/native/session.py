@@ -54,22 +54,25 @@ class NativeSession:
         layout: WindowLayout,
         rank: int,
         window_addresses: Sequence[int],
-        peer_pidfds: Sequence[int],
+        peer_ends: Sequence[int],
         workers: int = 1,
         device: torch.device | None = None,
         *,
         first_epoch: int = 0,
+        nodes: Sequence[int] = (),
     ) -> None:
-        """`window_addresses` [ranks] as mapped here; `peer_pidfds` [ranks], -1 for a rank that is not watched;
-        `workers`: threads that move large payloads; `device`: where windows and tensors lie, None for the host;
-        `first_epoch`: exchanges that the windows have behind them.
+        """`window_addresses` [ranks] as mapped here; `peer_ends` [ranks]: descriptors that become readable when a rank
+        is gone, -1 for one that is not watched; `workers`: threads that move large payloads; `device`: where windows
+        and tensors lie, None for the host; `first_epoch`: exchanges that the windows have behind them; `nodes`
+        [ranks]: where each runs, empty where that does not matter.
         """
         p = layout.parameters
+        self._nodes = nodes
         self._window_layout = layout
         self._matrix = torch.zeros(p.ranks, p.num_experts, dtype=torch.int32, device=device)
         self._on_fault: FaultHook | None = None
         self._native = library("cpu" if device is None else device.type).open_session(
-            native_layout(layout), rank, window_addresses, peer_pidfds, timeout_ns=int(p.timeout_s * 1e9),
+            native_layout(layout), rank, window_addresses, peer_ends, timeout_ns=int(p.timeout_s * 1e9),
             workers=workers, epoch=first_epoch, takes_host_tensors=self.takes_host_tensors,
         )  # fmt: skip
         _sessions.add(self)
@@ -229,7 +232,7 @@ class NativeSession:
         if self.inherited:
             refuse_forked()
         fault = self._fault()
-        refusal = fault_error(fault, self._window_layout)
+        refusal = fault_error(fault, self._window_layout, self._nodes)
         if Result.PEER_LOST <= result != Result.POISONED:
             self._report(fault, refusal)
         raise refusal

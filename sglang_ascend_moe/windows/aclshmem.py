@@ -6,14 +6,18 @@ this.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import os
 from typing import Any
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.windows.device import ALIGNMENT, HUGE_PAGE, Place, Pool, refuse_bases, rounded
+from sglang_ascend_moe.windows.device import ALIGNMENT, HUGE_PAGE, Place, Pool, free_place, refuse_bases, rounded
 
 PACKAGE = "shmem"
+PLACE_VARIABLE = "SHMEM_UID_SESSION_ID"
+"""Of the library: where rank 0 listens, `HOST:PORT`. It takes an interface in another one, if this is not set."""
 _open = False
 
 
@@ -39,10 +43,15 @@ def load() -> Any:
     return module
 
 
-def meeting() -> bytes:
-    """On rank 0: the id by which all ranks find each other. Raises `Unsupported`."""
+def meeting(host: str) -> bytes:
+    """On rank 0: the id by which all ranks find each other, at a port of `host` that is free now, an address of this
+    machine, unless the library's own variables say where. Raises `Unsupported`."""
     module = load()
     _without_tls(module)
+    with contextlib.suppress(RuntimeError):
+        return bytes(module.aclshmem_get_unique_id())
+    # Without one of its variables it makes no id.
+    os.environ[PLACE_VARIABLE] = free_place(host)
     try:
         return bytes(module.aclshmem_get_unique_id())
     except RuntimeError as error:
@@ -90,8 +99,9 @@ def open_pool(place: Place, module: Any = None) -> Pool:
         for peer, base in enumerate(bases):
             if not base:
                 raise Unsupported(
-                    f"the NPU of rank {peer} cannot be reached from that of rank {place.rank} (aclshmem_ptr): all ranks"
-                    " need NPUs of one HCCS domain. Choose them with ASCEND_RT_VISIBLE_DEVICES, or lower --tp-size"
+                    f"the NPU of {place.named(peer)} cannot be reached from that of {place.named(place.rank)}"
+                    " (aclshmem_ptr): all ranks need NPUs of one HCCS domain. Choose them with"
+                    " ASCEND_RT_VISIBLE_DEVICES, or lower --tp-size"
                 )
         refuse_bases(bases, "ACLSHMEM")
     except Unsupported:
@@ -101,7 +111,7 @@ def open_pool(place: Place, module: Any = None) -> Pool:
 
 
 def _without_tls(module: Any) -> None:
-    # Ranks of one machine meet on its loopback; without this the library asks for certificates.
+    # Without this the library asks for certificates.
     if failed := module.set_conf_store_tls(False, ""):
         raise Unsupported(
             f"ACLSHMEM cannot be used: set_conf_store_tls returned {failed}. Choose --ascend-moe-windows memfabric"

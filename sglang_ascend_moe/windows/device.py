@@ -7,6 +7,7 @@ address of each rank's window and know nothing else of the provider. No NPU has 
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,13 +23,22 @@ HUGE_PAGE = 2 << 20
 
 
 class Place(NamedTuple):
-    """Where a rank asks for its window: `device` is the index of its NPU, `meeting` what rank 0's `meeting` made."""
+    """Where a rank asks for its window: `nodes` [ranks] says where each rank runs, `device` is the index of its NPU,
+    `meeting` what rank 0's `meeting` made."""
 
     rank: int
-    ranks: int
+    nodes: Sequence[int]
     device: int
     window_bytes: int
     meeting: bytes
+
+    @property
+    def ranks(self) -> int:
+        return len(self.nodes)
+
+    def named(self, rank: int) -> str:
+        """Such as `rank 3`, or `rank 3 (node 1)` where there are several."""
+        return f"rank {rank} (node {self.nodes[rank]})" if len(set(self.nodes)) > 1 else f"rank {rank}"
 
 
 class Pool(NamedTuple):
@@ -65,6 +75,14 @@ def _tensor_at(address: int, shape: tuple[int, ...], dtype: torch.dtype, device:
     }  # fmt: skip
     tensor: torch.Tensor = torch_npu._C._construct_NPU_Tensor_From_Storage_And_Metadata(described, storage)
     return tensor
+
+
+def free_place(host: str) -> str:
+    """`HOST:PORT` or `[HOST]:PORT` with a port that is free now; `host` is an address of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+    return f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
 
 
 def rounded(window_bytes: int) -> int:

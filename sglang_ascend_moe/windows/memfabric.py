@@ -9,12 +9,11 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import socket
 from pathlib import Path
 from typing import Any
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.windows.device import Place, Pool, refuse_bases, rounded
+from sglang_ascend_moe.windows.device import Place, Pool, free_place, refuse_bases, rounded
 
 PACKAGE = "memfabric_hybrid"
 _MTE = 1
@@ -78,10 +77,9 @@ def declare(library: Any) -> None:
         function.restype, function.argtypes = result, list(parameters)
 
 
-def meeting() -> bytes:
-    """On rank 0: the URL at which all ranks meet, a port of this machine that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"tcp://127.0.0.1:{server.getsockname()[1]}".encode()
+def meeting(host: str) -> bytes:
+    """On rank 0: the URL at which all ranks meet, a port of `host` that is free now; an address of this machine."""
+    return f"tcp://{free_place(host)}".encode()
 
 
 def open_pool(place: Place, library: Any = None) -> Pool:
@@ -147,8 +145,8 @@ def _refuse_unreachable(library: Any, handle: Any, place: Place) -> None:
         failed = library.smem_shm_topology_can_reach(handle, peer, ctypes.byref(reach))
         if peer != place.rank and (failed or not reach.value & _MTE):
             raise Unsupported(
-                f"the NPU of rank {peer} cannot be reached from that of rank {place.rank} by its cores (memfabric says"
-                f" {reach.value:#x}): all ranks need NPUs of one HCCS domain. Choose them with"
+                f"the NPU of {place.named(peer)} cannot be reached from that of {place.named(place.rank)} by its cores"
+                f" (memfabric says {reach.value:#x}): all ranks need NPUs of one HCCS domain. Choose them with"
                 " ASCEND_RT_VISIBLE_DEVICES, or lower --tp-size"
             )
 

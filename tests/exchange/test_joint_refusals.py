@@ -16,7 +16,7 @@ from sglang_ascend_moe import Exchange
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch, Unsupported, WindowTooSmall
 from sglang_ascend_moe.exchange.control.blocks import PROTOCOL_VERSION, Hello
 from sglang_ascend_moe.native.library import native_layout
-from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
+from sglang_ascend_moe.windows.layout import LAYOUT_VERSION, ExchangeParameters, plan_window
 
 from . import reference
 from .bits import require_same_values
@@ -266,23 +266,23 @@ def test_windows_of_different_sizes_are_a_mismatch_on_every_rank(pools):
     pools.run(3, create_with_different_windows)
 
 
-def create_with_different_versions(rank: Rank, name: str, replacement: object) -> None:
+def create_with_different_versions(rank: Rank, name: str, usual: int, replacement: object) -> None:
     with patch(f"sglang_ascend_moe.exchange.opening.{name}", replacement) if rank.rank == 1 else nullcontext():
         with pytest.raises(ProtocolMismatch, match=r"rank.*\b9\b.*same version") as caught:
             open_exchange("windows", rank, SCENARIO)
-        if str(PROTOCOL_VERSION) not in str(caught.value):
+        if str(usual) not in str(caught.value):
             raise AssertionError(f"rank {rank.rank} does not name the usual version: {caught.value}")
     with open_exchange("windows", rank, SCENARIO) as exchange:
         require_works(exchange, rank)
 
 
 @pytest.mark.parametrize(
-    ("name", "replacement"),
-    [("LAYOUT_VERSION", 9), ("Hello", partial(Hello, protocol=9))],
+    ("name", "usual", "replacement"),
+    [("LAYOUT_VERSION", LAYOUT_VERSION, 9), ("Hello", PROTOCOL_VERSION, partial(Hello, protocol=9))],
     ids=["layout", "protocol"],
 )
-def test_versions_that_differ_are_a_mismatch_on_every_rank(pools, name, replacement):
-    pools.run(3, create_with_different_versions, name, replacement)
+def test_versions_that_differ_are_a_mismatch_on_every_rank(pools, name, usual, replacement):
+    pools.run(3, create_with_different_versions, name, usual, replacement)
 
 
 def create_with_different_timeouts(rank: Rank) -> None:

@@ -6,13 +6,24 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from sglang_ascend_moe.exchange.control.blocks import Block, ExpertPlacement, Hello, PrefillPlan, WindowHandle
+from sglang_ascend_moe.exchange.control.blocks import (
+    Block,
+    ExpertPlacement,
+    Greeting,
+    Hello,
+    PrefillPlan,
+    Reachable,
+    WindowHandle,
+)
 from sglang_ascend_moe.exchange.control.instance import Instance
+from sglang_ascend_moe.exchange.control.machine import Machine
 from sglang_ascend_moe.exchange.control.post_mortem import PostMortem
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 
 SESSION = b"session of tests"
-KINDS: tuple[type[Block], ...] = (Hello, WindowHandle, PrefillPlan, ExpertPlacement, PostMortem)
+KINDS: tuple[type[Block], ...] = (
+    Hello, Reachable, Greeting, WindowHandle, PrefillPlan, ExpertPlacement, PostMortem,
+)  # fmt: skip
 
 # Numbers at the edges of what msgpack, C and the fields of blocks hold.
 EDGES = [bytes([0xCF]) + value.to_bytes(8) for value in (0, 2**31, 2**32 - 1, 2**32, 2**48, 2**63, 2**64 - 1)]
@@ -26,6 +37,7 @@ NESTED = b"\x91" * 5000
 
 small = st.integers(0, 2**16)
 ranks = st.integers(0, 7)
+digests = st.binary(min_size=16, max_size=16)
 common: dict[str, Any] = {"session": st.just(SESSION), "rank": ranks}
 parameters = st.builds(
     ExchangeParameters, ranks=st.just(8), num_experts=st.integers(1, 32).map(lambda n: 8 * n), hidden=small,
@@ -35,9 +47,12 @@ BLOCKS: dict[type[Block], st.SearchStrategy[Block]] = {
     Hello: st.builds(
         Hello, **common, layout_version=st.integers(0, 9), parameters=parameters, process=st.integers(1, 2**31 - 1),
         address=st.binary(max_size=64), cores=st.lists(small, max_size=9), workers=st.integers(0, 256),
+        node=st.none() | ranks, machine=st.builds(Machine, identity=digests, network=digests, name=st.text(max_size=9)),
     ),
+    Reachable: st.builds(Reachable, **common, host=st.text(max_size=9), port=st.integers(1, 2**16 - 1)),
+    Greeting: st.builds(Greeting, **common, purpose=st.text(max_size=9), seal=st.binary(max_size=32)),
     WindowHandle: st.builds(
-        WindowHandle, **common, total_bytes=small, layout_digest=st.binary(min_size=16, max_size=16)
+        WindowHandle, **common, total_bytes=small, layout_digest=digests
     ),
     PrefillPlan: st.builds(
         PrefillPlan, **common, tokens=st.integers(0, 200), chunk_tokens=st.integers(1, 64),
@@ -48,7 +63,8 @@ BLOCKS: dict[type[Block], st.SearchStrategy[Block]] = {
         layers=st.dictionaries(st.integers(0, 9), st.lists(st.integers(0, 15), max_size=24), max_size=4),
     ),
     PostMortem: st.builds(
-        PostMortem, **common, ranks=st.integers(1, 8), process=small, time=st.floats(0, 2e9),
+        PostMortem, **common, ranks=st.integers(1, 8), nodes=st.lists(ranks, max_size=8), process=small,
+        time=st.floats(0, 2e9),
         outcome=st.text(max_size=9), message=st.text(max_size=40), culprit=ranks, step=st.text(max_size=9), epoch=small,
         missing=st.lists(ranks, max_size=8), waited_s=st.lists(st.floats(0, 9), max_size=8),
         matrix=st.lists(st.lists(small, max_size=4), max_size=4),

@@ -11,6 +11,7 @@ import pytest
 from sglang_ascend_moe.errors import PeerTimeout, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle
 from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener
+from sglang_ascend_moe.exchange.control.machine import this_machine
 from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 from tests.security.drawn_blocks import SESSION
@@ -21,7 +22,7 @@ PARAMETERS = ExchangeParameters(ranks=2, num_experts=8, hidden=64, max_tokens=16
 def hello(rank: int, process: int, address: bytes) -> Hello:
     return Hello(
         session=SESSION, rank=rank, layout_version=1, parameters=PARAMETERS, process=process, address=address, cores=[],
-        workers=1,
+        workers=1, node=None, machine=this_machine(),
     )  # fmt: skip
 
 

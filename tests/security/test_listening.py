@@ -70,7 +70,7 @@ def test_ranks_listen_on_the_loopback_interface_only():
 def test_an_address_that_is_asked_for_is_taken(monkeypatch, asked, override, expected):
     variable = SimpleNamespace(get=lambda: override)
     environ = SimpleNamespace(envs=SimpleNamespace(SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE=variable))
-    context = SimpleNamespace(get_parallel=lambda: SimpleNamespace(dist_init_addr=asked))
+    context = SimpleNamespace(get_parallel=lambda: SimpleNamespace(dist_init_addr=asked, nnodes=1))
     monkeypatch.setitem(sys.modules, "sglang.srt.environ", environ)
     monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
     monkeypatch.setenv(fixes.INTERFACE_VARIABLE, "eth7")

@@ -6,14 +6,18 @@ import pytest
 from sglang_ascend_moe.errors import InvalidInput, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.blocks import (
     MAX_BLOCK_BYTES,
+    PROTOCOL_VERSION,
     ExpertPlacement,
+    Greeting,
     Hello,
     PrefillPlan,
+    Reachable,
     WindowHandle,
     decode,
     encode,
 )
 from sglang_ascend_moe.exchange.control.expert_placement import refuse_unservable
+from sglang_ascend_moe.exchange.control.machine import Machine
 from sglang_ascend_moe.exchange.control.rendezvous import refuse_different_options
 from sglang_ascend_moe.exchange.schedules.prefill import plan_rounds
 from sglang_ascend_moe.windows.layout import MAX_RANKS, ExchangeParameters, plan_window
@@ -21,8 +25,11 @@ from tests.security.drawn_blocks import NESTED, SESSION, with_field
 
 PARAMETERS = ExchangeParameters(ranks=2, num_experts=8, hidden=64, max_tokens=16, topk=2)
 HELLO = Hello(
-    session=SESSION, rank=1, layout_version=1, parameters=PARAMETERS, process=7, address=b"\0a", cores=[0], workers=1
-)
+    session=SESSION, rank=1, layout_version=1, parameters=PARAMETERS, process=7, address=b"\0a", cores=[0], workers=1,
+    node=None, machine=Machine(bytes(16), bytes(16), "here"),
+)  # fmt: skip
+REACHABLE = Reachable(session=SESSION, rank=1, host="10.0.0.1", port=5000)
+GREETING = Greeting(session=SESSION, rank=1, purpose="lifeline", seal=bytes(32))
 HANDLE = WindowHandle(session=SESSION, rank=1, total_bytes=4096, layout_digest=plan_window(PARAMETERS).digest())
 PLAN = PrefillPlan(session=SESSION, rank=1, tokens=3, chunk_tokens=1, rows=[[1, 1]] * 3)
 PLACEMENT = ExpertPlacement(session=SESSION, rank=0, change=0, epochs=[0], logical_experts=4, layers={0: [0, 1, 2, 3]})
@@ -37,6 +44,13 @@ PLACEMENT = ExpertPlacement(session=SESSION, rank=0, change=0, epochs=[0], logic
         pytest.param(HELLO, {"cores": [-1]}, "cores", id="negative core"),
         pytest.param(HELLO, {"workers": 10**6}, "workers", id="a million workers"),
         pytest.param(HELLO, {"address": b"x" * 65}, "address", id="long address"),
+        pytest.param(HELLO, {"node": -1}, "node", id="negative node"),
+        pytest.param(
+            HELLO, {"machine": {"identity": b"short", "network": bytes(16), "name": ""}}, "identity", id="no machine"
+        ),
+        pytest.param(REACHABLE, {"port": 1 << 16}, "port", id="port past the end"),
+        pytest.param(REACHABLE, {"host": "x" * 300}, "host", id="long host"),
+        pytest.param(GREETING, {"seal": bytes(33)}, "seal", id="long seal"),
         pytest.param(HELLO, {"surprise": 1}, "surprise", id="unknown field"),
         pytest.param(HELLO, {"type": "PrefillPlan"}, "PrefillPlan", id="another kind"),
         pytest.param(HELLO, {"session": b"short"}, "session", id="short session"),
@@ -58,7 +72,7 @@ def test_a_field_out_of_range_is_refused_by_its_name(block, changed, named):
 @pytest.mark.parametrize("block", [HELLO, HANDLE, PLAN, PLACEMENT], ids=lambda block: type(block).__name__)
 class TestEveryKind:
     def test_an_old_protocol_is_refused_naming_both(self, block):
-        with pytest.raises(ProtocolMismatch, match=r"protocol 0.*protocol 1"):
+        with pytest.raises(ProtocolMismatch, match=f"protocol 0.*protocol {PROTOCOL_VERSION}"):
             decode(with_field(block, protocol=0), type(block), SESSION)
 
     def test_a_foreign_session_is_refused_naming_both(self, block):

@@ -7,7 +7,7 @@ import pytest
 
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, Tolerance, compare
 from tests.serving.configurations import stock
-from tests.serving.draft_models import Drafted, write_drafted
+from tests.serving.draft_models import PROMPTS, Drafted, write_drafted
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 
@@ -52,6 +52,20 @@ def drafted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drafted
         return known[family]
 
     return write
+
+
+@pytest.fixture(scope="session")
+def undrafted_answers(fork_server: ForkServer, drafted: Callable[[str], Drafted]) -> Callable[[str, str], list[Answer]]:
+    """Those of stock SGLang on one rank, without drafts, for a family and a dtype."""
+    known: dict[tuple[str, str], list[Answer]] = {}
+
+    def answers(family: str, dtype: str) -> list[Answer]:
+        if (family, dtype) not in known:
+            with fork_server.start(stock(drafted(family).model, dtype)) as engine:
+                known[family, dtype] = engine.generate(PROMPTS, NEW_TOKENS)
+        return known[family, dtype]
+
+    return answers
 
 
 @pytest.fixture(scope="session")

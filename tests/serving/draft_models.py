@@ -12,18 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
-from sglang_ascend_moe.launch.tiny_model.model_sizes import Init, TinySizes
+from sglang_ascend_moe.launch.tiny_model.eagle3_draft import DRAFTED_INIT, write_eagle3_draft
+from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from tests.serving.family_prompts import prompts_of_lengths
 
 PROMPTS = prompts_of_lengths(1, 7, 33, 64, 120, 150, 200, 300)
 """What servers that draft are asked."""
 QUIET = 0.1
 """By which the outputs of layers are multiplied that are to change a row little."""
-SHARP = 2.0
-"""Gain of queries and keys with which a token attends to itself."""
 MTP_SIZES = TinySizes(layers=2)
 EAGLE3_SIZES = TinySizes()
-EAGLE3_INIT = Init(value_out=0.2, expert_out=0.3)
 
 
 class Drafted(NamedTuple):
@@ -65,55 +63,9 @@ def write_mtp_checkpoint(folder: Path, family: str, sizes: TinySizes = MTP_SIZES
 
 
 def write_eagle3_checkpoints(folder: Path, family: str) -> Drafted:
-    """A model, and a dense EAGLE3 draft for it that says what the head says of the embedding of the last token."""
-    model = write_checkpoint(folder / "model", family, EAGLE3_SIZES, init=EAGLE3_INIT)
-    draft = folder / "draft"
-    draft.mkdir()
-    sizes = EAGLE3_SIZES
-    hidden, groups = sizes.hidden, sizes.heads // sizes.kv_heads
-    one = torch.eye(hidden, dtype=torch.bfloat16)
-    by_head = one.view(sizes.kv_heads, sizes.head_dim, hidden)
-    own = by_head.repeat_interleave(groups, 0).reshape(sizes.heads * sizes.head_dim, hidden)
-    nothing = torch.zeros(hidden, hidden, dtype=torch.bfloat16)
-
-    def of_embedding(weight: torch.Tensor) -> torch.Tensor:
-        return torch.cat([weight, torch.zeros_like(weight)], dim=1)
-
-    tensors = {
-        "fc.weight": torch.zeros(hidden, 3 * hidden, dtype=torch.bfloat16),
-        "midlayer.self_attn.q_proj.weight": of_embedding(SHARP * own),
-        "midlayer.self_attn.k_proj.weight": of_embedding(SHARP * one),
-        "midlayer.self_attn.v_proj.weight": of_embedding(one),
-        "midlayer.self_attn.o_proj.weight": own.t().contiguous() / groups,
-        "midlayer.mlp.gate_proj.weight": nothing,
-        "midlayer.mlp.up_proj.weight": nothing.clone(),
-        "midlayer.mlp.down_proj.weight": nothing.clone(),
-        "lm_head.weight": load_file(model / "model.safetensors")["lm_head.weight"],
-    }
-    for norm in ("midlayer.hidden_norm", "midlayer.input_layernorm", "midlayer.post_attention_layernorm", "norm"):
-        tensors[f"{norm}.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
-    save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        "draft_vocab_size": sizes.vocab,
-        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]},
-        "head_dim": sizes.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": hidden,
-        "max_position_embeddings": sizes.max_positions,
-        "model_type": "llama",
-        "num_attention_heads": sizes.heads,
-        "num_hidden_layers": 1,
-        "num_key_value_heads": sizes.kv_heads,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "vocab_size": sizes.vocab,
-    }
-    (draft / "config.json").write_text(json.dumps(config))
-    return Drafted(model, draft, model)
+    """A model, and a dense EAGLE3 draft for it."""
+    model = write_checkpoint(folder / "model", family, EAGLE3_SIZES, init=DRAFTED_INIT)
+    return Drafted(model, write_eagle3_draft(folder / "draft", model, EAGLE3_SIZES), model)
 
 
 def _left_half(hidden: int) -> torch.Tensor:

@@ -51,11 +51,15 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 class Generate(msgspec.Struct, tag=True, frozen=True):
-    """Tests -> engine: continue each prompt greedily by `new_tokens` tokens, all prompts at once or one by one."""
+    """Tests -> engine: continue each prompt by `new_tokens` tokens, all prompts at once or one by one.
+
+    sampling: other parameters than those of a greedy request.
+    """
 
     prompts: list[list[int]]
     new_tokens: int
     together: bool
+    sampling: dict[str, Any] = {}
 
 
 class Continue(msgspec.Struct, tag=True, frozen=True):

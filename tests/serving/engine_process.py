@@ -79,8 +79,9 @@ def serve_engine(request: StartEngine, channel: Connection) -> None:
 
 
 def generate(engine: Any, request: Generate) -> Generated:
-    """Greedy answers with the likeliest candidates of every position."""
+    """Answers with the likeliest candidates of every position."""
     options = greedy(request.new_tokens)
+    options["sampling_params"] |= request.sampling
     if request.together:
         results = engine.generate(input_ids=request.prompts, **options)
     else:

@@ -152,9 +152,12 @@ class Engine:
         """Greedy continuations of `prompts` (token ids), one after the other or as one batch."""
         return self.generate_with_cache(prompts, new_tokens, together=together).answers
 
-    def generate_with_cache(self, prompts: list[list[int]], new_tokens: int, *, together: bool = False) -> Generated:
-        """Like `generate`; also tells how many tokens of each prompt came from the prefix cache."""
-        self._channel.send_bytes(msgspec.msgpack.encode(Generate(prompts, new_tokens, together)))
+    def generate_with_cache(
+        self, prompts: list[list[int]], new_tokens: int, *, together: bool = False, **sampling: Any
+    ) -> Generated:
+        """Like `generate`, but for the parameters `sampling`; also tells how many tokens of each prompt came from the
+        prefix cache, and what drafts gave."""
+        self._channel.send_bytes(msgspec.msgpack.encode(Generate(prompts, new_tokens, together, sampling)))
         return self._receive(Generated, ANSWER_TIMEOUT)
 
     def continue_texts(self, texts: list[str], images: list[list[str]], new_tokens: int) -> list[Answer]:

@@ -319,30 +319,41 @@ def count_decode_steps() -> None:
     Scheduler.run_batch = counted
 
 
+def tell_batches() -> None:
+    """Each batch that a rank runs goes into the log."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    run_batch = Scheduler.run_batch
+
+    def told(scheduler, batch, *arguments, **keywords):
+        _tell(batch.forward_mode.name.lower(), batch.batch_size(), batch.extend_num_tokens or 0)
+        return run_batch(scheduler, batch, *arguments, **keywords)
+
+    Scheduler.run_batch = told
+
+
 def tell_steps() -> None:
     """On NPUs, each batch that a rank runs and each graph that it replays goes into the log."""
-    import msgspec
     import sglang.srt.model_executor.model_runner  # noqa: F401 - the next cannot be imported first
     from sglang.srt.hardware_backend.npu.graph_runner.npu_graph_runner import NPUGraphRunner
-    from sglang.srt.managers.scheduler import Scheduler
+
+    tell_batches()
+    execute = NPUGraphRunner.execute
+
+    def replayed(runner, *arguments, **keywords):
+        output = execute(runner, *arguments, **keywords)
+        _tell("replay", runner.raw_bs, runner.bs)
+        return output
+
+    NPUGraphRunner.execute = replayed
+
+
+def _tell(kind: str, requests: int, size: int) -> None:
+    import msgspec
     from sglang.srt.runtime_context import get_parallel
 
     from tests.serving.batch_steps import MARK, Step
 
-    run_batch, execute = Scheduler.run_batch, NPUGraphRunner.execute
-
-    def tell(kind, requests, size):
-        step = Step(get_parallel().tp_rank, kind, requests, size)
-        # In one piece, for another rank writes too.
-        print(MARK + msgspec.json.encode(step).decode() + "\n", end="", flush=True)
-
-    def told(scheduler, batch, *arguments, **keywords):
-        tell(batch.forward_mode.name.lower(), batch.batch_size(), batch.extend_num_tokens or 0)
-        return run_batch(scheduler, batch, *arguments, **keywords)
-
-    def replayed(runner, *arguments, **keywords):
-        output = execute(runner, *arguments, **keywords)
-        tell("replay", runner.raw_bs, runner.bs)
-        return output
-
-    Scheduler.run_batch, NPUGraphRunner.execute = told, replayed
+    step = Step(get_parallel().tp_rank, kind, requests, size)
+    # In one piece, for another rank writes too.
+    print(MARK + msgspec.json.encode(step).decode() + "\n", end="", flush=True)

@@ -129,7 +129,7 @@ class Aclshmem(types.ModuleType):
         return self._called("set_conf_store_tls")
 
     def aclshmem_get_unique_id(self) -> bytes:
-        if self._called("get_unique_id"):
+        if self._called("get_unique_id") or not {"SHMEM_UID_SESSION_ID", "SHMEM_UID_SOCK_IFNAME"} & os.environ.keys():
             raise RuntimeError("aclshmemx_get_uniqueid failed")
         return b"unique" * 20
 

@@ -11,7 +11,7 @@ from tests.versions.npu_wheels import MEMFABRIC, wheel
 PROGRAM = """
 from sglang_ascend_moe.windows import memfabric
 from sglang_ascend_moe.windows.device import Place
-memfabric.open_pool(Place(0, 1, 0, 1 << 21, memfabric.meeting()))
+memfabric.open_pool(Place(0, [0], 0, 1 << 21, memfabric.meeting("127.0.0.1")))
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from sglang_ascend_moe.windows.device import DeviceWindow, Place, lack_of_memory
 from tests.windows.pooled_stand_ins import FREE, GAP, in_place_of_devices
 
 MIB = 1 << 20
+HOST = "127.0.0.1"
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def shared(tmp_path):
 
 
 def place(provider, rank: int = 1, ranks: int = 3, size: int = 2 * MIB + 1) -> Place:
-    return Place(rank, ranks, 0, size, provider.meeting())
+    return Place(rank, [0] * ranks, 0, size, provider.meeting(HOST))
 
 
 def test_memfabric_tells_where_the_window_of_each_rank_is(shared):
@@ -84,7 +86,7 @@ def test_a_refusal_names_what_to_change_and_leaves_nothing_behind(shared, provid
 def test_a_refused_id_of_aclshmem_is_told_to_all_ranks(shared):
     shared.refuse = "get_unique_id"
     with pytest.raises(Unsupported, match=r"cannot make the id .*uniqueid failed"):
-        aclshmem.meeting()
+        aclshmem.meeting(HOST)
 
 
 @pytest.mark.parametrize("provider", [memfabric, aclshmem])
@@ -136,3 +138,31 @@ def test_the_provider_is_what_is_installed_or_asked_for(monkeypatch):
     installed["aclshmem"] = False
     with pytest.raises(Unsupported, match="memfabric_hybrid nor shmem is not installed"):
         pooled.provider(None)
+
+
+@pytest.mark.usefixtures("shared")
+def test_aclshmem_meets_at_the_address_that_other_nodes_reach(monkeypatch):
+    monkeypatch.delenv("SHMEM_UID_SESSION_ID", raising=False)
+    aclshmem.meeting("127.0.0.2")
+    host, _, port = os.environ["SHMEM_UID_SESSION_ID"].rpartition(":")
+    assert (host, int(port) > 0) == ("127.0.0.2", True)
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_meeting_place_that_the_user_names_is_kept(monkeypatch):
+    monkeypatch.delenv("SHMEM_UID_SESSION_ID", raising=False)
+    monkeypatch.setenv("SHMEM_UID_SOCK_IFNAME", "eth0:inet4")
+    aclshmem.meeting(HOST)
+    assert "SHMEM_UID_SESSION_ID" not in os.environ
+
+
+def test_memfabric_meets_at_the_address_that_other_nodes_reach():
+    assert re.fullmatch(r"tcp://127\.0\.0\.2:\d+", memfabric.meeting("127.0.0.2").decode())
+
+
+@pytest.mark.parametrize("provider", [memfabric, aclshmem])
+def test_a_peer_of_another_node_is_named_with_its_node(shared, provider):
+    shared.unreachable = {2}
+    where = place(provider)._replace(nodes=[0, 0, 1])
+    with pytest.raises(Unsupported, match=r"NPU of rank 2 \(node 1\) cannot be reached from that of rank 1 \(node 0\)"):
+        provider.open_pool(where)

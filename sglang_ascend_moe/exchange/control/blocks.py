@@ -12,9 +12,10 @@ import msgspec
 from msgspec import Meta
 
 from sglang_ascend_moe.errors import ProtocolMismatch
+from sglang_ascend_moe.exchange.control.machine import Machine
 from sglang_ascend_moe.windows.layout import MAX_PLAN_CHUNKS, MAX_RANKS, ExchangeParameters
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_BLOCK_BYTES = 1 << 20
 MAX_LAYERS = 1024
 MAX_EXPERTS = 1 << 16
@@ -38,7 +39,7 @@ class Hello(Block, frozen=True, kw_only=True):
 
     `session` is a proposal; rank 0's is taken. `process` is the rank's process id; `address` names the socket, in the
     abstract namespace, at which it hands out its window. `cores` are those that the process may use, `workers` the
-    threads that were asked for (0: a share of the cores).
+    threads that were asked for (0: a share of the cores). `node`: as in `RankOptions`.
     """
 
     layout_version: int
@@ -47,13 +48,30 @@ class Hello(Block, frozen=True, kw_only=True):
     address: Annotated[bytes, Meta(max_length=64)]
     cores: Annotated[list[Count], Meta(max_length=4096)]
     workers: Annotated[int, Meta(ge=0, le=256)]
+    node: Annotated[int, Meta(ge=0, lt=MAX_RANKS)] | None
+    machine: Machine
 
 
 class WindowHandle(Block, frozen=True, kw_only=True):
-    """Goes with the descriptor of the sender's window."""
+    """Goes with the descriptor of the sender's window, or says which of its process's descriptors it is."""
 
     total_bytes: Annotated[int, Meta(ge=0)]
     layout_digest: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    descriptor: Annotated[int, Meta(ge=-1, lt=2**31)] = -1
+
+
+class Reachable(Block, frozen=True, kw_only=True):
+    """Where ranks of other nodes call the sender."""
+
+    host: Annotated[str, Meta(max_length=256)]
+    port: Annotated[int, Meta(ge=1, lt=2**16)]
+
+
+class Greeting(Block, frozen=True, kw_only=True):
+    """The first words over a connection between two ranks; `seal` covers purpose, rank and session."""
+
+    purpose: Annotated[str, Meta(max_length=64)]
+    seal: Annotated[bytes, Meta(max_length=32)]
 
 
 class PrefillPlan(Block, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 The descriptors travel through unix sockets in the abstract namespace, only between processes of the same user whose
 process ids are those of the ranks, and which know the session. The kernel vouches for user and process id to both.
+Such sockets do not reach into another network namespace: from there windows are opened in /proc.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import time
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from sglang_ascend_moe.errors import PeerLost, PeerTimeout, ProtocolMismatch
+import msgspec
+import torch.distributed as dist
+
+from sglang_ascend_moe.errors import PeerLost, PeerTimeout, ProtocolMismatch, Unsupported
 from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle, decode, encode
-from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP
+from sglang_ascend_moe.exchange.control.rendezvous import BRING_UP, gather_frames
+from sglang_ascend_moe.exchange.control.secret import Secret
 from sglang_ascend_moe.exchange.control.waiting import Patience
 
 _HANDLE_BYTES = 4096
@@ -47,13 +52,13 @@ def open_listener() -> socket.socket:
     return listener
 
 
-def watch_processes(hellos: list[Hello], rank: int) -> list[int]:
-    """Opens a pidfd of every peer, which becomes readable when its process ends; -1 for `rank` itself.
+def watch_processes(hellos: list[Hello], rank: int, ranks: int) -> list[int]:
+    """Opens a pidfd of every peer in `hellos`, which becomes readable when its process ends. [ranks], -1 elsewhere.
 
     The caller closes them. Raises `PeerLost` for a process that is not there.
     """
     with ExitStack() as opened:
-        pidfds = [-1] * len(hellos)
+        pidfds = [-1] * ranks
         for hello in hellos:
             if hello.rank == rank:
                 continue
@@ -104,6 +109,46 @@ def exchange_windows(
             windows[below] = _receive(call, below, offer.handle, pidfds, deadline, received)
         received.pop_all()
     return windows
+
+
+def open_windows(
+    group: dist.ProcessGroup, hellos: list[Hello], offer: Offer, secret: Secret | None, patience: Patience
+) -> list[int]:
+    """As `exchange_windows`, where sockets do not reach all ranks: each opens the windows of the others in /proc.
+
+    Only processes of the same user that may debug each other can. Raises `PeerLost`, `PeerTimeout`, `ProtocolMismatch`
+    and `Unsupported`.
+    """
+    own = msgspec.structs.replace(offer.handle, descriptor=offer.window)
+    frames = gather_frames(group, encode(own), _HANDLE_BYTES, patience, "offered its window", secret)
+    windows = [-1] * len(hellos)
+    with ExitStack() as opened:
+        for hello, frame in zip(hellos, frames, strict=True):
+            handle = decode(frame, WindowHandle, own.session)
+            _require_window(handle, hello.rank, own)
+            if hello.rank == own.rank:
+                continue
+            path = f"/proc/{hello.process}/fd/{handle.descriptor}"
+            try:
+                windows[hello.rank] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise PeerLost(f"rank {hello.rank} ended before its window was opened ({error})", hello.rank) from error
+            except OSError as error:
+                raise Unsupported(
+                    f"the window of rank {hello.rank}, in another network namespace, cannot be opened ({error}); run"
+                    " all ranks as one user that may debug its processes (ptrace), or in one network namespace"
+                ) from error
+            opened.callback(os.close, windows[hello.rank])
+        # Until then every rank keeps the descriptor that it named.
+        gather_frames(group, b"", 0, patience, "opened the windows of others", secret)
+        opened.pop_all()
+    return windows
+
+
+def _require_window(handle: WindowHandle, rank: int, own: WindowHandle) -> None:
+    """Raise `ProtocolMismatch` if this is not a window of `rank` that fits the own one."""
+    if (handle.rank, handle.total_bytes, handle.layout_digest) != (rank, own.total_bytes, own.layout_digest):
+        raise ProtocolMismatch(f"rank {rank} handed over the window of another exchange: {handle}")
 
 
 def _new_socket() -> socket.socket:
@@ -173,7 +218,5 @@ def _receive(
         received.callback(os.close, descriptor)
     if not descriptors:
         raise PeerLost(f"rank {rank} hung up instead of handing over its window", rank)
-    handle = decode(data, WindowHandle, own.session)
-    if (handle.rank, handle.total_bytes, handle.layout_digest) != (rank, own.total_bytes, own.layout_digest):
-        raise ProtocolMismatch(f"rank {rank} handed over the window of another exchange: {handle}")
+    _require_window(decode(data, WindowHandle, own.session), rank, own)
     return descriptors[0]

@@ -20,12 +20,14 @@ class PostMortem(Block, frozen=True, kw_only=True):
     """One rank's account of the end of a session.
 
     outcome: the `Result` by name. code, message: of what was raised; no code if that is not of this package. culprit,
-    step, epoch: whom this rank blames, where it stood itself. missing: ranks for which the failed wait still waited.
+    step, epoch: whom this rank blames, where it stood itself. nodes [ranks]: where each runs. missing: ranks for which
+    the failed wait still waited.
     waited_s [ranks]: seconds for which each rank had held this one up in the whole session. matrix [ranks][experts]:
     counts of the last dispatch.
     """
 
     ranks: Annotated[int, Meta(ge=1)]
+    nodes: list[int]
     process: int
     time: float
     outcome: str
@@ -42,7 +44,7 @@ class PostMortem(Block, frozen=True, kw_only=True):
 class Recorder:
     """Writes the account of one rank into a folder; at most once."""
 
-    def __init__(self, folder: Path, session: bytes, rank: int, ranks: int) -> None:
+    def __init__(self, folder: Path, session: bytes, rank: int, nodes: list[int]) -> None:
         """Makes the folder. Raises `InvalidInput` if that cannot be done or it cannot be written into."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ class Recorder:
         self._folder = folder
         self._session = session
         self._rank = rank
-        self._ranks = ranks
+        self._nodes = nodes
         self._written = False
 
     def write(self, fault: Fault, error: BaseException, waited_s: list[float], matrix: list[list[int]]) -> None:
@@ -62,8 +64,9 @@ class Recorder:
             return
         self._written = True
         account = PostMortem(
-            session=self._session, rank=self._rank, ranks=self._ranks, process=os.getpid(), time=time.time(),
-            outcome=fault.result.name, code=code_of(error), message=f"{type(error).__name__}: {error}",
+            session=self._session, rank=self._rank, ranks=len(self._nodes), nodes=self._nodes, process=os.getpid(),
+            time=time.time(), outcome=fault.result.name, code=code_of(error),
+            message=f"{type(error).__name__}: {error}",
             culprit=fault.culprit, step=fault.step.name.lower(), epoch=fault.epoch, missing=list(fault.missing),
             waited_s=waited_s, matrix=matrix,
         )  # fmt: skip

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import psutil
 import torch
 
 from sglang_ascend_moe import launches
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.exchange.control.network import Address, own_host, parse_address
 from sglang_ascend_moe.serving.host.loopback import address_to_meet
 
 # SGLang's own variable: one list of cores per rank, such as "0-3|4-7".
@@ -38,14 +41,31 @@ def cores_of_rank(original: Callable[..., str], *, numa_index: int, world_size: 
 
 
 def meet_on_loopback(original: Callable[..., str], *, dist_port: int) -> str:
-    """Around `_resolve_dist_init_method`: the loopback interface, unless the user named an address to meet at."""
+    """Around `_resolve_dist_init_method`: the loopback interface, unless the user named an address to meet at.
+
+    Nodes meet over the interface that leads to that address, where gloo alone would take that of the host's name.
+    """
     from sglang.srt.environ import envs
     from sglang.srt.runtime_context import get_parallel
 
-    if get_parallel().dist_init_addr or envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE.get():
+    address = get_parallel().dist_init_addr
+    if address and get_parallel().nnodes > 1:
+        os.environ.setdefault(INTERFACE_VARIABLE, interface_towards(parse_address(address)))
+    if address or envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE.get():
         return original(dist_port=dist_port)
     os.environ.setdefault(INTERFACE_VARIABLE, LOOPBACK_INTERFACE)
     return address_to_meet(dist_port)
+
+
+def interface_towards(address: Address) -> str:
+    """The network interface of this machine from which it reaches `address`. Raises `InvalidInput`."""
+    own = own_host(address)
+    for interface, addresses in psutil.net_if_addrs().items():
+        if own in {each.address for each in addresses}:
+            return interface
+    raise InvalidInput(
+        f"no network interface has the address {own}, from which {address} is reached; set {INTERFACE_VARIABLE}"
+    )
 
 
 def limit_threads(*, local_omp_cpuid: str, **_: Any) -> None:

@@ -48,17 +48,22 @@ class Buckets(NamedTuple):
 def choose_buckets(limits: Limits, most_bytes: int = MOST_BYTES) -> Buckets:
     """Powers of two times the alignment, and powers of two from SMALLEST_LENGTH on, each up to its limit.
 
-    A batch is padded to less than twice its aligned size, a length to less than twice its tokens or to SMALLEST_LENGTH,
-    and there are no more than (log2(requests / alignment) + 2) * (log2(length / SMALLEST_LENGTH) + 2) graphs. Batches
-    whose keys and values of the greatest length exceed `most_bytes` get none and run eagerly.
+    A batch is padded to less than twice its aligned size, a length to SMALLEST_LENGTH or to less than twice its tokens
+    and SMALLEST_LENGTH more: the greatest takes the place of one that is shorter by less than that, as SGLang adds some
+    tokens to a context. There are no more than (log2(requests / alignment) + 2) * (log2(length / SMALLEST_LENGTH) + 2)
+    graphs. Batches whose keys and values of the greatest length exceed `most_bytes` get none and run eagerly.
     """
-    lengths = _doubling(SMALLEST_LENGTH, limits.length)
     most = -(-limits.requests // limits.alignment) * limits.alignment
     fitting = [
         batch for batch in _doubling(limits.alignment, most) if batch * limits.length * limits.token_bytes <= most_bytes
     ]
     largest = fitting[-1] if fitting else 0
-    return Buckets(tuple(fitting), tuple(lengths), largest * limits.length * limits.token_bytes)
+    return Buckets(tuple(fitting), tuple(_lengths(limits.length)), largest * limits.length * limits.token_bytes)
+
+
+def _lengths(greatest: int) -> list[int]:
+    *shorter, last = _doubling(SMALLEST_LENGTH, greatest)
+    return [*shorter[:1], *(length for length in shorter[1:] if last - length >= SMALLEST_LENGTH), last]
 
 
 def _doubling(first: int, last: int) -> list[int]:

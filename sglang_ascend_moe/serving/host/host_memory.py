@@ -42,6 +42,7 @@ from sglang_ascend_moe.serving.host.server_estimate import (
 from sglang_ascend_moe.serving.host.untouched_memory import UntouchedZeros
 from sglang_ascend_moe.serving.launcher import command_line
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
+from sglang_ascend_moe.serving.launcher.node_meeting import server_name
 from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import options_of
 from sglang_ascend_moe.serving.worker.layer import batch_limits, window_bytes
@@ -101,7 +102,12 @@ def reserve_for_server(_engine_class: type, server_args: Any, *_: Any, **__: Any
     global _starting
     release_start()
     estimate = _estimate(server_args)
-    memory = ServerMemory(f"{os.getpid()}.{next(_numbers)}", os.getpid(), touched(os.getpid()))
+    group = server_name(server_args) or f"{os.getpid()}.{next(_numbers)}"
+    memory = ServerMemory(group, os.getpid(), touched(os.getpid()))
+    setattr(server_args, _ATTRIBUTE, memory)
+    if server_args.node_rank:
+        # Node 0 reserves for all nodes, which are on this machine.
+        return
     with Exclusive():
         http = http_bytes(server_args.tokenizer_worker_num)
         left = memory_left(read_limits(), outstanding(), _asked(server_args), http)
@@ -111,7 +117,6 @@ def reserve_for_server(_engine_class: type, server_args: Any, *_: Any, **__: Any
                 refuse_server_that_does_not_fit(estimate, left, str(server_args.model_path))
             wanted = min(wanted, estimate.most)
         _starting = Reservation(memory.group, memory.before + wanted)
-    setattr(server_args, _ATTRIBUTE, memory)
 
 
 def release_start(*_: Any) -> None:
@@ -217,11 +222,12 @@ def _least_left(server_args: Any) -> MemoryLeft:
     """What the rank that looked last has found: by then all have loaded their weights."""
     from sglang.srt.runtime_context import get_parallel
 
-    memory: ServerMemory = getattr(server_args, _ATTRIBUTE)
+    # A benchmark of SGLang's runners has no launcher.
+    memory: ServerMemory | None = getattr(server_args, _ATTRIBUTE, None)
     asked = _asked(server_args)
-    if asked is not None:
+    if memory is not None and asked is not None:
         asked -= touched(memory.launcher) - memory.before
-    others = outstanding(except_group=memory.group)
+    others = outstanding(except_group=None if memory is None else memory.group)
     left = memory_left(read_limits(), others, asked, http_bytes(server_args.tokenizer_worker_num))
     group = get_parallel().world_group.cpu_group
     everyone = [left] * torch.distributed.get_world_size(group)

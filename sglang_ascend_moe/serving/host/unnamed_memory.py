@@ -47,10 +47,13 @@ class SharedMemory:
 def _open(name: str) -> int:
     process, descriptor, given = name.split(".", 2)
     path = f"/proc/{process}/fd/{descriptor}"
-    # On another machine the same numbers may stand for anything.
-    if os.readlink(path) != f"/memfd:{given} (deleted)":
-        raise FileNotFoundError(f"{path} is not the memory {given}")
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    # On another machine the same numbers may stand for anything, also for a process of another user.
+    try:
+        if os.readlink(path) == f"/memfd:{given} (deleted)":
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise FileNotFoundError(f"{path} cannot be the memory {given} ({error})") from error
+    raise FileNotFoundError(f"{path} is not the memory {given}")
 
 
 def make_load_reports(_engine_class: type, _server_args: Any, port_args: Any, *_: Any, **__: Any) -> None:

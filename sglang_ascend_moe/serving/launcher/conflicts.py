@@ -155,12 +155,6 @@ CONFLICTS = (
         "--speculative-eagle-topk 1",
     ),
     Conflict(
-        "--enable-eplb",
-        _speculates_with(_is_on("enable_eplb")),
-        "what a draft model routes was never told apart from what the model routes",
-        "leave it out, or --speculative-algorithm",
-    ),
-    Conflict(
         "--enable-two-batch-overlap",
         _is_on("enable_two_batch_overlap"),
         "it keeps two exchanges of one layer in flight",
@@ -207,7 +201,6 @@ CONFLICTS = (
     Conflict(
         "--dwdp-size", _above_one("dwdp_size"), "it replicates the experts instead of their tokens", "leave it out"
     ),
-    Conflict("--nnodes", _above_one("nnodes"), "windows are shared between the processes of one machine", "one node"),
     Conflict("--use-ray", _is_on("use_ray"), "workers must be processes of this machine", "leave it out"),
     Conflict(
         "--quantization",

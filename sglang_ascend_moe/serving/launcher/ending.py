@@ -15,12 +15,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NoReturn
 
 from sglang_ascend_moe.serving.blame import blames_peer
-from sglang_ascend_moe.serving.launcher import command_line, interrupts, socket_folder
-from sglang_ascend_moe.serving.launcher.engine_processes import EngineProcesses, Finding, Report, Started, say, title_of
-from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED
+from sglang_ascend_moe.serving.launcher import command_line, interrupts, node_meeting, socket_folder
+from sglang_ascend_moe.serving.launcher.engine_processes import STOPPED_CHECKS, EngineProcesses, title_of
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED
+from sglang_ascend_moe.serving.launcher.node_link import NodeLink
+from sglang_ascend_moe.serving.launcher.process_reports import Finding, Report, Started, say
 from sglang_ascend_moe.serving.options import options_of
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,9 @@ _ENDED_BY_AN_EXCEPTION = (
 )  # fmt: skip
 CAUSE_SECONDS = 2.0
 """For which a launcher that was told of a failure waits to hear whose it is: victims may be faster than the culprit."""
+STOPPED_LINE = "The server has stopped: node 0 was stopped"
 _POLL_SECONDS = 0.02
+_CHECK_SECONDS = 1.0
 
 
 # The engines of this process that have not ended: SGLang ends all of them together, and does not say which one failed.
@@ -65,20 +69,69 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def make_room_for_reports(_engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
-    """Before `Engine._launch_scheduler_processes`: every process learns where to write down what ended it."""
+    """Before `Engine._launch_scheduler_processes`: every process learns where to write down what ended it.
+
+    Of a server of several nodes the launchers meet before. Raises as `node_meeting.meet`.
+    """
     if options_of(server_args) is None:
         return
     command_line.watch_interrupts(server_args)
     for engine in [engine for engine in _engines if engine.has_ended()]:
         _engines.remove(engine)
         engine.close()
-    _engines.append(EngineProcesses())
-    setattr(server_args, _ATTRIBUTE, _engines[-1].path)
+    engine = EngineProcesses()
+    if server_args.nnodes > 1:
+        engine.link = _meet_nodes(server_args)
+    _engines.append(engine)
+    setattr(server_args, _ATTRIBUTE, engine.path)
+
+
+def _meet_nodes(server_args: Any) -> NodeLink:
+    """The link to the launchers of the other nodes, whose end is that of this server."""
+    with command_line.refusals_end(server_args, CANNOT):
+        nodes = node_meeting.meet(server_args)
+    node_meeting.name_server(server_args, nodes.server)
+    link = NodeLink(nodes)
+    interrupts.put_away_too(lambda: link.stop(interrupts.exit_code()))
+    link.watch(lambda: os.kill(os.getpid(), signal.SIGQUIT), lambda: _stop(link))
+    return link
+
+
+def _stop(link: NodeLink) -> None:
+    """On a thread: node 0 was stopped, and this node with it."""
+    if _ends.setdefault("end", (mine := _End())) is not mine:
+        return
+    interrupts.end_descendants()
+    socket_folder.remove_at_end()
+    _exit(STOPPED_LINE, link.stopped or 0)
+
+
+def _exit(line: str, code: int) -> NoReturn:
+    """With a last line of the log."""
+    # What was interrupted may be a print.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        sys.stdout.flush()
+    os.write(2, f"{line}\n".encode())
+    os._exit(code)
 
 
 def keep_schedulers(result: tuple[Any, Any], _engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
     """After it: those who have learned that are known to belong together."""
     _keep(server_args, result[1] or (), "sglang::scheduler")
+    for engine in _engines:
+        if engine.node and engine.path == getattr(server_args, _ATTRIBUTE, None):
+            # SGLang watches its processes on node 0 only.
+            threading.Thread(target=_watch_ranks, args=(engine,), daemon=True).start()
+
+
+def _watch_ranks(engine: EngineProcesses) -> None:
+    """On a thread of another node than 0: as `check_ranks`."""
+    while engine in _engines and not _ends:
+        time.sleep(_CHECK_SECONDS)
+        engine.count_stopped()
+        if engine in _engines and not _ends and not engine.has_ended_well() and engine.findings():
+            os.kill(os.getpid(), signal.SIGQUIT)
+            return
 
 
 def keep_detokenizers(result: tuple[Any, Any], _engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
@@ -187,12 +240,18 @@ def end_by_name(
         return
     try:
         with _signals_of_ranks_ignored():
-            if include_parent and parent_pid is not None:
+            # On other nodes than 0 SGLang also ends like this when a rank is gone.
+            lost = any(engine.node and not engine.has_ended_well() and engine.findings() for engine in _engines)
+            if (include_parent and parent_pid is not None) or lost:
                 _end(lambda: original(parent_pid, False, *rest, **keywords))
             else:
                 engines, _engines[:] = list(_engines), []
                 for engine in engines:
                     _shut_down.update(engine.started)
+                    if engine.link is not None and engine.node and engine.has_ended_well():
+                        engine.link.leave()
+                    elif engine.link is not None:
+                        engine.link.stop(interrupts.exit_code())
                 original(parent_pid, include_parent, *rest, **keywords)
                 for engine in engines:
                     engine.close()
@@ -221,23 +280,37 @@ def _end(end_children: Callable[[], None]) -> None:
         end_children()
     finally:
         socket_folder.remove_at_end()
-        # What was interrupted may be a print.
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
-            sys.stdout.flush()
-        os.write(2, f"The server ends: {cause}\n".encode())
-        os._exit(CHECK_FAILED)
+        if (code := _stopped()) is not None:
+            _exit(STOPPED_LINE, code)
+        _exit(f"The server ends: {cause}", CHECK_FAILED)
+
+
+def _stopped() -> int | None:
+    """The exit code of node 0, if that was stopped: ranks of this node may have noticed before its launcher."""
+    codes = [engine.link.stopped for engine in _engines if engine.link is not None]
+    return next((code for code in codes if code is not None), None)
 
 
 def _find_cause() -> str:
     until = time.monotonic() + CAUSE_SECONDS
     while True:
-        reports = [report for engine in _engines for report in engine.reports()]
-        findings = [finding for engine in _engines for finding in engine.findings()]
-        silent = {finding.process for finding in findings} - {report.process for report in reports}
-        if silent or not all(report.blames_peer for report in reports) or time.monotonic() > until:
-            stopped = [finding for engine in _engines for finding in engine.findings(stopped_checks=0)]
-            return root_cause(reports, findings or stopped)
+        reports, findings = _accounts()
+        silent = {_process_of(finding) for finding in findings} - {_process_of(report) for report in reports}
+        known = bool(silent) or not all(report.blames_peer for report in reports) or _stopped() is not None
+        if known or time.monotonic() > until:
+            return root_cause(reports, findings or _accounts(stopped_checks=0)[1])
         time.sleep(_POLL_SECONDS)
+
+
+def _accounts(*, stopped_checks: int = STOPPED_CHECKS) -> tuple[list[Report], list[Finding]]:
+    """What is known of the processes of all engines, on all of their nodes."""
+    accounts = [engine.account(stopped_checks=stopped_checks) for engine in _engines]
+    return [report for each, _ in accounts for report in each], [finding for _, each in accounts for finding in each]
+
+
+def _process_of(said: Report | Finding) -> tuple[int | None, int]:
+    """Node and number of a process."""
+    return said.node, said.process
 
 
 def start_without_interrupts(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
@@ -277,10 +350,16 @@ def root_cause(reports: Sequence[Report], findings: Sequence[Finding]) -> str:
 
     reports: in the order of their time, for each engine.
     """
-    reported = {report.process for report in reports}
-    silent = [finding for finding in findings if finding.process not in reported]
-    killed = [finding.fault for finding in silent if finding.killed]
-    said = [f"{report.title} (process {report.process}) raised {report.error}" for report in reports]
+    reported = {_process_of(report) for report in reports}
+    silent = [finding for finding in findings if _process_of(finding) not in reported]
+    killed = [_on_node(finding.node, finding.fault) for finding in silent if finding.killed]
+    said = [
+        _on_node(report.node, f"{report.title} (process {report.process}) raised {report.error}") for report in reports
+    ]
     blaming_nobody = [words for report, words in zip(reports, said, strict=True) if not report.blames_peer]
-    gone = [finding.fault for finding in silent]
+    gone = [_on_node(finding.node, finding.fault) for finding in silent]
     return [*killed, *blaming_nobody, *gone, *said, "a process of it failed; the log says which one"][0]
+
+
+def _on_node(node: int | None, what: str) -> str:
+    return what if node is None else f"node {node}: {what}"

@@ -10,27 +10,14 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
+from sglang_ascend_moe.serving.launcher.node_link import NodeLink
+from sglang_ascend_moe.serving.launcher.process_reports import Finding, Report, Started
+
 # The place of a process's exit code in /proc/PID/stat, behind its name: psutil tells that of own children only, and
 # ranks may be children of a child.
 _EXIT_CODE = 49
 STOPPED_CHECKS = 10
 """Checks, one a second, for which a rank may be stopped (SIGSTOP). Counted, so that a stop of all does not matter."""
-
-
-class Started(msgspec.Struct, frozen=True, tag=True):
-    """What a process says when it has its title."""
-
-    title: str
-    process: int
-
-
-class Report(msgspec.Struct, frozen=True, tag=True):
-    """What ended a process: its title and id, the exception, and whether that blames another process."""
-
-    title: str
-    process: int
-    error: str
-    blames_peer: bool
 
 
 class Watched:
@@ -39,14 +26,6 @@ class Watched:
     def __init__(self, title: str) -> None:
         self.title = title
         self.checks_stopped = 0
-
-
-class Finding(NamedTuple):
-    """A process that has ended or stopped, in words. killed: by SIGKILL, which no process of an engine sends."""
-
-    process: int
-    fault: str
-    killed: bool = False
 
 
 class EngineProcesses:
@@ -61,9 +40,36 @@ class EngineProcesses:
         self._watched: dict[int, Watched] = {}
         self._memory = os.memfd_create("what processes said")
         self.path = f"/proc/{os.getpid()}/fd/{self._memory}"
+        self.link: NodeLink | None = None
+        """To the launchers of other nodes, of a server of several."""
+        self._told: tuple[list[Report], list[Finding]] = ([], [])
+
+    @property
+    def node(self) -> int | None:
+        """The number of this node, of a server of several."""
+        return None if self.link is None else self.link.own
 
     def close(self) -> None:
         os.close(self._memory)
+        if self.link is not None:
+            self.link.close()
+
+    def account(self, *, stopped_checks: int = STOPPED_CHECKS) -> tuple[list[Report], list[Finding]]:
+        """What is known of the processes of all nodes: their reports, and which have ended or been stopped.
+
+        Other nodes hear what is known here; what they know comes when they end, too.
+        """
+        known = self.reports(), self.findings(stopped_checks=stopped_checks)
+        if self.link is None:
+            return known
+        if known != self._told:
+            self._told = known
+            self.link.tell(*known)
+        others = self.link.accounts()
+        return (
+            known[0] + [report for account in others for report in account.reports],
+            known[1] + [finding for account in others for finding in account.findings],
+        )
 
     def keep(self, processes: Sequence[BaseProcess], title: str) -> None:
         """`processes` are what SGLang has started for this engine, called `title` until they have said their own."""
@@ -72,6 +78,10 @@ class EngineProcesses:
 
     def has_ended(self) -> bool:
         return bool(self.started) and not any(process.is_alive() for process in self.started)
+
+    def has_ended_well(self) -> bool:
+        """Whether all that SGLang has started has ended as it should."""
+        return bool(self.started) and all(process.exitcode == 0 for process in self.started)
 
     def is_watched_by(self, watchdog: Any) -> bool:
         return any(process in watchdog._processes for process in self.started)
@@ -88,16 +98,17 @@ class EngineProcesses:
             who, (state, ended_by) = f"{watched.title} (process {process})", _status(process)
             if state in ("", "Z"):
                 killed = signal.SIGKILL in (ended_by, self._ended_by(process))
-                found.append(Finding(process, f"{who} was killed, or crashed", killed))
+                found.append(Finding(process, f"{who} was killed, or crashed", killed, self.node))
             elif state == "T" and watched.checks_stopped >= stopped_checks:
                 seconds = watched.checks_stopped
                 stopped = f"has been stopped for {seconds} s" if seconds else "is stopped"
-                found.append(Finding(process, f"{who} {stopped} (SIGSTOP)"))
+                found.append(Finding(process, f"{who} {stopped} (SIGSTOP)", node=self.node))
         return found
 
     def reports(self) -> list[Report]:
         """In the order of their time."""
-        return [said for said in self._said() if isinstance(said, Report)]
+        reports = [said for said in self._said() if isinstance(said, Report)]
+        return [msgspec.structs.replace(report, node=self.node) for report in reports]
 
     def _ended_by(self, process: int) -> int | None:
         """The signal that ended a process which SGLang has looked after already."""
@@ -117,14 +128,6 @@ class EngineProcesses:
             with contextlib.suppress(msgspec.DecodeError):
                 said.append(msgspec.json.decode(line, type=Started | Report))
         return said
-
-
-def say(path: str, what: Started | Report) -> None:
-    """Write into the memory of the launcher, which may have gone already."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        os.write(descriptor, msgspec.json.encode(what) + b"\n")
-        os.close(descriptor)
 
 
 def title_of(process: int) -> str:

@@ -43,7 +43,7 @@ class _Watch:
         self.interrupted = True
         if self.raises:
             raise KeyboardInterrupt
-        _end_descendants()
+        end_descendants()
         for put_away in (self.put_away, *_put_away_too):
             if put_away is not None:
                 put_away()
@@ -53,6 +53,11 @@ class _Watch:
             sys.stdout.flush()
         os._exit(code)
 
+    @property
+    def code(self) -> int:
+        """The exit code after an interrupt."""
+        return OK if self.serves else INTERRUPTED
+
     def say(self) -> int:
         """Write the line, and return the exit code."""
         # A terminal shows ^C where it was pressed.
@@ -60,7 +65,7 @@ class _Watch:
         line = f"{begin}{self.command}: {'stopped' if self.serves else 'interrupted'}\n"
         with contextlib.suppress(OSError):
             os.write(2, line.encode())
-        return OK if self.serves else INTERRUPTED
+        return self.code
 
 
 _watch: _Watch | None = None
@@ -171,7 +176,12 @@ def serve_from_now_on() -> None:
         _watch.raises = _watch.serves = True
 
 
-def _end_descendants() -> None:
+def exit_code() -> int:
+    """Of this command, if it is interrupted now."""
+    return OK if _watch is None else _watch.code
+
+
+def end_descendants() -> None:
     """Kill every process that this one has started, and those that they have; return when they are gone."""
     until = time.monotonic() + _END_SECONDS
     while (living := _living_descendants()) and time.monotonic() < until:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.exchange.control.network import parse_address
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_settings
 from sglang_ascend_moe.serving.launcher.initial_location import Experts
@@ -86,6 +87,7 @@ def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]
     refuse_options(options, device_of(settings))
     # Before SGLang finds a problem of its own with the same flag.
     refuse_settings(settings, environment)
+    refuse_nodes(settings)
     refuse_combinations(settings, options)
 
 
@@ -129,6 +131,25 @@ def refuse_combinations(settings: Any, options: Options) -> None:
                 )
     if options.stay_awake and settings.sleep_on_idle:
         raise InvalidInput(f"{FLAGS['stay_awake'].flag} with --sleep-on-idle: give one of the two")
+
+
+def refuse_nodes(settings: Any) -> None:
+    """Raise `InvalidInput` for a server of several nodes that cannot meet."""
+    nodes, rank = settings.nnodes or 1, settings.node_rank or 0
+    if not 0 <= rank < nodes:
+        raise InvalidInput(f"--node-rank {rank} with --nnodes {nodes}: must be from 0 to {nodes - 1}")
+    if nodes == 1:
+        return
+    if not settings.dist_init_addr:
+        raise InvalidInput(
+            f"--nnodes {nodes}: give --dist-init-addr HOST:PORT, an address of node 0, the same on every node"
+        )
+    parse_address(settings.dist_init_addr)
+    if settings.tp_size % nodes:
+        raise InvalidInput(
+            f"--nnodes {nodes} with --tp-size {settings.tp_size}: nodes have equally many ranks; choose a number that"
+            f" divides {settings.tp_size}"
+        )
 
 
 def refuse_options(options: Options, device: str) -> None:

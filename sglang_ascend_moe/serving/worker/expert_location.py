@@ -1,8 +1,9 @@
 """Redundant experts: where SGLang puts them is agreed by all ranks, and its recorder gets the counts of our dispatch.
 
 A logical expert, which the router names, may stand on several ranks: each of these places is a physical expert, and it
-is physical experts that the exchange moves rows to. SGLang's load balancer (EPLB) moves them between ranks at run time.
-`agree_before_update`, `gatherer` and `all_places` are hooks: see `worker_hooks`.
+is physical experts that the exchange moves rows to. SGLang's load balancer (EPLB) moves them between ranks at run time,
+by what its recorder has counted. Experts of a draft model stay where they are, and are not counted.
+`agree_before_update`, `gatherer`, `all_places` and `record_no_drafts` are hooks: see `worker_hooks`.
 """
 
 import logging
@@ -134,15 +135,34 @@ def all_places(
     return (placement[layer_id] == logical_expert_id).nonzero().flatten().tolist()
 
 
+def record_no_drafts(original: Callable[..., Any], model_runner: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Around `ModelRunner.forward`: SGLang's recorder does not see the passes of a draft model.
+
+    It would take each for a pass of the model without rows, which EPLB forgets an earlier one for.
+    """
+    from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
+
+    recorder = get_global_expert_distribution_recorder()
+    if options_of(model_runner.server_args) is None or not (model_runner.is_draft_worker and recorder.recording):
+        return original(model_runner, *arguments, **keywords)
+    # `stop_record` would forget what has been counted.
+    recorder._recording = False
+    try:
+        return original(model_runner, *arguments, **keywords)
+    finally:
+        recorder._recording = True
+
+
 def record_dispatch(layer: Any, counts: Tensor) -> None:
-    """Tell SGLang's recorder, if it records, what arrived for an MoE layer in one round.
+    """Tell SGLang's recorder, if it records, what arrived for an MoE layer of the model in one round.
 
     counts: int64 [experts of this rank].
     """
     from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 
     recorder = get_global_expert_distribution_recorder()
-    if not recorder.recording:
+    # The one layer of a draft model has the number of a layer of the model.
+    if layer.is_draft or not recorder.recording:
         return
     # The model says which layer it is in, but not while a graph replays it.
     known = recorder._current_layer_idx.value is not None

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import NamedTuple, NoReturn
 
-import psutil
 import torch
 import torch.distributed as dist
 
@@ -100,17 +99,14 @@ def _look(journal: Journal, others: list[int]) -> _Found:
     until = time.monotonic() + GRACE_S
     while True:
         statuses = {rank: status for rank, status in journal.statuses().items() if rank in others}
-        ended = [rank for rank, (process, state) in statuses.items() if state is State.FAILED or _has_ended(process)]
+        ended = [
+            rank
+            for rank, (process, state) in statuses.items()
+            if state is State.FAILED or journal.has_ended(rank, process)
+        ]
         serving = [rank for rank, (_, state) in statuses.items() if state is State.SERVING and rank not in ended]
         timed_out = [rank for rank, (_, state) in statuses.items() if state is State.TIMED_OUT and rank not in ended]
         some_gave_up = len(serving) + len(ended) < len(statuses)
         if ended or (some_gave_up and len(serving) <= 1) or time.monotonic() > until:
             return _Found(ended, serving, timed_out)
         time.sleep(_POLL_S)
-
-
-def _has_ended(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True

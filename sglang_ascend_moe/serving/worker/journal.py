@@ -1,4 +1,4 @@
-"""What each rank of a server has begun and sampled, in memory that all ranks map.
+"""What each rank of a server has begun and sampled, in memory that all ranks of a node map.
 
 Ranks that share their attention compute the same logits and sample from them each for itself; nothing in SGLang notices
 when one of them gets another token. Here each rank writes down its events in order: the batch that it begins, the
@@ -16,6 +16,11 @@ from array import array
 from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
+
+import psutil
+
+from sglang_ascend_moe.errors import ProtocolMismatch
+from sglang_ascend_moe.serving.worker.journal_courier import Courier
 
 EVENTS = 32
 """Latest events of a rank that can be read; SGLang's collectives let no rank get so far ahead of another."""
@@ -80,7 +85,7 @@ class Difference(NamedTuple):
 
 
 class JournalMemory:
-    """Memory without a name, made by one rank and mapped by all."""
+    """Memory without a name, made by one rank of a node and mapped by all of it."""
 
     def __init__(self, descriptor: int, ranks: int, tokens: int) -> None:
         """tokens: how many sampled tokens of an event are kept. The descriptor stays the caller's."""
@@ -96,6 +101,15 @@ class JournalMemory:
         """The offset of what belongs to a rank; its status lies there."""
         return rank * self._rank_bytes
 
+    def write(self, rank: int, offset: int, data: bytes) -> None:
+        """What a rank of another node has written into its part. Raises `ProtocolMismatch` if it is beyond that."""
+        if offset + len(data) > self._rank_bytes:
+            raise ProtocolMismatch(
+                f"rank {rank} wrote {len(data)} bytes at {offset} of its {self._rank_bytes} of a journal"
+            )
+        at = self.start(rank) + offset
+        self.map[at : at + len(data)] = data
+
     def event_place(self, number: int) -> int:
         """The offset of an event within that."""
         return _LINE + number % EVENTS * self._event_bytes
@@ -108,9 +122,12 @@ def _aligned(size: int) -> int:
 class Journal:
     """The events of one rank, and those of its peers as far as they have come."""
 
-    def __init__(self, memory: JournalMemory, rank: int, peers: Collection[int]) -> None:
-        """peers: the other ranks that have to do the same as this one."""
+    def __init__(
+        self, memory: JournalMemory, rank: int, peers: Collection[int], courier: Courier | None = None
+    ) -> None:
+        """peers: the other ranks that have to do the same as this one. courier: to other nodes, if there are any."""
         self.rank = rank
+        self._courier = courier
         self._memory = memory
         self._map = memory.map
         self._own = memory.start(rank)
@@ -149,13 +166,26 @@ class Journal:
         event = _EVENT.pack(*fields, self._history)
         self._latest = event + _CHECK.pack(zlib.crc32(event))
         self._place = self._memory.event_place(self._number)
-        at = self._own + self._place
         # The tokens first: they are read only of an event that is whole.
-        self._map[at + _WHOLE : at + _WHOLE + len(kept)] = kept
-        self._map[at : at + _WHOLE] = self._latest
+        if kept:
+            self._put(self._place + _WHOLE, kept)
+        self._put(self._place, self._latest)
+
+    def _put(self, offset: int, data: bytes) -> None:
+        """Write into the part of this rank, on all nodes."""
+        at = self._own + offset
+        self._map[at : at + len(data)] = data
+        if self._courier is not None:
+            self._courier.send(offset, data)
+
+    def _take(self) -> None:
+        """Let what has come from other nodes be seen."""
+        if self._courier is not None:
+            self._courier.take(self._memory.write)
 
     def agrees(self) -> bool:
         """Whether every peer that has come as far as this rank did the same; of the others nothing is known yet."""
+        self._take()
         latest, place = self._latest, self._place
         for start in self._starts:
             at = start + place
@@ -166,6 +196,7 @@ class Journal:
 
     def difference(self) -> Difference | None:
         """The first event, of those that can still be read, in which a peer differs; None if there is none."""
+        self._take()
         for number in range(max(1, self._number - EVENTS + 1), self._number + 1):
             events = {rank: self._read(rank, number) for rank in sorted([self.rank, *self._peers])}
             found = {rank: event for rank, event in events.items() if event is not None}
@@ -187,13 +218,26 @@ class Journal:
 
     def mark(self, state: State) -> None:
         """How this rank is from now on."""
-        _STATUS.pack_into(self._map, self._own, os.getpid(), state)
+        self._put(0, _STATUS.pack(os.getpid(), state))
+
+    def has_ended(self, rank: int, process: int) -> bool:
+        """Whether a rank does not live any more."""
+        far = None if self._courier is None else self._courier.has_ended(rank)
+        return _process_has_ended(process) if far is None else far
 
     def statuses(self) -> dict[int, Status]:
         """How every rank is, by its own word: one that was killed still serves."""
+        self._take()
         offsets = map(self._memory.start, range(self._memory.ranks))
         found = [_STATUS.unpack_from(self._map, offset) for offset in offsets]
         return {rank: Status(process, State(state)) for rank, (process, state) in enumerate(found)}
+
+
+def _process_has_ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _whole(data: bytes, number: int) -> Event | None:

@@ -207,12 +207,15 @@ def _windows(parameters: Mapping[LayerShape, ExchangeParameters]) -> tuple[Windo
 def _open(
     options: Options, ranks: list[int], parameters: ExchangeParameters, device: torch.device | None
 ) -> ExpertExchange:
+    from sglang.srt.runtime_context import get_parallel
+
     # A group of our own: SGLang's expert-parallel group is its tensor-parallel group, which attention uses as well.
     # For an exchange it serves bring-up only, when ranks may be as far apart as loading weights lets them be.
     collective = options.schedule == "collective"
     timeout = options.timeout_s if collective else options.bring_up_timeout_s
     group = torch.distributed.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
     rank_options = RankOptions(
+        node=get_parallel().node_rank if get_parallel().nnodes > 1 else None,
         device=device,
         windows=options.windows,
         post_mortem=options.post_mortem,

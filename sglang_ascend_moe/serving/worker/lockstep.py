@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -18,12 +18,14 @@ import msgspec
 import torch
 
 from sglang_ascend_moe.errors import PeerFault, PeerTimeout, ProtocolMismatch
+from sglang_ascend_moe.exchange.control.lifelines import connect_ranks
 from sglang_ascend_moe.exchange.control.rendezvous import gather_frames
 from sglang_ascend_moe.exchange.control.waiting import Patience
 from sglang_ascend_moe.serving.blame import blames_peer, collective_of
 from sglang_ascend_moe.serving.worker import group_waits, layer
 from sglang_ascend_moe.serving.worker.forward_passes import ForwardPasses
 from sglang_ascend_moe.serving.worker.journal import Journal, JournalMemory, State, describe
+from sglang_ascend_moe.serving.worker.journal_courier import Courier, counterparts
 from sglang_ascend_moe.serving.worker.sizing import tokens_of_request
 
 MOST_TOKENS = 4096
@@ -32,10 +34,14 @@ _PLACE_BYTES = 256
 
 
 class _Place(NamedTuple):
-    """Where the memory of the journal is, and how many tokens of an event it keeps."""
+    """Where the memory is that a rank has made for a journal, and how many tokens of an event it keeps.
+
+    session: of the connections that carry the journal between nodes.
+    """
 
     path: str
     tokens: int
+    session: bytes
 
 
 class Lockstep:
@@ -137,11 +143,11 @@ def serve_in_step(original: Callable[[Any], None], scheduler: Any) -> None:
 
     parallel = get_parallel()
     own = parallel.tp_rank
-    memory = open_memory(serving, scheduler.max_running_requests * tokens_of_request(get_spec()))
-    journal = Journal(memory, own, [rank for rank in parallel.attn_tp_group.ranks if rank != own])
+    most_tokens = scheduler.max_running_requests * tokens_of_request(get_spec())
+    journal = open_journal(serving, [rank for rank in parallel.attn_tp_group.ranks if rank != own], most_tokens)
     passes = None
     if get_spec().speculative_algorithm:
-        passes = ForwardPasses(Journal(open_memory(serving, 0), own, set(range(serving.ranks)) - {own}))
+        passes = ForwardPasses(open_journal(serving, set(range(serving.ranks)) - {own}, 0))
     patience = None
     if scheduler.server_args.dist_timeout is None:
         patience = group_waits.bound(group_waits.gloo_groups(), serving.options.timeout_s)
@@ -173,30 +179,43 @@ def compare_when_met(_scheduler: Any, *_: Any, **__: Any) -> None:
         _lockstep.compare()
 
 
-def open_memory(serving: layer.Serving, most_tokens: int) -> JournalMemory:
-    """All ranks of the server map the same memory; `most_tokens` of an event. Raises like `gather_frames`."""
+def open_journal(serving: layer.Serving, peers: Collection[int], most_tokens: int) -> Journal:
+    """The journal of this rank, which is compared with those of `peers`; every rank of the server calls it.
+
+    All ranks of a node map the same memory, which its first rank makes; `most_tokens` of an event. Raises like
+    `gather_frames` and `connect_ranks`.
+    """
     from sglang.srt.runtime_context import get_parallel
 
     parallel = get_parallel()
     group, rank = parallel.tp_group.cpu_group, parallel.tp_rank
+    exchange = next(iter(serving.exchanges.values()))
+    nodes = exchange.nodes
     patience = Patience(serving.options.bring_up_timeout_s, "--ascend-moe-bring-up-timeout")
-    first = rank == 0
-    descriptor = os.memfd_create("ascend-moe-journal", os.MFD_CLOEXEC) if first else -1
+    first = nodes.index(nodes[rank])
+    descriptor = os.memfd_create("ascend-moe-journal", os.MFD_CLOEXEC) if rank == first else -1
     try:
-        own = _Place(f"/proc/{os.getpid()}/fd/{descriptor}", min(most_tokens, MOST_TOKENS))
-        places = gather_frames(
+        own = _Place(f"/proc/{os.getpid()}/fd/{descriptor}", min(most_tokens, MOST_TOKENS), os.urandom(16))
+        frames = gather_frames(
             group, msgspec.json.encode(own), _PLACE_BYTES, patience, "begun to serve", serving.secret
         )
-        place = msgspec.json.decode(places[0], type=_Place)
-        if not first:
-            descriptor = os.open(place.path, os.O_RDWR | os.O_CLOEXEC)
-        memory = JournalMemory(descriptor, serving.ranks, place.tokens)
-        # The first rank closes the descriptor when all have opened it.
+        places = [msgspec.json.decode(frame, type=_Place) for frame in frames]
+        if rank != first:
+            descriptor = os.open(places[first].path, os.O_RDWR | os.O_CLOEXEC)
+        memory = JournalMemory(descriptor, serving.ranks, places[0].tokens)
+        # The first rank of a node closes the descriptor when all have opened it.
         gather_frames(group, b"", 0, patience, "opened the journal", serving.secret)
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-    return memory
+    courier = None
+    if len(set(nodes)) > 1:
+        connections = connect_ranks(
+            group, places[0].session, rank, counterparts(rank, nodes), "journal", serving.secret, patience
+        )
+        far = [other for other, node in enumerate(nodes) if node != nodes[rank]]
+        courier = Courier(connections, far, exchange.gone)
+    return Journal(memory, rank, peers, courier)
 
 
 def _bytes_of(tokens: Any) -> bytes:

@@ -94,6 +94,12 @@ HOOKS: tuple[Hook, ...] = (
         "SGLang's recorder has to count the rows that we dispatched, not what the router chose",
     ),
     Hook(
+        f"{SRT}.model_executor.model_runner.ModelRunner.forward",
+        HookKind.AROUND,
+        expert_location.record_no_drafts,
+        "SGLang's recorder takes a draft model's passes for the model's, and experts move by what it counts",
+    ),
+    Hook(
         f"{SRT}.eplb.expert_location.ExpertLocationMetadata.logical_to_all_physical",
         HookKind.AROUND,
         expert_location.all_places,

@@ -20,7 +20,8 @@ INTRODUCTION = """# Recipes
 
 Published commands of SGLang for MoE models on Ascend A3, as `ascend-moe adopt` turns them into commands for
 `--ascend-moe`; `python -m tests.launch.adopt.recipe_page` writes this page. MODEL is the folder of the checkpoint.
-Hosts and ports of instances, and values of the variables that stay, are the deployment's own. A die is a rank.
+Hosts and ports of instances, and values of the variables that stay, are the deployment's own. A server of several nodes
+is started on each, with its own `--node-rank`; NODE0 is an address of the first. A die is a rank.
 
 **None has run on an NPU, or as a whole.** Which parts have run, with tiny models, stands below each.
 {starting} of {all} start with this version; below each stands what it still lacks. Windows are per rank.

@@ -49,12 +49,13 @@ MODELS = {
     "qwen3-next-80b-a3b-instruct": Config("Qwen3NextForCausalLM", 2048, {_EXPERTS: 512}, 10, 262144),
 }
 OPEN = {
-    "--nnodes": "nodes",
     "--attn-cp-size": "context parallelism",
     "--enable-prefill-cp": "context parallelism",
     "--pp-size": "pipeline parallelism",
 }
 """What a refusal is about -> what is not supported yet."""
+# What a deployment says of each node.
+_FIRST_NODE = ["--node-rank", "0", "--dist-init-addr", "NODE0:5000"]
 EXPERT_FORMATS = {"w8a8": "W8A8_DYNAMIC", "w4a8": "W4A8_DYNAMIC"}
 
 # The recipes say which variables they set. Of those that say something in numbers, values that people use.
@@ -82,7 +83,13 @@ class Recipe(NamedTuple):
         assignments = [f"{name}={value}" for name, value in self.environment.items()]
         flags = [word for flag in self.servers[role] for word in _words(flag)]
         mode = [] if role == "both" else ["--disaggregation-mode", role]
-        return [*assignments, "python", "-m", "sglang.launch_server", "--model-path", model_path, *mode, *flags]
+        place = _FIRST_NODE if self.nodes(role) > 1 else []
+        return [*assignments, "python", "-m", "sglang.launch_server", "--model-path", model_path, *mode, *flags, *place]
+
+    def nodes(self, role: str) -> int:
+        """Machines of a server."""
+        [nodes] = [flag.partition(" ")[2] for flag in self.servers[role] if flag.startswith("--nnodes ")] or ["1"]
+        return int(nodes)
 
 
 def _words(flag: str) -> list[str]:

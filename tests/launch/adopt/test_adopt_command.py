@@ -91,13 +91,13 @@ def test_every_server_of_a_script_is_read(adopted, tmp_path: Path):
         "if true; then\n"
         f"  {SERVER} --model-path $MODEL --disaggregation-mode prefill --host $HOST_IP --deepep-mode normal &\n"
         "else\n"
-        f"  A=1 {SERVER} --disaggregation-mode decode \\\n     --nnodes 2 > log 2>&1\n"
+        f"  A=1 {SERVER} --disaggregation-mode decode \\\n     --pp-size 2 > log 2>&1\n"
         "fi\n"
     )
     prefill, decode = adopted("", "--file", str(script))
     assert prefill["command"][-5:] == ["--host", "$HOST_IP", "--ascend-moe-schedule", "prefill", "--ascend-moe"]
     assert "/models/moe" in prefill["command"]
-    assert [refusal["about"] for refusal in decode["refusals"]] == ["--nnodes"]
+    assert [refusal["about"] for refusal in decode["refusals"]] == ["--pp-size"]
     assert (prefill["environment"], decode["environment"]) == (
         {"HCCL_BUFFSIZE": "100"},
         {"HCCL_BUFFSIZE": "100", "A": "1"},
@@ -197,7 +197,7 @@ def test_all_reasons_are_given_at_once(adopted, config: Path):
     (config / MODELSLIM_FILE).write_text(json.dumps({"model.layers.0.mlp.experts.0.w1.weight": "W4A4_DYNAMIC"}))
     command = f"{SERVER} --pp-size 2 --nnodes 2 --ep-size 2 --ascend-moe-verify --moe-a2a-backend mori"
     (server,) = adopted(command, "--model-config", str(config))
-    about = ["--pp-size", "--nnodes", "--ascend-moe-verify", "--moe-a2a-backend", "model"]
+    about = ["--pp-size", "--ascend-moe-verify", "--nnodes", "--moe-a2a-backend", "model"]
     assert [refusal["about"] for refusal in server["refusals"]] == about
 
 
@@ -224,6 +224,11 @@ WRONG = {
     ),
     "a value": (["--", *SERVER.split(), "--tp-size", "many"], "--tp-size: invalid int value: 'many'"),
     "no ranks": (["--", *SERVER.split(), "--tp-size", "0"], "--tp-size 0: must be at least 1"),
+    "an address that only the shell knows": (
+        ["--", f"{SERVER} --nnodes 2 --dist-init-addr $ADDRESS"],
+        "--dist-init-addr '$ADDRESS': write HOST:PORT, an address of node 0, such as 10.0.0.1:5000. Only the shell"
+        " knows what $ADDRESS is; write it out",
+    ),
     "no model": (["--", "sglang", "serve", "--tp-size", "2"], "--model-path is missing"),
     "a value of ours": (["--", *SERVER.split(), "--ascend-moe-quant", "int4"], "--ascend-moe-quant 'int4': choose one"),
     "a config": (["--model-config", "no/such", "--", *SERVER.split()], "--model-config no/such: "),

@@ -11,7 +11,7 @@ from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 def a_record(**changes):
     values = {
         "measured": "step", "batch": 2, "eager_ms": 3.0, "replay_ms": 1.5, "ratio": 2.0, "bit_identical": True,
-        "capture_s": 0.25, "count": 60, "operators": 500,
+        "capture_s": 0.25, "count": 60, "operators": 500, "exchange_ms": 0.5,
     }  # fmt: skip
     return GraphsRecord(**{**values, **changes})
 
@@ -25,25 +25,32 @@ def a_record(**changes):
     ],
 )
 def test_exit_code_and_file(monkeypatch, tmp_path, capsys, records, exit_code):
-    monkeypatch.setattr(graphs, "measure", lambda _steps: records and list(records))
+    verified = a_record(measured="verify", batch=26, rows_ratio=1.25)
+    measured = {1: records and list(records), graphs.TREE: [verified]}
+    monkeypatch.setattr(graphs, "measure", lambda _steps, tree=1, **_: measured[tree])
     monkeypatch.setattr(graphs, "measure_servers", lambda _requests: [served])
     path = tmp_path / "graphs.json"
-    served = a_record(measured="tpot", batch=4, capture_s=None, operators=None)
+    served = a_record(measured="tpot", batch=4, capture_s=None, operators=None, exchange_ms=None)
     assert bench_command.main(["graphs", "--json", str(path)]) == exit_code
     if records is None:
         assert "a rank failed" in capsys.readouterr().err
         assert not path.exists()
     else:
-        assert msgspec.json.decode(path.read_bytes(), type=list[GraphsRecord]) == [*records, served]
-        assert "2      3.00       1.50   2.00" in capsys.readouterr().out
+        assert msgspec.json.decode(path.read_bytes(), type=list[GraphsRecord]) == [*records, verified, served]
+        out = capsys.readouterr().out
+        assert "2      3.00       1.50   2.00" in out
+        assert "0.50        1.25" in out
 
 
 @pytest.mark.nightly
-def test_two_ranks_measure_steps_of_equal_bits():
-    [record] = graphs.measure(3, TinySizes(layers=2), batches=(2,))
+@pytest.mark.parametrize("tree", [pytest.param(1, id="decode"), pytest.param(graphs.TREE, id="verify")])
+def test_two_ranks_measure_steps_of_equal_bits(tree):
+    [record] = graphs.measure(3, TinySizes(layers=2), batches=(2,), tree=tree)
     assert record.bit_identical
     assert record.operators > 50
     assert record.ratio == pytest.approx(record.eager_ms / record.replay_ms, rel=0.5)
+    assert 0 < record.exchange_ms < record.eager_ms
+    assert (record.rows_ratio is None) == (tree == 1)
 
 
 @pytest.mark.parametrize("flags", [["--steps", "0"], ["--requests", "-1"]], ids=" ".join)

@@ -26,7 +26,7 @@ def test_the_page_shows_its_records():
 
 
 def test_the_page_shows_pictures_of_its_records():
-    for name in ("decode-2", "decode-4", "prefill-2", "serving"):
+    for name in ("decode-2", "decode-4", "prefill-2", "serving", "drafts"):
         assert f"(benchmarks/{name}.svg)" in PAGE.read_text()
         assert (PAGE.parent / f"benchmarks/{name}.svg").is_file()
 

@@ -49,6 +49,17 @@ def test_the_table_has_a_line_per_variant_below_its_titles():
     assert len(set(map(len, lines))) == 1
 
 
+def test_tokens_per_step_are_those_of_drafts_and_else_one():
+    drafts = msgspec.structs.replace(record("drafts", 1, 10.0), tokens_per_step=2.25)
+    titles = [measure.title for measure in MEASURES]
+    column = 1 + titles.index("tokens per step")
+    assert [row[column] for row in rows_of([*RECORDS, drafts])] == [
+        "1.00 (1.00 .. 1.00)",
+        "1.00 (1.00 .. 1.00)",
+        "2.25 (2.25 .. 2.25)",
+    ]
+
+
 def test_records_are_read_as_they_were_written(tmp_path: Path):
     write_serving_records(tmp_path / "records.json", RECORDS)
     assert read_serving_records(tmp_path / "records.json") == RECORDS
@@ -83,6 +94,7 @@ def test_the_headline_says_how_a_server_compares_with_stock():
         pytest.param(["--rounds", "0"], "--rounds 0", id="rounds"),
         pytest.param(["--url", "http://127.0.0.1:1"], "--model-path", id="url-without-tokenizer"),
         pytest.param(["--json", "/nowhere/x.json"], "--json /nowhere/x.json", id="json"),
+        pytest.param(["--against", "drafts", "--model-path", "x"], "--against drafts with --model-path", id="drafts"),
     ],
 )
 def test_a_wrong_flag_is_named(flags: list[str], message: str):
@@ -96,8 +108,10 @@ def test_a_wrong_flag_is_named(flags: list[str], message: str):
 def test_every_variant_is_served_and_asked(tmp_path: Path):
     records = tmp_path / "records.json"
     few = ["--rounds", "1", "--requests", "2", "--concurrency", "2", "--input-tokens", "16", "--output-tokens", "4"]
+    few += ["--against", ",".join(VARIANTS)]
     finished = subprocess.run([*BENCH, *few, "--json", str(records)], capture_output=True, text=True, timeout=850)
     assert finished.returncode == 0, finished.stderr
     found = msgspec.json.decode(records.read_bytes(), type=list[ServingRecord])
     assert [item.variant for item in found] == list(VARIANTS)
     assert all(item.completed == 2 and item.median_ttft_ms > 0 and item.median_tpot_ms > 0 for item in found)
+    assert [item.variant for item in found if item.tokens_per_step > 1] == ["drafts"]

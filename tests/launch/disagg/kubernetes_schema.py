@@ -41,7 +41,9 @@ CONTAINER = closed(
         "env": listed(VARIABLE),
         "ports": listed(closed({"name": NAME, "containerPort": PORT})),
         "resources": closed({"limits": QUANTITIES, "requests": QUANTITIES}),
-        "volumeMounts": listed(closed({"name": NAME, "mountPath": STRING}, {"readOnly": {"type": "boolean"}})),
+        "volumeMounts": listed(
+            closed({"name": NAME, "mountPath": STRING}, {"readOnly": {"type": "boolean"}, "subPath": STRING})
+        ),
         "startupProbe": PROBE,
         "readinessProbe": PROBE,
     },
@@ -50,6 +52,7 @@ VOLUME = {
     "oneOf": [
         closed({"name": NAME, "persistentVolumeClaim": closed({"claimName": NAME}, {"readOnly": {"type": "boolean"}})}),
         closed({"name": NAME, "emptyDir": closed({"medium": {"const": "Memory"}, "sizeLimit": STRING})}),
+        closed({"name": NAME, "secret": closed({"secretName": NAME, "defaultMode": {"const": 0o400}})}),
     ]
 }
 POD = closed(

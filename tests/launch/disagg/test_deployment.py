@@ -46,6 +46,7 @@ def test_a_model_is_enough(tmp_path: Path):
         (SMALL + "[decode]\noptions = { page-size = [1] }", "decode.options"),
         (SMALL + "[router]\nkind = 'nginx'", "router.kind"),
         (SMALL + "[router]\nport = 70000", "router.port"),
+        (SMALL + "[ascend]\ndist_port = 65522", "ascend.dist_port"),
         ("name = 'Has Blanks'\n" + SMALL, "name"),
         ("= 1", "not TOML"),
     ],

@@ -1,7 +1,6 @@
 """What `render` writes for Ascend: valid files for every machine, flags that SGLang knows, windows that fit.
 
-A deployment whose servers span machines is refused, because serving it is; what would be written for it is tested below
-the refusal. `test_render_refusals` has what is refused, and what SGLang makes of the commands.
+`test_render_refusals` has what is refused, and what SGLang makes of the commands.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from sglang_ascend_moe.launch.plan.moe_config import MODELSLIM_FILE, read_moe_sh
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
-from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.options import FLAGS, Options
 from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized
 from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 from tests.launch.disagg.kubernetes_schema import COMPOSE, MANIFEST
@@ -35,25 +34,17 @@ from tests.packaging.source_tree import ROOT
 
 EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.toml"))
 ASCEND_EXAMPLES = [path for path in EXAMPLES if path.name.startswith("a3_")]
-# Of the published config.json of Qwen3-235B-A22B and of DeepSeek-V3, the latter of W8A8 weights.
+# Of the published config.json of Qwen3-235B-A22B, and of DeepSeek-V3 and R1 with W8A8 weights.
 CONFIGS = {
     "qwen3-moe": {"hidden_size": 4096, "num_experts": 128, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
     "deepseek-v3": {"hidden_size": 7168, "n_routed_experts": 256, "num_experts_per_tok": 8, "torch_dtype": "bfloat16"},
 }
-QUANTISED = {"deepseek-v3"}
+CONFIGS["deepseek-r1"] = CONFIGS["deepseek-v3"]
+QUANTISED = {"deepseek-v3", "deepseek-r1"}
 by_name = pytest.mark.parametrize("example", ASCEND_EXAMPLES, ids=lambda path: path.stem)
 
 
-def several_nodes() -> Deployment:
-    """Decode instances of two machines each."""
-    deployment = read_deployment(ROOT / "launch" / "examples" / "a3_2p4d.toml")
-    decode = msgspec.structs.replace(deployment.decode, nodes=2, tp_size=32, dp_size=32, max_running_requests=768)
-    machines = [f"10.0.1.{number}" for number in range(1, 9)]
-    ascend = msgspec.structs.replace(deployment.ascend, decode_addresses=machines)
-    return msgspec.structs.replace(deployment, decode=decode, ascend=ascend)
-
-
-DEPLOYMENTS = {path.stem: read_deployment(path) for path in ASCEND_EXAMPLES} | {"several nodes": several_nodes()}
+DEPLOYMENTS = {path.stem: read_deployment(path) for path in ASCEND_EXAMPLES}
 every_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS.values(), ids=DEPLOYMENTS)
 every_target = pytest.mark.parametrize("target", TARGETS)
 
@@ -117,7 +108,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     from sglang.srt.server_args import ServerArgs
     from sglang_router.router_args import RouterArgs
 
-    from sglang_ascend_moe.serving.options import FLAGS, add_flags
+    from sglang_ascend_moe.serving.options import add_flags
 
     server = argparse.ArgumentParser(exit_on_error=False)
     ServerArgs.add_cli_args(server)
@@ -218,6 +209,7 @@ def test_a_group_of_pods_is_an_instance(deployment: Deployment, tmp_path: Path):
     for (name, role), group in zip(deployment.roles.items(), groups, strict=True):
         template = group["spec"]["leaderWorkerTemplate"]
         assert (group["spec"]["replicas"], template["size"]) == (role.instances, role.nodes)
+        assert template["restartPolicy"] == "RecreateGroupOnPodRestart"
         for pod in (template["leaderTemplate"], template["workerTemplate"]):
             (container,) = pod["spec"]["containers"]
             assert value(container["command"], "--disaggregation-mode") == name
@@ -226,6 +218,31 @@ def test_a_group_of_pods_is_an_instance(deployment: Deployment, tmp_path: Path):
                 assert value(container["command"], "--node-rank") == "$(LWS_WORKER_INDEX)"
                 assert value(container["command"], "--dist-init-addr").startswith("$(LWS_LEADER_ADDRESS):")
             assert container["resources"]["limits"] == {"huawei.com/Ascend910": str(role.tp_size // role.nodes)}
+
+
+@every_deployment
+def test_every_container_of_a_server_has_the_secret_where_its_flag_says(deployment: Deployment, tmp_path: Path):
+    secret = deployment.secret_file
+    commands = command_lines(rendered(deployment, "shell", tmp_path))
+    servers = [command for command in commands if command[2] == "sglang.launch_server"]
+    flag = FLAGS["secret_file"].flag
+    assert {value(command, flag) if flag in command else None for command in servers} == {secret}
+    (tmp_path / "compose").mkdir()
+    for name, text in rendered(deployment, "compose", tmp_path / "compose").items():
+        for service in yaml.safe_load(text)["services"].values():
+            mounted = f"{secret}:{secret}:ro" in service.get("volumes", [])
+            assert mounted == (secret is not None and name != "router.compose.yaml")
+    (tmp_path / "k8s").mkdir()
+    for pod in pods(rendered(deployment, "k8s", tmp_path / "k8s")[f"{deployment.name}.k8s.yaml"]):
+        (container,) = pod["containers"]
+        mounts = [mount for mount in container.get("volumeMounts", []) if mount["name"] == "secret"]
+        volumes = [volume["secret"] for volume in pod.get("volumes", []) if volume["name"] == "secret"]
+        if secret is None or container["name"] == "router":
+            assert (mounts, volumes) == ([], [])
+        else:
+            [mount] = mounts
+            assert (mount["mountPath"], mount["subPath"]) == (secret, Path(secret).name)
+            assert volumes == [{"secretName": deployment.ascend.secret_name, "defaultMode": 0o400}]
 
 
 @every_deployment

@@ -16,8 +16,7 @@ from sglang_ascend_moe.launch.disagg.deployment import DECIDED, read_deployment
 from sglang_ascend_moe.launch.disagg.render import TARGETS
 from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags
 from sglang_ascend_moe.launch.plan.moe_config import MODELOPT_FILE, MODELSLIM_FILE
-from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
-from sglang_ascend_moe.serving.launcher import conflicts
+from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes, write_checkpoint
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.given_flags import FLAGS_OF_PLUGINS, known_flags
@@ -27,7 +26,7 @@ from tests.packaging.source_tree import ROOT
 from tests.serving.launcher.test_conflicts import SETTINGS
 
 EXAMPLE = ROOT / "launch" / "examples" / "a3_1p1d.toml"
-SEVERAL_NODES = "nodes = 2\ntp_size = 32"
+MOST_RANKS = 64
 
 
 @pytest.fixture
@@ -72,8 +71,8 @@ def as_toml(content: object) -> str:
 OPTIONS = "options = { mem-fraction-static = 0.75 }"
 
 
-# What is written by a key of its own, or depends on the checkpoint too.
-BESIDES = {"--nnodes", "--quantization"}
+# What depends on the checkpoint too.
+BESIDES = {"--quantization"}
 
 
 @pytest.mark.parametrize("flag", [flag for flag in SETTINGS if flag not in BESIDES])
@@ -88,10 +87,6 @@ def test_every_conflict_is_refused_by_its_key(refused: Refused, flag: str):
 
 
 REFUSED = {
-    "several nodes": (
-        "tp_size = 16", SEVERAL_NODES,
-        "FILE cannot be served: prefill.nodes 2 does not work with --ascend-moe: windows are shared",
-    ),
     "another spelling": (
         OPTIONS, "options = { pipeline-parallel-size = 2 }",
         "FILE cannot be served: prefill.options.pipeline-parallel-size 2 does not work with --ascend-moe",
@@ -133,6 +128,9 @@ REFUSED = {
         OPTIONS, "options = { ascend-moe-max-tokens = 1023 }",
         "FILE cannot be served: prefill.options.ascend-moe-max-tokens 1023: the largest prefill batch of 16384 tokens"
         " brings 1024 to each of 16 ranks. Raise it to 1024 or lower prefill.chunked_prefill_size to 16368",
+    ),
+    "a secret of one machine": (
+        "[prefill]", 'secret_file = "secret"\n[prefill]', "disagg render: secret_file secret: give the whole path",
     ),
     "a small window": (
         "chunked_prefill_size = 16384", "window_bytes = 4096",
@@ -176,12 +174,6 @@ def test_what_serving_refuses_is_not_rendered_and_the_key_is_named(refused: Refu
 )
 def test_what_serving_takes_is_rendered(refused: Refused, options: str):
     refused(OPTIONS, f"options = {{ {options} }}", code=OK)
-
-
-def test_several_nodes_are_rendered_as_soon_as_they_are_served(refused: Refused, monkeypatch: pytest.MonkeyPatch):
-    served = tuple(conflict for conflict in CONFLICTS if conflict.flag != "--nnodes")
-    monkeypatch.setattr(conflicts, "CONFLICTS", served)
-    assert "1 addresses for 1 instances of 2 nodes" in refused("tp_size = 16", SEVERAL_NODES)
 
 
 @pytest.mark.parametrize(
@@ -239,12 +231,15 @@ def in_sglang(commands: list[list[str]]) -> dict[str, list]:
 
 
 def commands_of_every_deployment(folder: Path) -> dict[str, list[list[str]]]:
-    """Deployment -> arguments of its servers, with the checkpoint of a tiny model in place of the one it names."""
+    """Deployment -> arguments of its servers, with a tiny model and a secret that are there in place of its own."""
     models = {
         "qwen3-moe": write_checkpoint(folder / "qwen3-moe", "qwen3_moe"),
-        "deepseek-v3": write_checkpoint(folder / "deepseek-v3", "deepseek_v3"),
+        "deepseek-v3": write_checkpoint(
+            folder / "deepseek-v3", "deepseek_v3", TinySizes(experts=MOST_RANKS, max_positions=8192)
+        ),
     }
     (models["deepseek-v3"] / MODELSLIM_FILE).write_text("{}")
+    models["deepseek-r1"] = models["deepseek-v3"]
     one_host = read_deployment(ROOT / "launch" / "examples" / "one_host.toml")
     found = {"one_host": [server_flags(one_host, role, "host", NodePlace(8998)) for role in one_host.roles]}
     for name, target in itertools.product(DEPLOYMENTS, TARGETS):
@@ -254,9 +249,13 @@ def commands_of_every_deployment(folder: Path) -> dict[str, list[list[str]]]:
         servers = [command[3:] for command in commands if command[2] == "sglang.launch_server"]
         filled = [[word.replace("$(LWS_WORKER_INDEX)", "1") for word in words] for words in servers]
         found[name] = [*found.get(name, []), *filled]
-    tiny = {one_host.model_path: models["qwen3-moe"]}
-    tiny |= {deployment.model_path: models[deployment.name] for deployment in DEPLOYMENTS.values()}
-    return {name: [[str(tiny.get(word, word)) for word in words] for words in found[name]] for name in found}
+    secret = folder / "secret"
+    secret.write_bytes(bytes(32))
+    secret.chmod(0o600)
+    here: dict[str | None, Path] = {one_host.model_path: models["qwen3-moe"]}
+    for deployment in DEPLOYMENTS.values():
+        here |= {deployment.model_path: models[deployment.name], deployment.secret_file: secret}
+    return {name: [[str(here.get(word, word)) for word in words] for words in found[name]] for name in found}
 
 
 def test_sglang_takes_every_command_of_every_example_and_serves_it_with_the_exchange(tmp_path: Path):
@@ -265,10 +264,6 @@ def test_sglang_takes_every_command_of_every_example_and_serves_it_with_the_exch
     assert set(found["flags"]) - {"-h", "--help"} == known_flags() - set(FLAGS_OF_PLUGINS)
     names = itertools.chain.from_iterable([name] * len(commands[name]) for name in commands)
     for name, words, outcome in zip(names, itertools.chain(*commands.values()), found["outcomes"], strict=True):
-        if "--nnodes" in words:
-            assert name == "several nodes"
-            assert "--nnodes 2 does not work with --ascend-moe" in outcome["refused"]
-            continue
         assert outcome["refused"] is None, words
         assert outcome["backend"] == A2A_BACKEND
         if name != "one_host":

@@ -5,18 +5,21 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
 
+from sglang_ascend_moe.exchange.control.network import PORTS_AFTER
 from sglang_ascend_moe.launch.disagg import disagg_command, running, up
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, Role
 from sglang_ascend_moe.launch.disagg.deployment_events import Failed, Failure, Stopped, Teller
 from sglang_ascend_moe.launch.disagg.running import Member, MemberFailed, RunningDeployment, cause
+from sglang_ascend_moe.launch.disagg.server_flags import Target
 from sglang_ascend_moe.launch.servers import forked_server
-from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, is_taken
 from sglang_ascend_moe.serving import owned_folder
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, WRONG_USAGE
 
@@ -56,13 +59,6 @@ def test_what_servers_would_refuse_is_named_by_the_flag_that_was_typed(
 ):
     assert disagg_command.main(["up", "--model-path", model, *words.split()]) == WRONG_USAGE
     assert capsys.readouterr().err.startswith(f"ascend-moe disagg up: {said}")
-
-
-def test_several_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    file = tmp_path / "deployment.toml"
-    file.write_text('model_path = "m"\n[decode]\ntp_size = 2\nnodes = 2\n')
-    assert disagg_command.main(["up", "--file", str(file)]) == WRONG_USAGE
-    assert "decode.nodes 2" in capsys.readouterr().err
 
 
 def test_what_is_not_installed_is_named(
@@ -197,18 +193,92 @@ def test_a_server_that_ends_because_its_port_is_taken_says_so(two_members, tmp_p
     assert (failure.value.event.name, failure.value.event.code) == ("decode-0", Failure.PORT_TAKEN)
 
 
-def test_instances_on_npus_have_npus_of_their_own_and_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    begun: list[Member] = []
-    monkeypatch.setattr(RunningDeployment, "_begin", lambda _, member: begun.append(member))
-    monkeypatch.setattr(RunningDeployment, "_wait_until_ready", lambda *_: None)
-    monkeypatch.setattr(RunningDeployment, "_compare_instances", lambda _: None)
+class Interrupted:
+    """Stands in for a server, which runs until it is interrupted, or has ended with `exit_code`."""
+
+    found_port_taken = False
+
+    def __init__(self, name: str, log: Path, said: list[str], exit_code: int | None = None) -> None:
+        self.name, self.log, self.exit_code, self._said = name, log, exit_code, said
+
+    def interrupt(self) -> None:
+        self._said.append(f"{self.name} is interrupted")
+        self.exit_code = 0
+
+    def stop(self) -> bool:
+        self._said.append(f"{self.name} has ended")
+        return True
+
+
+def two_nodes(folder: Path, said: list[str], *exit_codes: int | None) -> RunningDeployment:
+    """The nodes of a prefill instance, node 1 begun first."""
+    (folder / "log").touch()
+    deployment = RunningDeployment(Deployment(model_path="m"), folder, Teller(as_json=True, to=io.StringIO()))
+    for node, code in enumerate(exit_codes):
+        process = Interrupted(f"node {node}", folder / "log", said, code)
+        deployment._members.insert(0, Member(f"prefill-0-node-{node}", "prefill", process, 1, node))
+    return deployment
+
+
+def test_other_nodes_are_stopped_by_node_0(tmp_path: Path):
+    said: list[str] = []
+    two_nodes(tmp_path, said, None, None).stop(at_once=False)
+    assert said == ["node 0 is interrupted", "node 0 has ended", "node 1 has ended"]
+
+
+@pytest.mark.parametrize(("codes", "named"), [((1, -9), 1), ((-9, 1), 0), ((None, 1), 1)])
+def test_of_nodes_that_end_together_the_killed_one_is_named(tmp_path: Path, codes: tuple[int | None, ...], named: int):
+    with pytest.raises(MemberFailed) as failure:
+        two_nodes(tmp_path, [], *codes).watch()
+    assert failure.value.event.name == f"prefill-0-node-{named}"
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Deployment, Target], list[Member]]:
+    """The servers that a deployment would start."""
+
+    def members(deployment: Deployment, target: Target) -> list[Member]:
+        found: list[Member] = []
+        monkeypatch.setattr(RunningDeployment, "_begin", lambda _, member: found.append(member))
+        monkeypatch.setattr(RunningDeployment, "_wait_until_ready", lambda *_: None)
+        monkeypatch.setattr(RunningDeployment, "_compare_instances", lambda _: None)
+        RunningDeployment(deployment, tmp_path, Teller(as_json=True, to=io.StringIO()), target).start_instances(1)
+        return found
+
+    return members
+
+
+def values(members: list[Member], flag: str) -> list[str]:
+    words = [member.process._arguments for member in members]
+    return [given[given.index(flag) + 1] for given in words if flag in given]
+
+
+def test_instances_on_npus_have_npus_of_their_own_and_one_store(begun):
     role = Role(tp_size=2)
-    deployment = Deployment(model_path="m", prefill=msgspec.structs.replace(role, instances=2), decode=role)
-    RunningDeployment(deployment, tmp_path, Teller(as_json=True, to=io.StringIO()), "ascend").start_instances(1)
-    words = [member.process._arguments for member in begun]
-    assert [flags[flags.index("--base-gpu-id") + 1] for flags in words] == ["0", "2", "4"]
-    assert [flags[flags.index("--device") + 1] for flags in words] == ["npu"] * 3
-    assert len({member.process._variables[running.KV_STORE] for member in begun}) == 1
+    members = begun(
+        Deployment(model_path="m", prefill=msgspec.structs.replace(role, instances=2), decode=role), "ascend"
+    )
+    assert values(members, "--base-gpu-id") == ["0", "2", "4"]
+    assert values(members, "--device") == ["npu"] * 3
+    assert len({member.process._variables[running.KV_STORE] for member in members}) == 1
+
+
+@pytest.mark.parametrize("target", ["host", "ascend"])
+def test_each_node_of_an_instance_has_a_launcher_and_node_0_answers(begun, target: Target):
+    members = begun(Deployment(model_path="m", prefill=Role(tp_size=4, nodes=2), decode=Role(tp_size=2)), target)
+    assert [member.name for member in members] == ["prefill-0-node-1", "prefill-0-node-0", "decode-0"]
+    nodes, decode = members[:2], members[2]
+    assert (values(nodes, "--nnodes"), values(nodes, "--node-rank")) == (["2", "2"], ["1", "0"])
+    [address] = set(values(nodes, "--dist-init-addr"))
+    host, port = address.split(":")
+    assert host == "127.0.0.1"
+    assert [taken for taken in range(PORTS_AFTER + 1) if is_taken(host, int(port) + taken)] == []
+    assert len({member.process.port for member in members}) == len(members)
+    assert len(set(values(nodes, "--disaggregation-bootstrap-port"))) == 1
+    assert [member.process._variables.get("GLOO_SOCKET_IFNAME") for member in members] == ["lo", "lo", None]
+    assert values([decode], "--nnodes") == []
+    if target == "ascend":
+        assert values(members, "--base-gpu-id") == ["2", "0", "4"]
 
 
 def test_events_are_lines_of_json_or_of_text():

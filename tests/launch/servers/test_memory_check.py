@@ -53,6 +53,13 @@ def test_a_server_for_npus_is_not_looked_at(huge: Path):
     check_memory([request(huge, "--device", "npu")])
 
 
+def test_the_first_node_answers_for_all(huge: Path):
+    nodes = ["--tp-size", "2", "--nnodes", "2", "--dist-init-addr", "127.0.0.1:5000", "--node-rank"]
+    with pytest.raises(Unsupported, match=r"huge does not fit: 2 ranks need"):
+        check_memory([request(huge, *nodes, "0")])
+    check_memory([request(huge, *nodes, "1")])
+
+
 def test_servers_of_one_command_each_get_the_part_of_their_ranks(checkpoint: Path, monkeypatch):
     asked = []
     monkeypatch.setattr(memory_check, "memory_left", lambda *_, **__: MemoryLeft(40 * GIB, "this machine"))

@@ -2,6 +2,7 @@
 
 import socket
 
+from sglang_ascend_moe.launch.servers import server_process
 from sglang_ascend_moe.launch.servers.server_process import EPHEMERAL_PORTS, free_port
 
 
@@ -12,3 +13,8 @@ def test_a_free_port_is_never_given_to_a_connection():
     for port in ports:
         assert not first <= port <= last
         socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_those_that_follow_a_free_port_are_free_too(monkeypatch):
+    monkeypatch.setattr(server_process, "is_taken", lambda _host, port: port % 10 == 0)
+    assert {free_port(8) % 10 for _ in range(20)} == {1}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput
+from sglang_ascend_moe.exchange.control.network import PORTS_AFTER
 from sglang_ascend_moe.launch.servers import preflight
 from sglang_ascend_moe.launch.servers.preflight import check_server, find_config
 from tests.http_server import serving
@@ -69,6 +70,11 @@ def said_of(words: list[str]) -> str:
         ("--json-model-override-args {", "--json-model-override-args {: must be an object in JSON"),
         ("--port 70000", "--port 70000: must be a port from 0 to 65535"),
         ("--host 192.0.2.1", "--host 192.0.2.1: must be an address of this machine"),
+        ("--tp 2 --nnodes 2", "--nnodes 2: give --dist-init-addr HOST:PORT"),
+        ("--tp 2 --nnodes 2 --dist-init-addr 5000", "--dist-init-addr '5000': write HOST:PORT"),
+        ("--tp 2 --nnodes 2 --dist-init-addr 192.0.2.1:5000", "--dist-init-addr 192.0.2.1: must be an address of this"),
+        ("--tp 2 --nnodes 2 --dist-init-addr 192.0.2.1:5000 --node-rank 1", ""),
+        ("--tp 2 --nnodes 2 --dist-init-addr 127.0.0.1:65530", "--dist-init-addr 65536: must be a port from 0 to"),
         ("--host no.such.name.invalid", "--host no.such.name.invalid: must be an address of this machine"),
     ],
     ids=lambda value: value[:40] or "nothing",
@@ -88,6 +94,17 @@ def test_a_port_that_is_taken_is_named_with_its_address(model: Path, flag: str):
         if flag == "--disaggregation-bootstrap-port":
             # Others do not listen there.
             assert said_of([*words, "--disaggregation-mode", "decode"]) == ""
+            assert said_of([*words, "--nnodes", "2", "--node-rank", "1"]) == ""
+
+
+@pytest.mark.parametrize("after", [0, PORTS_AFTER])
+def test_the_ports_at_which_launchers_meet_are_those_of_node_0(model: Path, after: int):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        words = ["--model-path", str(model), *LOCAL, "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{port - after}"]
+        said = f"--dist-init-addr {port}: another program listens at 127.0.0.1:{port}; give another"
+        assert said_of(words) == said
+        assert said_of([*words, "--node-rank", "1"]) == ""
 
 
 @pytest.mark.parametrize(

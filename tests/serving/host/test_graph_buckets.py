@@ -27,11 +27,16 @@ def test_a_batch_is_padded_to_less_than_twice_its_aligned_size(drawn, requests):
 
 
 @given(limits, st.integers(1, 1 << 20))
-def test_a_length_is_padded_to_less_than_twice_its_tokens(drawn, tokens):
+def test_a_length_is_padded_to_less_than_twice_its_tokens_and_the_smallest_length(drawn, tokens):
     buckets = choose_buckets(drawn)
     tokens = min(tokens, drawn.length)
     bucket = buckets.length_for(tokens)
-    assert tokens <= bucket < max(2 * tokens, SMALLEST_LENGTH + 1)
+    assert tokens <= bucket < 2 * tokens + SMALLEST_LENGTH
+
+
+def test_the_greatest_length_takes_the_place_of_one_just_below_it():
+    buckets = choose_buckets(Limits(requests=1, alignment=1, length=1028, token_bytes=1))
+    assert list(buckets.lengths) == [128, 256, 512, 1028]
 
 
 def test_a_length_that_a_graph_holds_exactly_is_not_padded():

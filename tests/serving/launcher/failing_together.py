@@ -130,7 +130,7 @@ def launch(kind: str, pids: int) -> None:
     from sglang_ascend_moe.serving.launcher import ending
     from sglang_ascend_moe.serving.options import Options, attach
 
-    server_args = SimpleNamespace()
+    server_args = SimpleNamespace(nnodes=1)
     attach(server_args, Options())
     runtime_context.get_server_args = lambda: server_args
     ending.make_room_for_reports(object, server_args)

@@ -17,14 +17,8 @@ import pytest
 from sglang_ascend_moe.errors import PeerLost
 from sglang_ascend_moe.serving.launcher import ending, interrupts
 from sglang_ascend_moe.serving.launcher.ending import root_cause
-from sglang_ascend_moe.serving.launcher.engine_processes import (
-    STOPPED_CHECKS,
-    EngineProcesses,
-    Finding,
-    Report,
-    Started,
-    say,
-)
+from sglang_ascend_moe.serving.launcher.engine_processes import STOPPED_CHECKS, EngineProcesses
+from sglang_ascend_moe.serving.launcher.process_reports import Finding, Report, Started, say
 from sglang_ascend_moe.serving.options import Options, attach
 
 CULPRIT = Report("scheduler_TP1", 11, "ValueError: no such row", False)
@@ -65,7 +59,7 @@ class Engine:
     """What `sglang.Engine` keeps of the processes that it launches, here one with the title of a rank."""
 
     def __init__(self, title: str = "sglang::scheduler_TP1") -> None:
-        self.server_args = SimpleNamespace()
+        self.server_args = SimpleNamespace(nnodes=1)
         attach(self.server_args, Options())
         ending.make_room_for_reports(object, self.server_args, None)
         self.process = subprocess.Popen([title, "60"], executable="/bin/sleep")

@@ -10,7 +10,7 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.serving.options import Options, attach
 from sglang_ascend_moe.serving.worker import expert_location
 
-LAYER = SimpleNamespace(layer_id=3)
+LAYER = SimpleNamespace(layer_id=3, is_draft=False)
 
 
 class Recorder:
@@ -55,11 +55,35 @@ def test_rows_are_counted_for_their_layer(monkeypatch: pytest.MonkeyPatch, in_mo
     assert recorder.counted == [(3, [4, 0])]
 
 
-def test_nothing_is_counted_while_the_recorder_does_not_record(monkeypatch: pytest.MonkeyPatch):
-    recorder = Recorder(recording=False)
+@pytest.mark.parametrize(
+    ("recording", "is_draft"),
+    [pytest.param(False, False, id="recorder-rests"), pytest.param(True, True, id="layer-of-a-draft-model")],
+)
+def test_nothing_is_counted(monkeypatch: pytest.MonkeyPatch, recording: bool, is_draft: bool):
+    recorder = Recorder(recording=recording)
     monkeypatch.setattr("sglang.srt.eplb.expert_distribution.get_global_expert_distribution_recorder", lambda: recorder)
-    expert_location.record_dispatch(LAYER, torch.tensor([4, 0]))
+    layer = SimpleNamespace(layer_id=LAYER.layer_id, is_draft=is_draft)
+    expert_location.record_dispatch(layer, torch.tensor([4, 0]))
     assert recorder.counted == []
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "is_draft", "records"),
+    [
+        pytest.param(True, True, False, id="draft-model"),
+        pytest.param(True, False, True, id="model"),
+        pytest.param(False, True, True, id="not-asked-for"),
+    ],
+)
+def test_the_recorder_rests_while_a_draft_model_runs(monkeypatch, asked_for: bool, is_draft: bool, records: bool):
+    recorder = type("Recorder", (), {"_recording": True, "recording": property(lambda own: own._recording)})()
+    monkeypatch.setattr("sglang.srt.eplb.expert_distribution.get_global_expert_distribution_recorder", lambda: recorder)
+    server_args = SimpleNamespace()
+    if asked_for:
+        attach(server_args, Options())
+    runner = SimpleNamespace(server_args=server_args, is_draft_worker=is_draft)
+    assert expert_location.record_no_drafts(lambda _runner: recorder.recording, runner) is records
+    assert recorder.recording
 
 
 @pytest.mark.parametrize("mode", ["stat", "stat_approx", "per_pass"])
