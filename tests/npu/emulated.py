@@ -31,8 +31,7 @@ _METADATA = "Metadata-Version: 2.1\nName: emulated-npu\nVersion: 0\n"
 class Settings(msgspec.Struct, frozen=True):
     """device_library: what `tests.npu.device.build` has made; memory_bytes: of the one die that a process may open;
     seed: how late work on streams runs, a number above 0 draws it; devices: how many there are to choose from;
-    exchange_libraries: the folder that `tests.npu.cann.build_cann` has filled, None where nothing is exchanged;
-    lacking: functions of `sgl_kernel_npu.sample` that are not there, as in older images.
+    exchange_libraries: the folder that `tests.npu.cann.build_cann` has filled, None where nothing is exchanged.
     """
 
     device_library: str
@@ -40,7 +39,6 @@ class Settings(msgspec.Struct, frozen=True):
     seed: int = SEED_AT_ONCE
     devices: int = 8
     exchange_libraries: str | None = None
-    lacking: tuple[str, ...] = ()
 
 
 def install(settings: Settings) -> None:
@@ -55,8 +53,6 @@ def install(settings: Settings) -> None:
     sys.modules["torch.npu"] = module.install(settings.devices, settings.memory_bytes, settings.seed)
     collectives.register()
     modules.install()
-    for name in settings.lacking:
-        delattr(sys.modules["sgl_kernel_npu.sample"], name)
     triton_kernels.install()
     if settings.exchange_libraries is not None:
         install_cann.install(Path(settings.exchange_libraries))
