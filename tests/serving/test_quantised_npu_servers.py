@@ -15,10 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sglang_ascend_moe.launch.comparison import Answer, Tolerance, compare
-from tests.serving.configurations import PARALLEL, ours_on_npu, stock_on_npu
+from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from tests.serving.configurations import PARALLEL, ours_on_npu, stock, stock_on_npu
+from tests.serving.family_prompts import prompts_of_lengths
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.quantised_models import BITS, WEIGHTS_FILE, write_quantised
-from tests.serving.test_redundant_experts import MOST_ROUNDS, REBALANCE, moves
+from tests.serving.rounding import distances, farther
+from tests.serving.test_redundant_experts import (
+    MOST_ROUNDS,
+    REBALANCE,
+    assert_each_expert_is_the_same_everywhere,
+    moves,
+)
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
@@ -28,6 +36,9 @@ RULE = Tolerance(logprob=1.25, margin=0.5)
 MODELSLIM = {"quantization": "modelslim"}
 GRAPHS = {"disable_cuda_graph": False, "cuda_graph_bs_decode": [4, 16], "ascend_moe_require_graphs": True}
 INT8 = {"ascend_moe_quant": "int8"}
+LONG_PROMPTS = prompts_of_lengths(1, 2, 3, 5, 9, 17, 33, 64, 65, 127, 200, 300)
+# Weights, scales and offsets of two products; in W4A8 sums, too.
+PARTS = {"W8A8_DYNAMIC": 6, "W4A8_DYNAMIC": 8}
 SETUPS: dict[str, dict[str, Any]] = {
     "one rank": {"tp_size": 1},
     "tp2-ep2": PARALLEL["tp2-ep2"],
@@ -40,6 +51,7 @@ SETUPS: dict[str, dict[str, Any]] = {
 class Quantised(NamedTuple):
     """A tiny Qwen3-MoE in one format, and what stock SGLang answers with it."""
 
+    kind: str
     checkpoint: Path
     answers: list[Answer]
 
@@ -49,7 +61,7 @@ def quantised(request, npu_fork_server, checkpoint, prompts, tmp_path_factory) -
     folder = write_quantised(checkpoint, tmp_path_factory.mktemp("quantised") / "model", request.param)
     with npu_fork_server.start(stock_on_npu(folder, **MODELSLIM)) as engine:
         answers = engine.generate(prompts, NEW_TOKENS)
-    yield Quantised(folder, answers)
+    yield Quantised(request.param, folder, answers)
     shutil.rmtree(folder)
 
 
@@ -64,7 +76,9 @@ def test_answers_are_those_of_stock_sglang(npu_fork_server, quantised, prompts, 
 
 
 def test_experts_that_move_while_serving_change_no_token(npu_fork_server, quantised, prompts):
-    arguments = ours_on_npu(quantised.checkpoint, disable_radix_cache=True, **MODELSLIM, **REBALANCE)
+    arguments = ours_on_npu(
+        quantised.checkpoint, "hash_experts_that_move", disable_radix_cache=True, **MODELSLIM, **REBALANCE
+    )
     with npu_fork_server.start(arguments) as engine:
         before = engine.generate(prompts, NEW_TOKENS)
         for _ in range(MOST_ROUNDS):
@@ -74,6 +88,24 @@ def test_experts_that_move_while_serving_change_no_token(npu_fork_server, quanti
         assert engine.generate(prompts, NEW_TOKENS) == before
     assert min(int(places) for _, places in moved) > 0
     assert {rank for rank, _ in moved} == {"0", "1"}
+    assert_each_expert_is_the_same_everywhere(engine, PARTS[quantised.kind])
+
+
+def test_answers_of_deepseek_v3_are_as_far_from_the_dequantised_weights_as_those_of_stock_sglang(
+    fork_server, npu_fork_server, tmp_path
+):
+    folder = write_quantised(write_checkpoint(tmp_path / "plain", "deepseek_v3"), tmp_path / "model", "W4A8_DYNAMIC")
+    configured = {
+        "exact": (fork_server, stock(folder, "float32")),
+        "stock": (npu_fork_server, stock_on_npu(folder)),
+        "ours": (npu_fork_server, ours_on_npu(folder, **SETUPS["tp2-ep2 in graphs, int8 rows"])),
+    }
+    answers = {}
+    for name, (server, configuration) in configured.items():
+        with server.start(configuration) as engine:
+            answers[name] = engine.generate(LONG_PROMPTS, NEW_TOKENS, together=True)
+    known = distances(answers["exact"], answers["stock"])
+    assert farther(distances(answers["exact"], answers["ours"]), known) == []
 
 
 def _swap_nibbles(packed: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from tests.serving.server_nodes import END_SECONDS, INTERFACE, READY_SECONDS, Se
 
 ATTENTION = {"tp": [], "dp-attention": ["--dp-size", "2", "--enable-dp-attention"]}
 GRAPHS = {"graphs": ["--cuda-graph-bs-decode", "4", "8"], "eager": ["--disable-cuda-graph"]}
+ON_HOST = ["--device", "cpu", "--dtype", "float32"]
 ON_NPU = ["--device", "npu", "--dtype", "bfloat16", "--mem-fraction-static", "0.5"]
 TIMEOUT_SECONDS = 10.0
 LIMITS = ["--max-running-requests", "8"]
@@ -34,7 +35,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
     return marked
 
 
-def arguments_for(checkpoint: Path, ranks: int, dtype: str = "float32") -> list[str]:
+def arguments_for(checkpoint: Path, ranks: int, device: Sequence[str] = ON_HOST) -> list[str]:
     served = [
         "--model-path",
         str(checkpoint),
@@ -44,7 +45,7 @@ def arguments_for(checkpoint: Path, ranks: int, dtype: str = "float32") -> list[
         "--ascend-moe-timeout",
         f"{TIMEOUT_SECONDS:g}",
     ]
-    return [*served, "--device", "cpu", "--dtype", dtype, *LIMITS]
+    return [*served, *device, *LIMITS]
 
 
 def tokens_of(url: str, prompts: list[list[int]]) -> list[list[int]]:
@@ -229,7 +230,7 @@ def test_emulated_npus_on_two_nodes_give_the_tokens_of_one_node(
 ):
     for name, value in npu_variables.items():
         monkeypatch.setenv(name, value)
-    common = [*arguments_for(checkpoint, 2)[:-5], *ON_NPU, *LIMITS, *ATTENTION[attention], *GRAPHS["graphs"]]
+    common = [*arguments_for(checkpoint, 2, ON_NPU), *ATTENTION[attention], *GRAPHS["graphs"]]
     answers = []
     for nodes in (1, 2):
         folder = tmp_path / str(nodes)

@@ -47,8 +47,11 @@ NPU_FORMS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "W8A8, int8 rows": ("W8A8_DYNAMIC", {"quantization": "modelslim", **INT8_ROWS}),
     "W4A8": ("W4A8_DYNAMIC", {"quantization": "modelslim"}),
 }
-ACCEPTED = {1: 1.5, 2: 1.8}
-"""Tokens that a step gives at least, by the drafts that it verifies."""
+ACCEPTED = {1: 2.0, 2: 2.4}
+"""Tokens for each step at least, by the drafts that it verifies; the first token, which takes no step, among them.
+
+Measured: 2.20 and 2.67 of 2.25 and 3, which 9 tokens would have if every draft were right.
+"""
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,6 @@ _ENDED_BY_AN_EXCEPTION = (
 )  # fmt: skip
 CAUSE_SECONDS = 2.0
 """For which a launcher that was told of a failure waits to hear whose it is: victims may be faster than the culprit."""
-STOPPED_LINE = "The server has stopped: node 0 was stopped"
 _POLL_SECONDS = 0.02
 _CHECK_SECONDS = 1.0
 
@@ -103,15 +102,11 @@ def _stop(link: NodeLink) -> None:
         return
     interrupts.end_descendants()
     socket_folder.remove_at_end()
-    _exit(STOPPED_LINE, link.stopped or 0)
+    _exit_stopped(link.stopped or 0)
 
 
-def _exit(line: str, code: int) -> NoReturn:
-    """With a last line of the log."""
-    # What was interrupted may be a print.
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
-        sys.stdout.flush()
-    os.write(2, f"{line}\n".encode())
+def _exit_stopped(code: int) -> NoReturn:
+    os.write(2, b"The server has stopped: node 0 was stopped\n")
     os._exit(code)
 
 
@@ -280,9 +275,13 @@ def _end(end_children: Callable[[], None]) -> None:
         end_children()
     finally:
         socket_folder.remove_at_end()
+        # What was interrupted may be a print.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            sys.stdout.flush()
         if (code := _stopped()) is not None:
-            _exit(STOPPED_LINE, code)
-        _exit(f"The server ends: {cause}", CHECK_FAILED)
+            _exit_stopped(code)
+        os.write(2, f"The server ends: {cause}\n".encode())
+        os._exit(CHECK_FAILED)
 
 
 def _stopped() -> int | None:

@@ -42,7 +42,7 @@ def prepare(layer: Any, options: Options) -> None:
     )
     from sglang.srt.layers.moe.moe_runner.ascend import AscendRunnerCore
 
-    core = getattr(layer.runner, "runner_core", None)
+    core = _runner_core(layer)
     kernels = [getattr(layer, f"{prefix}_kernel", None) for prefix in ("w13", "w2")]
     quantised = all(isinstance(kernel, NPUW8A8Int8MoEMethod | NPUW4A8Int8MoEMethod) for kernel in kernels)
     plain = all(isinstance(kernel, NPUUnquantMoEMethod) for kernel in kernels)
@@ -109,8 +109,14 @@ def compute(layer: Any, rows: ExpertRows) -> None:
     taken = AscendRunnerInput(
         hidden_states=rows.rows[:count], hidden_states_scale=scales, expert_tokens=rows.counts, group_list_type=COUNTS
     )
-    result = layer.runner.runner_core.run(taken, AscendQuantInfo(**weights), {}).hidden_states
+    result = _runner_core(layer).run(taken, AscendQuantInfo(**weights), {}).hidden_states
     rows.out[:count].copy_(result)
+
+
+def _runner_core(layer: Any) -> Any:
+    """Of the runner that the layer has, or that the scheme of its weights (compressed-tensors) keeps; None without."""
+    runner = layer.runner or getattr(getattr(layer, "scheme", None), "runner", None)
+    return getattr(runner, "runner_core", None)
 
 
 def row_dtype(layer: Any) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 A decode instance learns of a prefill instance with the first request that the router sends to both. It then asks for
 the other's `Instance` block, compares, and stops if the two do not fit. `report_instance`, `describe_instance`,
-`add_instance_route` and `require_prefill_fits` are hooks: see `worker_hooks`.
+`leave_port_to_node_0`, `add_instance_route` and `require_prefill_fits` are hooks: see `worker_hooks`.
 """
 
 from __future__ import annotations
@@ -130,6 +130,14 @@ def require_prefill_fits(known: bool, manager: Any, bootstrap_addr: str) -> bool
     require_pair(prefill, _own)
     _fitting.add(bootstrap_addr)
     return None
+
+
+def leave_port_to_node_0(_manager: Any, _url: str, payload: dict[str, Any]) -> None:
+    """Before `CommonKVManager._register_topology_row`: ranks of other nodes do not say where the instance answers."""
+    from sglang.srt.runtime_context import get_parallel
+
+    if get_parallel().node_rank:
+        payload["prefill_http_port"] = None
 
 
 def add_instance_route(server_args: Any, tokenizer_manager: Any, *_: Any, **__: Any) -> None:

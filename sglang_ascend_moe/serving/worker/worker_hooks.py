@@ -176,6 +176,13 @@ HOOKS: tuple[Hook, ...] = (
         "what an instance says of itself has to be sealed for whoever asks, if there is a secret",
     ),
     Hook(
+        f"{SRT}.disaggregation.common.conn.CommonKVManager._register_topology_row",
+        HookKind.BEFORE,
+        pairing.leave_port_to_node_0,
+        "requests go to the port of the rank that registers first, and only node 0 answers them",
+        mends=SglangFault(),
+    ),
+    Hook(
         f"{SRT}.disaggregation.common.conn.CommonKVManager.try_ensure_parallel_info",
         HookKind.AFTER,
         pairing.require_prefill_fits,

@@ -29,7 +29,7 @@ def host_layer(ranks: int = 1, rank: int = 0, *, dtype: torch.dtype = torch.bflo
         own = values[rank * local : (rank + 1) * local].to(dtype)
         made[name] = torch.nn.Parameter(own, requires_grad=False)
     return SimpleNamespace(
-        layer_id=0, num_experts=EXPERTS, hidden_size=HIDDEN, top_k=TOPK,
+        layer_id=0, is_draft=False, num_experts=EXPERTS, hidden_size=HIDDEN, top_k=TOPK,
         moe_runner_config=SimpleNamespace(activation="silu", params_dtype=dtype), **made,
     )  # fmt: skip
 

@@ -74,6 +74,15 @@ def test_rows_are_quantised_by_dispatch_as_the_runner_does_it(output, weights):
     assert torch.equal(found, output(moe, TOKENS, "prefill", on_npu=True, quant="int8", rounds=3))
 
 
+@pytest.mark.parametrize("weights", BITS)
+def test_a_runner_that_the_scheme_of_the_weights_keeps_is_used(output, weights):
+    """As with checkpoints of compressed-tensors."""
+    moe = npu_layer(weights=weights)
+    expected = output(moe, TOKENS, "decode", on_npu=True)
+    moe.runner, moe.scheme = None, SimpleNamespace(runner=moe.runner)
+    assert torch.equal(output(moe, TOKENS, "decode", on_npu=True), expected)
+
+
 def beyond(found: torch.Tensor, weights: str) -> torch.Tensor:
     """Which numbers are further from those of the dequantised weights than rounding explains."""
     expected = layer_output(*tokens_of(0, len(found)), weights)

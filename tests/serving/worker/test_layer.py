@@ -36,6 +36,7 @@ def moe_layer(dtype: torch.dtype, activation: str, *, biases: bool = False, **li
     )  # fmt: skip
     vars(config).update(limits)
     made = argparse.Namespace(
+        is_draft=False,
         num_experts=EXPERTS,
         hidden_size=HIDDEN,
         top_k=TOPK,

@@ -1,6 +1,7 @@
 """A decode instance asks what a prefill instance is before it takes keys and values, whoever started them."""
 
 import json
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
@@ -48,6 +49,15 @@ def manager(prefill: Prefill, monkeypatch: pytest.MonkeyPatch) -> Any:
         prefill_info_table={"127.0.0.1:8998": SimpleNamespace(prefill_http_port=prefill.port)},
         server_args=SimpleNamespace(api_key="secret"),
     )
+
+
+@pytest.mark.parametrize(("node", "port"), [(0, 30000), (1, None)])
+def test_an_instance_is_asked_at_its_node_0(monkeypatch: pytest.MonkeyPatch, node: int, port: int | None):
+    parallel = SimpleNamespace(node_rank=node)
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", SimpleNamespace(get_parallel=lambda: parallel))
+    row = {"prefill_http_port": 30000}
+    pairing.leave_port_to_node_0(None, "url", row)
+    assert row == {"prefill_http_port": port}
 
 
 def ask(manager: Any, known: bool = True) -> bool | None:
