@@ -285,9 +285,10 @@ def test_two_nodes_that_share_no_loopback_give_the_tokens_of_one_rank_and_notice
     """Needs the rights of root, to make networks."""
     expected = [answer.tokens for answer in stock_answers("float32")]
     variables = {
-        0: {INTERFACE: two_networks.interfaces[two_networks.here]},
-        1: {INTERFACE: two_networks.interfaces[two_networks.there], NAMESPACE: two_networks.name},
+        node: {INTERFACE: two_networks.interfaces[address], "SGLANG_HOST_IP": address}
+        for node, address in enumerate((two_networks.here, two_networks.there))
     }
+    variables[1][NAMESPACE] = two_networks.name
     arguments = [*arguments_for(checkpoint, 2), *ATTENTION[attention], *GRAPHS["graphs"]]
     with ServerNodes(
         arguments, 2, tmp_path, module=server_in_namespace.__name__, address=two_networks.here, variables=variables
