@@ -139,9 +139,9 @@ def on_device_library(path: str, cores: int) -> Iterator[OneStream]:
     cann.library.cann_stand_in_use_cores(cores)
     streams = OneStream(cann)
 
-    def open_session(layout, rank, addresses, pidfds, _workers, *, first_epoch):
+    def open_session(layout, rank, addresses, ends, _workers, *, first_epoch, nodes):
         device = torch.device("cpu")
-        return DeviceSession(layout, rank, addresses, pidfds, device, streams, first_epoch=first_epoch)
+        return DeviceSession(layout, rank, addresses, ends, device, streams, first_epoch=first_epoch, nodes=nodes)
 
     use_library(path)
     with pytest.MonkeyPatch.context() as patch:

@@ -68,3 +68,12 @@ def test_a_missing_token_is_a_fault():
     found = Answer(EXPECTED.tokens[:2], EXPECTED.candidates[:2])
     assert compare(EXPECTED, found, TOLERANCE).fault == "2 tokens instead of 3"
     assert compare(EXPECTED.after(1), found.after(1), TOLERANCE).equal_tokens == 1
+
+
+def test_what_is_as_good_as_impossible_may_move_as_long_as_it_stays_so():
+    sure = answer({7: -0.01, 8: -7.0})
+    tolerance = TOLERANCE._replace(far=4.0)
+    assert compare(sure, answer({7: -0.01, 8: -9.0}), tolerance).fault == ""
+    assert compare(sure, answer({7: -0.01, 6: -4.5}), tolerance).fault == ""
+    assert "logprobs of token 0 differ by 2.000" in compare(sure, answer({7: -0.01, 8: -2.01}), tolerance).fault
+    assert "differ by 2.000" in compare(sure, answer({7: -0.01, 8: -9.0}), TOLERANCE).fault

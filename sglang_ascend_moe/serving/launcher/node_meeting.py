@@ -233,15 +233,16 @@ def join_nodes(own: NodeHello, at: Address, secret: Secret | None, patience: Pat
     until = time.monotonic() + patience.seconds
     who = f"node 0 at {at}"
     try:
-        channel = Channel(call(at, until), own.node, secret)
+        connection = call(at, until)
     except PeerTimeout as error:
         raise PeerTimeout(
             f"{error}, where node 0 should be, within {patience.seconds:g} s ({patience.set_by}); start it there, and"
             " give every node its --dist-init-addr"
         ) from error
     with ExitStack() as opened:
-        opened.callback(channel.close)
+        opened.callback(hang_up, connection)
         try:
+            channel = Channel(connection, own.node, secret)
             channel.begin(until, who)
             channel.send(encode(own))
             # Node 0 waits for the others, too, and says so in time.

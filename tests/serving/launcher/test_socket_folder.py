@@ -23,7 +23,7 @@ from sglang_ascend_moe.serving.launcher import ending, interrupts, socket_folder
 from sglang_ascend_moe.serving.options import Options, attach
 
 interrupts.watch("the server")
-server_args = SimpleNamespace()
+server_args = SimpleNamespace(nnodes=1)
 attach(server_args, Options())
 ports = SimpleNamespace(rpc_ipc_name=f"ipc://{tempfile.NamedTemporaryFile(delete=False).name}")
 socket_folder.move_names(ports, server_args)
