@@ -19,7 +19,8 @@ class SharedMemory:
     it keeps it.
 
     Raises:
-        FileNotFoundError: nobody of this machine has memory of that `name`; for SGLang, it is on another machine.
+        FileNotFoundError: nobody of this machine and network has memory of that `name`; for SGLang, it is on another
+            machine.
     """
 
     def __init__(self, name: str, create: bool = False, size: int = 0) -> None:
@@ -49,7 +50,9 @@ def _open(name: str) -> int:
     path = f"/proc/{process}/fd/{descriptor}"
     # On another machine the same numbers may stand for anything, also for a process of another user.
     try:
-        if os.readlink(path) == f"/memfd:{given} (deleted)":
+        # SGLang takes whom it shares memory with for somebody on its own loopback interface.
+        reachable = os.readlink(f"/proc/{process}/ns/net") == os.readlink("/proc/self/ns/net")
+        if reachable and os.readlink(path) == f"/memfd:{given} (deleted)":
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except PermissionError as error:
         raise FileNotFoundError(f"{path} cannot be the memory {given} ({error})") from error

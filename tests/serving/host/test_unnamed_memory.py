@@ -67,3 +67,13 @@ def test_closing_gives_the_descriptor_back():
     SharedMemory(memory.name).close()
     memory.close()
     assert set(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def test_memory_of_a_process_in_another_network_is_that_of_another_machine(monkeypatch: pytest.MonkeyPatch):
+    memory = SharedMemory("queue", create=True, size=64)
+    read = os.readlink
+    elsewhere = {"/proc/self/ns/net": "net:[1]"}
+    monkeypatch.setattr(os, "readlink", lambda path: elsewhere.get(path) or read(path))
+    with pytest.raises(FileNotFoundError, match="is not the memory queue"):
+        SharedMemory(memory.name)
+    memory.close()
