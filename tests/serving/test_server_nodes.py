@@ -215,11 +215,11 @@ def test_a_node_that_was_started_otherwise_is_refused_by_name_before_anything_is
 
 @pytest.mark.nightly
 def test_a_node_that_does_not_come_is_named_on_the_others(surroundings, checkpoint, tmp_path):
-    arguments = [*arguments_for(checkpoint, 3), "--ascend-moe-bring-up-timeout", "30"]
-    with ServerNodes(arguments, 3, tmp_path, of_node={2: ["--no-such-flag"]}) as server:
+    arguments = [*arguments_for(checkpoint, 4), "--ascend-moe-bring-up-timeout", "30"]
+    with ServerNodes(arguments, 4, tmp_path, of_node={3: ["--no-such-flag"]}) as server:
         assert 0 not in [launcher.wait_until_ended(READY_SECONDS) for launcher in server.launchers]
-        for launcher in server.launchers[:2]:
-            assert "node 2 of 3 had not come to node 0 at 127.0.0.1:" in launcher.log.read_text()
+        for launcher in server.launchers[:3]:
+            assert "node 3 of 4 had not come to node 0 at 127.0.0.1:" in launcher.log.read_text()
     assert surroundings.leftovers() == NOTHING
 
 

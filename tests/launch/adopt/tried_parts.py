@@ -38,7 +38,7 @@ def tried(recipe: Recipe) -> dict[Where, list[str]]:
         ("its attention", None if known else Where.NOWHERE),
         ("data-parallel attention", Where.BOTH if "--enable-dp-attention" in names else None),
         ("prefill and decode apart", Where.BOTH if apart else None),
-        ("several nodes, on one machine", Where.HOST if max(map(recipe.nodes, recipe.servers)) > 1 else None),
+        ("several nodes, on one machine", Where.BOTH if max(map(recipe.nodes, recipe.servers)) > 1 else None),
         *((algorithm, Where.BOTH) for algorithm in drafts),
         ("drafts of prefill and decode instances", Where.BOTH if apart and drafts else None),
         (recipe.weights.upper(), Where.BOTH),
