@@ -83,7 +83,8 @@ def lose_a_rank(rank: Rank, step: Step) -> Seen | None:
         call(exchange, "decode", rank)
         raise AssertionError(f"step {step.name} never began")
     seen = see_fault(exchange, rank, "decode", calls=2)
-    assert exchange.gone() == [KILLED]
+    # Another survivor may have closed its exchange before.
+    assert KILLED in exchange.gone()
     return seen
 
 
