@@ -3,6 +3,7 @@
 docs/codes.md is written from this module.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -107,6 +108,11 @@ class Unsupported(AscendMoeError):
 
     code = "UNSUPPORTED"
     keeps_exchange = True
+
+
+def rank_in_words(rank: int, nodes: Sequence[int]) -> str:
+    """How messages name a rank: `rank 3`, or `rank 3 (node 1)` where `nodes` [ranks] are several."""
+    return f"rank {rank} (node {nodes[rank]})" if len(set(nodes)) > 1 else f"rank {rank}"
 
 
 def code_of(error: BaseException) -> str:

@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from sglang_ascend_moe.errors import rank_in_words
 from sglang_ascend_moe.exchange.control.post_mortem import PostMortem, read_accounts
-from sglang_ascend_moe.native.faults import rank_in_words
 
 
 def account_of(folder: Path) -> str:

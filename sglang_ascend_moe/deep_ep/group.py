@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sglang_ascend_moe.errors import InvalidInput, PeerLost
+from sglang_ascend_moe.exchange.control.lifelines import ended
 from sglang_ascend_moe.exchange.control.machine import this_machine
 from sglang_ascend_moe.exchange.control.waiting import wait_for_ranks
 
@@ -54,12 +54,8 @@ class RankGroup:
 
     def ended(self) -> list[bool]:
         """Which ranks' processes have ended."""
-        poll = select.poll()
-        for pidfd in self._pidfds:
-            if pidfd >= 0:
-                poll.register(pidfd, select.POLLIN)
-        gone = {descriptor for descriptor, _ in poll.poll(0)}
-        return [pidfd in gone for pidfd in self._pidfds]
+        gone = ended(self._pidfds)
+        return [rank in gone for rank in range(self.size)]
 
     def close(self) -> None:
         for pidfd in self._pidfds:

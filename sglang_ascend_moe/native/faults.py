@@ -14,6 +14,7 @@ from sglang_ascend_moe.errors import (
     ProtocolMismatch,
     SessionPoisoned,
     WindowTooSmall,
+    rank_in_words,
 )
 from sglang_ascend_moe.native.codes import InputError, Kind, Region, Result, Step
 from sglang_ascend_moe.windows.layout import WindowLayout, bytes_for_capacity
@@ -42,11 +43,6 @@ class Fault(NamedTuple):
     region: Region
     missing: tuple[int, ...]
     refusal: str
-
-
-def rank_in_words(rank: int, nodes: Sequence[int]) -> str:
-    """Such as `rank 3`, or `rank 3 (node 1)` where `nodes` [ranks] are several."""
-    return f"rank {rank} (node {nodes[rank]})" if len(set(nodes)) > 1 else f"rank {rank}"
 
 
 def fault_error(fault: Fault, layout: WindowLayout, nodes: Sequence[int] = ()) -> AscendMoeError:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.errors import Unsupported, rank_in_words
 
 ALIGNMENT = 512
 """Of a window's base in bytes: what Ascend's matrix operators and widest copies want."""
@@ -37,8 +37,8 @@ class Place(NamedTuple):
         return len(self.nodes)
 
     def named(self, rank: int) -> str:
-        """Such as `rank 3`, or `rank 3 (node 1)` where there are several."""
-        return f"rank {rank} (node {self.nodes[rank]})" if len(set(self.nodes)) > 1 else f"rank {rank}"
+        """As messages name it."""
+        return rank_in_words(rank, self.nodes)
 
 
 class Pool(NamedTuple):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+from sglang_ascend_moe.exchange.control.network import PORTS_AFTER
 from sglang_ascend_moe.launch.servers.server_process import (
     ServerFailed,
     ServerProcess,
     free_port,
     group_members,
-    is_taken,
     log_tail,
 )
 from tests.serving.cpu_time import title
@@ -22,8 +21,6 @@ READY_SECONDS = 600.0
 END_SECONDS = 15.0
 """In which all nodes have to be gone after a fault; with a stopped rank, ten of them are patience."""
 LOOPBACK = "127.0.0.1"
-PORTS = 15
-"""That a server of several nodes takes: its own, and those after it."""
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -42,7 +39,7 @@ class ServerNodes:
         variables: Mapping[int, Mapping[str, str]] | None = None,
     ) -> None:
         """address: of node 0. of_node: what a node is given besides. variables: added to the environment of a node."""
-        meeting = ["--nnodes", str(nodes), "--dist-init-addr", f"{address}:{free_ports(PORTS)}"]
+        meeting = ["--nnodes", str(nodes), "--dist-init-addr", f"{address}:{free_port(PORTS_AFTER)}"]
         self.launchers = [
             ServerProcess(
                 [*arguments, *meeting, "--node-rank", str(node), *(of_node or {}).get(node, ())],
@@ -91,15 +88,3 @@ class ServerNodes:
 
     def logs(self) -> str:
         return "\n\n".join(log_tail(launcher.log) for launcher in self.launchers)
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row of which the first and the last are free now, below those that are given out.
-
-    Tests that run at once begin at different ones.
-    """
-    begin = 10000 + os.getpid() % 1000 * 16
-    for port in range(begin, 32000 - count, count + 1):
-        if not (is_taken(LOOPBACK, port) or is_taken(LOOPBACK, port + count - 1)):
-            return port
-    return free_port()

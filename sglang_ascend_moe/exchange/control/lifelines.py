@@ -58,6 +58,16 @@ def nodes_of(hellos: Sequence[Hello]) -> list[int]:
     return [numbers.setdefault(hello.machine.identity, len(numbers)) for hello in hellos]
 
 
+def ended(ends: Sequence[int]) -> list[int]:
+    """The ranks whose descriptor of `ends` [ranks] is readable; -1 for one that is not watched."""
+    poll = select.poll()
+    for end in ends:
+        if end >= 0:
+            poll.register(end, select.POLLIN)
+    readable = {descriptor for descriptor, _ in poll.poll(0)}
+    return [rank for rank, end in enumerate(ends) if end in readable]
+
+
 class RankWatch:
     """Which ranks are gone.
 
@@ -72,12 +82,7 @@ class RankWatch:
 
     def gone(self) -> list[int]:
         """The ranks whose process has ended, or whose machine is silent."""
-        poll = select.poll()
-        for end in self.ends:
-            if end >= 0:
-                poll.register(end, select.POLLIN)
-        ended = {descriptor for descriptor, _ in poll.poll(0)}
-        return [rank for rank, end in enumerate(self.ends) if end in ended]
+        return ended(self.ends)
 
     def close(self) -> None:
         """Nobody is watched any more, and ranks of other nodes see this one as gone."""

@@ -10,7 +10,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.serving.host.tensor_headers import headers_of
-from sglang_ascend_moe.serving.launcher.modelslim import tensor_formats
+from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE, tensor_formats
 from sglang_ascend_moe.serving.launcher.scaled_weights import Block, block_of, has_channels, settings_of
 
 FP8, EIGHT_BITS, FOUR_BITS = "FP8", "W8A8_DYNAMIC", "W4A8_DYNAMIC"
@@ -36,7 +36,7 @@ def formats_of(folder: Path) -> StoredFormats | None:
     Raises as `tensor_formats`, and `Unsupported` for weights in fp8 that have another name than `NAME.weight`.
     """
     if described := tensor_formats(folder):
-        return StoredFormats(described, None, "quant_model_description.json")
+        return StoredFormats(described, None, MODELSLIM_FILE)
     settings = _settings(folder)
     block = block_of(settings)
     if block is None and not has_channels(settings):

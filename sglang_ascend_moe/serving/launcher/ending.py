@@ -124,7 +124,7 @@ def _watch_ranks(engine: EngineProcesses) -> None:
     while engine in _engines and not _ends:
         time.sleep(_CHECK_SECONDS)
         engine.count_stopped()
-        if engine in _engines and not _ends and not engine.has_ended_well() and engine.findings():
+        if engine in _engines and not _ends and engine.has_lost_ranks():
             os.kill(os.getpid(), signal.SIGQUIT)
             return
 
@@ -236,7 +236,7 @@ def end_by_name(
     try:
         with _signals_of_ranks_ignored():
             # On other nodes than 0 SGLang also ends like this when a rank is gone.
-            lost = any(engine.node and not engine.has_ended_well() and engine.findings() for engine in _engines)
+            lost = any(engine.has_lost_ranks() for engine in _engines)
             if (include_parent and parent_pid is not None) or lost:
                 _end(lambda: original(parent_pid, False, *rest, **keywords))
             else:

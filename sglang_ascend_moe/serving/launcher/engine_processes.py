@@ -83,6 +83,10 @@ class EngineProcesses:
         """Whether all that SGLang has started has ended as it should."""
         return bool(self.started) and all(process.exitcode == 0 for process in self.started)
 
+    def has_lost_ranks(self) -> bool:
+        """On other nodes than 0, where SGLang watches nobody: whether a process ended as it should not, or stopped."""
+        return bool(self.node) and not self.has_ended_well() and bool(self.findings())
+
     def is_watched_by(self, watchdog: Any) -> bool:
         return any(process in watchdog._processes for process in self.started)
 
