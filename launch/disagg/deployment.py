@@ -91,6 +91,10 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     secret_name: str = "ascend-moe"
 
 
+_CONTEXT = ("attn-cp-size", "attention-context-parallel-size")
+"""Names of the flag by which ranks of an instance divide texts among them."""
+
+
 class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Prefill instances, decode instances and a router. name: of containers and manifests.
 
@@ -116,8 +120,10 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     @property
     def mixed_sizes(self) -> bool:
-        """Whether prefill and decode instances have different numbers of ranks or attention groups."""
-        return (self.prefill.tp_size, self.prefill.dp_size) != (self.decode.tp_size, self.decode.dp_size)
+        """Whether prefill and decode instances have different numbers of ranks or attention groups, or divide texts
+        among ranks, which have more heads of keys and values then."""
+        sizes = (self.prefill.tp_size, self.prefill.dp_size) != (self.decode.tp_size, self.decode.dp_size)
+        return sizes or any(name in role.options for role in self.roles.values() for name in _CONTEXT)
 
 
 def _check_role(source: str, key: str, role: Role) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.launcher.context_parallelism import FUSED_ATTENTION
 from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.serving.configurations import ours, ours_on_npu, stock
 from tests.serving.draft_forms import ACCEPTED, NEXTN, average
@@ -73,7 +74,7 @@ def test_tokens_on_emulated_npus_are_those_of_a_host(
     npu_fork_server, checkpoint, prompts, stock_answers, compare_all, arguments: dict[str, Any]
 ):
     config = ours_on_npu(checkpoint, enable_metrics=True, **ZIGZAG, **arguments)
-    with npu_fork_server.start(config) as engine:
+    with npu_fork_server.start(config._replace(environment={FUSED_ATTENTION: "1"})) as engine:
         engine.generate(prompts[-1:], 1)
         brought = {tokens_of(state) for states in engine.inspect().states for state in states}
         outcomes = compare_all(engine, prompts, stock_answers("bfloat16"), "bfloat16", together=False)

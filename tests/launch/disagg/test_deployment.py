@@ -102,7 +102,15 @@ def test_decode_servers_have_to_serve_from_graphs_unless_the_file_says_otherwise
 
 
 @pytest.mark.parametrize(
-    ("sizes", "mixed"), [({}, False), ({"tp_size": 2}, True), ({"tp_size": 2, "dp_size": 2}, True)], ids=str
+    ("sizes", "mixed"),
+    [
+        ({}, False),
+        ({"tp_size": 2}, True),
+        ({"tp_size": 2, "dp_size": 2}, True),
+        ({"options": {"attn-cp-size": 2}}, True),
+        ({"options": {"page-size": 64}}, False),
+    ],
+    ids=str,
 )
 def test_servers_are_told_that_their_sizes_may_differ_only_if_they_do(sizes: dict[str, int], mixed: bool):
     deployment = Deployment(model_path="m", decode=Role(**sizes))
