@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .host_model import KERNELS, REPOSITORY
+from .host_model import KERNELS
 
 LIST = KERNELS / "ascend" / "calls.md"
 CALL = re.compile(r"\b([A-Z][A-Za-z0-9]*)\s*(?:<[^;(){}]*>)?\(")

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 
-
 FUSED_ATTENTION = "ASCEND_USE_FIA"
 """SGLang's variable for the attention of grouped queries on NPUs that takes a part of a text."""
 
