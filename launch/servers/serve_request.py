@@ -29,6 +29,7 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     attn_dp_size: int
     enable_dp_attention: bool
     pp_size: int
+    pp_max_micro_batch_size: int | None
     ep_num_redundant_experts: int
     init_expert_location: str
     nnodes: int

@@ -84,7 +84,7 @@ FEATURES = (
     Feature("several nodes on one machine", "serving/test_server_nodes.py", "serving/test_server_nodes.py"),
     Feature("several machines", REFUSED),
     Feature("context parallelism", flag="--attn-cp-size"),
-    Feature("pipeline parallelism", flag="--pp-size"),
+    Feature("[pipeline parallelism](sglang.md#pipeline-parallelism)", "serving/test_pipeline.py"),
     Feature("LoRA", flag="--enable-lora"),
     Feature("two-batch overlap", flag="--enable-two-batch-overlap"),
 )

@@ -89,6 +89,10 @@ def _quantises_drafts_otherwise(settings: Any) -> bool:
     return settings.speculative_draft_model_quantization not in (None, "unquant", settings.quantization)
 
 
+def _drafts_in_stages(settings: Any) -> bool:
+    return settings.pp_size > 1 and bool(settings.speculative_algorithm)
+
+
 def _branches_on_npu(settings: Any) -> bool:
     return device_of(settings) == "npu" and (settings.speculative_eagle_topk or 1) > 1
 
@@ -175,7 +179,12 @@ CONFLICTS = (
     Conflict(
         "--enable-pdmux", _is_on("enable_pdmux"), "it runs a prefill and a decode batch side by side", "leave it out"
     ),
-    Conflict("--pp-size", _above_one("pp_size"), "the exchange spans one pipeline stage only", "use --tp-size"),
+    Conflict(
+        "--pp-size",
+        _drafts_in_stages,
+        "drafts, which SGLang makes in the last stage only, were never compared with SGLang's own",
+        "leave out --speculative-algorithm, or use --tp-size",
+    ),
     Conflict("--moe-dp-size", _above_one("moe_dp_size"), "the exchange spans the whole TP group", "leave it out"),
     Conflict("--attn-cp-size", _above_one("attn_cp_size"), "not tried with scattered rows", "use --attn-dp-size"),
     Conflict("--dcp-size", _above_one("dcp_size"), "not tried with scattered rows", "use --attn-dp-size"),

@@ -51,7 +51,6 @@ MODELS = {
 OPEN = {
     "--attn-cp-size": "context parallelism",
     "--enable-prefill-cp": "context parallelism",
-    "--pp-size": "pipeline parallelism",
 }
 """What a refusal is about -> what is not supported yet."""
 # What a deployment says of each node.

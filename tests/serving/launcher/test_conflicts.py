@@ -28,7 +28,7 @@ SETTINGS = {
     "--enable-single-batch-overlap": {"enable_single_batch_overlap": True},
     "--enable-mixed-chunk": {"enable_mixed_chunk": True},
     "--enable-pdmux": {"enable_pdmux": True},
-    "--pp-size": {"pp_size": 2},
+    "--pp-size": {"pp_size": 2, "speculative_algorithm": "EAGLE"},
     "--moe-dp-size": {"moe_dp_size": 2},
     "--attn-cp-size": {"attn_cp_size": 2},
     "--dcp-size": {"dcp_size": 2},
