@@ -12,7 +12,7 @@ from sglang_ascend_moe.launch.servers.server_process import ServerFailed, Server
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.serving.clients import Traffic, ask
-from tests.serving.configurations import ours, stock
+from tests.serving.configurations import ours, ours_on_npu, stock
 from tests.serving.cpu_time import title
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.family_prompts import prompts_of_lengths
@@ -22,6 +22,9 @@ from tests.serving.prompts import NEW_TOKENS
 PROMPTS = prompts_of_lengths(1, 2, 3, 5, 9, 17, 31, 32, 34, 65, 90, 127, 128, 200, 300, 450)
 DATA_PARALLEL = {"dp_size": 2, "enable_dp_attention": True}
 EAGER = {"disable_cuda_graph": True}
+ON_NPU_IN_GRAPHS = {
+    "disable_cuda_graph": False, "cuda_graph_bs_decode": [4, 16], "ascend_moe_require_graphs": True,
+}  # fmt: skip
 SETUPS: dict[str, dict[str, Any]] = {
     "two stages": {"tp_size": 1},
     "two stages of two": {"tp_size": 2},
@@ -93,6 +96,22 @@ def test_stages_give_the_tokens_of_one_rank(fork_server: ForkServer, family, exp
     outcomes = record_comparisons(expected, found, "float32")
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
     assert [outcome.equal_tokens for outcome in outcomes] == [NEW_TOKENS] * len(PROMPTS)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("steps", [EAGER, ON_NPU_IN_GRAPHS], ids=["eager", "graphs"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stages_on_emulated_npus_answer_as_the_host(
+    npu_fork_server: ForkServer, checkpoint, prompts, stock_answers, compare_all, ranks, steps
+):
+    config = ours_on_npu(checkpoint, tp_size=ranks, pp_size=2, enable_metrics=True, **steps)
+    with npu_fork_server.start(config) as engine:
+        outcomes = compare_all(engine, prompts, stock_answers("bfloat16"), "bfloat16")
+        states = states_of_all(engine)
+    assert [outcome.fault for outcome in outcomes if outcome.fault] == []
+    assert [(state.stage, state.rank) for state in states] == [(stage, rank) for stage in (0, 1) for rank in range(ranks)]
+    assert {state.graphs.replays > 0 for state in states} == {steps is ON_NPU_IN_GRAPHS}
 
 
 @pytest.fixture

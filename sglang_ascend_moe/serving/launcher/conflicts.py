@@ -93,6 +93,10 @@ def _drafts_in_stages(settings: Any) -> bool:
     return settings.pp_size > 1 and bool(settings.speculative_algorithm)
 
 
+def _moves_experts_in_stages(settings: Any) -> bool:
+    return settings.pp_size > 1 and bool(settings.enable_eplb)
+
+
 def _branches_on_npu(settings: Any) -> bool:
     return device_of(settings) == "npu" and (settings.speculative_eagle_topk or 1) > 1
 
@@ -184,6 +188,12 @@ CONFLICTS = (
         _drafts_in_stages,
         "drafts, which SGLang makes in the last stage only, were never compared with SGLang's own",
         "leave out --speculative-algorithm, or use --tp-size",
+    ),
+    Conflict(
+        "--enable-eplb",
+        _moves_experts_in_stages,
+        "with --pp-size SGLang counts tokens and moves experts as if the ranks of all stages shared every layer",
+        "leave it out, or use --tp-size in place of --pp-size",
     ),
     Conflict("--moe-dp-size", _above_one("moe_dp_size"), "the exchange spans the whole TP group", "leave it out"),
     Conflict("--attn-cp-size", _above_one("attn_cp_size"), "not tried with scattered rows", "use --attn-dp-size"),

@@ -212,6 +212,13 @@ CONTROL_REQUESTS = (
     ),
     ControlRequest(
         ("ExpertDistributionReq",),
+        _has_stages,
+        "with --pp-size the stages would wait for each other to add up what they recorded, each for a request that the"
+        " other has not seen yet; record without --pp-size",
+        never=True,
+    ),
+    ControlRequest(
+        ("ExpertDistributionReq",),
         _dumps_records_nowhere,
         "SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR: it must be a folder that the server can write to",
     ),

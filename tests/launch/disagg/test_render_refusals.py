@@ -72,7 +72,7 @@ OPTIONS = "options = { mem-fraction-static = 0.75 }"
 
 
 # What depends on the checkpoint too, or on two keys.
-BESIDES = {"--quantization", "--pp-size"}
+BESIDES = {"--quantization", "--pp-size", "--enable-eplb"}
 
 
 @pytest.mark.parametrize("flag", [flag for flag in SETTINGS if flag not in BESIDES])

@@ -29,6 +29,7 @@ SETTINGS = {
     "--enable-mixed-chunk": {"enable_mixed_chunk": True},
     "--enable-pdmux": {"enable_pdmux": True},
     "--pp-size": {"pp_size": 2, "speculative_algorithm": "EAGLE"},
+    "--enable-eplb": {"pp_size": 2, "enable_eplb": True},
     "--moe-dp-size": {"moe_dp_size": 2},
     "--attn-cp-size": {"attn_cp_size": 2},
     "--dcp-size": {"dcp_size": 2},

@@ -203,6 +203,14 @@ def test_a_pipeline_keeps_its_weights(sglang, kind):
         control_requests.check_control_request(manager(), request(kind))
 
 
+def test_a_pipeline_records_nothing(sglang):
+    sglang.recorder = "stat"
+    control_requests.check_control_request(manager(), request("ExpertDistributionReq"))
+    sglang.stages = 2
+    with pytest.raises(Unsupported, match="--pp-size"):
+        control_requests.check_control_request(manager(), request("ExpertDistributionReq"))
+
+
 def test_profiling_by_stage_only_ends_a_server(sglang):
     sglang.profile_v2 = True
     with pytest.raises(Unsupported, match="SGLANG_PROFILE_V2"):
