@@ -110,7 +110,8 @@ def test_stages_on_emulated_npus_answer_as_the_host(
         outcomes = compare_all(engine, prompts, stock_answers("bfloat16"), "bfloat16")
         states = states_of_all(engine)
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
-    assert [(state.stage, state.rank) for state in states] == [(stage, rank) for stage in (0, 1) for rank in range(ranks)]
+    places = [(stage, rank) for stage in (0, 1) for rank in range(ranks)]
+    assert [(state.stage, state.rank) for state in states] == places
     assert {state.graphs.replays > 0 for state in states} == {steps is ON_NPU_IN_GRAPHS}
 
 

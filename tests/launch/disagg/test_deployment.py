@@ -136,7 +136,7 @@ def test_stages_have_ranks_each_and_nodes_whole_stages_or_parts_of_one(tmp_path:
     assert flags[flags.index("--pp-size") + 1] == "8"
     assert "--pp-size" not in server_flags(deployment, "decode", "ascend", PLACE)
     assert not deployment.mixed_sizes
-    with pytest.raises(InvalidInput, match="prefill.pp_size 3: must be a multiple of prefill.nodes, which is 2"):
+    with pytest.raises(InvalidInput, match=r"prefill\.pp_size 3: must be a multiple of prefill\.nodes, which is 2"):
         read(tmp_path, SMALL + "[prefill]\ntp_size = 4\npp_size = 3\nnodes = 2")
-    with pytest.raises(InvalidInput, match="decode.pp_size 2: must be 1, or prefill.pp_size, which is 4"):
+    with pytest.raises(InvalidInput, match=r"decode\.pp_size 2: must be 1, or prefill\.pp_size, which is 4"):
         read(tmp_path, SMALL + "[prefill]\npp_size = 4\n[decode]\npp_size = 2")
