@@ -102,7 +102,9 @@ def tokens_per_rank(options: Options, limits: SchedulerLimits) -> int:
         batch = limits.decode_tokens if decode else limits.prefill_tokens
         fitting = options.max_tokens * limits.attention_ranks
         if decode:
-            fitting = fitting // limits.request_tokens * limits.micro_batches
+            # A decode instance may put all requests into one batch.
+            batches = 1 if limits.role == "decode" else limits.micro_batches
+            fitting = fitting // limits.request_tokens * batches
         raise InvalidInput(
             f"{FLAGS['max_tokens'].flag} {options.max_tokens}: the largest {'decode' if decode else 'prefill'} batch of"
             f" {batch} tokens brings {needed} to each of {limits.attention_ranks} ranks. Raise it to {needed} or lower"

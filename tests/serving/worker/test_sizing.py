@@ -65,6 +65,8 @@ def test_as_many_requests_fit_as_all_parts_together():
     assert tokens_per_rank(Options(), limits) == 8
     with pytest.raises(InvalidInput, match=r"or lower --max-running-requests to 40$"):
         tokens_per_rank(Options(max_tokens=5), limits)
+    with pytest.raises(InvalidInput, match=r"or lower --max-running-requests to 10$"):
+        tokens_per_rank(Options(max_tokens=5), limits._replace(role="decode"))
 
 
 def test_chunks_that_a_pipeline_chooses_may_be_as_large_as_a_batch():
