@@ -62,11 +62,11 @@ class ModelSizes(NamedTuple):
 class ServerSizes(NamedTuple):
     """How a server divides its model, and the limits of its scheduler.
 
-    tp: ranks of one model, or of one of its `stages`. attention_groups: of data-parallel attention. context: how each of
-    them is divided. replicas: whole models side by side. prefill_tokens: most tokens of a prefill batch. running: most
-    requests of all groups together. graph_batch: largest batch that the user wants graphs for; 0 for none at all, None
-    to leave it to us. request_tokens: of each request in a decode batch, more than one with a draft model, which lies in
-    `draft_folder` if not in that of the model. micro_batch: `--pp-max-micro-batch-size`.
+    tp: ranks of one model, or of one of its `stages`. attention_groups: of data-parallel attention. context: how each
+    of them is divided. replicas: whole models side by side. prefill_tokens: most tokens of a prefill batch. running:
+    most requests of all groups together. graph_batch: largest batch that the user wants graphs for; 0 for none at all,
+    None to leave it to us. request_tokens: of each request in a decode batch, more than one with a draft model, which
+    lies in `draft_folder` if not in that of the model. micro_batch: `--pp-max-micro-batch-size`.
     """
 
     tp: int
