@@ -38,6 +38,7 @@ FORMS = {
     "cp4": Form("qwen3_moe", {"tp_size": 4, **ZIGZAG, "attn_cp_size": 4}, 80),
     "cp2, prefill undivided": Form("qwen3_moe", {"tp_size": 2, "attn_cp_size": 2}, 300),
     "cp2, latent attention": Form("deepseek_v3", {"tp_size": 2, **ZIGZAG}, 152),
+    "cp2, two stages": Form("qwen3_moe", {"tp_size": 2, "pp_size": 2, **ZIGZAG}, 152),
     "cp2 of dp2, latent attention": Form("deepseek_v3", {"tp_size": 4, **ZIGZAG, **GROUPS}, 152),
 }
 OFTEN = "cp2"
@@ -58,7 +59,7 @@ def test_tokens_are_those_of_stock_sglang_on_one_rank(fork_server, tmp_path, rec
         brought = [tokens_of(state) for states in engine.inspect().states for state in states]
         # What was prefilled together is in the cache, but for a token, when it comes again.
         found = [engine.generate(PROMPTS, NEW_TOKENS, together=both) for both in (False, True)]
-    part = MOE_LAYERS[form.family] * form.part
+    part = MOE_LAYERS[form.family] // form.arguments.get("pp_size", 1) * form.part
     # With data-parallel attention one group has nothing.
     idle = len(brought) // 2 if "dp_size" in form.arguments else 0
     assert sorted(brought) == [0] * idle + [part] * (len(brought) - idle)

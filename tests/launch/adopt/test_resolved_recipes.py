@@ -24,6 +24,8 @@ STATES = ("--mamba-",)
 """What only models with a state of linear attention have."""
 FILES = ("--init-expert-location",)
 """What names files that are not here."""
+
+
 class Outcome(NamedTuple):
     """server: name and role. said: what SGLang says of the flags; see `tests.launch.disagg.resolving`."""
 
