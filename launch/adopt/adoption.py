@@ -33,7 +33,7 @@ from sglang_ascend_moe.serving.launcher.conflicts import conflicts_of
 from sglang_ascend_moe.serving.launcher.given_flags import Given
 from sglang_ascend_moe.serving.options import ASK_FLAG, FLAGS, Options
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
-from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, prefill_batch, tokens_of_request
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, context_parallel, prefill_batch, tokens_of_request
 
 DIE_BYTES = 64 * 2**30
 """Memory of one die of an Ascend A3, which is a rank."""
@@ -76,7 +76,7 @@ def adopt(server: ServerCommand, shape: MoeShape | None, device: str) -> Adoptio
 
     Raises `InvalidInput` for flags that are none and for values that cannot be.
     """
-    flags, changes = change_flags(server.flags)
+    flags, changes = change_flags(server.flags, None if shape is None else shape.name)
     own = [word for word in flags if word != ASK_FLAG]
     settings = _read(own, device).settings
     shape = None if shape is None else _with_quantisation(shape, settings)
@@ -168,12 +168,14 @@ def _limits(settings: Any, shape: MoeShape | None) -> SchedulerLimits | str:
         return "without chunks a batch is as long as the longest request; give --context-length"
     prefill, flag = prefill_batch(chunk // groups if chunk > 0 else chunk, settings.max_prefill_tokens, context or 0)
     running = (settings.max_running_requests or groups) // groups
-    ranks, drafts = max(1, settings.tp_size // groups), tokens_of_request(settings)
-    return SchedulerLimits(running, prefill, flag, ranks, role, drafts)
+    context_ranks, drafts = context_parallel(settings), tokens_of_request(settings)
+    ranks = max(1, settings.tp_size // (groups * context_ranks.ranks))
+    return SchedulerLimits(running, prefill, flag, ranks, role, drafts, context_ranks)
 
 
 def _with_hccl(given: Mapping[str, str], quantised: bool, window: MemoryPlan, settings: Any) -> Environment:
-    needed = hccl_buffer_mb(window, max(1, settings.tp_size // attention_groups(settings)))
+    groups = attention_groups(settings) * settings.attn_cp_size
+    needed = hccl_buffer_mb(window, max(1, settings.tp_size // groups))
     return change_environment(given, quantised=quantised, hccl_mb=needed)
 
 

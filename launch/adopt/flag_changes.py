@@ -61,12 +61,21 @@ REPLACED: Mapping[str, _Replacement] = {
 }
 
 
-def change_flags(words: Sequence[str]) -> tuple[list[str], list[Change]]:
-    """The flags to give instead, and what was changed."""
+CP_STRATEGY = "--cp-strategy"
+ONLY_STRATEGY: Mapping[str, str] = {
+    "DeepseekV32ForCausalLM": "interleave",
+    "MiMoV2ForCausalLM": "zigzag",
+    "MiMoV2FlashForCausalLM": "zigzag",
+}
+"""Architecture -> the one way in which SGLang divides its texts among context-parallel ranks."""
+
+
+def change_flags(words: Sequence[str], architecture: str | None = None) -> tuple[list[str], list[Change]]:
+    """The flags to give instead, and what was changed. architecture: of the model, if it is known."""
     kept: list[str] = []
     changes = []
     for flag in split_flags(words):
-        now, change = _changed(flag)
+        now, change = _divided_as_can_be(flag, *_changed(flag), ONLY_STRATEGY.get(architecture or ""))
         kept += now
         if change is not None:
             changes.append(change)
@@ -102,6 +111,16 @@ def _changed(flag: FlagWords) -> tuple[list[str], Change | None]:
     if replacement is None or words is None:
         return flag.words() if flag.name else list(flag.values), None
     return words, Change("translated" if words else "dropped", was, " ".join(words), replacement.why)
+
+
+def _divided_as_can_be(
+    flag: FlagWords, now: list[str], change: Change | None, strategy: str | None
+) -> tuple[list[str], Change | None]:
+    if strategy is None or now[:1] != [CP_STRATEGY] or now[1:] == [strategy]:
+        return now, change
+    words = [CP_STRATEGY, strategy]
+    why = "SGLang divides the texts of this model in this way only"
+    return words, Change("translated", " ".join(flag.words()), " ".join(words), why)
 
 
 def _written_out(name: str) -> str:

@@ -22,7 +22,7 @@ from sglang_ascend_moe.serving.host.reservations import outstanding
 from sglang_ascend_moe.serving.host.server_estimate import ServerSizes, draft_folder, estimate_server, model_sizes
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.machine_limits import read_limits
-from sglang_ascend_moe.serving.worker.sizing import tokens_of_request
+from sglang_ascend_moe.serving.worker.sizing import context_parallel, tokens_of_request
 
 # SGLang's other names of dtypes; auto is that of the config.
 _DTYPES = {"auto": None, "half": "float16", "float": "float32"}
@@ -63,6 +63,7 @@ def server_sizes(request: ServeRequest) -> ServerSizes:
     return ServerSizes(
         tp=request.tp_size,
         attention_groups=groups,
+        context=context_parallel(request),
         replicas=1 if groups > 1 else request.dp_size,
         running=request.max_running_requests or HOST_RUNNING_REQUESTS,
         prefill_tokens=chunk if chunk and chunk > 0 else LEAST_CHUNK,

@@ -28,6 +28,9 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     dp_size: int
     attn_dp_size: int
     enable_dp_attention: bool
+    attn_cp_size: int
+    enable_prefill_cp: bool
+    cp_strategy: str | None
     pp_size: int
     ep_num_redundant_experts: int
     init_expert_location: str

@@ -83,7 +83,11 @@ FEATURES = (
     ),
     Feature("several nodes on one machine", "serving/test_server_nodes.py", "serving/test_server_nodes.py"),
     Feature("several machines", REFUSED),
-    Feature("context parallelism", flag="--attn-cp-size"),
+    Feature(
+        "[context parallelism](sglang.md#context-parallelism)",
+        "serving/test_context_parallel.py",
+        "serving/test_context_parallel.py",
+    ),
     Feature("pipeline parallelism", flag="--pp-size"),
     Feature("LoRA", flag="--enable-lora"),
     Feature("two-batch overlap", flag="--enable-two-batch-overlap"),

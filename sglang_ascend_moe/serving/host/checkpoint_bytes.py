@@ -23,10 +23,10 @@ class WeightBytes(NamedTuple):
     shared_experts: int
     others: int
 
-    def on_host(self, ranks: int, attention_groups: int) -> int:
+    def on_host(self, ranks: int, attention_copies: int) -> int:
         """Of all `ranks` ranks together: experts are divided among them, shared ones are not, and attention and the
-        rest are divided within each of `attention_groups` groups."""
-        return self.experts + self.shared_experts * ranks + self.others * attention_groups
+        rest are there `attention_copies` times."""
+        return self.experts + self.shared_experts * ranks + self.others * attention_copies
 
 
 def weight_bytes(folder: Path, element_bytes: int | None = None, *, dequantised: bool = True) -> WeightBytes | None:

@@ -135,6 +135,16 @@ def _group(name: str) -> Any:
     return _groups[name]()
 
 
+def extend_without_stream(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Around `EagerRunner._execute_extend_cp`, which asks for a CUDA stream, for which gathering on a host has no use."""
+    current = torch.cuda.current_stream
+    torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment]
+    try:
+        return original(*arguments, **keywords)
+    finally:
+        torch.cuda.current_stream = current
+
+
 def copy_rows(
     destination: torch.Tensor, source: torch.Tensor, dim: int, offset: int, size: int, offset_src: bool, /
 ) -> None:

@@ -7,6 +7,7 @@ from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault
 from sglang_ascend_moe.serving.host import (
     dequantised_weights,
     expert_recording,
+    extended_attention,
     fixes,
     host_memory,
     host_models,
@@ -168,25 +169,35 @@ HOOKS: tuple[Hook, ...] = (
             ("tree_speculative_sampling_target_only", speculation.sample_along_trees),
         )
     ),
+    host_hook(
+        f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend.forward_extend",
+        HookKind.AROUND,
+        extended_attention.forward_extend,
+        "the torch_native backend attends neither over trees of draft tokens nor from a rank's part of a text",
+        mends=SglangFault(),
+    ),
     *(
         host_hook(
             target,
             HookKind.AROUND,
             function,
-            "the torch_native backend attends neither over trees of draft tokens nor in the steps of a draft",
+            "the torch_native backend has no form for the steps of a draft",
             mends=SglangFault(),
         )
         for target, function in (
-            (
-                f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend.forward_extend",
-                speculation.extend_attention,
-            ),
             (f"{SRT}.speculative.draft_utils.DraftBackendFactory.create_decode_backend", speculation.draft_attention),
             (
                 f"{SRT}.speculative.draft_utils.DraftBackendFactory.create_draft_extend_backend",
                 speculation.draft_extend_attention,
             ),
         )
+    ),
+    host_hook(
+        f"{SRT}.model_executor.runner.eager_runner.EagerRunner._execute_extend_cp",
+        HookKind.AROUND,
+        fixes.extend_without_stream,
+        "context-parallel prefill asks for the current CUDA stream, which a host does not have",
+        mends=SglangFault(),
     ),
     host_hook(
         f"{SRT}.speculative.spec_utils._select_top_k_tokens_later",

@@ -46,7 +46,7 @@ from sglang_ascend_moe.serving.launcher.node_meeting import server_name
 from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.options import options_of
 from sglang_ascend_moe.serving.worker.layer import batch_limits, window_bytes
-from sglang_ascend_moe.serving.worker.sizing import tokens_of_request
+from sglang_ascend_moe.serving.worker.sizing import context_parallel, tokens_of_request
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +160,7 @@ def _server_sizes(server_args: Any) -> ServerSizes:
     return ServerSizes(
         tp=settings.tp_size,
         attention_groups=settings.attn_dp_size,
+        context=context_parallel(settings),
         replicas=settings.dp_size,
         running=settings.max_running_requests,
         prefill_tokens=chunked if chunked and chunked > 0 else settings.max_prefill_tokens,

@@ -17,7 +17,7 @@ from sglang_ascend_moe.serving.host.memory_share import (
 )
 from sglang_ascend_moe.serving.launcher.refusals import expert_count
 from sglang_ascend_moe.serving.options import Options
-from sglang_ascend_moe.serving.worker.sizing import Role, SchedulerLimits, sized, tokens_per_rank
+from sglang_ascend_moe.serving.worker.sizing import ContextParallel, Role, SchedulerLimits, sized, tokens_per_rank
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, plan_window
 
 
@@ -55,7 +55,8 @@ class ModelSizes(NamedTuple):
 class ServerSizes(NamedTuple):
     """How a server divides its model, and the limits of its scheduler.
 
-    tp: ranks of one model. attention_groups: of data-parallel attention. replicas: whole models side by side.
+    tp: ranks of one model. attention_groups: of data-parallel attention. context: how each of them is divided.
+    replicas: whole models side by side.
     prefill_tokens: most tokens of a prefill batch. running: most requests of all groups together. graph_batch: largest
     batch that the user wants graphs for; 0 for none at all, None to leave it to us. request_tokens: of each request in
     a decode batch, more than one with a draft model, which lies in `draft_folder` if not in that of the model.
@@ -63,6 +64,7 @@ class ServerSizes(NamedTuple):
 
     tp: int
     attention_groups: int = 1
+    context: ContextParallel = ContextParallel()
     replicas: int = 1
     running: int = HOST_RUNNING_REQUESTS
     prefill_tokens: int = 8192
@@ -82,8 +84,13 @@ class ServerSizes(NamedTuple):
         return self.tp * self.replicas
 
     @property
+    def attention_copies(self) -> int:
+        """How often the ranks of one model hold the weights of attention."""
+        return self.attention_groups * self.context.ranks
+
+    @property
     def attention_ranks(self) -> int:
-        return max(1, self.tp // self.attention_groups)
+        return max(1, self.tp // self.attention_copies)
 
 
 def model_sizes(
@@ -152,7 +159,7 @@ def estimate_server(model: ModelSizes, server: ServerSizes, options: Options | N
         weights=None
         if weights is None
         else server.replicas
-        * sum(part.on_host(server.tp, server.attention_groups) for part in (weights, draft) if part is not None),
+        * sum(part.on_host(server.tp, server.attention_copies) for part in (weights, draft) if part is not None),
         processes=server.ranks * RANK_PROCESS + OTHER_PROCESSES,
         needs=rank_needs(scheduling, windows, graph_bytes(model, server)),
         token=(model.layers + server.draft_layers) * model.layer_token_bytes(server.attention_ranks),
@@ -171,6 +178,7 @@ def _window_bytes(model: ModelSizes, server: ServerSizes, options: Options | Non
         server.attention_ranks,
         server.role,
         server.request_tokens,
+        server.context,
     )
     try:
         parameters = ExchangeParameters(

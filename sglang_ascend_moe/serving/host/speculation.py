@@ -311,22 +311,3 @@ def _attends_over_trees() -> bool:
     from sglang.srt.runtime_context import attention_backends
 
     return set(attention_backends()) <= set(TREE_ATTENTION)
-
-
-def extend_attention(
-    original: Callable[..., Tensor],
-    backend: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layer: Any,
-    forward_batch: Any,
-    save_kv_cache: bool = True,
-) -> Tensor:
-    """Around `TorchNativeAttnBackend.forward_extend`: trees that are verified, and what a draft reads of them."""
-    mode = forward_batch.forward_mode
-    if not (mode.is_target_verify() or mode.is_draft_extend_v2()):
-        return original(backend, q, k, v, layer, forward_batch, save_kv_cache)
-    from sglang_ascend_moe.serving.host.tree_attention import attend_over_trees
-
-    return attend_over_trees(backend, q, k, v, layer, forward_batch, save_kv_cache)

@@ -20,6 +20,7 @@ from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
 from sglang_ascend_moe.serving.launcher import command_line, refusals, replaced_settings
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_conflicts
+from sglang_ascend_moe.serving.launcher.context_parallelism import Attention, refuse_divided_prefill
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
 from sglang_ascend_moe.serving.launcher.modelslim import expert_formats
@@ -96,10 +97,12 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
         _choose_backend(server_args, asked)
     with command_line.refusals_end(server_args):
         original(server_args)
+        take_back_layers(server_args)
         # Once more after SGLang has made up its mind.
         refuse_conflicts(server_args)
         refuse_other_backend(server_args)
         refuse_model(server_args)
+        refuse_prefill_of_model(server_args)
     return None
 
 
@@ -146,6 +149,15 @@ def let_idle_ranks_sleep(server_args: Any, asked: Options) -> None:
         declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
 
 
+def take_back_layers(server_args: Any) -> None:
+    """With context-parallel prefill of latent attention SGLang gives the MoE layers to DeepEP, whatever was chosen."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    settings = resolving_view(server_args)
+    if settings.enable_prefill_cp and settings.moe_a2a_backend == "deepep":
+        declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=replaced_settings.A2A_BACKEND)
+
+
 def refuse_other_backend(server_args: Any) -> None:
     """Raise `Unsupported` if the MoE layers of the resolved `server_args` are not the exchange's after all."""
     from sglang.srt.arg_groups.overrides import resolving_view
@@ -176,6 +188,18 @@ def refuse_model(server_args: Any) -> None:
     division = refusals.Division(settings.ep_size, settings.ep_num_redundant_experts)
     refusals.refuse_model(model, division, on_npu=hooks.on_npu())
     refuse_initial_location(settings.init_expert_location, model.located(division), read_tensors=True)
+
+
+def refuse_prefill_of_model(server_args: Any) -> None:
+    """Raises as `refuse_divided_prefill`, for the model of the resolved `server_args`."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view, use_mla_backend
+    from sglang.srt.configs.model_config import is_deepseek_dsa, is_deepseek_v4
+
+    settings = resolving_view(server_args)
+    if settings.enable_prefill_cp:
+        config = model_config_of(server_args).hf_config
+        attention = Attention(use_mla_backend(server_args), is_deepseek_dsa(config) or is_deepseek_v4(config))
+        refuse_divided_prefill(settings, attention, on_npu=hooks.on_npu())
 
 
 def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:

@@ -176,10 +176,18 @@ CONFLICTS = (
         "--enable-pdmux", _is_on("enable_pdmux"), "it runs a prefill and a decode batch side by side", "leave it out"
     ),
     Conflict("--pp-size", _above_one("pp_size"), "the exchange spans one pipeline stage only", "use --tp-size"),
-    Conflict("--moe-dp-size", _above_one("moe_dp_size"), "the exchange spans the whole TP group", "leave it out"),
-    Conflict("--attn-cp-size", _above_one("attn_cp_size"), "not tried with scattered rows", "use --attn-dp-size"),
-    Conflict("--dcp-size", _above_one("dcp_size"), "not tried with scattered rows", "use --attn-dp-size"),
-    Conflict("--enable-prefill-cp", _is_on("enable_prefill_cp"), "not tried with scattered rows", "use --attn-dp-size"),
+    Conflict(
+        "--moe-dp-size",
+        _above_one("moe_dp_size"),
+        "SGLang's backend that the exchange takes the place of has each expert once on all ranks",
+        "--ep-num-redundant-experts for copies of experts",
+    ),
+    Conflict(
+        "--dcp-size",
+        _above_one("dcp_size"),
+        "hosts have no attention that divides keys, and on NPUs it was never compared with SGLang's own",
+        "--attn-dp-size, or --attn-cp-size for prefill",
+    ),
     Conflict(
         "--disable-attn-tp-gather",
         _is_on("disable_attn_tp_gather"),

@@ -11,6 +11,7 @@ from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.exchange.control.network import parse_address
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_settings
+from sglang_ascend_moe.serving.launcher.context_parallelism import refuse_context_flags
 from sglang_ascend_moe.serving.launcher.initial_location import Experts
 from sglang_ascend_moe.serving.launcher.replaced_settings import REPLACED_BACKENDS
 from sglang_ascend_moe.serving.options import FLAGS, Options
@@ -123,6 +124,7 @@ def refuse_combinations(settings: Any, options: Options) -> None:
             f"{flag} {groups} with --tp-size {settings.tp_size}: groups of attention have equally many ranks; choose"
             f" one that divides {settings.tp_size}"
         )
+    refuse_context_flags(settings, groups)
     if device_of(settings) == "cpu":
         for name in _ATTENTION:
             if getattr(settings, name) in ATTENTION_OF_ACCELERATORS:

@@ -28,6 +28,7 @@ from sglang_ascend_moe.serving.worker.expert_activations import activation_of
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
 from sglang_ascend_moe.serving.worker.sizing import (
     SchedulerLimits,
+    context_parallel,
     prefill_batch,
     sized,
     tokens_of_request,
@@ -254,8 +255,9 @@ def batch_limits(running_requests: int, context: int) -> SchedulerLimits:
     schedule = get_schedule()
     prefill, flag = prefill_batch(schedule.chunked_prefill_size, schedule.max_prefill_tokens, context)
     role = get_disagg().disaggregation_mode
-    ranks, drafts = get_parallel().attn_tp_size, tokens_of_request(get_spec())
-    return SchedulerLimits(running_requests, prefill, flag, ranks, role, drafts)
+    parallel, drafts = get_parallel(), tokens_of_request(get_spec())
+    ranks, divided = parallel.attn_tp_size, context_parallel(parallel)
+    return SchedulerLimits(running_requests, prefill, flag, ranks, role, drafts, divided)
 
 
 def shape_of(layer: Any) -> LayerShape:

@@ -144,7 +144,11 @@ def serve_in_step(original: Callable[[Any], None], scheduler: Any) -> None:
     parallel = get_parallel()
     own = parallel.tp_rank
     most_tokens = scheduler.max_running_requests * tokens_of_request(get_spec())
-    journal = open_journal(serving, [rank for rank in parallel.attn_tp_group.ranks if rank != own], most_tokens)
+    # Those of one group of data-parallel attention, which stand side by side, have the same batches.
+    together = parallel.attn_tp_size * parallel.attn_cp_size
+    first = own // together * together
+    peers = [rank for rank in range(first, first + together) if rank != own]
+    journal = open_journal(serving, peers, most_tokens)
     passes = None
     if get_spec().speculative_algorithm:
         passes = ForwardPasses(open_journal(serving, set(range(serving.ranks)) - {own}, 0))

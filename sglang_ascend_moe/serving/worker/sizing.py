@@ -19,12 +19,32 @@ DEVICE_PART = 8
 Role = Literal["null", "prefill", "decode"]
 
 
+class ContextParallel(NamedTuple):
+    """Ranks that have the same heads of attention, and in prefill each a part of the tokens of a batch.
+
+    strategy: of `--cp-strategy`; None: batches are not divided. zigzag: a part is an early and a late piece of each
+    text, and no batch is divided that has a text shorter than all pieces. interleave: a part is every so many tokens.
+    Source: SGLang's `layers/cp`.
+    """
+
+    ranks: int = 1
+    strategy: str | None = None
+
+    def tokens(self, batch: int) -> int:
+        """Most tokens of a part of a batch of so many, with the padding that makes parts equally long."""
+        if self.ranks == 1 or self.strategy is None:
+            return batch
+        multiple = 2 * self.ranks if self.strategy == "zigzag" else self.ranks
+        return -(-batch // (self.ranks * multiple)) * multiple
+
+
 class SchedulerLimits(NamedTuple):
     """The scheduler's limits for one attention group, whose `attention_ranks` ranks share every batch evenly.
 
     running_requests: most requests in a decode batch. request_tokens: tokens that each of them brings to it, more than
     one where drafts are verified. prefill_tokens: most tokens in a prefill batch; `prefill_flag`
-    is the flag that sets it. role: prefill instances never decode, decode instances never prefill.
+    is the flag that sets it. role: prefill instances never decode, decode instances never prefill. context: how prefill
+    batches are divided besides.
     """
 
     running_requests: int
@@ -33,6 +53,7 @@ class SchedulerLimits(NamedTuple):
     attention_ranks: int
     role: Role = "null"
     request_tokens: int = 1
+    context: ContextParallel = ContextParallel()
 
     @property
     def decode_tokens(self) -> int:
@@ -45,7 +66,22 @@ class SchedulerLimits(NamedTuple):
 
     @property
     def prefill_tokens_per_rank(self) -> int:
-        return 0 if self.role == "decode" else -(-self.prefill_tokens // self.attention_ranks)
+        if self.role == "decode":
+            return 0
+        divides = self.context.strategy == "interleave"
+        most = self.context.tokens(self.prefill_tokens) if divides else self.prefill_tokens
+        return -(-most // self.attention_ranks)
+
+    @property
+    def usual_tokens_per_rank(self) -> int:
+        """Of the largest batches, of which those of prefill are divided as long texts are."""
+        divided = 0 if self.role == "decode" else self.context.tokens(self.prefill_tokens)
+        return max(self.decode_tokens_per_rank, -(-divided // self.attention_ranks))
+
+
+def context_parallel(settings: Any) -> ContextParallel:
+    """settings: by the names of SGLang's server arguments, resolved or as they were given."""
+    return ContextParallel(settings.attn_cp_size, settings.cp_strategy if settings.enable_prefill_cp else None)
 
 
 def tokens_of_request(settings: Any) -> int:
@@ -122,8 +158,9 @@ def sized(
     """The same with `window_bytes` set, or None where one round of everything is to fit.
 
     Without `--ascend-moe-window-bytes` a window holds the largest decode batch whatever its routing, and of a prefill
-    batch `--ascend-moe-window-factor` times what each rank receives if all receive alike; more goes in rounds, whose
-    results have the same bits. device_bytes: memory of the device; None: prefill is bounded by nothing else.
+    batch, divided by sequence if it can be, `--ascend-moe-window-factor` times what each rank receives if all receive
+    alike; more goes in rounds, whose results have the same bits. device_bytes: memory of the device; None: prefill is
+    bounded by nothing else.
 
     Raises `WindowTooSmall` as `check_window`.
     """
@@ -141,7 +178,8 @@ def sized(
     per_token = p.ranks * p.rows_per_token
     everything = per_token * p.max_tokens
     decode = per_token * max(1, limits.decode_tokens_per_rank)
-    alike = math.ceil((options.window_factor or WINDOW_FACTOR) * p.max_tokens * p.topk)
+    usual = p.max_tokens if limits.context.strategy is None else min(p.max_tokens, limits.usual_tokens_per_rank)
+    alike = math.ceil((options.window_factor or WINDOW_FACTOR) * usual * p.topk)
     rows = min(everything, max(decode, alike))
     if device_bytes is not None and bytes_for_capacity(p, rows) > device_bytes // DEVICE_PART:
         return msgspec.structs.replace(p, window_bytes=max(bytes_for_capacity(p, decode), device_bytes // DEVICE_PART))

@@ -6,6 +6,7 @@ from sglang_ascend_moe.serving.stages import Stage, telling
 from sglang_ascend_moe.serving.worker import (
     added_rows,
     deep_ep_client,
+    divided_rows,
     expert_location,
     layer,
     live_state,
@@ -79,6 +80,13 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.AROUND,
         added_rows.add_own_rows,
         "Qwen3-VL adds features of images for all rows, of which a rank has a share between layers that exchange rows",
+        mends=SglangFault(),
+    ),
+    Hook(
+        f"{SRT}.model_executor.runner.eager_runner.prepare_cp_forward",
+        HookKind.AFTER,
+        divided_rows.gather_own_part,
+        "tensor-parallel ranks would gather their part of a divided text into room for all parts, and fail",
         mends=SglangFault(),
     ),
     Hook(

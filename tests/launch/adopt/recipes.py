@@ -49,8 +49,6 @@ MODELS = {
     "qwen3-next-80b-a3b-instruct": Config("Qwen3NextForCausalLM", 2048, {_EXPERTS: 512}, 10, 262144),
 }
 OPEN = {
-    "--attn-cp-size": "context parallelism",
-    "--enable-prefill-cp": "context parallelism",
     "--pp-size": "pipeline parallelism",
 }
 """What a refusal is about -> what is not supported yet."""

@@ -53,10 +53,10 @@ def test_quantised_weights_are_counted_as_they_are_served(tmp_path: Path, write,
     assert weight_bytes(write(plain, tmp_path / "quantised", kind), 4) == weight_bytes(plain, 4)
 
 
-def test_ranks_divide_experts_and_attention_groups_hold_the_rest_each():
+def test_ranks_divide_experts_and_each_copy_of_attention_holds_the_rest():
     sizes = WeightBytes(experts=1000, shared_experts=10, others=100)
-    assert sizes.on_host(ranks=4, attention_groups=1) == 1000 + 40 + 100
-    assert sizes.on_host(ranks=4, attention_groups=4) == 1000 + 40 + 400
+    assert sizes.on_host(ranks=4, attention_copies=1) == 1000 + 40 + 100
+    assert sizes.on_host(ranks=4, attention_copies=4) == 1000 + 40 + 400
 
 
 def test_a_real_checkpoint_is_counted_as_its_tensors(tmp_path: Path):
