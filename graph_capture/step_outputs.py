@@ -15,9 +15,12 @@ a CPU from these very tensors: they are copied, so that the next replay does not
 
 
 def recorded(output: Any) -> dict[str, Any]:
-    """The fields of a dataclass or items of a tuple that hold tensors, themselves or in tuples, lists, dictionaries."""
+    """What holds tensors, itself or in tuples, lists, dictionaries: of fields of a dataclass, of items of a tuple,
+    or of what a pipeline stage hands on."""
     if isinstance(output, tuple):
         fields = {str(place): item for place, item in enumerate(output)}
+    elif hasattr(output, "tensors"):
+        fields = output.tensors
     else:
         fields = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     return {name: value for name, value in fields.items() if any(isinstance(leaf, Tensor) for leaf in leaves(value))}
@@ -30,4 +33,7 @@ def replayed(template: Any, fields: dict[str, Any]) -> Any:
     }
     if isinstance(template, tuple):
         return tuple(lasting.get(str(place), item) for place, item in enumerate(template))
+    handed_on = getattr(template, "tensors", None)
+    if handed_on is not None:
+        return type(template)({**handed_on, **lasting})
     return dataclasses.replace(template, **lasting)

@@ -15,8 +15,9 @@ import torch
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.graph_capture.runners.eager import nothing_captured, refused_drafts, refused_steps, switched_off
-from sglang_ascend_moe.serving.host.graph_buckets import Buckets, Limits, choose_buckets
+from sglang_ascend_moe.serving.host.graph_buckets import Buckets, Limits, choose_buckets, within
 from sglang_ascend_moe.serving.options import options_of
+from sglang_ascend_moe.serving.worker import layer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,9 @@ def buckets_of(model_runner: Any) -> Buckets:
     table = model_runner.req_to_token_pool
     decode = get_exec().graph.cuda_graph_config.decode
     given: set[tuple[Phase, str]] = getattr(model_runner.server_args, "_cuda_graph_config_locked", set())
-    most = min(table.size, decode.max_bs) if (Phase.DECODE, "max_bs") in given else table.size
+    most = layer.decode_batch(table.size)
+    if (Phase.DECODE, "max_bs") in given:
+        most = min(most, decode.max_bs)
     limits = Limits(
         requests=most,
         alignment=get_cuda_graph_batch_size_alignment(),
@@ -51,7 +54,8 @@ def buckets_of(model_runner: Any) -> Buckets:
     chosen = choose_buckets(limits)
     if (Phase.DECODE, "bs") not in given:
         return chosen
-    return chosen._replace(batches=tuple(decode.bs), bytes=max(decode.bs) * limits.length * token_bytes)
+    asked = within(decode.bs, limits.largest_batch)
+    return chosen._replace(batches=tuple(asked), bytes=max(asked) * limits.length * token_bytes)
 
 
 def make_attention(model_runner: Any) -> Any:

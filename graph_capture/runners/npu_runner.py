@@ -18,6 +18,7 @@ from sglang_ascend_moe.exchange.observation import graphs
 from sglang_ascend_moe.graph_capture.agreement import check_together, require_same
 from sglang_ascend_moe.graph_capture.runners import replay_verdicts
 from sglang_ascend_moe.graph_capture.runners.eager import refused_drafts, refused_steps, switched_off
+from sglang_ascend_moe.serving.host.graph_buckets import aligned, within
 from sglang_ascend_moe.serving.options import options_of
 from sglang_ascend_moe.serving.worker import layer, lockstep
 
@@ -54,13 +55,18 @@ def capture_drafts(original: Callable[..., None], worker: Any) -> None:
 def prepare_capture(runner: Any) -> None:
     """Before `DecodeCudaGraphRunner._capture`: all ranks have the same buckets, and every window has been used.
 
-    Raises `CaptureRefused` on every rank if the batch sizes differ.
+    None is larger than any batch of a pipeline stage. Raises `CaptureRefused` on every rank if the batch sizes differ.
     """
     exchanges = layer.exchanges()
     if not exchanges:
         return
     from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.utils import get_cuda_graph_batch_size_alignment
 
+    if get_parallel().pp_size > 1:
+        most = layer.decode_batch(runner.model_runner.max_running_requests)
+        runner.capture_bs = within(runner.capture_bs, aligned(most, get_cuda_graph_batch_size_alignment()))
+        runner.max_bs = runner.capture_bs[-1]
     intent = f"batches of {', '.join(map(str, runner.capture_bs))}"
     require_same(get_parallel().tp_group.cpu_group, intent, layer.shared_secret())
     for exchange in exchanges:

@@ -58,7 +58,19 @@ def copy_with_tokens(original: Callable[..., None], result: Any, *arguments: Any
 
 def check_uncopied(scheduler: Any, _batch: Any, result: Any) -> None:
     """Before `Scheduler.process_batch_result`: without overlap SGLang reads tokens that it has not copied before."""
-    if _replays.pending and result.copy_done is None and not scheduler.enable_overlap:
+    if result.copy_done is None and not scheduler.enable_overlap:
+        _wait_for_verdicts()
+
+
+def check_before_handing_on(_scheduler: Any, *_: Any, **__: Any) -> None:
+    """Before `Scheduler._pp_send_dict_to_next_stage` and `_pp2_only_send_recv_output_tensors_npu`: the first stage of a
+    pipeline answers with what the last hands on, before that looks at its own results."""
+    _wait_for_verdicts()
+
+
+def _wait_for_verdicts() -> None:
+    """Raise what replays have found wrong since verdicts were looked at for the last time."""
+    if _replays.pending:
         _replays.pending = False
         for exchange in layer.exchanges():
             exchange.check_replays()

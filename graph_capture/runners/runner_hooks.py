@@ -81,6 +81,16 @@ HOOKS: tuple[Hook, ...] = (
         "without overlap SGLang reads tokens without copying them first, and what exchanges found is waited for",
         Where.NPU,
     ),
+    *(
+        Hook(
+            f"{SRT}.managers.scheduler_pp_mixin.SchedulerPPMixin.{method}",
+            HookKind.BEFORE,
+            replay_verdicts.check_before_handing_on,
+            "the first stage of a pipeline answers with tokens that the last hands on before it looks at its results",
+            Where.NPU,
+        )
+        for method in ("_pp_send_dict_to_next_stage", "_pp2_only_send_recv_output_tensors_npu")
+    ),
     Hook(
         f"{SRT}.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",
         HookKind.AROUND,

@@ -33,7 +33,13 @@ from sglang_ascend_moe.serving.launcher.conflicts import conflicts_of
 from sglang_ascend_moe.serving.launcher.given_flags import Given
 from sglang_ascend_moe.serving.options import ASK_FLAG, FLAGS, Options
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
-from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, context_parallel, prefill_batch, tokens_of_request
+from sglang_ascend_moe.serving.worker.sizing import (
+    SchedulerLimits,
+    context_parallel,
+    micro_batch,
+    prefill_batch,
+    tokens_of_request,
+)
 
 DIE_BYTES = 64 * 2**30
 """Memory of one die of an Ascend A3, which is a rank."""
@@ -166,11 +172,18 @@ def _limits(settings: Any, shape: MoeShape | None) -> SchedulerLimits | str:
         return "SGLang chooses --max-running-requests by the memory that is left; give it"
     if role != "decode" and chunk <= 0 and context is None:
         return "without chunks a batch is as long as the longest request; give --context-length"
-    prefill, flag = prefill_batch(chunk // groups if chunk > 0 else chunk, settings.max_prefill_tokens, context or 0)
+    stages = settings.pp_size
+    prefill, flag = prefill_batch(
+        chunk // groups if chunk > 0 else chunk,
+        settings.max_prefill_tokens,
+        context or 0,
+        dynamic=settings.enable_dynamic_chunking and stages > 1,
+    )
     running = (settings.max_running_requests or groups) // groups
+    batch = micro_batch(running, pp_size=stages, asked=settings.pp_max_micro_batch_size, role=role)
     context_ranks, drafts = context_parallel(settings), tokens_of_request(settings)
     ranks = max(1, settings.tp_size // (groups * context_ranks.ranks))
-    return SchedulerLimits(running, prefill, flag, ranks, role, drafts, context_ranks)
+    return SchedulerLimits(batch, prefill, flag, ranks, role, drafts, stages, context_ranks)
 
 
 def _with_hccl(given: Mapping[str, str], quantised: bool, window: MemoryPlan, settings: Any) -> Environment:

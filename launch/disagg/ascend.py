@@ -87,7 +87,7 @@ def check_machines(deployment: Deployment) -> None:
     for name, role in deployment.roles.items():
         if role.ranks_per_node > deployment.ascend.npus_per_node:
             raise InvalidInput(
-                f"{name}.nodes {role.nodes}: {role.tp_size} ranks need {role.ranks_per_node} NPUs on each, and"
+                f"{name}.nodes {role.nodes}: {role.ranks} ranks need {role.ranks_per_node} NPUs on each, and"
                 f" ascend.npus_per_node is {deployment.ascend.npus_per_node}"
             )
 

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.exchange.control.network import PORTS_AFTER
+from sglang_ascend_moe.serving.launcher.refusals import nodes_divide
 
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -26,7 +27,7 @@ DECIDED = {
     "node-rank": "nodes", "dist-init-addr": "nodes", "tp-size": "tp_size", "tensor-parallel-size": "tp_size",
     "tp": "tp_size", "dp-size": "dp_size", "data-parallel-size": "dp_size", "dp": "dp_size", "attn-dp-size": "dp_size",
     "attention-data-parallel-size": "dp_size", "enable-dp-attention": "dp_size", "disaggregation-mode": "role",
-    "disaggregation-bootstrap-port": "role",
+    "disaggregation-bootstrap-port": "role", "pp-size": "pp_size", "pipeline-parallel-size": "pp_size",
     "disaggregation-transfer-backend": "transfer", "max-running-requests": "max_running_requests",
     "chunked-prefill-size": "chunked_prefill_size", "ascend-moe": "role", "device": "target",
     "ascend-moe-window-bytes": "window_bytes", "ascend-moe-secret-file": "secret_file",
@@ -37,14 +38,16 @@ class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """All instances of one role.
 
     instances: servers. nodes: machines that one server spans, or launchers where all are on one. tp_size: ranks of one
-    server, which are also those of the exchange. dp_size: attention groups of one server; above 1 attention is
-    data-parallel. max_running_requests, chunked_prefill_size: of one server, as SGLang's flags. window_bytes: of each
-    rank's window. options: further flags of SGLang without their dashes; true for a flag without value.
+    stage of a server, which are also those of the exchange. pp_size: stages of one server. dp_size: attention groups of
+    one server; above 1 attention is data-parallel. max_running_requests, chunked_prefill_size: of one server, as
+    SGLang's flags. window_bytes: of each rank's window. options: further flags of SGLang without their dashes; true for
+    a flag without value.
     """
 
     instances: Positive = 1
     nodes: Positive = 1
     tp_size: Positive = 1
+    pp_size: Positive = 1
     dp_size: Positive = 1
     max_running_requests: Positive = 32
     chunked_prefill_size: Positive = 8192
@@ -52,8 +55,13 @@ class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     options: dict[OptionName, OptionValue] = {}
 
     @property
+    def ranks(self) -> int:
+        """Of one server."""
+        return self.tp_size * self.pp_size
+
+    @property
     def ranks_per_node(self) -> int:
-        return self.tp_size // self.nodes
+        return self.ranks // self.nodes
 
     def member_name(self, name: RoleName, instance: int, node: int) -> str:
         """What one node of an instance of this role, which is called `name`, is called."""
@@ -91,6 +99,10 @@ class Ascend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     secret_name: str = "ascend-moe"
 
 
+_CONTEXT = ("attn-cp-size", "attention-context-parallel-size")
+"""Names of the flag by which ranks of an instance divide texts among them."""
+
+
 class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Prefill instances, decode instances and a router. name: of containers and manifests.
 
@@ -112,20 +124,24 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     @property
     def ranks(self) -> int:
         """Of all instances together."""
-        return sum(role.instances * role.tp_size for role in self.roles.values())
+        return sum(role.instances * role.ranks for role in self.roles.values())
 
     @property
     def mixed_sizes(self) -> bool:
-        """Whether prefill and decode instances have different numbers of ranks or attention groups."""
-        return (self.prefill.tp_size, self.prefill.dp_size) != (self.decode.tp_size, self.decode.dp_size)
+        """Whether prefill and decode instances have different numbers of ranks or attention groups, or divide texts
+        among ranks, which have more heads of keys and values then."""
+        sizes = (self.prefill.tp_size, self.prefill.dp_size) != (self.decode.tp_size, self.decode.dp_size)
+        return sizes or any(name in role.options for role in self.roles.values() for name in _CONTEXT)
 
 
 def _check_role(source: str, key: str, role: Role) -> None:
-    for name, parts in (("dp_size", role.dp_size), ("nodes", role.nodes)):
-        if role.tp_size % parts:
-            raise InvalidInput(
-                f"{source}: {key}.tp_size {role.tp_size}: must be a multiple of {key}.{name}, which is {parts}"
-            )
+    if role.tp_size % role.dp_size:
+        raise InvalidInput(
+            f"{source}: {key}.tp_size {role.tp_size}: must be a multiple of {key}.dp_size, which is {role.dp_size}"
+        )
+    if not nodes_divide(role.nodes, role.tp_size, role.pp_size):
+        where = f"{key}.tp_size {role.tp_size}" if role.pp_size == 1 else f"{key}.pp_size {role.pp_size}"
+        raise InvalidInput(f"{source}: {where}: must be a multiple of {key}.nodes, which is {role.nodes}")
     for name, value in (
         ("max_running_requests", role.max_running_requests),
         ("chunked_prefill_size", role.chunked_prefill_size),
@@ -162,6 +178,11 @@ def deployment_of(values: dict[str, object], source: str) -> Deployment:
         raise InvalidInput(f"{source}: not a deployment: {_with_key(str(error))}") from error
     for key, role in deployment.roles.items():
         _check_role(source, key, role)
+    if deployment.decode.pp_size not in (1, deployment.prefill.pp_size):
+        raise InvalidInput(
+            f"{source}: decode.pp_size {deployment.decode.pp_size}: must be 1, or prefill.pp_size, which is"
+            f" {deployment.prefill.pp_size}"
+        )
     return deployment
 
 

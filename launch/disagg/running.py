@@ -166,7 +166,7 @@ class RunningDeployment:
         bootstrap_port = free_port()
         dist_address = f"{LOOPBACK}:{free_port(PORTS_AFTER)}"
         first_npu = self._npus_given
-        self._npus_given += settings.tp_size
+        self._npus_given += settings.ranks
         # Node 0 last, and so the first that is stopped.
         for node in reversed(range(settings.nodes)):
             name = settings.member_name(role, number, node)
@@ -181,7 +181,7 @@ class RunningDeployment:
                 process = ServerProcess(flags, log, variables={KV_STORE: self._store, **variables})
             else:
                 if _HOST_MEMORY not in settings.options:
-                    share = share_of_ranks(left, settings.tp_size, self._deployment.ranks)
+                    share = share_of_ranks(left, settings.ranks, self._deployment.ranks)
                     flags += [f"--{_HOST_MEMORY}", str(share)]
                 process = ForkedServer(flags, log, variables=variables)
             self._begin(Member(name, role, process, bootstrap_port, node))

@@ -74,6 +74,8 @@ def written(flags: Mapping[str, bool | int | float | str]) -> list[str]:
 
 def _sizes(role: Role) -> dict[str, bool | int]:
     sizes: dict[str, bool | int] = {"tp-size": role.tp_size}
+    if role.pp_size > 1:
+        sizes["pp-size"] = role.pp_size
     if role.dp_size > 1:
         sizes |= {"dp-size": role.dp_size, "enable-dp-attention": True}
     return sizes | {"max-running-requests": role.max_running_requests}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def states_in(said: object, server: str) -> list[RankState]:
     # Brings torch, which a server that does not answer is told without.
     from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
 
-    by_rank: dict[int, RankState] = {}
+    by_rank: dict[tuple[int, int], RankState] = {}
     for scheduler in schedulers:
         if STATE_KEY not in scheduler:
             raise Unsupported(f"--url {server}: this server runs without --ascend-moe")
@@ -56,7 +57,7 @@ def states_in(said: object, server: str) -> list[RankState]:
             raise ProtocolMismatch(
                 f"--url {server}: the server runs another version of sglang-ascend-moe ({error}); ask with that one"
             ) from error
-        by_rank.update({state.rank: state for state in states})
+        by_rank.update({(state.stage, state.rank): state for state in states})
     return [by_rank[rank] for rank in sorted(by_rank)]
 
 
@@ -64,12 +65,24 @@ def text_of_states(states: list[RankState]) -> str:
     """The states for people."""
     first = states[0]
     options = ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(first.options).items())
-    lines = [f"{first.ranks} ranks, {len(states)} of them heard", f"options: {options}"]
+    of_stages = f" of each of {first.stages} pipeline stages" if first.stages > 1 else ""
+    lines = [f"{first.ranks} ranks{of_stages}, {len(states)} of them heard", f"options: {options}"]
+    for _, those in itertools.groupby(states, key=lambda state: state.stage):
+        lines += _stage_lines(list(those))
+    return "\n".join(lines)
+
+
+def _stage_lines(states: list[RankState]) -> list[str]:
+    """Of the ranks of one stage, which have the same exchanges."""
+    first = states[0]
+    lines = ["", f"stage {first.stage}"] if first.stages > 1 else []
+    if not first.exchanges:
+        lines.append("no exchange: the stage has no MoE layer")
     for number, exchange in enumerate(first.exchanges):
         lines += ["", *_exchange_lines(exchange)]
         lines += [line for state in states for line in _rank_lines(state.rank, state.exchanges[number])]
     graphs = [f"rank {state.rank} {state.graphs.state}, {state.graphs.replays} replays" for state in states]
-    return "\n".join([*lines, "", f"graphs: {'; '.join(graphs)}"])
+    return [*lines, "", f"graphs: {'; '.join(graphs)}"]
 
 
 def _exchange_lines(exchange: ExchangeState) -> list[str]:

@@ -21,7 +21,9 @@ def account_of(folder: Path) -> str:
 def _session_lines(accounts: list[PostMortem]) -> list[str]:
     first = min(accounts, key=lambda account: account.time)
     silent = sorted(set(range(first.ranks)) - {account.rank for account in accounts})
-    lines = [f"session {first.session.hex()[:12]}: {first.ranks} ranks, {len(accounts)} of them left an account"]
+    of_stage = "" if first.stage is None else f" of pipeline stage {first.stage}"
+    session = f"session {first.session.hex()[:12]}: {first.ranks} ranks{of_stage}"
+    lines = [f"{session}, {len(accounts)} of them left an account"]
     lines += [
         f"  {_blame(accounts)}",
         f"  first to notice: {rank_in_words(first.rank, first.nodes)}, {_clock(first.time)}",

@@ -56,7 +56,8 @@ class MemoryPlan(msgspec.Struct, frozen=True):
 
     decode_tokens: tokens per rank that fit into one round whatever their routing. `rounds_worst`: rounds of
     `max_tokens` tokens per rank whatever their routing; `rounds_even`: if every rank receives the same. expert_bytes:
-    of the routed experts of a rank in the format that they are served in; None where no weights can be read.
+    of the routed experts of a rank in the format that they are served in; None where no weights can be read. stages: of
+    a pipeline, each with as many ranks.
     """
 
     model: str
@@ -67,6 +68,7 @@ class MemoryPlan(msgspec.Struct, frozen=True):
     rounds_worst: int
     rounds_even: int
     expert_bytes: int | None = None
+    stages: int = 1
 
 
 class Request(NamedTuple):
@@ -78,6 +80,7 @@ class Request(NamedTuple):
     parameters: ExchangeParameters
     decode_tokens: int
     expert_bytes: int | None = None
+    stages: int = 1
 
 
 def plan_memory(request: Request) -> MemoryPlan:
@@ -105,6 +108,7 @@ def plan_memory(request: Request) -> MemoryPlan:
         rounds_worst=rounds.worst,
         rounds_even=rounds.alike,
         expert_bytes=request.expert_bytes,
+        stages=request.stages,
     )
 
 
@@ -164,15 +168,23 @@ def request_of(parsed: argparse.Namespace) -> Request:
             f"--window-factor {parsed.window_factor:g}: --window-bytes says how large the window is; leave one out"
         )
     decode = {"prefill": 1, "decode": parsed.max_tokens, "both": parsed.decode_tokens or parsed.max_tokens}
-    return Request(read.name, parsed.role, parameters, decode[parsed.role], _expert_bytes(parsed, dtype))
+    if read.layers is not None and parsed.pp_size > read.layers:
+        raise InvalidInput(f"--pp-size {parsed.pp_size}: {parsed.model} has {read.layers} layers")
+    bytes_of_rank = _expert_bytes(parsed, dtype, read.layers)
+    return Request(read.name, parsed.role, parameters, decode[parsed.role], bytes_of_rank, parsed.pp_size)
 
 
-def _expert_bytes(parsed: argparse.Namespace, dtype: str) -> int | None:
-    """Of one rank. Hosts dequantise what they load."""
+def _expert_bytes(parsed: argparse.Namespace, dtype: str, layers: int | None) -> int | None:
+    """Of one rank of the stage with most layers. Hosts dequantise what they load."""
     if parsed.model is None or not parsed.model.is_dir():
         return None
     weights = weight_bytes(parsed.model, ELEMENT_BYTES[dtype], dequantised=parsed.device != "npu")
-    return None if weights is None else -(-weights.experts // parsed.ranks)
+    if weights is None:
+        return None
+    of_stage = weights.experts
+    if layers is not None:
+        of_stage = -(-weights.experts * -(-layers // parsed.pp_size) // layers)
+    return -(-of_stage // parsed.ranks)
 
 
 def _limits(parsed: argparse.Namespace) -> SchedulerLimits:
@@ -193,14 +205,15 @@ def require_served(parsed: argparse.Namespace, read: MoeShape) -> None:
 def text_of(plan: MemoryPlan) -> str:
     """The plan for people."""
     p, memory = plan.parameters, plan.memory
+    stages = f" of each of {plan.stages} stages" if plan.stages > 1 else ""
     lines = [
-        f"{plan.model}: {p.num_experts} experts on {p.ranks} ranks, top {p.topk}, rows of {p.hidden} {p.dtype}"
+        f"{plan.model}: {p.num_experts} experts on {p.ranks} ranks{stages}, top {p.topk}, rows of {p.hidden} {p.dtype}"
         + (f" as {p.quant}" if p.quant else ""),
         f"role {plan.role}, {p.max_tokens} tokens per rank, slots {p.slots}",
         "",
         f"{'':<20}{'size':>12}{'bytes':>22}",
         _line("window of a rank", memory.total),
-        _line("of all ranks", memory.total * p.ranks),
+        _line("of all ranks", memory.total * p.ranks * plan.stages),
         *([] if plan.expert_bytes is None else [_line("experts of a rank", plan.expert_bytes)]),
         "",
         "regions of a window:",
@@ -279,6 +292,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     memory.add_argument("--quant", choices=("none", "int8"), default="none", help="how rows travel to experts")
     memory.add_argument("--ranks", type=_positive, required=True, help="of the exchange")
+    memory.add_argument(
+        "--pp-size", type=_positive, default=1, metavar="STAGES",
+        help="of a pipeline, each with --ranks of its own and a part of the layers (default 1)",
+    )  # fmt: skip
     memory.add_argument(
         "--max-tokens", type=_positive, required=True,
         help="most that one rank brings to one layer; with drafts every request brings all tokens of its tree",

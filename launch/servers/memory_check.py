@@ -72,6 +72,8 @@ def server_sizes(request: ServeRequest) -> ServerSizes:
         role=request.disaggregation_mode,
         request_tokens=tokens_of_request(request),
         draft_folder=draft_folder(request),
+        stages=request.pp_size,
+        micro_batch=request.pp_max_micro_batch_size,
     )
 
 

@@ -32,6 +32,7 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefill_cp: bool
     cp_strategy: str | None
     pp_size: int
+    pp_max_micro_batch_size: int | None
     ep_num_redundant_experts: int
     init_expert_location: str
     nnodes: int

@@ -79,7 +79,7 @@ def open_exchange(
         windows = backend.make_windows(meeting)
         session = backend.open_session(meeting, windows)
         if options.post_mortem is not None:
-            recorder = Recorder(Path(options.post_mortem), hellos[0].session, rank, watch.nodes)
+            recorder = Recorder(Path(options.post_mortem), hellos[0].session, rank, watch.nodes, options.stage)
             _record_faults(session, recorder)
         steps = ExchangeSteps(session, rank, windows, layout, getattr(torch, parameters.dtype))
         overlap = backend.overlaps_rounds and min(workers_of(hellos)) > 1

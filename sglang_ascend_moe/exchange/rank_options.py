@@ -25,6 +25,7 @@ class RankOptions(NamedTuple):
     secret_file: file of at least 32 bytes, readable by its owner only, by which ranks know each other's control blocks;
         the same bytes on every rank.
     bring_up_timeout_s: seconds for which this rank waits for the others to open the exchange too.
+    stage: number of the pipeline stage whose ranks these are, for their accounts; None: there is only one.
     node: number of the node that this rank runs on, for messages, and for ranks of one machine that are to be treated
         as if they were on several; None: each machine is a node.
     """
@@ -36,6 +37,7 @@ class RankOptions(NamedTuple):
     secret_file: str | os.PathLike[str] | None = None
     bring_up_timeout_s: float = BRING_UP.seconds
     node: int | None = None
+    stage: int | None = None
 
     def patience(self) -> Patience:
         """How long this rank waits for the others to open the exchange. Raises `InvalidInput`."""

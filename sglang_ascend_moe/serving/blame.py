@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import getattr_static
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,4 +68,6 @@ def _waits_for_peers(frame: FrameType | None, work: type[distributed.Work]) -> b
 
 
 def _holds_failed(frame: FrameType, work: type[distributed.Work]) -> bool:
-    return any(isinstance(value, work) and not value.is_success() for value in frame.f_locals.values())
+    # SGLang keeps those of transfers between two ranks with what they transfer.
+    found = (getattr_static(value, "work", value) for value in frame.f_locals.values())
+    return any(isinstance(value, work) and not value.is_success() for value in found)

@@ -1,13 +1,13 @@
-"""Every Ascend C call in the kernels is on the list of docs/ascend-kernels.md, with its constraint and its source."""
+"""Every Ascend C call in the kernels is on the list of kernels/ascend/calls.md, with its constraint and its source."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from .host_model import KERNELS, REPOSITORY
+from .host_model import KERNELS
 
-PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
+LIST = KERNELS / "ascend" / "calls.md"
 CALL = re.compile(r"\b([A-Z][A-Za-z0-9]*)\s*(?:<[^;(){}]*>)?\(")
 ROW = re.compile(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]+) \| ((?:`[^|`]+`, )?[\u4e00-\u9fff][^|]*) \|$", re.MULTILINE)
 """Calls with the same constraint, the constraint, and where it is stated: a section, with its file if it is another."""
@@ -21,7 +21,7 @@ def calls(files: list[Path]) -> set[str]:
 def test_the_list_has_the_calls_of_the_kernels_and_no_others():
     kernels = calls([*(KERNELS / "ascend").glob("*.h"), *(KERNELS / "ascend").glob("*.cpp")])
     offered = calls(list((KERNELS / "ascend" / "host_model").glob("*.h")))
-    rows = ROW.findall(PAGE.read_text())
+    rows = ROW.findall(LIST.read_text())
     listed = [name for names, _, _ in rows for name in re.findall(r"\w+", names)]
     assert sorted(listed) == sorted(kernels & offered)
 

@@ -88,7 +88,7 @@ FEATURES = (
         "serving/test_context_parallel.py",
         "serving/test_context_parallel.py",
     ),
-    Feature("pipeline parallelism", flag="--pp-size"),
+    Feature("[pipeline parallelism](sglang.md#pipeline-parallelism)", "serving/test_pipeline.py"),
     Feature("LoRA", flag="--enable-lora"),
     Feature("two-batch overlap", flag="--enable-two-batch-overlap"),
 )

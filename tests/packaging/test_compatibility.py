@@ -22,7 +22,7 @@ def test_every_feature_is_shown_by_tests_that_exist():
         (Feature("x", "a.py", "b.py"), (YES, YES, NEVER)),
         (Feature("x", "a.py"), (YES, NEVER, NEVER)),
         (Feature("x", "a.py", REFUSED), (YES, NO, NO)),
-        (Feature("x", flag="--pp-size"), (NO, NO, NO)),
+        (Feature("x", flag="--dcp-size"), (NO, NO, NO)),
     ],
     ids=["both", "host", "refused on NPUs", "refused"],
 )

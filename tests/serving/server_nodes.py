@@ -77,7 +77,7 @@ class ServerNodes:
     def ranks(self, node: int) -> list[int]:
         """The processes of the ranks of a node, in their order."""
         found = {title(pid): pid for pid in group_members(self.launchers[node].pid)}
-        return [pid for name, pid in sorted(found.items()) if "scheduler" in name and "_TP" in name]
+        return [pid for name, pid in sorted(found.items()) if "scheduler" in name and ("_TP" in name or "_PP" in name)]
 
     def codes(self) -> list[int]:
         """The exit codes, once all have ended; raises `ServerFailed` if that takes longer than END_SECONDS."""

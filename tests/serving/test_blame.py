@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,7 +87,16 @@ def name_collectives(rank: Rank) -> list[tuple[str, bool] | None]:
         work = group.allreduce([own])
         work.wait()
 
+    def sent_before() -> None:
+        # As SGLang keeps what a pipeline stage has sent.
+        sent = [SimpleNamespace(work=rank.group.send([own], 1, 0), payload=own)]
+        group = rank.group
+        for p2p_work in sent:
+            p2p_work.work.wait()
+        assert group is rank.group
+
     return [
+        fail_in(sent_before),
         fail_in(replayed),
         fail_in(lambda: dist.all_reduce(own, group=rank.group)),
         fail_in(lambda: dist.broadcast(own, src=1, group=rank.group)),
@@ -101,6 +111,7 @@ def test_a_collective_that_failed_is_named_as_it_was_called(fresh_pool):
     pool = fresh_pool(2)
     pool.start(name_collectives)
     names = [
+        "sent_before",
         "replayed",
         "all_reduce",
         "broadcast",

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.launcher.context_parallelism import FUSED_ATTENTION
 from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.serving.configurations import ours, ours_on_npu, stock
 from tests.serving.draft_forms import ACCEPTED, NEXTN, average
@@ -37,6 +38,7 @@ FORMS = {
     "cp4": Form("qwen3_moe", {"tp_size": 4, **ZIGZAG, "attn_cp_size": 4}, 80),
     "cp2, prefill undivided": Form("qwen3_moe", {"tp_size": 2, "attn_cp_size": 2}, 300),
     "cp2, latent attention": Form("deepseek_v3", {"tp_size": 2, **ZIGZAG}, 152),
+    "cp2, two stages": Form("qwen3_moe", {"tp_size": 2, "pp_size": 2, **ZIGZAG}, 152),
     "cp2 of dp2, latent attention": Form("deepseek_v3", {"tp_size": 4, **ZIGZAG, **GROUPS}, 152),
 }
 OFTEN = "cp2"
@@ -54,10 +56,11 @@ def test_tokens_are_those_of_stock_sglang_on_one_rank(fork_server, tmp_path, rec
         expected = engine.generate(PROMPTS, NEW_TOKENS, together=True)
     with fork_server.start(ours(checkpoint, DTYPE, enable_metrics=True, **form.arguments)) as engine:
         engine.generate(PROMPTS[-1:], 1)
-        brought = [tokens_of(state) for states in engine.inspect().states for state in states]
+        # What later stages have done is told later.
+        brought = [tokens_of(state) for states in engine.inspect().states for state in states if state.stage == 0]
         # What was prefilled together is in the cache, but for a token, when it comes again.
         found = [engine.generate(PROMPTS, NEW_TOKENS, together=both) for both in (False, True)]
-    part = MOE_LAYERS[form.family] * form.part
+    part = MOE_LAYERS[form.family] // form.arguments.get("pp_size", 1) * form.part
     # With data-parallel attention one group has nothing.
     idle = len(brought) // 2 if "dp_size" in form.arguments else 0
     assert sorted(brought) == [0] * idle + [part] * (len(brought) - idle)
@@ -73,12 +76,13 @@ def test_tokens_on_emulated_npus_are_those_of_a_host(
     npu_fork_server, checkpoint, prompts, stock_answers, compare_all, arguments: dict[str, Any]
 ):
     config = ours_on_npu(checkpoint, enable_metrics=True, **ZIGZAG, **arguments)
-    with npu_fork_server.start(config) as engine:
+    with npu_fork_server.start(config._replace(environment={FUSED_ATTENTION: "1"})) as engine:
         engine.generate(prompts[-1:], 1)
         brought = {tokens_of(state) for states in engine.inspect().states for state in states}
         outcomes = compare_all(engine, prompts, stock_answers("bfloat16"), "bfloat16", together=False)
-    assert brought == {len(prompts[-1]) * MOE_LAYERS["qwen3_moe"] // arguments["tp_size"]}
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
+    # Half of 700 tokens, padded to a multiple of 4.
+    assert brought == {2 * 352 * MOE_LAYERS["qwen3_moe"] // arguments["tp_size"]}
 
 
 @pytest.mark.nightly

@@ -236,8 +236,8 @@ def test_what_all_ranks_refuse_together_ends_a_server_by_name(surroundings, serv
         ("sglang.launch_server --model-path MODEL --ascend-moe --ascend-moe-quant int4", "--ascend-moe-quant 'int4': "),
         ("sglang.cli.main serve MODEL --ascend-moe --tp-size 3 --device cpu", "--ep-size 3: 16 experts cannot be"),
         (
-            "sglang.launch_server --model-path MODEL --ascend-moe --pp-size 2 --device cpu",
-            "--pp-size 2 does not work with --ascend-moe",
+            "sglang.launch_server --model-path MODEL --ascend-moe --dcp-size 2 --device cpu",
+            "--dcp-size 2 does not work with --ascend-moe",
         ),
         (
             "sglang.cli.main serve MODEL --ascend-moe --ascend-moe-timeout 0",

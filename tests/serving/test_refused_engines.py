@@ -50,9 +50,6 @@ def test_windows_that_do_not_fit_into_memory_are_refused_with_the_flags_to_chang
             id="two-batch",
             marks=pytest.mark.nightly,
         ),
-        pytest.param(
-            {"tp_size": 2, "pp_size": 2}, "Unsupported: --pp-size 2", id="pipeline", marks=pytest.mark.nightly
-        ),
         pytest.param({"tp_size": 3}, "Unsupported: --ep-size 3: 16 experts cannot be divided", id="uneven-experts"),
     ],
 )

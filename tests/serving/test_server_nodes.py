@@ -115,6 +115,27 @@ def test_experts_that_move_between_nodes_keep_the_tokens(surroundings, checkpoin
     assert surroundings.leftovers() == NOTHING
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("ranks", [1, 2], ids=["stages of one", "stages of two"])
+def test_a_stage_on_each_node_gives_the_tokens_of_one_rank_and_ends_by_name(
+    surroundings, checkpoint, prompts, stock_answers, tmp_path, ranks
+):
+    expected = [answer.tokens for answer in stock_answers("float32")]
+    arguments = [*arguments_for(checkpoint, ranks), *GRAPHS["graphs"], "--pp-size", "2"]
+    with ServerNodes(arguments, 2, tmp_path) as server:
+        server.wait_until_ready()
+        assert tokens_of(server.url, prompts) == expected
+        with Traffic(server.url, prompts, NEW_TOKENS) as traffic:
+            traffic.wait_for_answer()
+            [pid, *_] = server.ranks(1)
+            os.kill(pid, signal.SIGKILL)
+            assert server.codes() == [1, 1], server.logs()
+        rank = "PP1" if ranks == 1 else "PP1_TP0_EP0"
+        said = f"The server ends: node 1: sglang::scheduler_{rank} (process {pid}) was killed, or crashed"
+        assert server.last_lines() == [said, said]
+    assert surroundings.leftovers().processes == []
+
+
 RANK_1 = "sglang::scheduler{dp}_TP1_EP1 (process {pid})"
 FAULTS = {
     "rank of node 0 killed": (0, signal.SIGKILL, "node 0: sglang::scheduler{dp}_TP0_EP0 (process {pid}) was killed"),

@@ -37,7 +37,8 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
     """What one instance is.
 
     model: its path, for messages. model_digest: see `digest_of_checkpoint`. quantisation: of the weights. row_quant:
-    `--ascend-moe-quant`. kv_layout: kind of the cache. kv_token_bytes: of one token in the cache of one rank.
+    `--ascend-moe-quant`. kv_layout: kind of the cache. kv_token_bytes: of one token in the cache of one rank, or
+    of one rank of each pipeline stage.
     mixed_sizes: the sizes of the other instance may differ. sealed: it has `--ascend-moe-secret-file`. drafts:
     algorithm, branches and model by which tokens are drafted.
     """
@@ -56,6 +57,7 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
     tp_size: Size
     dp_size: Size
     ep_size: Size
+    pp_size: Size = 1
     mixed_sizes: bool
     sealed: bool = False
     drafts: Text = NO_DRAFTS
@@ -107,6 +109,11 @@ def require_pair(prefill: Instance, decode: Instance) -> None:
         for field, remedy in compared.items()
         if getattr(prefill, field) != getattr(decode, field)
     ]
+    if decode.pp_size not in (1, prefill.pp_size):
+        differences.append(
+            f"pp_size is {prefill.pp_size} on the prefill and {decode.pp_size} on the decode instance (--pp-size, which"
+            " the decode instance may leave out)"
+        )
     if differences:
         raise ProtocolMismatch(
             f"the prefill instance of {prefill.model} and the decode instance of {decode.model} do not fit:"

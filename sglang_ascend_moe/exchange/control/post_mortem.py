@@ -20,10 +20,9 @@ class PostMortem(Block, frozen=True, kw_only=True):
     """One rank's account of the end of a session.
 
     outcome: the `Result` by name. code, message: of what was raised; no code if that is not of this package. culprit,
-    step, epoch: whom this rank blames, where it stood itself. nodes [ranks]: where each runs. missing: ranks for which
-    the failed wait still waited.
-    waited_s [ranks]: seconds for which each rank had held this one up in the whole session. matrix [ranks][experts]:
-    counts of the last dispatch.
+    step, epoch: whom this rank blames, where it stood itself. stage: of the pipeline; None if there is only one. nodes
+    [ranks]: where each runs. missing: ranks for which the failed wait still waited. waited_s [ranks]: seconds for which
+    each rank had held this one up in the whole session. matrix [ranks][experts]: counts of the last dispatch.
     """
 
     ranks: Annotated[int, Meta(ge=1)]
@@ -39,12 +38,13 @@ class PostMortem(Block, frozen=True, kw_only=True):
     missing: list[Rank]
     waited_s: list[float]
     matrix: list[list[Count]]
+    stage: int | None = None
 
 
 class Recorder:
     """Writes the account of one rank into a folder; at most once."""
 
-    def __init__(self, folder: Path, session: bytes, rank: int, nodes: list[int]) -> None:
+    def __init__(self, folder: Path, session: bytes, rank: int, nodes: list[int], stage: int | None = None) -> None:
         """Makes the folder. Raises `InvalidInput` if that cannot be done or it cannot be written into."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,7 @@ class Recorder:
         self._session = session
         self._rank = rank
         self._nodes = nodes
+        self._stage = stage
         self._written = False
 
     def write(self, fault: Fault, error: BaseException, waited_s: list[float], matrix: list[list[int]]) -> None:
@@ -68,7 +69,7 @@ class Recorder:
             time=time.time(), outcome=fault.result.name, code=code_of(error),
             message=f"{type(error).__name__}: {error}",
             culprit=fault.culprit, step=fault.step.name.lower(), epoch=fault.epoch, missing=list(fault.missing),
-            waited_s=waited_s, matrix=matrix,
+            waited_s=waited_s, matrix=matrix, stage=self._stage,
         )  # fmt: skip
         path = self._folder / f"{self._session.hex()[:12]}-rank{self._rank}{FILE_SUFFIX}"
         partial = path.with_suffix(".partial")

@@ -136,9 +136,9 @@ def _group(name: str) -> Any:
 
 
 def extend_without_stream(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """Around `EagerRunner._execute_extend_cp`, which asks for a CUDA stream, for which gathering on a host has no use."""
+    """Around `EagerRunner._execute_extend_cp`, which asks for a CUDA stream: gathering on a host uses none."""
     current = torch.cuda.current_stream
-    torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment]
+    torch.cuda.current_stream = lambda *_: None
     try:
         return original(*arguments, **keywords)
     finally:

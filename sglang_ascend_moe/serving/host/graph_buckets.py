@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import CaptureRefused
@@ -25,6 +26,11 @@ class Limits(NamedTuple):
     length: int
     token_bytes: int
 
+    @property
+    def largest_batch(self) -> int:
+        """With its padding."""
+        return aligned(self.requests, self.alignment)
+
 
 class Buckets(NamedTuple):
     """Batch sizes and lengths, ascending; there is a graph for each pair. `bytes`: gathered by the largest of them."""
@@ -45,6 +51,17 @@ class Buckets(NamedTuple):
         raise CaptureRefused(f"no graph holds {tokens} tokens of a request; the longest holds {self.lengths[-1]}")
 
 
+def aligned(requests: int, alignment: int) -> int:
+    """As many as there are in a batch after padding."""
+    return -(-requests // alignment) * alignment
+
+
+def within(batches: Sequence[int], largest: int) -> list[int]:
+    """`batches` that somebody asks for, ascending, none above the `largest` that there is: a graph of more would bring
+    more tokens than an exchange is for."""
+    return sorted({min(batch, largest) for batch in batches})
+
+
 def choose_buckets(limits: Limits, most_bytes: int = MOST_BYTES) -> Buckets:
     """Powers of two times the alignment, and powers of two from SMALLEST_LENGTH on, each up to its limit.
 
@@ -53,7 +70,7 @@ def choose_buckets(limits: Limits, most_bytes: int = MOST_BYTES) -> Buckets:
     tokens to a context. There are no more than (log2(requests / alignment) + 2) * (log2(length / SMALLEST_LENGTH) + 2)
     graphs. Batches whose keys and values of the greatest length exceed `most_bytes` get none and run eagerly.
     """
-    most = -(-limits.requests // limits.alignment) * limits.alignment
+    most = limits.largest_batch
     fitting = [
         batch for batch in _doubling(limits.alignment, most) if batch * limits.length * limits.token_bytes <= most_bytes
     ]

@@ -169,6 +169,8 @@ def _server_sizes(server_args: Any) -> ServerSizes:
         role=settings.disaggregation_mode,
         request_tokens=tokens_of_request(settings),
         draft_folder=draft_folder(settings),
+        stages=settings.pp_size,
+        micro_batch=settings.pp_max_micro_batch_size,
     )
 
 

@@ -17,7 +17,14 @@ from sglang_ascend_moe.serving.host.memory_share import (
 )
 from sglang_ascend_moe.serving.launcher.refusals import expert_count
 from sglang_ascend_moe.serving.options import Options
-from sglang_ascend_moe.serving.worker.sizing import ContextParallel, Role, SchedulerLimits, sized, tokens_per_rank
+from sglang_ascend_moe.serving.worker.sizing import (
+    ContextParallel,
+    Role,
+    SchedulerLimits,
+    micro_batch,
+    sized,
+    tokens_per_rank,
+)
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters, plan_window
 
 
@@ -55,11 +62,11 @@ class ModelSizes(NamedTuple):
 class ServerSizes(NamedTuple):
     """How a server divides its model, and the limits of its scheduler.
 
-    tp: ranks of one model. attention_groups: of data-parallel attention. context: how each of them is divided.
-    replicas: whole models side by side.
-    prefill_tokens: most tokens of a prefill batch. running: most requests of all groups together. graph_batch: largest
-    batch that the user wants graphs for; 0 for none at all, None to leave it to us. request_tokens: of each request in
-    a decode batch, more than one with a draft model, which lies in `draft_folder` if not in that of the model.
+    tp: ranks of one model, or of one of its `stages`. attention_groups: of data-parallel attention. context: how each
+    of them is divided. replicas: whole models side by side. prefill_tokens: most tokens of a prefill batch. running:
+    most requests of all groups together. graph_batch: largest batch that the user wants graphs for; 0 for none at all,
+    None to leave it to us. request_tokens: of each request in a decode batch, more than one with a draft model, which
+    lies in `draft_folder` if not in that of the model. micro_batch: `--pp-max-micro-batch-size`.
     """
 
     tp: int
@@ -73,6 +80,8 @@ class ServerSizes(NamedTuple):
     role: Role = "null"
     request_tokens: int = 1
     draft_folder: Path | None = None
+    stages: int = 1
+    micro_batch: int | None = None
 
     @property
     def draft_layers(self) -> int:
@@ -81,7 +90,7 @@ class ServerSizes(NamedTuple):
 
     @property
     def ranks(self) -> int:
-        return self.tp * self.replicas
+        return self.tp * self.stages * self.replicas
 
     @property
     def attention_copies(self) -> int:
@@ -135,12 +144,16 @@ def scheduling_of(model: ModelSizes, server: ServerSizes) -> Scheduling:
     return Scheduling(running, model.context, model.vocabulary, server.request_tokens)
 
 
+def _decode_batch(server: ServerSizes, running: int) -> int:
+    return micro_batch(running, pp_size=server.stages, asked=server.micro_batch, role=server.role)
+
+
 def graph_bytes(model: ModelSizes, server: ServerSizes) -> int:
     """Bytes that the graphs of one rank take: what the largest of them gathers.
 
     A server that drafts has three kinds, which share no memory: of the model, of a draft, and of what is read after it.
     """
-    running = scheduling_of(model, server).running
+    running = _decode_batch(server, scheduling_of(model, server).running)
     batch = running if server.graph_batch is None else min(running, server.graph_batch)
     if batch == 0:
         return 0
@@ -151,6 +164,7 @@ def graph_bytes(model: ModelSizes, server: ServerSizes) -> int:
 def estimate_server(model: ModelSizes, server: ServerSizes, options: Options | None) -> ServerEstimate:
     """options: None without `--ascend-moe`."""
     scheduling = scheduling_of(model, server)
+    layers = -(-model.layers // server.stages) + server.draft_layers
     windows = _window_bytes(model, server, options, scheduling)
     weights = weight_bytes(model.folder, model.element_bytes)
     draft = None if server.draft_folder is None else weight_bytes(server.draft_folder, model.element_bytes)
@@ -162,7 +176,7 @@ def estimate_server(model: ModelSizes, server: ServerSizes, options: Options | N
         * sum(part.on_host(server.tp, server.attention_copies) for part in (weights, draft) if part is not None),
         processes=server.ranks * RANK_PROCESS + OTHER_PROCESSES,
         needs=rank_needs(scheduling, windows, graph_bytes(model, server)),
-        token=(model.layers + server.draft_layers) * model.layer_token_bytes(server.attention_ranks),
+        token=layers * model.layer_token_bytes(server.attention_ranks),
         scheduling=scheduling,
     )
 
@@ -172,12 +186,13 @@ def _window_bytes(model: ModelSizes, server: ServerSizes, options: Options | Non
     if options is None or options.schedule == "collective" or model.experts is None or model.topk is None:
         return 0
     limits = SchedulerLimits(
-        scheduling.running,
+        _decode_batch(server, scheduling.running),
         server.prefill_tokens,
         "--max-prefill-tokens",
         server.attention_ranks,
         server.role,
         server.request_tokens,
+        server.stages,
         server.context,
     )
     try:

@@ -199,7 +199,7 @@ def refuse_prefill_of_model(server_args: Any) -> None:
     if settings.enable_prefill_cp:
         config = model_config_of(server_args).hf_config
         attention = Attention(use_mla_backend(server_args), is_deepseek_dsa(config) or is_deepseek_v4(config))
-        refuse_divided_prefill(settings, attention, on_npu=hooks.on_npu())
+        refuse_divided_prefill(settings, attention, os.environ, on_npu=hooks.on_npu())
 
 
 def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:

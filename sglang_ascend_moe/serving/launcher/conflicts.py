@@ -89,6 +89,14 @@ def _quantises_drafts_otherwise(settings: Any) -> bool:
     return settings.speculative_draft_model_quantization not in (None, "unquant", settings.quantization)
 
 
+def _drafts_in_stages(settings: Any) -> bool:
+    return settings.pp_size > 1 and bool(settings.speculative_algorithm)
+
+
+def _moves_experts_in_stages(settings: Any) -> bool:
+    return settings.pp_size > 1 and bool(settings.enable_eplb)
+
+
 def _branches_on_npu(settings: Any) -> bool:
     return device_of(settings) == "npu" and (settings.speculative_eagle_topk or 1) > 1
 
@@ -175,7 +183,6 @@ CONFLICTS = (
     Conflict(
         "--enable-pdmux", _is_on("enable_pdmux"), "it runs a prefill and a decode batch side by side", "leave it out"
     ),
-    Conflict("--pp-size", _above_one("pp_size"), "the exchange spans one pipeline stage only", "use --tp-size"),
     Conflict(
         "--moe-dp-size",
         _above_one("moe_dp_size"),
@@ -187,6 +194,18 @@ CONFLICTS = (
         _above_one("dcp_size"),
         "hosts have no attention that divides keys, and on NPUs it was never compared with SGLang's own",
         "--attn-dp-size, or --attn-cp-size for prefill",
+    ),
+    Conflict(
+        "--pp-size",
+        _drafts_in_stages,
+        "drafts, which SGLang makes in the last stage only, were never compared with SGLang's own",
+        "leave out --speculative-algorithm, or use --tp-size",
+    ),
+    Conflict(
+        "--enable-eplb",
+        _moves_experts_in_stages,
+        "with --pp-size SGLang counts tokens and moves experts as if the ranks of all stages shared every layer",
+        "leave it out, or use --tp-size in place of --pp-size",
     ),
     Conflict(
         "--disable-attn-tp-gather",

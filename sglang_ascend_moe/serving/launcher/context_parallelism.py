@@ -3,9 +3,13 @@ and attention do not do, or do wrongly."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
+
+FUSED_ATTENTION = "ASCEND_USE_FIA"
+"""SGLang's variable for the attention of grouped queries on NPUs that takes a part of a text."""
 
 
 class Attention(NamedTuple):
@@ -36,9 +40,13 @@ def refuse_context_flags(settings: Any, groups: int) -> None:
         )
 
 
-def refuse_divided_prefill(settings: Any, attention: Attention, *, on_npu: bool) -> None:
-    """Raise `InvalidInput` or `Unsupported` if prefill cannot be divided so. settings: resolved, as above, with
-    `--enable-prefill-cp`."""
+def refuse_divided_prefill(
+    settings: Any, attention: Attention, environment: Mapping[str, str], *, on_npu: bool
+) -> None:
+    """Raise `InvalidInput` or `Unsupported` if prefill cannot be divided so.
+
+    settings: resolved, as above, with `--enable-prefill-cp`. environment: of the server's processes.
+    """
     if settings.attn_cp_size == 1:
         raise InvalidInput("--enable-prefill-cp: give --attn-cp-size, of the ranks that divide a text, too")
     if not attention.latent and settings.attn_dp_size > 1:
@@ -55,4 +63,9 @@ def refuse_divided_prefill(settings: Any, attention: Attention, *, on_npu: bool)
         raise Unsupported(
             f"--cp-strategy {settings.cp_strategy}: SGLang's attention for NPUs divides the texts of this model in"
             " another way; use --cp-strategy zigzag"
+        )
+    if on_npu and not attention.latent and environment.get(FUSED_ATTENTION, "").lower() not in ("true", "1"):
+        raise InvalidInput(
+            f"--enable-prefill-cp: SGLang's attention for NPUs divides the texts of this model with {FUSED_ATTENTION}=1"
+            " only; set it"
         )

@@ -144,6 +144,12 @@ def _sets_other_than_numbers(request: Any) -> bool:
     )
 
 
+def _has_stages(_request: Any) -> bool:
+    from sglang.srt.runtime_context import get_parallel
+
+    return bool(get_parallel().pp_size > 1)
+
+
 def _loads_from_nowhere(request: Any) -> bool:
     """A path without weights. A name such as `owner/model` may be one of the hub's."""
     try:
@@ -188,6 +194,7 @@ def _names_wrong_ports(request: Any) -> bool:
 _SENDING = ("InitWeightsSendGroupForRemoteInstanceReqInput", "SendWeightsToRemoteInstanceReqInput")
 _JOINING = "InitWeightsUpdateGroupReqInput"
 _LOADING = "UpdateWeightFromDiskReqInput"
+_RECEIVING = ("UpdateWeightsFromDistributedReqInput", "UpdateWeightsFromTensorReqInput", "UpdateWeightsFromIPCReqInput")
 _PROFILING = "ProfileReq"
 
 CONTROL_REQUESTS = (
@@ -205,6 +212,13 @@ CONTROL_REQUESTS = (
     ),
     ControlRequest(
         ("ExpertDistributionReq",),
+        _has_stages,
+        "with --pp-size the stages would wait for each other to add up what they recorded, each for a request that the"
+        " other has not seen yet; record without --pp-size",
+        never=True,
+    ),
+    ControlRequest(
+        ("ExpertDistributionReq",),
         _dumps_records_nowhere,
         "SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR: it must be a folder that the server can write to",
     ),
@@ -213,6 +227,13 @@ CONTROL_REQUESTS = (
         _has_no_accelerator,
         "weights are sent from the memory of an accelerator, which this machine lacks; start the other instance from"
         " the checkpoint",
+        never=True,
+    ),
+    ControlRequest(
+        (_LOADING, _JOINING, *_RECEIVING),
+        _has_stages,
+        "with --pp-size stages read such a request one after the other, and one could fail when others have other"
+        " weights; start the server with those weights",
         never=True,
     ),
     ControlRequest(_SENDING, _names_wrong_ports, "ports: give one for each rank, with commas between"),

@@ -42,15 +42,16 @@ OF_A_NODE = frozenset(("secret_file", "post_mortem", "host_memory"))
 """Options that nodes may have different values of."""
 
 COMPARED = (
-    "tp_size", "ep_size", "dp_size", "pp_size", "enable_dp_attention", "attn_dp_size", "moe_dense_tp_size",
-    "enable_dp_lm_head", "dtype", "quantization", "kv_cache_dtype", "context_length", "page_size",
-    "max_running_requests", "max_total_tokens", "max_prefill_tokens", "chunked_prefill_size", "enable_mixed_chunk",
-    "attention_backend", "decode_attention_backend", "prefill_attention_backend", "disable_cuda_graph",
-    "disable_radix_cache", "disable_overlap_schedule", "schedule_policy", "enable_two_batch_overlap",
-    "speculative_algorithm", "speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens",
-    "disaggregation_mode", "disaggregation_transfer_backend", "enable_eplb", "ep_num_redundant_experts",
-    "eplb_algorithm", "eplb_rebalance_num_iterations", "ep_dispatch_algorithm", "init_expert_location", "dist_timeout",
-    "load_format", "json_model_override_args", "sleep_on_idle",
+    "tp_size", "ep_size", "dp_size", "pp_size", "pp_max_micro_batch_size", "enable_dynamic_chunking",
+    "enable_dp_attention", "attn_dp_size", "moe_dense_tp_size", "enable_dp_lm_head", "dtype", "quantization",
+    "kv_cache_dtype", "context_length", "page_size", "max_running_requests", "max_total_tokens", "max_prefill_tokens",
+    "chunked_prefill_size", "enable_mixed_chunk", "attention_backend", "decode_attention_backend",
+    "prefill_attention_backend", "disable_cuda_graph", "disable_radix_cache", "disable_overlap_schedule",
+    "schedule_policy", "enable_two_batch_overlap", "speculative_algorithm", "speculative_num_steps",
+    "speculative_eagle_topk", "speculative_num_draft_tokens", "disaggregation_mode", "disaggregation_transfer_backend",
+    "enable_eplb", "ep_num_redundant_experts", "eplb_algorithm", "eplb_rebalance_num_iterations",
+    "ep_dispatch_algorithm", "init_expert_location", "dist_timeout", "load_format", "json_model_override_args",
+    "sleep_on_idle",
 )  # fmt: skip
 """Settings of SGLang that decide which steps its ranks make, and of what shape. Paths are not among them."""
 

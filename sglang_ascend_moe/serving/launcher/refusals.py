@@ -31,7 +31,7 @@ families use for something else."""
 
 # Settings of which a server has at least one, if it is told how many: ranks, requests, tokens.
 _SIZES = (
-    "tp_size", "ep_size", "dp_size", "attn_dp_size",
+    "tp_size", "ep_size", "dp_size", "attn_dp_size", "pp_size", "pp_max_micro_batch_size",
     "max_running_requests", "max_total_tokens", "context_length", "page_size",
 )  # fmt: skip
 
@@ -147,11 +147,21 @@ def refuse_nodes(settings: Any) -> None:
             f"--nnodes {nodes}: give --dist-init-addr HOST:PORT, an address of node 0, the same on every node"
         )
     parse_address(settings.dist_init_addr)
-    if settings.tp_size % nodes:
+    ranks, stages = settings.tp_size, settings.pp_size
+    if not nodes_divide(nodes, ranks, stages):
+        within = f" and --pp-size {stages}" if stages > 1 else ""
+        number = f"{stages}, or {stages} times one that divides {ranks}" if stages > 1 else str(ranks)
         raise InvalidInput(
-            f"--nnodes {nodes} with --tp-size {settings.tp_size}: nodes have equally many ranks; choose a number that"
-            f" divides {settings.tp_size}"
+            f"--nnodes {nodes} with --tp-size {ranks}{within}: nodes have equally many ranks; choose a number that"
+            f" divides {number}"
         )
+
+
+def nodes_divide(nodes: int, ranks: int, stages: int) -> bool:
+    """Whether SGLang can place so many `stages` of `ranks` each: whole ones on a node, or each on as many nodes."""
+    if nodes <= stages:
+        return stages % nodes == 0
+    return nodes % stages == 0 and ranks % (nodes // stages) == 0
 
 
 def refuse_options(options: Options, device: str) -> None:

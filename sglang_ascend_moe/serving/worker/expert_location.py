@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from sglang_ascend_moe.errors import Unsupported
@@ -20,6 +19,7 @@ from sglang_ascend_moe.exchange.control.expert_placement import PlacementAgreeme
 from sglang_ascend_moe.exchange.control.secret import Secret
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.serving.options import Options, options_of
+from sglang_ascend_moe.serving.worker import stage_groups
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,10 @@ def agree_at_start(
             )
         return
     physical_experts = {layer.layer_id: layer.num_experts for layer in layers if layer.uses_expert_location}
+    if not physical_experts:
+        return
     patience = timedelta(seconds=max(options.timeout_s, options.bring_up_timeout_s))
-    group = torch.distributed.new_group(list(ranks), backend="gloo", timeout=patience)
+    group = stage_groups.new_group(list(ranks), patience)
     _located = _Located(
         physical_experts,
         PlacementAgreement(group, options.timeout_s, secret, options.bring_up_timeout_s),

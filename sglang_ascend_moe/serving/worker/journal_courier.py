@@ -35,16 +35,17 @@ class Courier:
     def __init__(
         self, connections: Mapping[int, socket.socket], far: Collection[int], gone: Callable[[], Sequence[int]]
     ) -> None:
-        """far: all ranks of other nodes. gone: which ranks do not live any more."""
+        """far: all ranks of other nodes. gone: ranks that are known not to live any more; counterparts are besides."""
         self._connections = dict(connections)
         self._far = frozenset(far)
         self._gone = gone
+        self._ended: set[int] = set()
         self._incoming = {rank: Incoming(connection) for rank, connection in connections.items()}
         self._unsent = {rank: bytearray() for rank in connections}
 
     def has_ended(self, rank: int) -> bool | None:
         """Whether a rank of another node has ended; None for one of this node."""
-        return rank in self._gone() if rank in self._far else None
+        return rank in self._ended or rank in self._gone() if rank in self._far else None
 
     def send(self, offset: int, data: bytes) -> None:
         """`data` has been written at `offset` of this rank's part."""
@@ -67,4 +68,5 @@ class Courier:
                     write(rank, _OFFSET.unpack_from(frame)[0], frame[_OFFSET.size :])
             except (EOFError, OSError):
                 del self._connections[rank], self._unsent[rank]
+                self._ended.add(rank)
                 connection.close()

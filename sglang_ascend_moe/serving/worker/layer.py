@@ -23,12 +23,13 @@ from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.machine_limits import Demand, read_limits, refuse_what_does_not_fit
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
-from sglang_ascend_moe.serving.worker import expert_location, host_experts
+from sglang_ascend_moe.serving.worker import expert_location, host_experts, stage_groups
 from sglang_ascend_moe.serving.worker.expert_activations import activation_of
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
 from sglang_ascend_moe.serving.worker.sizing import (
     SchedulerLimits,
     context_parallel,
+    micro_batch,
     prefill_batch,
     sized,
     tokens_of_request,
@@ -61,8 +62,9 @@ class LayerShape(NamedTuple):
 class Serving(NamedTuple):
     """What this process serves with, once its exchanges are open.
 
-    rank, ranks: of the exchanges. metrics: with `--enable-metrics`.
-    secret: seals what ranks tell each other besides.
+    rank, ranks: of the exchanges, which are those of one pipeline stage. exchanges: none in a stage without MoE layers.
+    stage: its number, from 0, of `stages`. metrics: with `--enable-metrics`. secret: seals what ranks tell each other
+    besides.
     """
 
     options: Options
@@ -72,6 +74,8 @@ class Serving(NamedTuple):
     metrics: bool
     secret: Secret | None = None
     on_npu: bool = False
+    stage: int = 0
+    stages: int = 1
 
 
 _serving: Serving | None = None
@@ -116,7 +120,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     layers = moe_layers(model_runner.model)
     if not layers and model_runner.is_draft_worker:
         return
-    if not layers:
+    if _serving is None and not any(stage_groups.of_all_stages(bool(layers))):
         raise Unsupported("the model has no MoE layer that --ascend-moe knows: serve it without --ascend-moe")
     refuse_unknown_blocks(model_runner.model, FusedMoE)
     on_npu = hooks.on_npu()
@@ -133,7 +137,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         if not parameters:
             return
     # Windows of an NPU take its memory, which is asked for when they are opened.
-    if options.schedule != "collective" and not on_npu:
+    if parameters and options.schedule != "collective" and not on_npu:
         refuse_what_does_not_fit(Demand(len(ranks), _windows(parameters)), read_limits())
     opened = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
     for exchange in opened.values():
@@ -151,6 +155,8 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         metrics=bool(model_runner.server_args.enable_metrics),
         on_npu=on_npu,
         secret=secret,
+        stage=get_parallel().pp_rank,
+        stages=get_parallel().pp_size,
     )
 
 
@@ -196,7 +202,7 @@ def _parameters_by_shape(
     }
     if not over_windows:
         return parameters
-    device_bytes = None if device is None else torch.npu.mem_get_info(device)[1] // len(parameters)
+    device_bytes = None if device is None else torch.npu.mem_get_info(device)[1] // max(1, len(parameters))
     return {shape: sized(one, options, limits, device_bytes) for shape, one in parameters.items()}
 
 
@@ -214,7 +220,7 @@ def _open(
     # For an exchange it serves bring-up only, when ranks may be as far apart as loading weights lets them be.
     collective = options.schedule == "collective"
     timeout = options.timeout_s if collective else options.bring_up_timeout_s
-    group = torch.distributed.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
+    group = stage_groups.new_group(ranks, timedelta(seconds=timeout))
     rank_options = RankOptions(
         node=get_parallel().node_rank if get_parallel().nnodes > 1 else None,
         device=device,
@@ -222,6 +228,7 @@ def _open(
         post_mortem=options.post_mortem,
         secret_file=options.secret_file,
         bring_up_timeout_s=options.bring_up_timeout_s,
+        stage=get_parallel().pp_rank if get_parallel().pp_size > 1 else None,
     )
     if collective:
         return CollectiveExchange.open(group, parameters, rank_options)
@@ -248,16 +255,33 @@ def _open(
 def batch_limits(running_requests: int, context: int) -> SchedulerLimits:
     """Most requests and tokens that SGLang's scheduler puts into one batch of one attention group.
 
-    context: length of the longest request.
+    running_requests: under way at a time in all of its batches. context: length of the longest request.
     """
     from sglang.srt.runtime_context import get_disagg, get_parallel, get_schedule, get_spec
 
-    schedule = get_schedule()
-    prefill, flag = prefill_batch(schedule.chunked_prefill_size, schedule.max_prefill_tokens, context)
-    role = get_disagg().disaggregation_mode
-    parallel, drafts = get_parallel(), tokens_of_request(get_spec())
-    ranks, divided = parallel.attn_tp_size, context_parallel(parallel)
-    return SchedulerLimits(running_requests, prefill, flag, ranks, role, drafts, divided)
+    schedule, parallel = get_schedule(), get_parallel()
+    prefill, flag = prefill_batch(
+        schedule.chunked_prefill_size,
+        schedule.max_prefill_tokens,
+        context,
+        dynamic=schedule.enable_dynamic_chunking and parallel.pp_size > 1,
+    )
+    role, drafts = get_disagg().disaggregation_mode, tokens_of_request(get_spec())
+    batch, ranks, divided = decode_batch(running_requests), parallel.attn_tp_size, context_parallel(parallel)
+    return SchedulerLimits(batch, prefill, flag, ranks, role, drafts, parallel.pp_size, divided)
+
+
+def decode_batch(running_requests: int) -> int:
+    """Most requests of a decode batch of one attention group, of those under way."""
+    from sglang.srt.runtime_context import get_disagg, get_parallel
+
+    parallel = get_parallel()
+    return micro_batch(
+        running_requests,
+        pp_size=parallel.pp_size,
+        asked=parallel.pp_max_micro_batch_size,
+        role=get_disagg().disaggregation_mode,
+    )
 
 
 def shape_of(layer: Any) -> LayerShape:

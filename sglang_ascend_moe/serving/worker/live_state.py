@@ -10,6 +10,7 @@ from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.exchange.observation import PHASES, GraphCounts, Observation, rows_by_rank
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
+from sglang_ascend_moe.serving.worker.stage_states import Publisher, published
 
 STATE_KEY = "ascend_moe"
 """Key in SGLang's internal state, whose value is a list of `RankState`."""
@@ -48,10 +49,12 @@ class ExchangeState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RankState(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank of a running server."""
+    """One rank of a running server. stage: of the pipeline, which has `stages`; each has exchanges of its own."""
 
     rank: int
     ranks: int
+    stage: int = 0
+    stages: int = 1
     options: Options
     exchanges: list[ExchangeState]
     graphs: GraphCounts
@@ -61,17 +64,45 @@ def report_state(answer: Any, scheduler: Any, *_: Any, **__: Any) -> None:
     """After `Scheduler.get_internal_state`: adds the state of the exchanges, of every rank where ranks answer together.
 
     SGLang lets one scheduler answer for many. It has just told all of them to, through the group used here; unless
-    every group of data-parallel attention hears of requests by itself, in which case each answers for itself.
+    every group of data-parallel attention hears of requests by itself, in which case each answers for itself. Stages of
+    a pipeline hear of it later than the first, which answers: theirs are what they published last.
     """
     serving = layer.serving()
     if serving is None:
+        return
+    if serving.stage:
         return
     states = [state_of(serving)]
     if not scheduler.server_args.enable_dp_attention_local_control_broadcast:
         from sglang.srt.runtime_context import get_parallel
 
         states = _gather(states[0], get_parallel().tp_group.cpu_group)
+    if serving.stages > 1:
+        states += [msgspec.msgpack.decode(state, type=RankState) for state in published(first=serving.ranks)]
     answer.internal_state[STATE_KEY] = msgspec.to_builtins(states)
+
+
+_publisher: Publisher | None = None
+
+
+def publish_from_now_on(_scheduler: Any) -> None:
+    """Before `dispatch_event_loop`: from here on a rank of a later pipeline stage says how it is."""
+    global _publisher
+    serving = layer.serving()
+    if serving is not None and serving.stage:
+        _publisher = Publisher(lambda: msgspec.msgpack.encode(state_of(serving)))
+
+
+def publish_after_batch(_result: None, _scheduler: Any, *_: Any, **__: Any) -> None:
+    """After `Scheduler.process_batch_result`."""
+    if _publisher is not None:
+        _publisher.after_batch()
+
+
+def publish_when_idle(_scheduler: Any) -> None:
+    """Before `Scheduler.on_idle`."""
+    if _publisher is not None:
+        _publisher.when_idle()
 
 
 def _gather(own: RankState, group: dist.ProcessGroup) -> list[RankState]:
@@ -86,6 +117,8 @@ def state_of(serving: layer.Serving) -> RankState:
     return RankState(
         rank=serving.rank,
         ranks=serving.ranks,
+        stage=serving.stage,
+        stages=serving.stages,
         options=serving.options,
         exchanges=[_exchange_state(exchange) for exchange in serving.exchanges.values()],
         graphs=observation.graphs,

@@ -134,24 +134,21 @@ _lockstep: Lockstep | None = None
 def serve_in_step(original: Callable[[Any], None], scheduler: Any) -> None:
     """Around `dispatch_event_loop`: start-up is over, and from here on ranks go in step."""
     global _lockstep
-    serving = layer.serving()
-    if serving is None or serving.ranks == 1:
-        original(scheduler)
-        return
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.runtime_context import get_parallel, get_spec
 
-    parallel = get_parallel()
-    own = parallel.tp_rank
+    serving, parallel = layer.serving(), get_parallel()
+    if serving is None or parallel.world_group.world_size == 1:
+        original(scheduler)
+        return
     most_tokens = scheduler.max_running_requests * tokens_of_request(get_spec())
     # Those of one group of data-parallel attention, which stand side by side, have the same batches.
-    together = parallel.attn_tp_size * parallel.attn_cp_size
-    first = own // together * together
-    peers = [rank for rank in range(first, first + together) if rank != own]
-    journal = open_journal(serving, peers, most_tokens)
+    size = parallel.attn_tp_size * parallel.attn_cp_size
+    first = parallel.tp_rank // size * size
+    journal = open_journal(serving, parallel.tp_group.ranks[first : first + size], most_tokens)
     passes = None
     if get_spec().speculative_algorithm:
-        passes = ForwardPasses(open_journal(serving, set(range(serving.ranks)) - {own}, 0))
+        passes = ForwardPasses(open_journal(serving, parallel.moe_ep_group.ranks, 0))
     patience = None
     if scheduler.server_args.dist_timeout is None:
         patience = group_waits.bound(group_waits.gloo_groups(), serving.options.timeout_s)
@@ -183,18 +180,18 @@ def compare_when_met(_scheduler: Any, *_: Any, **__: Any) -> None:
         _lockstep.compare()
 
 
-def open_journal(serving: layer.Serving, peers: Collection[int], most_tokens: int) -> Journal:
-    """The journal of this rank, which is compared with those of `peers`; every rank of the server calls it.
+def open_journal(serving: layer.Serving, members: Collection[int], most_tokens: int) -> Journal:
+    """The journal of this rank, which is compared with those of the others of `members`; every rank calls it.
 
-    All ranks of a node map the same memory, which its first rank makes; `most_tokens` of an event. Raises like
-    `gather_frames` and `connect_ranks`.
+    Ranks are numbered across pipeline stages, as in torch's default group. All ranks of a node map the same memory,
+    which its first rank makes; `most_tokens` of an event. Raises like `gather_frames` and `connect_ranks`.
     """
     from sglang.srt.runtime_context import get_parallel
 
     parallel = get_parallel()
-    group, rank = parallel.tp_group.cpu_group, parallel.tp_rank
-    exchange = next(iter(serving.exchanges.values()))
-    nodes = exchange.nodes
+    group, rank, ranks = parallel.world_group.cpu_group, parallel.world_group.rank, parallel.world_group.world_size
+    # SGLang gives each node as many ranks, in their order.
+    nodes = [each * parallel.nnodes // ranks for each in range(ranks)]
     patience = Patience(serving.options.bring_up_timeout_s, "--ascend-moe-bring-up-timeout")
     first = nodes.index(nodes[rank])
     descriptor = os.memfd_create("ascend-moe-journal", os.MFD_CLOEXEC) if rank == first else -1
@@ -206,7 +203,7 @@ def open_journal(serving: layer.Serving, peers: Collection[int], most_tokens: in
         places = [msgspec.json.decode(frame, type=_Place) for frame in frames]
         if rank != first:
             descriptor = os.open(places[first].path, os.O_RDWR | os.O_CLOEXEC)
-        memory = JournalMemory(descriptor, serving.ranks, places[0].tokens)
+        memory = JournalMemory(descriptor, ranks, places[0].tokens)
         # The first rank of a node closes the descriptor when all have opened it.
         gather_frames(group, b"", 0, patience, "opened the journal", serving.secret)
     finally:
@@ -218,8 +215,12 @@ def open_journal(serving: layer.Serving, peers: Collection[int], most_tokens: in
             group, places[0].session, rank, counterparts(rank, nodes), "journal", serving.secret, patience
         )
         far = [other for other, node in enumerate(nodes) if node != nodes[rank]]
-        courier = Courier(connections, far, exchange.gone)
-    return Journal(memory, rank, peers, courier)
+        exchange = next(iter(serving.exchanges.values()), None)
+        stage = parallel.moe_ep_group.ranks
+        courier = Courier(
+            connections, far, lambda: [] if exchange is None else [stage[lost] for lost in exchange.gone()]
+        )
+    return Journal(memory, rank, [other for other in members if other != rank], courier)
 
 
 def _bytes_of(tokens: Any) -> bytes:

@@ -42,21 +42,24 @@ REPLAY_METRIC = Metric("ascend_moe_graph_replays", "", "decode graphs replayed")
 class Exporter:
     """The counters of one process. Made after SGLang has told prometheus_client where its files are."""
 
-    def __init__(self, rank: int, ranks: int) -> None:
+    def __init__(self, rank: int, ranks: int, stage: int | None = None) -> None:
+        """stage: of the pipeline; None: there is only one, and no label for it."""
         from prometheus_client import Counter
 
+        own = {"moe_ep_rank": rank} | ({} if stage is None else {"pp_rank": stage})
+
         def counter(metric: Metric, *labels: str) -> Counter:
-            return Counter(metric.name, metric.meaning, ["moe_ep_rank", *labels])
+            return Counter(metric.name, metric.meaning, [*own, *labels])
 
         self._phases = {
-            (metric, kind): phases.labels(rank, phase)
+            (metric, kind): phases.labels(*own.values(), phase)
             for metric in PHASE_METRICS
             for phases in [counter(metric, "phase")]
             for kind, phase in PHASES.items()
         }
         waits = counter(WAIT_METRIC, "peer")
-        self._waits = [waits.labels(rank, peer) for peer in range(ranks)]
-        self._replays = counter(REPLAY_METRIC).labels(rank)
+        self._waits = [waits.labels(*own.values(), peer) for peer in range(ranks)]
+        self._replays = counter(REPLAY_METRIC).labels(*own.values())
         self._exported: dict[Any, float] = {}
         self._exported_ns = 0
         self._exported_rounds = 0
@@ -117,7 +120,7 @@ def _export(*, idle: bool) -> None:
     if serving is None or not serving.metrics:
         return
     if _exporter is None:
-        _exporter = Exporter(serving.rank, serving.ranks)
+        _exporter = Exporter(serving.rank, serving.ranks, serving.stage if serving.stages > 1 else None)
     exchanges = serving.exchanges.values()
     if _exporter.due((exchange.observation for exchange in exchanges), idle=idle):
         _exporter.export(exchanges)

@@ -26,6 +26,7 @@ from sglang_ascend_moe.exchange.control.instance import (
 from sglang_ascend_moe.exchange.control.secret import Secret, draw_challenge, read_secret
 from sglang_ascend_moe.serving.http_client import PIECE_BYTES, answered
 from sglang_ascend_moe.serving.options import options_of
+from sglang_ascend_moe.serving.worker import stage_groups
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def describe_instance(_result: None, scheduler: Any) -> None:
     cache = queue.kv_manager.kv_args
     # Those of a draft model stand behind those of the model.
     buffers = cache.kv_item_lens[: len(cache.kv_item_lens) - cache.num_draft_entries]
+    kind = f"{type(scheduler.token_to_kv_pool_allocator.get_kvcache()).__name__}, {cache.kv_layout or 'plain'}"
+    stages = stage_groups.of_all_stages((len(buffers), sum(buffers)))
     model = scheduler.model_config
     parallel = get_parallel()
     _own = Instance(
@@ -63,13 +66,13 @@ def describe_instance(_result: None, scheduler: Any) -> None:
         quantisation=model.quantization or "none",
         row_quant=options.quant,
         kv_dtype=str(cache.kv_cache_dtype_str),
-        kv_layout=f"{type(scheduler.token_to_kv_pool_allocator.get_kvcache()).__name__}, {cache.kv_layout or 'plain'},"
-        f" {len(buffers)} buffers",
+        kv_layout=f"{kind}, {sum(number for number, _ in stages)} buffers",
         page_size=cache.page_size,
-        kv_token_bytes=sum(buffers) // cache.page_size,
+        kv_token_bytes=sum(size for _, size in stages) // cache.page_size,
         tp_size=parallel.tp_size,
         dp_size=parallel.attn_dp_size,
         ep_size=parallel.moe_ep_size,
+        pp_size=parallel.pp_size,
         mixed_sizes=options.mixed_sizes,
         sealed=options.secret_file is not None,
         drafts=_drafts(),

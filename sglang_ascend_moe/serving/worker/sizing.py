@@ -41,10 +41,10 @@ class ContextParallel(NamedTuple):
 class SchedulerLimits(NamedTuple):
     """The scheduler's limits for one attention group, whose `attention_ranks` ranks share every batch evenly.
 
-    running_requests: most requests in a decode batch. request_tokens: tokens that each of them brings to it, more than
-    one where drafts are verified. prefill_tokens: most tokens in a prefill batch; `prefill_flag`
-    is the flag that sets it. role: prefill instances never decode, decode instances never prefill. context: how prefill
-    batches are divided besides.
+    running_requests: most requests in a decode batch, one of `micro_batches` that are under way at a time.
+    request_tokens: tokens that each of them brings to it, more than one where drafts are verified. prefill_tokens: most
+    tokens in a prefill batch; `prefill_flag` is the flag that sets it. role: prefill instances never decode, decode
+    instances never prefill. context: how prefill batches are divided besides.
     """
 
     running_requests: int
@@ -53,6 +53,7 @@ class SchedulerLimits(NamedTuple):
     attention_ranks: int
     role: Role = "null"
     request_tokens: int = 1
+    micro_batches: int = 1
     context: ContextParallel = ContextParallel()
 
     @property
@@ -97,12 +98,26 @@ def tokens_of_request(settings: Any) -> int:
     return max(chain if branches == 1 else settings.speculative_num_draft_tokens or chain, branches)
 
 
-def prefill_batch(chunked: int | None, most: int, context: int) -> tuple[int, str]:
+def micro_batch(running: int, *, pp_size: int, asked: int | None, role: Role) -> int:
+    """Most requests of a decode batch of one attention group, which has at most `running` requests under way.
+
+    asked: `--pp-max-micro-batch-size`. The stages of a pipeline work on a part of the requests each, which
+    `/set_internal_state` may make as large as it is if nothing is asked. A decode instance may put all into one.
+    """
+    if pp_size == 1 or role == "decode":
+        return running
+    return min(running, max(asked or 0, running // pp_size, 1))
+
+
+def prefill_batch(chunked: int | None, most: int, context: int, *, dynamic: bool = False) -> tuple[int, str]:
     """Most tokens of a prefill batch of one attention group, and the flag that sets them.
 
     chunked, most: `--chunked-prefill-size` and `--max-prefill-tokens`. context: length of the longest request.
+    dynamic: whether a pipeline chooses its chunks itself (`--enable-dynamic-chunking`).
     """
     if chunked is not None and chunked > 0:
+        if dynamic and most > chunked:
+            return most, "--max-prefill-tokens"
         return chunked, "--chunked-prefill-size"
     # Without chunks the first request of a batch may be longer than --max-prefill-tokens.
     return max(most, context), "--max-prefill-tokens"
@@ -120,7 +135,11 @@ def tokens_per_rank(options: Options, limits: SchedulerLimits) -> int:
         decode = limits.decode_tokens_per_rank >= limits.prefill_tokens_per_rank
         flag = "--max-running-requests" if decode else limits.prefill_flag
         batch = limits.decode_tokens if decode else limits.prefill_tokens
-        fitting = options.max_tokens * limits.attention_ranks // (limits.request_tokens if decode else 1)
+        fitting = options.max_tokens * limits.attention_ranks
+        if decode:
+            # A decode instance may put all requests into one batch.
+            batches = 1 if limits.role == "decode" else limits.micro_batches
+            fitting = fitting // limits.request_tokens * batches
         raise InvalidInput(
             f"{FLAGS['max_tokens'].flag} {options.max_tokens}: the largest {'decode' if decode else 'prefill'} batch of"
             f" {batch} tokens brings {needed} to each of {limits.attention_ranks} ranks. Raise it to {needed} or lower"

@@ -135,6 +135,19 @@ HOOKS: tuple[Hook, ...] = (
         metrics.export_after_batch,
         "the counters of the exchange have to reach the Prometheus endpoint while the server works",
     ),
+    *(
+        Hook(
+            f"{SRT}.managers.scheduler.{target}",
+            kind,
+            function,
+            "/server_info has to tell the state of all pipeline stages, of which the first alone answers",
+        )
+        for target, kind, function in (
+            ("dispatch_event_loop", HookKind.BEFORE, live_state.publish_from_now_on),
+            ("Scheduler.process_batch_result", HookKind.AFTER, live_state.publish_after_batch),
+            ("Scheduler.on_idle", HookKind.BEFORE, live_state.publish_when_idle),
+        )
+    ),
     Hook(
         f"{SRT}.managers.scheduler.dispatch_event_loop",
         HookKind.AROUND,

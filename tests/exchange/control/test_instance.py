@@ -49,7 +49,17 @@ def test_equal_instances_fit_wherever_their_model_lies():
 
 
 def test_every_field_is_compared_or_says_who_it_is():
-    assert FIELDS - {"role", "model", "mixed_sizes"} == set(ALIKE) | set(SIZES)
+    assert FIELDS - {"role", "model", "mixed_sizes", "pp_size"} == set(ALIKE) | set(SIZES)
+
+
+def test_prefill_may_have_stages_and_decode_none_or_as_many():
+    staged = msgspec.structs.replace(PREFILL, pp_size=4)
+    require_pair(staged, DECODE)
+    require_pair(staged, msgspec.structs.replace(DECODE, pp_size=4))
+    with pytest.raises(ProtocolMismatch, match="pp_size is 4 on the prefill and 2 on the decode instance"):
+        require_pair(staged, msgspec.structs.replace(DECODE, pp_size=2))
+    with pytest.raises(ProtocolMismatch, match="pp_size is 1 on the prefill and 2 on the decode instance"):
+        require_pair(PREFILL, msgspec.structs.replace(DECODE, pp_size=2))
 
 
 def test_a_decode_instance_may_draft_where_the_prefill_instance_does_not():

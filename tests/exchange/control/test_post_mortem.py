@@ -58,11 +58,12 @@ def test_the_account_of_a_stall_names_the_slowest_rank(fresh_pool, tmp_path):
     assert "blamed: rank 1 (by 2)" in told
     assert "was waiting for rank 1 at step counts, epoch 2" in told
     assert "most by rank 1" in told
+    assert "3 ranks, 2 of them" in told
     pool.signal(CULPRIT, signal.SIGCONT)
 
 
 def raise_with_accounts(rank: Rank, folder: str) -> None:
-    exchange = open_exchange("windows", rank, SCENARIO, post_mortem=folder)
+    exchange = open_exchange("windows", rank, SCENARIO, post_mortem=folder, stage=2)
 
     def experts(_: object) -> None:
         if rank.rank == CULPRIT:
@@ -78,6 +79,7 @@ def test_a_rank_that_fails_itself_says_why(fresh_pool, tmp_path):
     assert [account.culprit for account in accounts] == [CULPRIT] * 3
     assert [account.code for account in accounts] == [PeerLost.code, "", PeerLost.code]
     assert accounts[CULPRIT].message == "ArithmeticError: no such expert"
+    assert "3 ranks of pipeline stage 2, 3 of them" in account_of(tmp_path)
 
 
 def refuse_a_folder(rank: Rank, folder: str) -> None:

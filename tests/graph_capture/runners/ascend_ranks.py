@@ -183,7 +183,7 @@ def on_ascend(rank: Rank) -> Iterator[Place]:
         group = parallel_state.init_model_parallel_group(
             [list(range(rank.size))], 0, "gloo", use_pynccl=False, use_custom_allreduce=False
         )
-        stack.enter_context(get_parallel().override(tp_group=group))
+        stack.enter_context(get_parallel().override(tp_group=group, pp_size=1))
         yield Place(rank, npu, group)
 
 

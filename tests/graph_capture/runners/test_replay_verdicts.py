@@ -117,3 +117,16 @@ def test_a_step_that_is_sampled_later_is_looked_at_when_its_tokens_are_copied(ex
     assert exchange.asked == []
     copy(Result(exchange.asked))
     assert exchange.asked == ["fetch", "tokens copied"]
+
+
+def test_a_stage_waits_for_its_replays_before_it_hands_anything_on(exchange):
+    replay_verdicts.check_before_handing_on(WITHOUT_OVERLAP, {}, async_send=True)
+    assert exchange.asked == []
+    replay_verdicts.note_replay()
+    replay_verdicts.check_before_handing_on(WITHOUT_OVERLAP, {}, async_send=True)
+    replay_verdicts.check_uncopied(WITHOUT_OVERLAP, None, Result(exchange.asked, overlap=False))
+    assert exchange.asked == ["wait"]
+    exchange.fault = PeerLost("rank 1 has died", rank=1)
+    replay_verdicts.note_replay()
+    with pytest.raises(PeerLost):
+        replay_verdicts.check_before_handing_on(WITHOUT_OVERLAP)

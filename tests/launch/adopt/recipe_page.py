@@ -11,7 +11,7 @@ from sglang_ascend_moe.launch.adopt.server_command import server_commands
 from sglang_ascend_moe.launch.adopt.shell_script import split_assignments
 from sglang_ascend_moe.launch.plan.moe_config import read_moe_shape
 from sglang_ascend_moe.launch.plan.sizes import exactly
-from tests.launch.adopt.recipes import OPEN, Recipe, recipes, write_config
+from tests.launch.adopt.recipes import Recipe, recipes, write_config
 from tests.launch.adopt.tried_parts import in_words
 from tests.packaging.source_tree import ROOT
 
@@ -24,7 +24,7 @@ Hosts and ports of instances, and values of the variables that stay, are the dep
 is started on each, with its own `--node-rank`; NODE0 is an address of the first. A die is a rank.
 
 **None has run on an NPU, or as a whole.** Which parts have run, with tiny models, stands below each.
-{starting} of {all} start with this version; below each stands what it still lacks. Windows are per rank.
+All {all} start with this version. Windows are per rank.
 """
 
 
@@ -38,23 +38,16 @@ def adopted(recipe: Recipe, folder: Path) -> dict[str, Adoption]:
     return found
 
 
-def lacking(adoption: Adoption) -> set[str]:
-    """What is not supported yet, in the words of `OPEN`."""
-    return {OPEN[refusal.about] for refusal in adoption.refusals}
-
-
 def page() -> str:
     with tempfile.TemporaryDirectory() as folder:
         made = {name: adopted(recipe, Path(folder)) for name, recipe in recipes().items()}
-    starting = sum(not any(server.refusals for server in servers.values()) for servers in made.values())
-    parts = [INTRODUCTION.format(starting=starting, all=len(made))]
+    parts = [INTRODUCTION.format(all=len(made))]
     return "\n".join([*parts, *(_section(recipes()[name], servers) for name, servers in made.items())])
 
 
 def _section(recipe: Recipe, servers: dict[str, Adoption]) -> str:
-    lacks = sorted(set().union(*map(lacking, servers.values())))
     kept = sorted({name for server in servers.values() for name in server.environment})
-    lines = [f"## {recipe.name}\n", f"{recipe.model}, {recipe.weights}. Lacks: {', '.join(lacks) or 'nothing'}.\n"]
+    lines = [f"## {recipe.name}\n", f"{recipe.model}, {recipe.weights}.\n"]
     lines.append(f"Has run {in_words(recipe)}.\n")
     lines += [line for role, server in servers.items() for line in (_sizes(role, server), _command(server))]
     if kept:

@@ -48,10 +48,6 @@ MODELS = {
     "qwen3-6-35b-a3b": Config("Qwen3_5MoeForConditionalGeneration", 2048, {_EXPERTS: 256}, 8, 262144, "text_config"),
     "qwen3-next-80b-a3b-instruct": Config("Qwen3NextForCausalLM", 2048, {_EXPERTS: 512}, 10, 262144),
 }
-OPEN = {
-    "--pp-size": "pipeline parallelism",
-}
-"""What a refusal is about -> what is not supported yet."""
 # What a deployment says of each node.
 _FIRST_NODE = ["--node-rank", "0", "--dist-init-addr", "NODE0:5000"]
 EXPERT_FORMATS = {"w8a8": "W8A8_DYNAMIC", "w4a8": "W4A8_DYNAMIC"}

@@ -91,13 +91,13 @@ def test_every_server_of_a_script_is_read(adopted, tmp_path: Path):
         "if true; then\n"
         f"  {SERVER} --model-path $MODEL --disaggregation-mode prefill --host $HOST_IP --deepep-mode normal &\n"
         "else\n"
-        f"  A=1 {SERVER} --disaggregation-mode decode \\\n     --pp-size 2 > log 2>&1\n"
+        f"  A=1 {SERVER} --disaggregation-mode decode \\\n     --dcp-size 2 > log 2>&1\n"
         "fi\n"
     )
     prefill, decode = adopted("", "--file", str(script))
     assert prefill["command"][-5:] == ["--host", "$HOST_IP", "--ascend-moe-schedule", "prefill", "--ascend-moe"]
     assert "/models/moe" in prefill["command"]
-    assert [refusal["about"] for refusal in decode["refusals"]] == ["--pp-size"]
+    assert [refusal["about"] for refusal in decode["refusals"]] == ["--dcp-size"]
     assert (prefill["environment"], decode["environment"]) == (
         {"HCCL_BUFFSIZE": "100"},
         {"HCCL_BUFFSIZE": "100", "A": "1"},
@@ -195,9 +195,9 @@ def test_what_a_server_refuses_is_refused_in_its_words(adopted, conflict):
 
 def test_all_reasons_are_given_at_once(adopted, config: Path):
     (config / MODELSLIM_FILE).write_text(json.dumps({"model.layers.0.mlp.experts.0.w1.weight": "W4A4_DYNAMIC"}))
-    command = f"{SERVER} --pp-size 2 --nnodes 2 --ep-size 2 --ascend-moe-verify --moe-a2a-backend mori"
+    command = f"{SERVER} --dcp-size 2 --nnodes 2 --ep-size 2 --ascend-moe-verify --moe-a2a-backend mori"
     (server,) = adopted(command, "--model-config", str(config))
-    about = ["--pp-size", "--ascend-moe-verify", "--nnodes", "--moe-a2a-backend", "model"]
+    about = ["--dcp-size", "--ascend-moe-verify", "--nnodes", "--moe-a2a-backend", "model"]
     assert [refusal["about"] for refusal in server["refusals"]] == about
 
 

@@ -14,7 +14,7 @@ from sglang_ascend_moe.launch.adopt.flag_changes import split_flags
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.serving.launcher.replaced_settings import A2A_BACKEND
 from tests.launch.adopt.recipe_page import adopted
-from tests.launch.adopt.recipes import OPEN, recipes
+from tests.launch.adopt.recipes import recipes
 
 pytestmark = pytest.mark.nightly
 
@@ -24,20 +24,13 @@ STATES = ("--mamba-",)
 """What only models with a state of linear attention have."""
 FILES = ("--init-expert-location",)
 """What names files that are not here."""
-# What stands or falls with a feature that is open.
-OPEN_FLAGS = (
-    *(flag for flag in OPEN if flag.startswith("--")), *STATES, *FILES, "--speculative-", "--cp-strategy",
-)  # fmt: skip
 
 
 class Outcome(NamedTuple):
-    """server: name and role. words: what adopt says is refused of the flags. whole, rest: what SGLang says of the flags
-    and of those that are not open; see `tests.launch.disagg.resolving`."""
+    """server: name and role. said: what SGLang says of the flags; see `tests.launch.disagg.resolving`."""
 
     server: str
-    words: list[str]
-    whole: dict[str, Any]
-    rest: dict[str, Any]
+    said: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +45,17 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
         for role, adoption in adopted(recipe, configs).items():
             words = [str(model) if word in ("MODEL", DRAFT) else word for word in adoption.command[3:]]
             flags = list(split_flags(words))
-            for left_out in ((*STATES, *FILES), OPEN_FLAGS):
-                rest = [part for part in flags if not part.name.startswith(left_out)]
-                commands.append([*(word for part in rest for word in part.words()), "--device", "npu"])
-            said = [refusal.message for refusal in adoption.refusals if refusal.about != "model"]
-            servers.append((f"{recipe.name} ({role})", said))
+            rest = [part for part in flags if not part.name.startswith((*STATES, *FILES))]
+            commands.append([*(word for part in rest for word in part.words()), "--device", "npu"])
+            servers.append(f"{recipe.name} ({role})")
     done = subprocess.run(
         [sys.executable, "-m", "tests.launch.disagg.resolving"], input=json.dumps(commands), capture_output=True,
         text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = iter(json.loads(done.stdout)["outcomes"])
-    return [Outcome(*server, next(found), next(found)) for server in servers]
+    return [Outcome(*each) for each in zip(servers, json.loads(done.stdout)["outcomes"], strict=True)]
 
 
-def test_a_server_refuses_in_the_words_of_adopt(outcomes: list[Outcome]):
-    refused = [outcome for outcome in outcomes if outcome.words]
-    assert refused
-    assert [outcome.server for outcome in refused if outcome.words[0] not in str(outcome.whole["refused"])] == []
-    others = [outcome for outcome in outcomes if not outcome.words]
-    assert [(outcome.server, outcome.whole["refused"]) for outcome in others if outcome.whole["refused"]] == []
-
-
-def test_without_what_is_open_sglang_gives_the_experts_to_the_exchange(outcomes: list[Outcome]):
-    assert {outcome.server: outcome.rest["refused"] for outcome in outcomes if outcome.rest["refused"]} == {}
-    assert {outcome.rest["backend"] for outcome in outcomes} == {A2A_BACKEND}
+def test_sglang_gives_the_experts_of_every_recipe_to_the_exchange(outcomes: list[Outcome]):
+    assert {outcome.server: outcome.said["refused"] for outcome in outcomes if outcome.said["refused"]} == {}
+    assert {outcome.said["backend"] for outcome in outcomes} == {A2A_BACKEND}

@@ -39,6 +39,8 @@ def tried(recipe: Recipe) -> dict[Where, list[str]]:
         ("data-parallel attention", Where.BOTH if "--enable-dp-attention" in names else None),
         ("prefill and decode apart", Where.BOTH if apart else None),
         ("several nodes, on one machine", Where.BOTH if max(map(recipe.nodes, recipe.servers)) > 1 else None),
+        ("stages of a pipeline", Where.BOTH if "--pp-size" in names else None),
+        ("texts divided among ranks", Where.BOTH if "--attn-cp-size" in names else None),
         *((algorithm, Where.BOTH) for algorithm in drafts),
         ("drafts of prefill and decode instances", Where.BOTH if apart and drafts else None),
         (recipe.weights.upper(), Where.BOTH),

@@ -102,7 +102,15 @@ def test_decode_servers_have_to_serve_from_graphs_unless_the_file_says_otherwise
 
 
 @pytest.mark.parametrize(
-    ("sizes", "mixed"), [({}, False), ({"tp_size": 2}, True), ({"tp_size": 2, "dp_size": 2}, True)], ids=str
+    ("sizes", "mixed"),
+    [
+        ({}, False),
+        ({"tp_size": 2}, True),
+        ({"tp_size": 2, "dp_size": 2}, True),
+        ({"options": {"attn-cp-size": 2}}, True),
+        ({"options": {"page-size": 64}}, False),
+    ],
+    ids=str,
 )
 def test_servers_are_told_that_their_sizes_may_differ_only_if_they_do(sizes: dict[str, int], mixed: bool):
     deployment = Deployment(model_path="m", decode=Role(**sizes))
@@ -126,3 +134,17 @@ def test_written_flags_hold_every_value_once(flags: dict[str, bool | int | str])
 def test_values_of_flags_are_checked_like_those_of_a_file():
     with pytest.raises(InvalidInput, match=r"flags: .*prefill\.instances: "):
         deployment_of({"model_path": "m", "prefill": {"instances": 0}}, "flags")
+
+
+def test_stages_have_ranks_each_and_nodes_whole_stages_or_parts_of_one(tmp_path: Path):
+    text = SMALL + "[prefill]\ntp_size = 4\npp_size = 8\nnodes = 2\n[decode]\ntp_size = 4\n"
+    deployment = read(tmp_path, text)
+    assert (deployment.prefill.ranks, deployment.prefill.ranks_per_node, deployment.ranks) == (32, 16, 36)
+    flags = server_flags(deployment, "prefill", "ascend", PLACE)
+    assert flags[flags.index("--pp-size") + 1] == "8"
+    assert "--pp-size" not in server_flags(deployment, "decode", "ascend", PLACE)
+    assert not deployment.mixed_sizes
+    with pytest.raises(InvalidInput, match=r"prefill\.pp_size 3: must be a multiple of prefill\.nodes, which is 2"):
+        read(tmp_path, SMALL + "[prefill]\ntp_size = 4\npp_size = 3\nnodes = 2")
+    with pytest.raises(InvalidInput, match=r"decode\.pp_size 2: must be 1, or prefill\.pp_size, which is 4"):
+        read(tmp_path, SMALL + "[prefill]\npp_size = 4\n[decode]\npp_size = 2")

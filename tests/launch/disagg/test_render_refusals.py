@@ -71,8 +71,8 @@ def as_toml(content: object) -> str:
 OPTIONS = "options = { mem-fraction-static = 0.75 }"
 
 
-# What depends on the checkpoint too.
-BESIDES = {"--quantization"}
+# What depends on the checkpoint too, or on two keys.
+BESIDES = {"--quantization", "--pp-size", "--enable-eplb"}
 
 
 @pytest.mark.parametrize("flag", [flag for flag in SETTINGS if flag not in BESIDES])
@@ -88,8 +88,8 @@ def test_every_conflict_is_refused_by_its_key(refused: Refused, flag: str):
 
 REFUSED = {
     "another spelling": (
-        OPTIONS, "options = { pipeline-parallel-size = 2 }",
-        "FILE cannot be served: prefill.options.pipeline-parallel-size 2 does not work with --ascend-moe",
+        OPTIONS, "options = { decode-context-parallel-size = 2 }",
+        "FILE cannot be served: prefill.options.decode-context-parallel-size 2 does not work with --ascend-moe",
     ),
     "another backend": (
         OPTIONS, 'options = { moe-a2a-backend = "mori" }',

@@ -204,6 +204,24 @@ def test_the_text_of_a_live_server_has_its_numbers():
     assert [part for part in expected if part not in text] == []
 
 
+def staged(stage: int, rank: int) -> RankState:
+    exchanges = state(rank).exchanges if stage else []
+    return msgspec.structs.replace(state(rank), stage=stage, stages=2, exchanges=exchanges)
+
+
+def test_ranks_of_all_stages_are_shown_and_one_without_an_exchange_says_so(server, capsys: pytest.CaptureFixture[str]):
+    url, answer = server
+    expected = [staged(stage, rank) for stage in (0, 1) for rank in (0, 1)]
+    answer["body"] = info(list(reversed(expected)))
+    assert doctor_command.main(["--url", url, "--json"]) == OK
+    assert msgspec.json.decode(capsys.readouterr().out, type=list[RankState]) == expected
+    assert doctor_command.main(["--url", url]) == OK
+    shown = capsys.readouterr().out
+    assert "2 ranks of each of 2 pipeline stages, 4 of them heard" in shown
+    places = [shown.index(part) for part in ("stage 0", "no exchange", "stage 1", "rank 1, epoch 83")]
+    assert places == sorted(places)
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[str, dict[str, Any]]]:
     """An HTTP server and what it answers: `status` and `body`; `seen` is the last Authorization header."""

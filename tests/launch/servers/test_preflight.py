@@ -62,7 +62,7 @@ def said_of(words: list[str]) -> str:
             "unrecognized arguments: --ascend-moe-windw-bytes 3; did you mean --ascend-moe-w",
         ),
         ("--ascend-moe-secret-file /no/secret", "--ascend-moe-secret-file '/no/secret' cannot be opened"),
-        ("--pp-size 2", "--pp-size 2 does not work with --ascend-moe"),
+        ("--dcp-size 2", "--dcp-size 2 does not work with --ascend-moe"),
         ("--moe-a2a-backend mori", "--moe-a2a-backend mori: --ascend-moe is such a backend itself"),
         ("--tp-size 3", "--tp-size 3: 8 experts cannot be divided among so many ranks"),
         ("--init-expert-location [1,2]", "--init-expert-location [1,2]: must be an object in JSON"),

@@ -5,7 +5,7 @@ from math import log2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ascend_moe.serving.host.graph_buckets import SMALLEST_LENGTH, Limits, choose_buckets
+from sglang_ascend_moe.serving.host.graph_buckets import SMALLEST_LENGTH, Limits, choose_buckets, within
 
 limits = st.builds(
     Limits,
@@ -67,3 +67,10 @@ def test_sizes_ascend_and_reach_the_limits(drawn):
     assert list(buckets.lengths) == sorted(set(buckets.lengths))
     assert drawn.requests <= buckets.batches[-1] < drawn.requests + drawn.alignment
     assert buckets.lengths[-1] == drawn.length
+
+
+def test_batches_that_are_asked_for_are_no_larger_than_any_that_comes():
+    limits = Limits(requests=7, alignment=2, length=128, token_bytes=1)
+    assert limits.largest_batch == 8
+    assert within([4, 16, 32], limits.largest_batch) == [4, 8]
+    assert within([2, 4], limits.largest_batch) == [2, 4]

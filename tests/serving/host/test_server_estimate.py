@@ -118,3 +118,16 @@ def test_the_estimate_imports_neither_torch_nor_sglang():
     code = f"import sys, {module}; print(sorted({{'torch', 'sglang'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+def test_stages_have_a_part_of_the_layers_and_of_the_requests_of_a_batch_each():
+    one = estimate_server(sizes(), ServerSizes(tp=2, prefill_tokens=1), Options())
+    two = estimate_server(sizes(), ServerSizes(tp=2, stages=2, prefill_tokens=1), Options())
+    three = estimate_server(sizes(), ServerSizes(tp=2, stages=3, prefill_tokens=1), Options())
+    assert (one.ranks, two.ranks, three.ranks) == (2, 4, 6)
+    # Of four layers the stage with most has two.
+    assert one.token == 2 * two.token == 2 * three.token
+    assert one.scheduling == two.scheduling
+    assert one.needs.windows > two.needs.windows > three.needs.windows > 0
+    asked = estimate_server(sizes(), ServerSizes(tp=2, stages=2, prefill_tokens=1, micro_batch=256), Options())
+    assert asked.needs == one.needs

@@ -5,6 +5,7 @@ import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput
 from sglang_ascend_moe.serving.launcher.context_parallelism import (
+    FUSED_ATTENTION,
     Attention,
     refuse_context_flags,
     refuse_divided_prefill,
@@ -69,9 +70,17 @@ def test_what_sglang_does_not_divide_is_refused(
     given: dict[str, Any], attention: Attention, on_npu: bool, refused: str
 ):
     if not refused:
-        refuse_divided_prefill(settings(**given), attention, on_npu=on_npu)
+        refuse_divided_prefill(settings(**given), attention, {FUSED_ATTENTION: "1"}, on_npu=on_npu)
         return
     with pytest.raises(AscendMoeError) as refusal:
-        refuse_divided_prefill(settings(**given), attention, on_npu=on_npu)
+        refuse_divided_prefill(settings(**given), attention, {FUSED_ATTENTION: "1"}, on_npu=on_npu)
     assert refused in str(refusal.value)
     assert str(refusal.value).startswith("--")
+
+
+@pytest.mark.parametrize("environment", [{}, {FUSED_ATTENTION: "0"}], ids=str)
+def test_grouped_queries_on_npus_need_the_attention_that_takes_a_part_of_a_text(environment: dict[str, str]):
+    with pytest.raises(InvalidInput, match=f"--enable-prefill-cp.*{FUSED_ATTENTION}=1.*set it"):
+        refuse_divided_prefill(settings(), GROUPED, environment, on_npu=True)
+    refuse_divided_prefill(settings(), SPARSE, environment, on_npu=True)
+    refuse_divided_prefill(settings(), GROUPED, environment, on_npu=False)

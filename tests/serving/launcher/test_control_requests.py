@@ -44,9 +44,9 @@ class LoadFormat(enum.Enum):
 @pytest.fixture(autouse=True)
 def sglang(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """In place of SGLang's modules, which take long to import, on a machine without accelerator."""
-    set_to = SimpleNamespace(recorder=None, records="/tmp", dp_ranks=1, profile_v2=False, dumps="/tmp/dumps")
+    set_to = SimpleNamespace(recorder=None, records="/tmp", dp_ranks=1, stages=1, profile_v2=False, dumps="/tmp/dumps")
     runtime = SimpleNamespace(
-        get_parallel=lambda: SimpleNamespace(tp_size=RANKS, num_dp_ranks=set_to.dp_ranks),
+        get_parallel=lambda: SimpleNamespace(tp_size=RANKS, num_dp_ranks=set_to.dp_ranks, pp_size=set_to.stages),
         get_observability=lambda: SimpleNamespace(crash_dump_folder=set_to.dumps),
         get_exec=lambda: SimpleNamespace(moe=SimpleNamespace(expert_distribution_recorder_mode=set_to.recorder)),
     )
@@ -78,6 +78,9 @@ USUAL: dict[str, dict[str, Any]] = {
         "master_port": PORT,
     },
     "UpdateWeightFromDiskReqInput": {"model_path": "owner/model", "load_format": None},
+    "UpdateWeightsFromDistributedReqInput": {},
+    "UpdateWeightsFromTensorReqInput": {},
+    "UpdateWeightsFromIPCReqInput": {},
     "ProfileReq": {
         "req_type": ProfileReqType.START_PROFILE, "activities": None, "profile_by_stage": False, "num_steps": None,
         "profile_id": "1795912698.1", "profile_prefix": None, "output_dir": None,
@@ -189,6 +192,22 @@ def test_records_are_dumped_where_they_can_be_written(sglang):
     started = request("ExpertDistributionReq", action=ExpertDistributionReqType.START_RECORD)
     control_requests.check_control_request(manager(), started)
     with pytest.raises(InvalidInput, match="SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"):
+        control_requests.check_control_request(manager(), request("ExpertDistributionReq"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in USUAL if kind.startswith(("UpdateW", "InitWeightsUpdate"))])
+def test_a_pipeline_keeps_its_weights(sglang, kind):
+    control_requests.check_control_request(manager(), request(kind))
+    sglang.stages = 2
+    with pytest.raises(Unsupported, match="--pp-size"):
+        control_requests.check_control_request(manager(), request(kind))
+
+
+def test_a_pipeline_records_nothing(sglang):
+    sglang.recorder = "stat"
+    control_requests.check_control_request(manager(), request("ExpertDistributionReq"))
+    sglang.stages = 2
+    with pytest.raises(Unsupported, match="--pp-size"):
         control_requests.check_control_request(manager(), request("ExpertDistributionReq"))
 
 

@@ -115,7 +115,12 @@ def test_a_rank_of_another_node_has_ended_when_its_connection_has_whatever_its_p
     here, no_process = os.getpid(), 1 << 30
     assert not ranks.journals[0].has_ended(2, no_process)
     assert not ranks.journals[0].has_ended(1, here)
-    ranks.gone.append(2)
+    ranks.gone.append(3)
+    assert ranks.journals[0].has_ended(3, here)
+    # Of another pipeline stage nothing is known but what its connection says.
+    assert not ranks.journals[0].has_ended(2, here)
+    ranks.ends[2][0].close()
+    assert ranks.journals[0].agrees()
     assert ranks.journals[0].has_ended(2, here)
 
 

@@ -14,6 +14,8 @@ from sglang_ascend_moe.serving.worker.sizing import (
     Role,
     SchedulerLimits,
     check_window,
+    micro_batch,
+    prefill_batch,
     sized,
     tokens_of_request,
     tokens_per_rank,
@@ -40,6 +42,37 @@ def test_a_request_brings_the_tokens_of_its_tree():
     assert tokens_per_rank(Options(), limits) == 78
     with pytest.raises(InvalidInput, match=r"decode batch of 78 tokens .* or lower --max-running-requests to 20$"):
         tokens_per_rank(Options(max_tokens=62), limits)
+
+
+@pytest.mark.parametrize(
+    ("stages", "asked", "role", "expected"),
+    [
+        pytest.param(1, 4, "null", 32, id="no pipeline"),
+        pytest.param(4, None, "null", 8, id="as SGLang divides them"),
+        pytest.param(4, 2, "null", 8, id="less was asked, which may be raised while serving"),
+        pytest.param(4, 20, "prefill", 20, id="more was asked"),
+        pytest.param(4, 64, "null", 32, id="more was asked than there are"),
+        pytest.param(64, None, "null", 1, id="more stages than requests"),
+        pytest.param(4, 2, "decode", 32, id="a decode instance"),
+    ],
+)
+def test_stages_of_a_pipeline_have_a_part_of_the_requests_each(stages, asked, role, expected):
+    assert micro_batch(32, pp_size=stages, asked=asked, role=role) == expected
+
+
+def test_as_many_requests_fit_as_all_parts_together():
+    limits = SchedulerLimits(16, 8, "--chunked-prefill-size", attention_ranks=2, micro_batches=4)
+    assert tokens_per_rank(Options(), limits) == 8
+    with pytest.raises(InvalidInput, match=r"or lower --max-running-requests to 40$"):
+        tokens_per_rank(Options(max_tokens=5), limits)
+    with pytest.raises(InvalidInput, match=r"or lower --max-running-requests to 10$"):
+        tokens_per_rank(Options(max_tokens=5), limits._replace(role="decode"))
+
+
+def test_chunks_that_a_pipeline_chooses_may_be_as_large_as_a_batch():
+    assert prefill_batch(512, 4096, 100) == (512, "--chunked-prefill-size")
+    assert prefill_batch(512, 4096, 100, dynamic=True) == (4096, "--max-prefill-tokens")
+    assert prefill_batch(8192, 4096, 100, dynamic=True) == (8192, "--chunked-prefill-size")
 
 
 @pytest.mark.parametrize(
