@@ -54,7 +54,7 @@ CASES = [
     for setup in ("stock as ours", *SETUPS, *DIVIDED)
     if (family, setup) != ("deepseek_v32", "cp2 in pieces")
 ]
-# Stock SGLang on one rank rounds elsewhere, and eagerly: in graphs its indexers turn keys by the positions of a warm-up.
+# Stock SGLang on one rank rounds elsewhere. Eagerly: in graphs its indexers turn keys by the positions of a warm-up.
 AS_OURS = ("combine_as_across_ranks", "keep_router_weights", "name_scoring_function")
 # Of transformers, along the answers in float32.
 REFERENCES = {

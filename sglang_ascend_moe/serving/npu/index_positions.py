@@ -31,6 +31,4 @@ def forget_other_passes(
     first = layer_id == get_token_to_kv_pool().indexer_layer_ids[0]
     if first and hasattr(forward_batch, KEPT) and options_of(get_server_args()) is not None:
         delattr(forward_batch, KEPT)
-    return original(
-        indexer, x, q_lora, positions, forward_batch, layer_id, input_on_attn_tp_slices, dynamic_scale
-    )
+    return original(indexer, x, q_lora, positions, forward_batch, layer_id, input_on_attn_tp_slices, dynamic_scale)
