@@ -115,6 +115,23 @@ class Parts(NamedTuple):
         """What is added to the scores for the choice of experts only; float32, as published checkpoints have it."""
         self.tensors.normal(name, self.sizes.experts, std=self.init.correction_bias, dtype=torch.float32)
 
+    def indexer(self, prefix: str, index: "IndexSizes", query_rank: int) -> None:
+        """What picks the keys of sparse attention in one layer."""
+        module = f"{prefix}self_attn.indexer."
+        self.tensors.linear(f"{module}wq_b", index.heads * index.head_dim, query_rank, gain=1.0)
+        self.tensors.linear(f"{module}wk", index.head_dim, self.sizes.hidden, gain=1.0)
+        self.tensors.norm(f"{module}k_norm", index.head_dim)
+        self.tensors.normal(f"{module}k_norm.bias", index.head_dim, std=0.1)
+        self.tensors.linear(f"{module}weights_proj", index.heads, self.sizes.hidden, gain=1.0)
+
+
+class IndexSizes(NamedTuple):
+    """Sizes of an indexer, its heads as wide as NPUs take them; `topk` keys are picked for each token."""
+
+    heads: int = 8
+    head_dim: int = 128
+    topk: int = 64
+
 
 class LatentSizes(NamedTuple):
     """Sizes of multi-head latent attention; `query_rank` None for a query projection of one piece."""
@@ -124,6 +141,9 @@ class LatentSizes(NamedTuple):
     nope_dim: int = 32
     rope_dim: int = 16
     value_dim: int = 32
+
+
+SPARSE_LATENT = LatentSizes(query_rank=96, key_rank=512, rope_dim=64)
 
 
 def qwen3_moe(parts: Parts) -> Config:
@@ -207,28 +227,35 @@ def deepseek_v2(parts: Parts) -> Config:
 def deepseek_v3(parts: Parts) -> Config:
     """DeepSeek-V3: latent attention with compressed queries and YaRN, sigmoid routing with a correction bias within the
     best groups, renormalised and scaled, a shared expert."""
-    sizes = parts.sizes
     latent = LatentSizes(query_rank=96)
-    for layer, prefix in enumerate(parts.frame()):
-        parts.latent_attention(prefix, latent)
-        _grouped_feed_forward(parts, prefix, layer, shared_experts=1, bias=True)
-    return parts.config("DeepseekV3ForCausalLM", "deepseek_v3") | {
-        **_deepseek_config(sizes, latent),
-        "n_shared_experts": 1,
-        "norm_topk_prob": True,
-        "num_nextn_predict_layers": 0,
-        "rope_scaling": {
-            "type": "yarn",
-            "beta_fast": 32,
-            "beta_slow": 1,
-            "factor": 4.0,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-            "original_max_position_embeddings": sizes.max_positions // 4,
-        },
-        "routed_scaling_factor": 2.5,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
+    _deepseek_v3_layers(parts, latent)
+    return parts.config("DeepseekV3ForCausalLM", "deepseek_v3") | _deepseek_v3_config(parts.sizes, latent)
+
+
+def deepseek_v32(parts: Parts) -> Config:
+    """DeepSeek-V3.2: DeepSeek-V3 with sparse attention, whose latent keys are as wide as NPUs take them."""
+    latent, index = SPARSE_LATENT, IndexSizes()
+    _deepseek_v3_layers(parts, latent, index)
+    return parts.config("DeepseekV32ForCausalLM", "deepseek_v32") | {
+        **_deepseek_v3_config(parts.sizes, latent),
+        **_index_config(index),
+    }
+
+
+def glm_moe_dsa(parts: Parts) -> Config:
+    """GLM-5: the layers of DeepSeek-V3.2 with all experts in one group, positions without YaRN, and those of an indexer
+    in pairs next to each other."""
+    latent, index = SPARSE_LATENT, IndexSizes()
+    _deepseek_v3_layers(parts, latent, index)
+    config = parts.config("GlmMoeDsaForCausalLM", "glm_moe_dsa") | _deepseek_v3_config(parts.sizes, latent)
+    del config["rope_scaling"], config["rope_theta"]
+    return config | {
+        **_index_config(index),
+        "indexer_rope_interleave": True,
+        "n_group": 1,
+        "rope_interleave": True,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "topk_group": 1,
     }
 
 
@@ -266,6 +293,40 @@ def _grouped_feed_forward(parts: Parts, prefix: str, layer: int, *, shared_exper
         parts.correction_bias(f"{module}.gate.e_score_correction_bias")
 
 
+def _deepseek_v3_layers(parts: Parts, latent: LatentSizes, index: IndexSizes | None = None) -> None:
+    """All layers; `index` of those whose attention is sparse."""
+    for layer, prefix in enumerate(parts.frame()):
+        parts.latent_attention(prefix, latent)
+        if index is not None and latent.query_rank is not None:
+            parts.indexer(prefix, index, latent.query_rank)
+        _grouped_feed_forward(parts, prefix, layer, shared_experts=1, bias=True)
+
+
+def _deepseek_v3_config(sizes: TinySizes, latent: LatentSizes) -> Config:
+    return {
+        **_deepseek_config(sizes, latent),
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_nextn_predict_layers": 0,
+        "rope_scaling": {
+            "type": "yarn",
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 4.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": sizes.max_positions // 4,
+        },
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    }
+
+
+def _index_config(index: IndexSizes) -> Config:
+    return {"index_head_dim": index.head_dim, "index_n_heads": index.heads, "index_topk": index.topk}
+
+
 def _deepseek_config(sizes: TinySizes, latent: LatentSizes) -> Config:
     return {
         "attention_bias": False,
@@ -284,5 +345,15 @@ def _deepseek_config(sizes: TinySizes, latent: LatentSizes) -> Config:
 
 
 FAMILIES: dict[str, Callable[[Parts], Config]] = {
-    family.__name__: family for family in (qwen3_moe, qwen2_moe, glm4_moe, deepseek_v2, deepseek_v3, minimax_m2)
+    family.__name__: family
+    for family in (
+        qwen3_moe,
+        qwen2_moe,
+        glm4_moe,
+        deepseek_v2,
+        deepseek_v3,
+        minimax_m2,
+        deepseek_v32,
+        glm_moe_dsa,
+    )
 }

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-FAMILY_NAMES = ("qwen3_moe", "qwen2_moe", "glm4_moe", "deepseek_v2", "deepseek_v3", "minimax_m2")
+FAMILY_NAMES = (
+    "qwen3_moe", "qwen2_moe", "glm4_moe", "deepseek_v2", "deepseek_v3", "minimax_m2", "deepseek_v32", "glm_moe_dsa",
+)  # fmt: skip
 """Each a function of `families`, which imports torch."""
 
 

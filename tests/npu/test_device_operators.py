@@ -39,6 +39,17 @@ def test_an_operator_returns_the_bits_of_the_cpu(on_device: Callable[..., Any], 
         assert result == expected, f"with seed {seed}"
 
 
+def product_of_two_dtypes() -> bool:
+    """Matrix units take them; the CPU does not, and is given both factors in the wider one."""
+    rows, weights = torch.randn(5, 8), torch.randn(4, 8).bfloat16()
+    product = torch.nn.functional.linear(rows.to("npu"), weights.to("npu"))
+    return torch.equal(product.cpu(), torch.nn.functional.linear(rows, weights.float()))
+
+
+def test_a_product_of_two_dtypes_is_that_of_the_wider_one(on_device: Callable[..., Any]):
+    assert on_device(product_of_two_dtypes, seed=emulated.SEED_WHEN_AWAITED)
+
+
 def many_streams(seed: int) -> list[bool]:
     """A long chain over several streams that hand values to each other, against the same on the CPU."""
     torch.manual_seed(seed)

@@ -58,6 +58,7 @@ FEATURES = (
         "serving/test_emulated_npu_families.py",
     ),
     Feature("Qwen2-MoE, DeepSeek-V2", "serving/test_families.py"),
+    Feature("DeepSeek-V3.2, GLM-5", REFUSED, "serving/test_emulated_npu_sparse_attention.py"),
     Feature("images", "serving/test_images.py"),
     Feature("redundant experts, EPLB", "serving/test_redundant_experts.py"),
     Feature(

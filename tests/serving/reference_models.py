@@ -1,4 +1,4 @@
-"""Hugging Face's own implementation of a checkpoint, in float32, and ways to make it a wrong model."""
+"""Hugging Face's own implementation of a checkpoint, and ways to make it a wrong model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from sglang_ascend_moe.launch.comparison import Answer
+from sglang_ascend_moe.launch.comparison import Answer, Candidate
+from tests.serving.engine_process import TOP_LOGPROBS
 
 Damage = Callable[[Any], None]
 
@@ -15,10 +16,8 @@ Damage = Callable[[Any], None]
 class ReferenceModel:
     """A checkpoint as `transformers` computes it. `damage` changes the model after it is loaded."""
 
-    def __init__(self, checkpoint: Path, damage: Damage | None = None) -> None:
-        self._model, loading = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True
-        )
+    def __init__(self, checkpoint: Path, damage: Damage | None = None, dtype: torch.dtype = torch.float32) -> None:
+        self._model, loading = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, output_loading_info=True)
         if problems := {what: names for what, names in loading.items() if names}:
             raise ValueError(f"{type(self._model).__name__} does not have exactly the tensors of its file: {problems}")
         self._model.eval()
@@ -30,12 +29,44 @@ class ReferenceModel:
         """Largest difference between the logprob of a candidate of `answer` and this model's for the same token."""
         return float((self._logprobs(prompt, answer) - listed_logprobs(answer)).abs().max())
 
+    def answers(self, prompts: list[list[int]], new_tokens: int) -> list[Answer]:
+        """Greedy continuations, one prompt after the other."""
+        return [self._answer(prompt, new_tokens) for prompt in prompts]
+
+    def along(self, prompts: list[list[int]], answers: list[Answer]) -> list[Answer]:
+        """What it would say at each position of `answers`: up to where a token differs, its own greedy continuation."""
+        found = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            with torch.inference_mode():
+                made = self._model(torch.tensor([prompt + answer.tokens[:-1]])).logits[0, len(prompt) - 1 :]
+            candidates = _candidates(made)
+            found.append(Answer([position[0].token for position in candidates], candidates))
+        return found
+
+    def _answer(self, prompt: list[int], new_tokens: int) -> Answer:
+        """With the keys of earlier tokens kept, as servers keep them."""
+        tokens, candidates, kept, given = [], [], None, torch.tensor([prompt])
+        with torch.inference_mode():
+            for _ in range(new_tokens):
+                made = self._model(given, past_key_values=kept, use_cache=True)
+                candidates += _candidates(made.logits[0, -1:])
+                tokens.append(candidates[-1][0].token)
+                kept, given = made.past_key_values, torch.tensor([tokens[-1:]])
+        return Answer(tokens, candidates)
+
     def _logprobs(self, prompt: list[int], answer: Answer) -> torch.Tensor:
         """This model's logprobs of the candidates, [tokens, candidates]."""
         with torch.inference_mode():
             logits = self._model(torch.tensor([prompt + answer.tokens[:-1]])).logits[0, len(prompt) - 1 :]
         tokens = torch.tensor([[candidate.token for candidate in position] for position in answer.candidates])
         return logits.log_softmax(-1).gather(1, tokens)
+
+
+def _candidates(logits: torch.Tensor) -> list[list[Candidate]]:
+    """The likeliest tokens of each position [positions, vocabulary]."""
+    best = logits.float().log_softmax(-1).topk(TOP_LOGPROBS)
+    positions = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[Candidate(*pair) for pair in zip(*position, strict=True)] for position in positions]
 
 
 def listed_logprobs(answer: Answer) -> torch.Tensor:
@@ -80,6 +111,21 @@ def with_shifted_experts(model: Any) -> None:
     experts = [module for name, module in model.named_modules() if name.endswith(".mlp.experts")][-1]
     for weight in (experts.gate_up_proj, experts.down_proj):
         weight.copy_(weight.roll(1, 0))
+
+
+def with_every_key(model: Any) -> None:
+    """The attention of every token sees all tokens before it."""
+    for name, module in model.named_modules():
+        if name.endswith(".indexer"):
+            module.index_topk = model.config.max_position_embeddings
+
+
+def without_the_indexers_positions(model: Any) -> None:
+    """An indexer scores keys by what they say alone."""
+    for name, module in model.named_modules():
+        if name.endswith(".indexer.wq_b"):
+            heads = module.weight.unflatten(0, (model.config.index_n_heads, -1))
+            heads[:, : model.config.qk_rope_head_dim].zero_()
 
 
 DAMAGES: dict[str, tuple[Damage, ...]] = {

@@ -96,6 +96,7 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
             logger.info("%s", line)
         _choose_backend(server_args, asked)
     with command_line.refusals_end(server_args):
+        refuse_attention(server_args)
         original(server_args)
         take_back_layers(server_args)
         # Once more after SGLang has made up its mind.
@@ -167,6 +168,18 @@ def refuse_other_backend(server_args: Any) -> None:
         raise Unsupported(
             f"--ascend-moe: SGLang gave the MoE layers to --moe-a2a-backend {chosen} because of another option; its log"
             f" says which one. Leave that option out"
+        )
+
+
+def refuse_attention(server_args: Any) -> None:
+    """Raise `Unsupported` on a host whose SGLang has no attention for the model; it would ask for a CUDA device."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    from sglang.srt.configs.model_config import is_deepseek_dsa
+
+    if not hooks.on_npu() and is_deepseek_dsa(model_config_of(server_args).hf_config):
+        raise Unsupported(
+            f"the attention of {resolving_view(server_args).model_path} is sparse (DSA), which SGLang has for NPUs and"
+            " not for hosts; serve it on NPUs, or a model with other attention"
         )
 
 

@@ -356,13 +356,24 @@ std::optional<c10::Device> device_of(const Arguments &arguments) {
     return device;
 }
 
+// Matrix units take factors of two dtypes, in that of both; the CPU does not.
+void promote_factors(const c10::OperatorHandle &op, Arguments &arguments) {
+    if (op.operator_name().name != "aten::mm")
+        return;
+    const at::Tensor &left = arguments[0].toTensor(), &right = arguments[1].toTensor();
+    const at::ScalarType both = c10::promoteTypes(left.scalar_type(), right.scalar_type());
+    arguments[0] = left.to(both);
+    arguments[1] = right.to(both);
+}
+
 void fall_back(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     TORCH_CHECK_NOT_IMPLEMENTED(op.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU), "emulated NPU: operator ",
                                 op.operator_name(), " is missing");
     const size_t count = op.schema().arguments().size();
-    const Arguments arguments(stack->end() - static_cast<std::ptrdiff_t>(count), stack->end());
+    Arguments arguments(stack->end() - static_cast<std::ptrdiff_t>(count), stack->end());
     torch::jit::drop(*stack, count);
     const c10::OptionalDeviceGuard guard(device_of(arguments));
+    promote_factors(op, arguments);
     torch::jit::Stack results;
     if (returns_view(op.schema()))
         results = make_views(op, arguments);

@@ -88,6 +88,7 @@ def examples(tokens: int) -> list[Example]:
                                          "local_out": [numbers(tokens, WIDTH, dtype=torch.float32)] * 2,
                                          "update_type": 0}),
         *attention_examples(tokens),
+        *sparse_attention_examples(max(tokens, 1)),
     ]  # fmt: skip
 
 
@@ -113,3 +114,20 @@ def attention_examples(tokens: int) -> list[Example]:
             found.append(Example("npu_fused_infer_attention_score", {**common, **first}))
             found.append(Example("npu_fused_infer_attention_score_v2", {**common, **second}))
     return found
+
+
+def sparse_attention_examples(tokens: int) -> list[Example]:
+    """The indexer, and attention over what it picked. Both refuse to be called without tokens."""
+    pages = {"block_table": torch.zeros(tokens, 1, dtype=torch.int32), "layout_query": "TND", "sparse_mode": 3,
+             "actual_seq_lengths_query": torch.arange(1, tokens + 1, dtype=torch.int32)}  # fmt: skip
+    lengths, latent = torch.full((tokens,), 9, dtype=torch.int32), numbers(2, 16, 1, 512)
+    return [
+        Example("npu_lightning_indexer", {"query": numbers(tokens, HEADS, 128), "key": numbers(2, 16, 1, 128),
+                                          "weights": numbers(tokens, HEADS), "layout_key": "PA_BSND", **pages,
+                                          "actual_seq_lengths_key": lengths, "sparse_count": 6}),
+        Example("npu_sparse_flash_attention", {"query": numbers(tokens, HEADS, 512), "key": latent, "value": latent,
+                                               "query_rope": numbers(tokens, HEADS, 64), "attention_mode": 2,
+                                               "key_rope": numbers(2, 16, 1, 64), "layout_kv": "PA_BSND", **pages,
+                                               "sparse_indices": torch.arange(6).int().repeat(tokens, 1, 1),
+                                               "scale_value": 0.1, "actual_seq_lengths_kv": lengths}),
+    ]  # fmt: skip

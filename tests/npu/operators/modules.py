@@ -30,6 +30,7 @@ from tests.npu.operators import (  # noqa: F401 - each declares its operators
     routing,
     sampling,
     sgl_kernels,
+    sparse_attention,
     speculation,
 )
 from tests.npu.operators.refusals import MissingName, NotEmulated

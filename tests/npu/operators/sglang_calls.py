@@ -1,7 +1,8 @@
 """What SGLang 0.5.23 calls of torch_npu and sgl-kernel-npu in the files that serve these models, and on which path.
 
-The models are Qwen3-MoE, DeepSeek-V3, GLM4-MoE and MiniMax-M2, in bfloat16 and with W8A8 experts, with the attention
-backend `ascend`. FIA is `ASCEND_USE_FIA=1`. `test_sglang_calls` finds every call again.
+The models are Qwen3-MoE, DeepSeek-V3, GLM4-MoE and MiniMax-M2, in bfloat16 and with W8A8 experts, and DeepSeek-V3.2 and
+GLM-5 in bfloat16, with the attention backend `ascend`. FIA is `ASCEND_USE_FIA=1`. `test_sglang_calls` finds every call
+again.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,7 @@ ATTENTION = "hardware_backend/npu/attention/ascend_backend.py"
 POOL = "hardware_backend/npu/memory_pool_npu.py"
 LATENT = "hardware_backend/npu/modules/deepseek_v2_attention_mla_npu.py"
 MOE = "hardware_backend/npu/moe"
+INDEXER = "layers/attention/dsa/dsa_npu_indexer.py"
 LINEAR = "hardware_backend/npu/quantization/linear_method_npu.py"
 METHODS = "hardware_backend/npu/quantization/moe_methods.py"
 ROTATION = "layers/rotary_embedding"
@@ -28,6 +30,8 @@ class Call(NamedTuple):
 
 
 SERVED = (
+    Call(ATTENTION, 1376, "npu_sparse_flash_attention", "sparse attention of a prefill that ranks share"),
+    Call(ATTENTION, 1587, "npu_sparse_flash_attention", "sparse attention"),
     Call(ATTENTION, 1888, FUSED, "prefill and chunks, FIA, heads of 128, 192 or 256"),
     Call(ATTENTION, 1940, FUSED_V2, "prefill and chunks, FIA, other heads: sequence by sequence"),
     Call(ATTENTION, 2033, "_npu_flash_attention_qlens", "prefill and chunks"),
@@ -55,6 +59,12 @@ SERVED = (
     Call(POOL, 349, "_npu_reshape_and_cache", "new keys and values"),
     Call(POOL, 1039, "npu_scatter_nd_update_", "new latent keys"),
     Call(POOL, 1044, "npu_scatter_nd_update_", "their positions"),
+    Call(POOL, 1096, "npu_scatter_nd_update_", "new keys of an indexer"),
+    Call(INDEXER, 111, "npu_rotary_mul", "positions of an indexer's queries, on a stream of its own"),
+    Call(INDEXER, 131, "npu_rotary_mul", "positions of an indexer's queries"),
+    Call(INDEXER, 159, "npu_rotary_mul", "positions of an indexer's keys"),
+    Call(INDEXER, 338, "npu_lightning_indexer", "the keys that sparse attention sees"),
+    Call(INDEXER, 369, "npu_lightning_indexer", "the same of a prefill that ranks share"),
     Call("hardware_backend/npu/allocator_npu.py", 67, "alloc_extend_kernel", "slots of a prefill"),
     Call("hardware_backend/npu/utils.py", 323, "npu_format_cast", "weights, when they are loaded"),
     Call("hardware_backend/npu/cmo.py", 38, "npu_prefetch", "weights ahead of their use"),
@@ -64,6 +74,10 @@ SERVED = (
     Call(LATENT, 225, "fused_split_qk_norm", "latent decode"),
     Call(LATENT, 335, "batch_matmul_transpose", "latent decode, 65,536 or more tokens"),
     Call(LATENT, 338, "npu_transpose_batchmatmul", "latent decode"),
+    Call(LATENT, 441, "fused_split_qk_norm", "sparse attention of GLM-5"),
+    Call(LATENT, 468, "npu_transpose_batchmatmul", "sparse attention: queries"),
+    Call(LATENT, 581, "npu_transpose_batchmatmul", "sparse attention: values of a prefill"),
+    Call(LATENT, 595, "batch_matmul_transpose", "sparse attention: values"),
     Call(f"{MOE}/topk.py", 39, "custom.npu_moe_gating_top_k", "routing of DeepSeek-V4"),
     Call(f"{MOE}/topk.py", 56, "npu_moe_gating_top_k_softmax", "routing of Qwen3-MoE"),
     Call(f"{MOE}/topk.py", 64, "l1_norm", "its weights"),
@@ -96,24 +110,18 @@ SERVED = (
 # Functions of the same files that call operators on other paths, with the reason. A name stands for all inside it.
 NOT_SERVED = {
     ATTENTION: {
-        "AscendAttnBackend.do_cp_balance_attn": "sparse attention",
         "AscendAttnBackend.do_cp_attn_fia": "context parallelism",
-        "AscendAttnBackend.forward_sparse": "sparse attention",
         "AscendAttnBackend.forward_dllm": "diffusion models",
     },
     POOL: {
         "NPUMHATokenToKVPool.set_kv_buffer_prefix_valid": "drafts of DSpark",
-        "NPUMHATokenToKOnlyPool": "sparse attention",
-        "NPUMLATokenToKVPool.set_index_k_scale_buffer": "sparse attention",
-        "NPUMLATokenToKVPool._pack_dsa_fp8_kv_cache": "sparse attention",
+        "NPUMHATokenToKOnlyPool": "sparse attention of MiniMax-M3",
+        "NPUMLATokenToKVPool.set_index_k_scale_buffer": "keys of 8 bits",
+        "NPUMLATokenToKVPool._pack_dsa_fp8_kv_cache": "keys of 8 bits",
         "NPUMLATokenToKVPool._set_fia_nz_kv_buffer": "SGLANG_USE_FIA_NZ",
-        "NPUMLATokenToKVPool.set_index_k_buffer": "sparse attention",
     },
-    LATENT: {
-        "_apply_interleaved_rope_with_half_output": "sparse attention",
-        "forward_dsa_prepare_npu": "sparse attention",
-        "forward_dsa_core_npu": "sparse attention",
-    },
+    LATENT: {"_apply_interleaved_rope_with_half_output": "fused preparation of latent attention"},
+    INDEXER: {"_quantize_npu_indexer_activation": "keys of 8 bits"},
     f"{MOE}/quant.py": {"HiddenStatesStaticQuant": "static quantisation"},
     f"{MOE}/init_routing.py": {
         "NPUMoEInitRouting_v1": "nobody makes one",
@@ -164,7 +172,9 @@ NOT_SERVED_LINES = {
     (ATTENTION, 2915): "sinks and sliding windows",
     (ATTENTION, 3192): "sinks and sliding windows",
     (ATTENTION, 3221): "sinks and sliding windows",
-    (POOL, 1013): "sparse attention",
+    (ATTENTION, 1560): "keys of 8 bits",
+    (POOL, 1013): "keys of 8 bits",
+    (INDEXER, 318): "keys of 8 bits",
     ("hardware_backend/npu/utils.py", 304): "numbers of MXFP4",
     (f"{DRAFTS}/spec_tree.py", 497): "another device",
 }

@@ -436,6 +436,6 @@ def test_what_is_not_there_is_named(change, kind, words):
 
 
 def test_an_operator_that_is_not_there_is_named():
-    assert not hasattr(torch.ops.npu, "npu_lightning_indexer")
-    with pytest.raises(AttributeError, match="the emulated NPU has no operator npu::npu_lightning_indexer"):
-        torch.ops.npu.npu_lightning_indexer(ROWS)
+    assert not hasattr(torch.ops.npu, "npu_quant_lightning_indexer")
+    with pytest.raises(AttributeError, match="the emulated NPU has no operator npu::npu_quant_lightning_indexer"):
+        torch.ops.npu.npu_quant_lightning_indexer(ROWS)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -250,3 +251,22 @@ def test_a_device_that_is_left_out_is_the_npus_of_the_machine(monkeypatch, words
     assert asked_device.device_of(given.settings) == device
     refused = outcome(given.settings, given.options).startswith("--quantization")
     assert refused == (device == "cpu")
+
+
+@pytest.mark.parametrize(
+    ("on_npu", "keys", "refused"),
+    [(False, 64, True), (True, 64, False), (False, None, False)],
+    ids=["sparse on a host", "sparse on an NPU", "dense on a host"],
+)
+def test_sparse_attention_is_refused_on_hosts(on_npu: bool, keys: int | None, refused: bool, monkeypatch):
+    from sglang.srt.arg_groups import overrides
+
+    from sglang_ascend_moe.serving.launcher import arguments
+
+    config = SimpleNamespace(architectures=["DeepseekV32ForCausalLM"], index_topk=keys)
+    monkeypatch.setattr(overrides, "model_config_of", lambda _: SimpleNamespace(hf_config=config))
+    monkeypatch.setattr(overrides, "resolving_view", lambda server_args: server_args)
+    monkeypatch.setattr(arguments.hooks, "on_npu", lambda: on_npu)
+    expected = pytest.raises(Unsupported, match=r"of MODEL is sparse \(DSA\)") if refused else contextlib.nullcontext()
+    with expected:
+        arguments.refuse_attention(SimpleNamespace(model_path="MODEL"))
