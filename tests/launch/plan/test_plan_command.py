@@ -323,7 +323,7 @@ def test_comparison_has_a_row_for_each_model_and_number_of_ranks(capsys: pytest.
 def test_stages_share_layers_and_have_ranks_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--model", str(write_checkpoint(tmp_path)), "--ranks", "2", "--max-tokens", "20", "--device", "cpu"]
     plans = []
-    for stages in ([], ["--pp-size", "2"], ["--pp-size", "3"]):
+    for stages in ([], ["--stages", "2"], ["--stages", "3"]):
         assert plan(*arguments, *stages, "--json") == OK
         plans.append(msgspec.json.decode(capsys.readouterr().out, type=MemoryPlan))
     one, two, three = plans
@@ -331,9 +331,9 @@ def test_stages_share_layers_and_have_ranks_each(tmp_path: Path, capsys: pytest.
     assert one.memory == two.memory == three.memory
     # Of four layers the stage with most has two.
     assert (one.expert_bytes, two.expert_bytes, three.expert_bytes) == (2 * NUMBERS, NUMBERS, NUMBERS)
-    assert plan(*arguments, "--pp-size", "2") == OK
+    assert plan(*arguments, "--stages", "2") == OK
     shown = capsys.readouterr().out
     assert "on 2 ranks of each of 2 stages" in shown
     assert f"{4 * one.memory.total:,}" in shown
-    assert plan(*arguments, "--pp-size", "5") == WRONG_USAGE
-    assert "--pp-size 5" in capsys.readouterr().err
+    assert plan(*arguments, "--stages", "5") == WRONG_USAGE
+    assert "--stages 5" in capsys.readouterr().err
