@@ -1,13 +1,16 @@
 """Hugging Face's own implementation of a checkpoint, in float32, and ways to make it a wrong model."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sglang_ascend_moe.launch.comparison import Answer
+from tests.npu.operators.quantisation import by_row
 
 Damage = Callable[[Any], None]
 
@@ -28,9 +31,13 @@ class ReferenceModel:
 
     def distance(self, prompt: list[int], answer: Answer) -> float:
         """Largest difference between the logprob of a candidate of `answer` and this model's for the same token."""
-        return float((self._logprobs(prompt, answer) - listed_logprobs(answer)).abs().max())
+        return float(self.distances(prompt, answer).max())
 
-    def _logprobs(self, prompt: list[int], answer: Answer) -> torch.Tensor:
+    def distances(self, prompt: list[int], answer: Answer) -> Tensor:
+        """The same of each token's candidates, [tokens]."""
+        return (self._logprobs(prompt, answer) - listed_logprobs(answer)).abs().amax(1)
+
+    def _logprobs(self, prompt: list[int], answer: Answer) -> Tensor:
         """This model's logprobs of the candidates, [tokens, candidates]."""
         with torch.inference_mode():
             logits = self._model(torch.tensor([prompt + answer.tokens[:-1]])).logits[0, len(prompt) - 1 :]
@@ -38,9 +45,31 @@ class ReferenceModel:
         return logits.log_softmax(-1).gather(1, tokens)
 
 
-def listed_logprobs(answer: Answer) -> torch.Tensor:
+def listed_logprobs(answer: Answer) -> Tensor:
     """Logprobs of the candidates of an answer, [tokens, candidates]."""
     return torch.tensor([[candidate.logprob for candidate in position] for position in answer.candidates])
+
+
+def with_quantised_rows(model: Any) -> None:
+    """Rows are quantised before each product of a routed expert."""
+    for name, module in model.named_modules():
+        if name.endswith(".mlp.experts"):
+            module.forward = partial(_of_quantised_rows, module)
+
+
+def _of_quantised_rows(experts: Any, rows: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    sums = torch.zeros_like(rows)
+    for expert in ids.unique().tolist():
+        tokens, places = torch.where(ids == expert)
+        gate, up = (_quantised(rows[tokens]) @ experts.gate_up_proj[expert].T).chunk(2, dim=-1)
+        results = _quantised(experts.act_fn(gate) * up) @ experts.down_proj[expert].T
+        sums.index_add_(0, tokens, results * weights[tokens, places, None])
+    return sums
+
+
+def _quantised(rows: Tensor) -> Tensor:
+    numbers, scales = by_row(rows)
+    return numbers.float() * scales[:, None]
 
 
 def without_shared_experts(model: Any) -> None:

@@ -1,24 +1,38 @@
 """Quantised checkpoints on a host: weights are multiplied by their scales when they are loaded, and served as if they
-had never been quantised. SGLang computes with such weights on accelerators only.
+had never been quantised, but for experts that are kept (`kept_experts`). SGLang computes with such weights on
+accelerators only.
 
 `as_plain_model`, `as_plain_checkpoint` and `dequantised` are hooks: see `host_hooks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, stack
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.serving.host.weight_formats import EIGHT_BITS, FOUR_BITS, FP8, StoredFormats, formats_of
+from sglang_ascend_moe.serving.host import kept_experts
+from sglang_ascend_moe.serving.host.weight_formats import (
+    EIGHT_BITS,
+    FOUR_BITS,
+    FP8,
+    STATIC,
+    UNCHANGED,
+    StoredFormats,
+    formats_of,
+    is_expert,
+)
 from sglang_ascend_moe.serving.launcher.scaled_weights import Block, is_multiplied_out
 
-UNCHANGED = "FLOAT"
-SCALES = {EIGHT_BITS: "weight_scale", FOUR_BITS: "weight_scale", FP8: "weight_scale_inv"}
+SCALES = {
+    EIGHT_BITS: "weight_scale", FOUR_BITS: "weight_scale", FP8: "weight_scale_inv", STATIC: "weight_scale"
+}  # fmt: skip
 """What the scale of a weight is called, by its format."""
+BIASES = ("quant_bias", "input_offset", "input_scale")
+"""Of `STATIC`: what the bias of a layer is in, which has none of its own."""
 
 
 def as_plain_model(_original: Callable[[Any], Any], _config: Any) -> None:
@@ -35,21 +49,25 @@ def as_plain_checkpoint(original: Callable[[Any], Any], config: Any) -> Any:
 def dequantised(
     original: Callable[..., Iterator[tuple[str, Tensor]]], loader: Any, source: Any, **keywords: Any
 ) -> Iterator[tuple[str, Tensor]]:
-    """Around `DefaultModelLoader._get_weights_iterator`: names and tensors of a checkpoint, dequantised.
+    """Around `DefaultModelLoader._get_weights_iterator`: names and tensors of a checkpoint, dequantised or kept.
 
     Raises `Unsupported` for a format that is not one of `SCALES`, `InvalidInput` for a weight without its scale.
     """
     folder = Path(source.model_or_path)
     stored = formats_of(folder)
     weights = original(loader, source, **keywords)
-    return weights if stored is None else multiply_out(weights, stored, folder)
+    if stored is None:
+        return weights
+    return multiply_out(weights, stored, folder, keeps_experts=kept_experts.are_kept(source.model_config))
 
 
 def multiply_out(
-    weights: Iterable[tuple[str, Tensor]], stored: StoredFormats, folder: Path
+    weights: Iterable[tuple[str, Tensor]], stored: StoredFormats, folder: Path, *, keeps_experts: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a checkpoint in which each `NAME.weight` of `SCALES` stands for itself, its scale and what belongs to
     it.
+
+    keeps_experts: integers of experts stay int8, beside their scales in fp32.
     """
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights:
@@ -60,26 +78,42 @@ def multiply_out(
             continue
         if kind not in SCALES or part == "weight_scale_second" or (part == "weight_offset" and bool(tensor.any())):
             raise Unsupported(
-                f"{folder}: {name} is {kind}, which a host does not dequantise; use a checkpoint in W8A8_DYNAMIC or"
-                " W4A8_DYNAMIC, symmetric and with a scale per channel, or in fp8 with a scale per block"
+                f"{folder}: {name} is {kind}, which a host does not dequantise; use a checkpoint in W8A8, W8A8_DYNAMIC"
+                " or W4A8_DYNAMIC, symmetric and with a scale per channel, or in fp8 with a scale per block"
             )
-        if part not in ("weight", SCALES[kind]):
+        needed = {"weight", SCALES[kind], *(BIASES if kind == STATIC else ())}
+        if part not in needed:
             continue
         parts = waiting.setdefault(layer, {})
         parts[part] = tensor
-        if len(parts) == 2:
+        if parts.keys() == needed:
             del waiting[layer]
-            yield f"{layer}.weight", _product(kind, parts["weight"], parts[SCALES[kind]].float(), stored.block)
+            if kind == STATIC and f"{layer}.bias" not in stored.kinds:
+                yield from _bias(layer, parts)
+            name, numbers, scale = f"{layer}.weight", parts["weight"], parts[SCALES[kind]].float()
+            numbers = unpack(numbers) if kind == FOUR_BITS else numbers
+            if keeps_experts and kind != FP8 and is_expert(name):
+                yield name, numbers
+                yield f"{name}_scale", scale
+            else:
+                spread_scale = scale if stored.block is None else spread(scale, stored.block, numbers.shape)
+                yield name, numbers.float() * spread_scale
     for layer, parts in waiting.items():
-        (missing,) = {"weight", SCALES[stored.kinds[f"{layer}.weight"]]} - parts.keys()
+        kind = stored.kinds[f"{layer}.weight"]
+        missing = min({"weight", SCALES[kind], *(BIASES if kind == STATIC else ())} - parts.keys())
         raise InvalidInput(
             f"{folder}: {layer}.{missing} is missing, though {stored.named_by} names it; use a whole copy"
         )
 
 
-def _product(kind: str, weight: Tensor, scale: Tensor, block: Block | None) -> Tensor:
-    numbers = unpack(weight) if kind == FOUR_BITS else weight
-    return numbers.float() * (scale if block is None else spread(scale, block, weight.shape))
+def _bias(layer: str, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The bias of a layer of `STATIC`, if it has one: what is added to its products besides the offset of its rows."""
+    of_offset = parts["input_offset"].double() * parts["weight"].double().sum(1)
+    added = parts["quant_bias"].double() + of_offset
+    # Without a bias it is what rounding has left.
+    if bool((added.abs() > 0.5).any()):
+        steps = parts["input_scale"].double() * parts[SCALES[STATIC]].double().squeeze(1)
+        yield f"{layer}.bias", (added * steps).float()
 
 
 def spread(scale: Tensor, block: Block, shape: Iterable[int]) -> Tensor:
