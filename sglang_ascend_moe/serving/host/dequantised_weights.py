@@ -51,14 +51,25 @@ def dequantised(
 ) -> Iterator[tuple[str, Tensor]]:
     """Around `DefaultModelLoader._get_weights_iterator`: names and tensors of a checkpoint, dequantised or kept.
 
-    Raises `Unsupported` for a format that is not one of `SCALES`, `InvalidInput` for a weight without its scale.
+    Raises `Unsupported` for a format that is not one of `SCALES` or that nothing says, `InvalidInput` for a weight
+    without its scale.
     """
     folder = Path(source.model_or_path)
     stored = formats_of(folder)
     weights = original(loader, source, **keywords)
     if stored is None:
-        return weights
+        return weights if folder.is_dir() else _without_integers(weights, source.model_or_path)
     return multiply_out(weights, stored, folder, keeps_experts=kept_experts.are_kept(source.model_config))
+
+
+def _without_integers(weights: Iterable[tuple[str, Tensor]], path: str) -> Iterator[tuple[str, Tensor]]:
+    """Of a hub, whose files say nothing before they are read: SGLang would take integers for the weights."""
+    for name, tensor in weights:
+        if name.endswith(".weight") and not tensor.is_floating_point():
+            raise Unsupported(
+                f"{path}: {name} is {tensor.dtype}, so the checkpoint is quantised; download it, and give its folder"
+            )
+        yield name, tensor
 
 
 def multiply_out(

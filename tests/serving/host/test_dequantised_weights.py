@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.host import dequantised_weights
 from sglang_ascend_moe.serving.host.dequantised_weights import multiply_out, unpack
 from sglang_ascend_moe.serving.host.weight_formats import StoredFormats, formats_of
 from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE
@@ -163,6 +165,16 @@ def test_other_formats_are_named(kind, changed, said):
 def test_what_is_missing_is_named(missing: str):
     with pytest.raises(InvalidInput, match=f"/models/moe: {LAYER}.{missing} is missing, though"):
         list(multiply_out(tensors_of(**{missing: None}), stored_as("W8A8_DYNAMIC"), FOLDER))
+
+
+def test_integers_of_a_hub_are_named():
+    source = SimpleNamespace(model_or_path="someone/model", model_config=None)
+    of_hub = [(f"{LAYER}.weight", torch.ones(4, 8)), (f"{LAYER}.other", torch.ones(4).int())]
+    found = dequantised_weights.dequantised(lambda *_: iter(of_hub), None, source)
+    assert [name for name, _ in found] == [name for name, _ in of_hub]
+    integers = [(f"{LAYER}.weight", torch.ones(4, 8).to(torch.int8))]
+    with pytest.raises(Unsupported, match=rf"someone/model: {LAYER}.weight is torch.int8.*download it, and give"):
+        list(dequantised_weights.dequantised(lambda *_: iter(integers), None, source))
 
 
 STATIC_PARTS = ("weight", "weight_scale", "quant_bias", "input_offset", "input_scale")
