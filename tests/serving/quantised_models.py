@@ -71,15 +71,18 @@ def eights(quantised: Quantised, parts: int) -> Tensor:
 
 
 def static_tensors(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
-    """What a checkpoint has of a dense layer of `STATIC`, by the endings of names; the bias is within `quant_bias`."""
+    """What a checkpoint has of a dense layer of `STATIC`, by the endings of names; the bias is within `quant_bias`.
+
+    It is rounded to a step of the products, which is smaller here than where rows are quantised by it.
+    """
     numbers, scales = by_channel(weight, 8)
-    step, offset = torch.tensor([0.03]), torch.tensor([-12.0])
+    step, offset = torch.tensor([1e-5]), torch.tensor([-12.0])
     factors = (step * scales).squeeze(-1)
-    added = torch.zeros(len(weight)) if bias is None else bias.float() / factors
+    added = torch.zeros(len(weight)) if bias is None else bias.double() / factors.double()
     return {
         "weight": numbers, "weight_scale": scales, "weight_offset": torch.zeros_like(scales), "input_scale": step,
         "input_offset": offset, "deq_scale": factors,
-        "quant_bias": (added - offset * numbers.float().sum(-1)).round().to(torch.int32),
+        "quant_bias": (added - offset * numbers.double().sum(-1)).round().to(torch.int32),
     }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from tests.serving.configurations import PARALLEL, ours_on_npu, stock, stock_on_
 from tests.serving.family_prompts import prompts_of_lengths
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.quantised_models import BITS, WEIGHTS_FILE, write_compressed, write_quantised
-from tests.serving.rounding import distances, farther
+from tests.serving.rounding import distances, farther, quantile
 from tests.serving.test_redundant_experts import (
     MOST_ROUNDS,
     REBALANCE,
@@ -76,14 +76,24 @@ def test_answers_are_those_of_stock_sglang(npu_fork_server, quantised, prompts, 
     assert {count > 0 for count in replays} == {"ascend_moe_require_graphs" in SETUPS[setup]}
 
 
+@pytest.fixture(scope="module")
+def exact(fork_server, quantised, prompts) -> list[Answer]:
+    """What the weights that the quantised ones stand for answer in float32."""
+    with fork_server.start(stock(quantised.checkpoint, "float32")) as engine:
+        return engine.generate(prompts, NEW_TOKENS)
+
+
 @pytest.mark.parametrize("setup", ["one rank", "tp2-ep2 in graphs, int8 rows", "dp2-attention-ep2, int8 rows"])
-def test_checkpoints_of_compressed_tensors_give_the_answers_of_modelslim(
-    npu_fork_server, quantised, checkpoint, prompts, compare_all, tmp_path, setup
+def test_checkpoints_of_compressed_tensors_are_as_far_from_the_dequantised_weights_as_those_of_modelslim(
+    npu_fork_server, quantised, exact, checkpoint, prompts, tmp_path, setup
 ):
+    """SGLang keeps scales of dense layers in float32 here, in bfloat16 there: a token may be another one."""
     folder = write_compressed(checkpoint, tmp_path / "model", quantised.kind)
     with npu_fork_server.start(ours_on_npu(folder, **SETUPS[setup])) as engine:
-        outcomes = compare_all(engine, prompts, quantised.answers, RULE)
-    assert [outcome.fault for outcome in outcomes if outcome.fault] == []
+        answers = engine.generate(prompts, NEW_TOKENS)
+    found, known = distances(exact, answers), distances(exact, quantised.answers)
+    print("MEASURED", quantised.kind, setup, [(quantile(found, q), quantile(known, q)) for q in (0.25, 0.5, 0.75)])
+    assert farther(found, known) == []
 
 
 def test_experts_that_move_while_serving_change_no_token(npu_fork_server, quantised, prompts):
