@@ -80,8 +80,7 @@ def static_tensors(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
     factors = (step * scales).squeeze(-1)
     added = torch.zeros(len(weight)) if bias is None else bias.double() / factors.double()
     return {
-        "weight": numbers, "weight_scale": scales, "weight_offset": torch.zeros_like(scales), "input_scale": step,
-        "input_offset": offset, "deq_scale": factors,
+        "weight": numbers, "input_scale": step, "input_offset": offset, "deq_scale": factors,
         "quant_bias": (added - offset * numbers.double().sum(-1)).round().to(torch.int32),
     }  # fmt: skip
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, stack
+import torch
+from torch import Tensor
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving.host import kept_experts
@@ -27,12 +28,13 @@ from sglang_ascend_moe.serving.host.weight_formats import (
 )
 from sglang_ascend_moe.serving.launcher.scaled_weights import Block, is_multiplied_out
 
-SCALES = {
-    EIGHT_BITS: "weight_scale", FOUR_BITS: "weight_scale", FP8: "weight_scale_inv", STATIC: "weight_scale"
-}  # fmt: skip
-"""What the scale of a weight is called, by its format."""
-BIASES = ("quant_bias", "input_offset", "input_scale")
-"""Of `STATIC`: what the bias of a layer is in, which has none of its own."""
+PARTS = {
+    EIGHT_BITS: {"weight", "weight_scale"},
+    FOUR_BITS: {"weight", "weight_scale"},
+    FP8: {"weight", "weight_scale_inv"},
+    STATIC: {"weight", "deq_scale", "input_scale", "input_offset", "quant_bias"},
+}
+"""Which tensors of a layer stand for its weight, by its format; of `STATIC` for its bias, too."""
 
 
 def as_plain_model(_original: Callable[[Any], Any], _config: Any) -> None:
@@ -51,8 +53,8 @@ def dequantised(
 ) -> Iterator[tuple[str, Tensor]]:
     """Around `DefaultModelLoader._get_weights_iterator`: names and tensors of a checkpoint, dequantised or kept.
 
-    Raises `Unsupported` for a format that is not one of `SCALES` or that nothing says, `InvalidInput` for a weight
-    without its scale.
+    Raises `Unsupported` for a format that is not one of `PARTS` or that nothing says, `InvalidInput` for a layer
+    without one of them.
     """
     folder = Path(source.model_or_path)
     stored = formats_of(folder)
@@ -75,8 +77,7 @@ def _without_integers(weights: Iterable[tuple[str, Tensor]], path: str) -> Itera
 def multiply_out(
     weights: Iterable[tuple[str, Tensor]], stored: StoredFormats, folder: Path, *, keeps_experts: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a checkpoint in which each `NAME.weight` of `SCALES` stands for itself, its scale and what belongs to
-    it.
+    """Tensors of a checkpoint in which each `NAME.weight` in one of `PARTS` stands for those and what belongs to them.
 
     keeps_experts: integers of experts stay int8, beside their scales in fp32.
     """
@@ -87,21 +88,20 @@ def multiply_out(
         if kind == UNCHANGED or part == "bias":
             yield name, tensor
             continue
-        if kind not in SCALES or part == "weight_scale_second" or (part == "weight_offset" and bool(tensor.any())):
+        if kind not in PARTS or part == "weight_scale_second" or (part == "weight_offset" and bool(tensor.any())):
             raise Unsupported(
                 f"{folder}: {name} is {kind}, which a host does not dequantise; use a checkpoint in W8A8, W8A8_DYNAMIC"
                 " or W4A8_DYNAMIC, symmetric and with a scale per channel, or in fp8 with a scale per block"
             )
-        needed = {"weight", SCALES[kind], *(BIASES if kind == STATIC else ())}
-        if part not in needed:
+        if part not in PARTS[kind]:
             continue
         parts = waiting.setdefault(layer, {})
         parts[part] = tensor
-        if parts.keys() == needed:
+        if parts.keys() == PARTS[kind]:
             del waiting[layer]
             if kind == STATIC and f"{layer}.bias" not in stored.kinds:
                 yield from _bias(layer, parts)
-            name, numbers, scale = f"{layer}.weight", parts["weight"], parts[SCALES[kind]].float()
+            name, numbers, scale = f"{layer}.weight", parts["weight"], _scale(kind, parts)
             numbers = unpack(numbers) if kind == FOUR_BITS else numbers
             if keeps_experts and kind != FP8 and is_expert(name):
                 yield name, numbers
@@ -111,10 +111,23 @@ def multiply_out(
                 yield name, numbers.float() * spread_scale
     for layer, parts in waiting.items():
         kind = stored.kinds[f"{layer}.weight"]
-        missing = min({"weight", SCALES[kind], *(BIASES if kind == STATIC else ())} - parts.keys())
+        missing = min(PARTS[kind] - parts.keys())
         raise InvalidInput(
             f"{folder}: {layer}.{missing} is missing, though {stored.named_by} names it; use a whole copy"
         )
+
+
+def _scale(kind: str, parts: Mapping[str, Tensor]) -> Tensor:
+    """fp32 [to, 1], or of blocks."""
+    if kind != STATIC:
+        return parts["weight_scale_inv" if kind == FP8 else "weight_scale"].float()
+    return (_of_products(parts) / parts["input_scale"].double())[:, None].float()
+
+
+def _of_products(parts: Mapping[str, Tensor]) -> Tensor:
+    """The scales of a layer of `STATIC` by that of its rows, fp64 [to]; those for float16 are bits in int64."""
+    scales = parts["deq_scale"]
+    return (scales.to(torch.int32).view(torch.float32) if scales.dtype == torch.int64 else scales).double()
 
 
 def _bias(layer: str, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -123,8 +136,7 @@ def _bias(layer: str, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor
     added = parts["quant_bias"].double() + of_offset
     # Without a bias it is what rounding has left.
     if bool((added.abs() > 0.5).any()):
-        steps = parts["input_scale"].double() * parts[SCALES[STATIC]].double().squeeze(1)
-        yield f"{layer}.bias", (added * steps).float()
+        yield f"{layer}.bias", (added * _of_products(parts)).float()
 
 
 def spread(scale: Tensor, block: Block, shape: Iterable[int]) -> Tensor:
@@ -135,4 +147,4 @@ def spread(scale: Tensor, block: Block, shape: Iterable[int]) -> Tensor:
 
 def unpack(packed: Tensor) -> Tensor:
     """int8 [to / 2, from], the even channel in the low half of each -> int8 [to, from], -8 to 7."""
-    return stack(((packed << 4) >> 4, packed >> 4), dim=1).flatten(0, 1)
+    return torch.stack(((packed << 4) >> 4, packed >> 4), dim=1).flatten(0, 1)

@@ -177,21 +177,27 @@ def test_integers_of_a_hub_are_named():
         list(dequantised_weights.dequantised(lambda *_: iter(integers), None, source))
 
 
-STATIC_PARTS = ("weight", "weight_scale", "quant_bias", "input_offset", "input_scale")
+STATIC_PARTS = ("weight", "deq_scale", "quant_bias", "input_offset", "input_scale")
 
 
+@pytest.mark.parametrize("as_bits", [False, True], ids=["", "for float16"])
 @pytest.mark.parametrize("bias", [None, torch.linspace(-3, 3, 24)], ids=["", "bias"])
 @pytest.mark.parametrize("last_first", [False, True], ids=["as they lie", "backwards"])
-def test_dense_layers_whose_rows_have_a_known_scale_are_dequantised(bias, last_first):
+def test_dense_layers_whose_rows_have_a_known_scale_are_dequantised(bias, last_first, as_bits):
     weight = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
     parts = static_tensors(weight, bias)
+    scales = parts["deq_scale"]
+    if as_bits:
+        parts["deq_scale"] = scales.view(torch.int32).to(torch.int64)
     written = [(f"{LAYER}.{part}", tensor) for part, tensor in parts.items()]
     found = dict(multiply_out(written[::-1] if last_first else written, stored_as(STATIC), FOLDER))
-    assert torch.equal(found.pop(f"{LAYER}.weight"), dequantised(weight, "W8A8_DYNAMIC"))
+    # Their scales are a quotient of products.
+    expected = dequantised(weight, "W8A8_DYNAMIC")
+    torch.testing.assert_close(found.pop(f"{LAYER}.weight"), expected, rtol=2**-21, atol=0)
     if bias is not None:
         # It was rounded to a step of the products, and to float32.
         error = (found.pop(f"{LAYER}.bias") - bias).abs()
-        assert (error <= 0.5001 * parts["deq_scale"] + 2**-23 * bias.abs()).all()
+        assert (error <= 0.5001 * scales + 2**-23 * bias.abs()).all()
     assert not found
 
 
