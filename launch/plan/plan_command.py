@@ -175,7 +175,7 @@ def request_of(parsed: argparse.Namespace) -> Request:
 
 
 def _expert_bytes(parsed: argparse.Namespace, dtype: str, layers: int | None) -> int | None:
-    """Of one rank of the stage with most layers. Hosts dequantise what they load."""
+    """Of one rank of the stage with most layers. Hosts keep experts that are integers, and dequantise the others."""
     if parsed.model is None or not parsed.model.is_dir():
         return None
     weights = weight_bytes(parsed.model, ELEMENT_BYTES[dtype], dequantised=parsed.device != "npu")

@@ -249,10 +249,12 @@ NUMBERS = 4 * 8 * 3 * 64 * 128
 # Scales and offsets, of 4 bits sums, too, all in the dtype of the model: 1 a channel of gate and up, 16 one of down.
 CHANNELS = 4 * 8 * (2 * 64 + 128)
 SUMS = 4 * 8 * (2 * 64 + 16 * 128)
+# A host keeps numbers of 8 bits, as which it has those of 4, and scales in fp32.
+KEPT = NUMBERS + CHANNELS * 4
 EXPERT_BYTES = {
     "plain": (None, 2 * NUMBERS, 2 * NUMBERS),
-    "W8A8": ("W8A8_DYNAMIC", 2 * NUMBERS, NUMBERS + 2 * CHANNELS * 2),
-    "W4A8": ("W4A8_DYNAMIC", 2 * NUMBERS, NUMBERS // 2 + (2 * CHANNELS + SUMS) * 2),
+    "W8A8": ("W8A8_DYNAMIC", KEPT, NUMBERS + 2 * CHANNELS * 2),
+    "W4A8": ("W4A8_DYNAMIC", KEPT, NUMBERS // 2 + (2 * CHANNELS + SUMS) * 2),
 }
 
 
