@@ -45,6 +45,10 @@ class ReferenceModel:
             found.append(Answer([position[0].token for position in candidates], candidates))
         return found
 
+    def distances(self, prompt: list[int], answer: Answer) -> Tensor:
+        """The same of each token's candidates, [tokens]."""
+        return (self._logprobs(prompt, answer) - listed_logprobs(answer)).abs().amax(1)
+
     def _answer(self, prompt: list[int], new_tokens: int) -> Answer:
         """With the keys of earlier tokens kept, as servers keep them."""
         tokens, candidates, kept, given = [], [], None, torch.tensor([prompt])
@@ -56,16 +60,19 @@ class ReferenceModel:
                 kept, given = made.past_key_values, torch.tensor([tokens[-1:]])
         return Answer(tokens, candidates)
 
-    def distances(self, prompt: list[int], answer: Answer) -> Tensor:
-        """The same of each token's candidates, [tokens]."""
-        return (self._logprobs(prompt, answer) - listed_logprobs(answer)).abs().amax(1)
-
     def _logprobs(self, prompt: list[int], answer: Answer) -> Tensor:
         """This model's logprobs of the candidates, [tokens, candidates]."""
         with torch.inference_mode():
             logits = self._model(torch.tensor([prompt + answer.tokens[:-1]])).logits[0, len(prompt) - 1 :]
         tokens = torch.tensor([[candidate.token for candidate in position] for position in answer.candidates])
         return logits.log_softmax(-1).gather(1, tokens)
+
+
+def _candidates(logits: Tensor) -> list[list[Candidate]]:
+    """The likeliest tokens of each position [positions, vocabulary]."""
+    best = logits.float().log_softmax(-1).topk(TOP_LOGPROBS)
+    positions = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[Candidate(*pair) for pair in zip(*position, strict=True)] for position in positions]
 
 
 def listed_logprobs(answer: Answer) -> Tensor:
