@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sglang_ascend_moe.launch.comparison import Answer
+from sglang_ascend_moe.launch.comparison import Answer, Candidate
 from tests.npu.operators.quantisation import by_row
+from tests.serving.engine_process import TOP_LOGPROBS
 
 Damage = Callable[[Any], None]
 
