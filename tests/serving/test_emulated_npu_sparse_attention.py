@@ -46,13 +46,14 @@ DIVIDED = {
     "cp2": {"tp_size": 2, **TOKENS, **OURS},
     "cp2 x dp2": {**GROUPS, **TOKENS, **OURS, "moe_dense_tp_size": 1, "enable_dp_lm_head": True},
     "cp2 in pieces": {"tp_size": 2, **PIECES, **OURS},
+    "cp2 in pieces, two stages": {"tp_size": 2, "pp_size": 2, **PIECES},
 }
 # SGLang does not divide texts of DeepSeek-V3.2 into pieces.
 CASES = [
     (family, setup)
     for family in FAMILIES
     for setup in ("stock as ours", *SETUPS, *DIVIDED)
-    if (family, setup) != ("deepseek_v32", "cp2 in pieces")
+    if family != "deepseek_v32" or "in pieces" not in setup
 ]
 # Stock SGLang on one rank rounds elsewhere. Eagerly: in graphs its indexers turn keys by the positions of a warm-up.
 AS_OURS = ("combine_as_across_ranks", "keep_router_weights", "name_scoring_function")

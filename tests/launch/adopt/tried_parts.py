@@ -12,6 +12,7 @@ class Where(Enum):
 
     BOTH = "on hosts and emulated NPUs"
     HOST = "on hosts only"
+    NPU = "on emulated NPUs only"
     NOWHERE = "nowhere"
 
 
@@ -22,7 +23,9 @@ LAYERS = {
     "qwen3-235b-a22b": "Qwen3-MoE",
     "qwen3-30b-a3b": "Qwen3-MoE",
 }
-"""Models whose layers are those of a tiny model that has run; of others only the MoE blocks have, on hosts."""
+SPARSE_LAYERS = {"deepseek-v3-2": "DeepSeek-V3.2", "glm5-1": "GLM-5"}
+"""Models whose layers are those of a tiny model that has run, those with sparse attention where SGLang has it; of others
+only the MoE blocks have, on hosts."""
 
 
 def tried(recipe: Recipe) -> dict[Where, list[str]]:
@@ -31,9 +34,9 @@ def tried(recipe: Recipe) -> dict[Where, list[str]]:
     names = {name for name, _, _ in flags}
     drafts = sorted({value for name, _, value in flags if name == "--speculative-algorithm"})
     apart = "both" not in recipe.servers
-    known = LAYERS.get(recipe.model)
+    known = LAYERS.get(recipe.model) or SPARSE_LAYERS.get(recipe.model)
     parts = [
-        (f"layers of {known}", Where.BOTH if known else None),
+        (f"layers of {known}", Where.NPU if recipe.model in SPARSE_LAYERS else Where.BOTH if known else None),
         ("its MoE blocks", None if known else Where.HOST),
         ("its attention", None if known else Where.NOWHERE),
         ("data-parallel attention", Where.BOTH if "--enable-dp-attention" in names else None),
