@@ -31,6 +31,7 @@ from tests.serving.quantised_models import (
     write_dequantised,
     write_fp8,
     write_quantised,
+    write_static,
 )
 
 FOLDER = Path("/models/moe")
@@ -199,6 +200,20 @@ def test_dense_layers_whose_rows_have_a_known_scale_are_dequantised(bias, last_f
         error = (found.pop(f"{LAYER}.bias") - bias).abs()
         assert (error <= 0.5001 * scales + 2**-23 * bias.abs()).all()
     assert not found
+
+
+def test_a_checkpoint_with_such_layers_has_the_tensors_of_the_dequantised_one(tmp_path):
+    """Biases of attention among them, which it has within other tensors."""
+    plain = write_checkpoint(tmp_path / "plain", "qwen2_moe")
+    folder = write_static(plain, tmp_path / "quantised", "W8A8_DYNAMIC")
+    stored = formats_of(folder)
+    assert stored.integer_experts
+    found = dict(multiply_out(load_file(folder / WEIGHTS_FILE).items(), stored, folder))
+    expected = load_file(write_dequantised(plain, tmp_path / "dequantised", "W8A8_DYNAMIC") / PLAIN_FILE)
+    assert found.keys() == expected.keys()
+    assert any(name.endswith("q_proj.bias") for name in found)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].float(), tensor.float(), rtol=2**-20, atol=1e-7, msg=name)
 
 
 @pytest.mark.parametrize("missing", STATIC_PARTS)
