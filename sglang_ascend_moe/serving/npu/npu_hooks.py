@@ -42,8 +42,8 @@ HOOKS: tuple[Hook, ...] = (
         f"{SRT}.layers.attention.dsa.dsa_npu_indexer.DSANPUIndexerMixin.forward_npu",
         HookKind.AROUND,
         indexed_batches.index,
-        "SGLang's indexers in a graph turn keys by the positions of its warm-up, which are gone when it is replayed, and"
-        " a rank with padding alone gives them an empty block table",
+        "SGLang's indexers in a graph turn keys by positions of its warm-up, which are gone when it is replayed; where"
+        " a rank has padding alone, they have an empty block table",
         Where.NPU,
         mends=SglangFault(),
     ),
