@@ -168,14 +168,14 @@ def request_of(parsed: argparse.Namespace) -> Request:
             f"--window-factor {parsed.window_factor:g}: --window-bytes says how large the window is; leave one out"
         )
     decode = {"prefill": 1, "decode": parsed.max_tokens, "both": parsed.decode_tokens or parsed.max_tokens}
-    if read.layers is not None and parsed.pp_size > read.layers:
-        raise InvalidInput(f"--pp-size {parsed.pp_size}: {parsed.model} has {read.layers} layers")
+    if read.layers is not None and parsed.stages > read.layers:
+        raise InvalidInput(f"--stages {parsed.stages}: {parsed.model} has {read.layers} layers")
     bytes_of_rank = _expert_bytes(parsed, dtype, read.layers)
-    return Request(read.name, parsed.role, parameters, decode[parsed.role], bytes_of_rank, parsed.pp_size)
+    return Request(read.name, parsed.role, parameters, decode[parsed.role], bytes_of_rank, parsed.stages)
 
 
 def _expert_bytes(parsed: argparse.Namespace, dtype: str, layers: int | None) -> int | None:
-    """Of one rank of the stage with most layers. Hosts dequantise what they load."""
+    """Of one rank of the stage with most layers. Hosts keep experts that are integers, and dequantise the others."""
     if parsed.model is None or not parsed.model.is_dir():
         return None
     weights = weight_bytes(parsed.model, ELEMENT_BYTES[dtype], dequantised=parsed.device != "npu")
@@ -183,7 +183,7 @@ def _expert_bytes(parsed: argparse.Namespace, dtype: str, layers: int | None) ->
         return None
     of_stage = weights.experts
     if layers is not None:
-        of_stage = -(-weights.experts * -(-layers // parsed.pp_size) // layers)
+        of_stage = -(-weights.experts * -(-layers // parsed.stages) // layers)
     return -(-of_stage // parsed.ranks)
 
 
@@ -293,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--quant", choices=("none", "int8"), default="none", help="how rows travel to experts")
     memory.add_argument("--ranks", type=_positive, required=True, help="of the exchange")
     memory.add_argument(
-        "--pp-size", type=_positive, default=1, metavar="STAGES",
+        "--stages", type=_positive, default=1,
         help="of a pipeline, each with --ranks of its own and a part of the layers (default 1)",
     )  # fmt: skip
     memory.add_argument(

@@ -24,6 +24,9 @@ from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE
 BITS = {"W8A8_DYNAMIC": 8, "W4A8_DYNAMIC": 4}
 """Of the weights, by what modelslim calls the format of the experts."""
 
+STATIC = "W8A8"
+"""What modelslim calls dense layers whose rows are quantised by a scale and an offset that the checkpoint has."""
+
 FP8 = "FP8"
 BLOCK = (32, 48)
 """Rows and columns of a weight that share a scale; 128 each in published checkpoints."""
@@ -67,6 +70,21 @@ def eights(quantised: Quantised, parts: int) -> Tensor:
     return 8 * scaled.unflatten(-1, (parts, -1)).sum(-1)
 
 
+def static_tensors(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """What a checkpoint has of a dense layer of `STATIC`, by the endings of names; the bias is within `quant_bias`.
+
+    It is rounded to a step of the products, which is smaller here than where rows are quantised by it.
+    """
+    numbers, scales = by_channel(weight, 8)
+    step, offset = torch.tensor([1e-5]), torch.tensor([-12.0])
+    factors = (step * scales).squeeze(-1)
+    added = torch.zeros(len(weight)) if bias is None else bias.double() / factors.double()
+    return {
+        "weight": numbers, "input_scale": step, "input_offset": offset, "deq_scale": factors,
+        "quant_bias": (added - offset * numbers.double().sum(-1)).round().to(torch.int32),
+    }  # fmt: skip
+
+
 def expert_tensors(weight: Tensor, kind: str, *, down: bool) -> dict[str, Tensor]:
     """What a checkpoint has of one projection of experts, [..., to, from], by the endings of names."""
     quantised = by_channel(weight, BITS[kind])
@@ -105,7 +123,27 @@ def write_quantised(checkpoint: Path, folder: Path, kind: str) -> Path:
     """Quantise a tiny model as modelslim does, with experts of `kind`, into `folder`, which must not exist; returns
     it.
     """
+    return _write_described(folder, kind, *_quantise(checkpoint, folder, kind))
+
+
+def write_static(checkpoint: Path, folder: Path, kind: str) -> Path:
+    """The same with dense layers of `STATIC`."""
     described, tensors = _quantise(checkpoint, folder, kind)
+    plain = load_file(checkpoint / PLAIN_FILE)
+    for name in [name for name in described if name in plain and not _EXPERT.fullmatch(name)]:
+        if described[name] == "FLOAT":
+            continue
+        stem = name.removesuffix(".weight")
+        for ending in ("weight", "weight_scale", "weight_offset", "bias"):
+            described.pop(f"{stem}.{ending}", None), tensors.pop(f"{stem}.{ending}", None)
+        parts = static_tensors(plain[name], plain.get(f"{stem}.bias"))
+        found = {f"{stem}.{ending}": part for ending, part in parts.items()}
+        tensors |= found
+        described |= dict.fromkeys(found, STATIC)
+    return _write_described(folder, kind, described, tensors)
+
+
+def _write_described(folder: Path, kind: str, described: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
     described |= {"model_quant_type": kind, "version": "1.0.0", "metadata": {}, "group_size": 0}
     (folder / MODELSLIM_FILE).write_text(json.dumps(described, indent=2))
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

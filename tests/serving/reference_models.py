@@ -1,13 +1,16 @@
 """Hugging Face's own implementation of a checkpoint, and ways to make it a wrong model."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sglang_ascend_moe.launch.comparison import Answer, Candidate
+from tests.npu.operators.quantisation import by_row
 from tests.serving.engine_process import TOP_LOGPROBS
 
 Damage = Callable[[Any], None]
@@ -27,7 +30,7 @@ class ReferenceModel:
 
     def distance(self, prompt: list[int], answer: Answer) -> float:
         """Largest difference between the logprob of a candidate of `answer` and this model's for the same token."""
-        return float((self._logprobs(prompt, answer) - listed_logprobs(answer)).abs().max())
+        return float(self.distances(prompt, answer).max())
 
     def answers(self, prompts: list[list[int]], new_tokens: int) -> list[Answer]:
         """Greedy continuations, one prompt after the other."""
@@ -43,6 +46,10 @@ class ReferenceModel:
             found.append(Answer([position[0].token for position in candidates], candidates))
         return found
 
+    def distances(self, prompt: list[int], answer: Answer) -> Tensor:
+        """The same of each token's candidates, [tokens]."""
+        return (self._logprobs(prompt, answer) - listed_logprobs(answer)).abs().amax(1)
+
     def _answer(self, prompt: list[int], new_tokens: int) -> Answer:
         """With the keys of earlier tokens kept, as servers keep them."""
         tokens, candidates, kept, given = [], [], None, torch.tensor([prompt])
@@ -54,7 +61,7 @@ class ReferenceModel:
                 kept, given = made.past_key_values, torch.tensor([tokens[-1:]])
         return Answer(tokens, candidates)
 
-    def _logprobs(self, prompt: list[int], answer: Answer) -> torch.Tensor:
+    def _logprobs(self, prompt: list[int], answer: Answer) -> Tensor:
         """This model's logprobs of the candidates, [tokens, candidates]."""
         with torch.inference_mode():
             logits = self._model(torch.tensor([prompt + answer.tokens[:-1]])).logits[0, len(prompt) - 1 :]
@@ -62,16 +69,38 @@ class ReferenceModel:
         return logits.log_softmax(-1).gather(1, tokens)
 
 
-def _candidates(logits: torch.Tensor) -> list[list[Candidate]]:
+def _candidates(logits: Tensor) -> list[list[Candidate]]:
     """The likeliest tokens of each position [positions, vocabulary]."""
     best = logits.float().log_softmax(-1).topk(TOP_LOGPROBS)
     positions = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [[Candidate(*pair) for pair in zip(*position, strict=True)] for position in positions]
 
 
-def listed_logprobs(answer: Answer) -> torch.Tensor:
+def listed_logprobs(answer: Answer) -> Tensor:
     """Logprobs of the candidates of an answer, [tokens, candidates]."""
     return torch.tensor([[candidate.logprob for candidate in position] for position in answer.candidates])
+
+
+def with_quantised_rows(model: Any) -> None:
+    """Rows are quantised before each product of a routed expert."""
+    for name, module in model.named_modules():
+        if name.endswith(".mlp.experts"):
+            module.forward = partial(_of_quantised_rows, module)
+
+
+def _of_quantised_rows(experts: Any, rows: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    sums = torch.zeros_like(rows)
+    for expert in ids.unique().tolist():
+        tokens, places = torch.where(ids == expert)
+        gate, up = (_quantised(rows[tokens]) @ experts.gate_up_proj[expert].T).chunk(2, dim=-1)
+        results = _quantised(experts.act_fn(gate) * up) @ experts.down_proj[expert].T
+        sums.index_add_(0, tokens, results * weights[tokens, places, None])
+    return sums
+
+
+def _quantised(rows: Tensor) -> Tensor:
+    numbers, scales = by_row(rows)
+    return numbers.float() * scales[:, None]
 
 
 def without_shared_experts(model: Any) -> None:

@@ -1,6 +1,7 @@
-"""Whole engines on emulated NPUs with checkpoints as modelslim writes them: W8A8 attention, experts in W8A8 or W4A8.
+"""Whole engines on emulated NPUs with quantised checkpoints: W8A8 attention, experts in W8A8 or W4A8.
 
-Judged by stock SGLang on one emulated NPU with the same checkpoint. No NPU has run this.
+Judged by stock SGLang on one emulated NPU with the checkpoint that modelslim would write; that of compressed-tensors
+has the same numbers, and stock SGLang ends with its W8A8. No NPU has run this.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from tests.serving.configurations import PARALLEL, ours_on_npu, stock, stock_on_npu
 from tests.serving.family_prompts import prompts_of_lengths
 from tests.serving.prompts import NEW_TOKENS
-from tests.serving.quantised_models import BITS, WEIGHTS_FILE, write_quantised
-from tests.serving.rounding import distances, farther
+from tests.serving.quantised_models import BITS, WEIGHTS_FILE, write_compressed, write_quantised
+from tests.serving.rounding import distances, farther, quantile
 from tests.serving.test_redundant_experts import (
     MOST_ROUNDS,
     REBALANCE,
@@ -73,6 +74,26 @@ def test_answers_are_those_of_stock_sglang(npu_fork_server, quantised, prompts, 
         replays = [state.graphs.replays for states in engine.inspect().states for state in states]
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
     assert {count > 0 for count in replays} == {"ascend_moe_require_graphs" in SETUPS[setup]}
+
+
+@pytest.fixture(scope="module")
+def exact(fork_server, quantised, prompts) -> list[Answer]:
+    """What the weights that the quantised ones stand for answer in float32."""
+    with fork_server.start(stock(quantised.checkpoint, "float32")) as engine:
+        return engine.generate(prompts, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("setup", ["one rank", "tp2-ep2 in graphs, int8 rows", "dp2-attention-ep2, int8 rows"])
+def test_checkpoints_of_compressed_tensors_are_as_far_from_the_dequantised_weights_as_those_of_modelslim(
+    npu_fork_server, quantised, exact, checkpoint, prompts, tmp_path, setup
+):
+    """SGLang keeps scales of dense layers in float32 here, in bfloat16 there: a token may be another one."""
+    folder = write_compressed(checkpoint, tmp_path / "model", quantised.kind)
+    with npu_fork_server.start(ours_on_npu(folder, **SETUPS[setup])) as engine:
+        answers = engine.generate(prompts, NEW_TOKENS)
+    found, known = distances(exact, answers), distances(exact, quantised.answers)
+    print("MEASURED", quantised.kind, setup, [(quantile(found, q), quantile(known, q)) for q in (0.25, 0.5, 0.75)])
+    assert farther(found, known) == []
 
 
 def test_experts_that_move_while_serving_change_no_token(npu_fork_server, quantised, prompts):

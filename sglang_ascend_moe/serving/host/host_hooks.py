@@ -11,6 +11,7 @@ from sglang_ascend_moe.serving.host import (
     fixes,
     host_memory,
     host_models,
+    kept_experts,
     process_start,
     speculation,
     unnamed_memory,
@@ -241,6 +242,12 @@ HOOKS: tuple[Hook, ...] = (
                 dequantised_weights.dequantised,
             ),
         )
+    ),
+    host_hook(
+        f"{SRT}.model_loader.loader._initialize_model",
+        HookKind.AROUND,
+        kept_experts.build_model,
+        "experts in int8 read half the bytes, and SGLang's CPU layer has room for floats only",
     ),
     host_hook(
         f"{SRT}.eplb.expert_distribution._ExpertDistributionRecorderReal._on_hook",

@@ -166,14 +166,16 @@ def estimate_server(model: ModelSizes, server: ServerSizes, options: Options | N
     scheduling = scheduling_of(model, server)
     layers = -(-model.layers // server.stages) + server.draft_layers
     windows = _window_bytes(model, server, options, scheduling)
-    weights = weight_bytes(model.folder, model.element_bytes)
-    draft = None if server.draft_folder is None else weight_bytes(server.draft_folder, model.element_bytes)
+    folders = [model.folder] if server.draft_folder is None else [model.folder, server.draft_folder]
+    weights, *draft = (
+        weight_bytes(folder, model.element_bytes, keeps_experts=options is not None) for folder in folders
+    )
     return ServerEstimate(
         ranks=server.ranks,
         weights=None
         if weights is None
         else server.replicas
-        * sum(part.on_host(server.tp, server.attention_copies) for part in (weights, draft) if part is not None),
+        * sum(part.on_host(server.tp, server.attention_copies) for part in (weights, *draft) if part is not None),
         processes=server.ranks * RANK_PROCESS + OTHER_PROCESSES,
         needs=rank_needs(scheduling, windows, graph_bytes(model, server)),
         token=layers * model.layer_token_bytes(server.attention_ranks),

@@ -1,7 +1,8 @@
-"""In which formats the weights of a checkpoint are stored that a host multiplies out."""
+"""In which formats the weights of a checkpoint are stored that a host multiplies out, and which of them it keeps."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,13 @@ from sglang_ascend_moe.serving.host.tensor_headers import headers_of
 from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE, tensor_formats
 from sglang_ascend_moe.serving.launcher.scaled_weights import Block, block_of, has_channels, settings_of
 
-FP8, EIGHT_BITS, FOUR_BITS = "FP8", "W8A8_DYNAMIC", "W4A8_DYNAMIC"
-"""Formats by modelslim's words, and that of DeepSeek-V3 as it is published."""
+FP8, EIGHT_BITS, FOUR_BITS, STATIC = "FP8", "W8A8_DYNAMIC", "W4A8_DYNAMIC", "W8A8"
+"""Formats by modelslim's words, and that of DeepSeek-V3 as it is published. STATIC: rows have a scale and an offset
+that are known before, for which a host, that does not quantise them, has no use."""
 
-NUMBERS_IN_BYTE = {FP8: 1, EIGHT_BITS: 1, FOUR_BITS: 2}
+NUMBERS_IN_BYTE = {FP8: 1, EIGHT_BITS: 1, FOUR_BITS: 2, STATIC: 1}
+UNCHANGED = "FLOAT"
+_EXPERT = re.compile(r".*\.experts\.\d+\.\w+\.weight")
 
 
 class StoredFormats(NamedTuple):
@@ -28,6 +32,20 @@ class StoredFormats(NamedTuple):
     kinds: Mapping[str, str]
     block: Block | None
     named_by: str
+
+    @property
+    def integer_experts(self) -> bool:
+        """Whether the routed experts, of all layers, are integers with a scale for each channel: then experts of a host
+        multiply them as they are, those of 4 bits as 8. Every other weight is dequantised."""
+        return {kind for name, kind in self.kinds.items() if is_expert(name)} in ({EIGHT_BITS}, {FOUR_BITS}, _BOTH)
+
+
+_BOTH = {EIGHT_BITS, FOUR_BITS}
+
+
+def is_expert(name: str) -> bool:
+    """Whether a tensor is the weight of a routed expert."""
+    return _EXPERT.fullmatch(name) is not None
 
 
 def formats_of(folder: Path) -> StoredFormats | None:
@@ -56,6 +74,8 @@ def formats_of(folder: Path) -> StoredFormats | None:
             # Two channels in a byte, if it is a scale for each channel.
             packed = scale is not None and scale.shape[0] == 2 * header.shape[0]
             kinds[name] = FOUR_BITS if packed else EIGHT_BITS
+        elif is_expert(name):
+            kinds[name] = UNCHANGED
     return StoredFormats(kinds, block, "config.json")
 
 

@@ -233,7 +233,7 @@ CONFLICTS = (
         "--quantization",
         _quantised_for_the_host,
         "the experts are computed in the dtype of the rows",
-        "leave it out; checkpoints in fp8, W8A8 and W4A8 are dequantised when they are loaded",
+        "leave it out; checkpoints in fp8, W8A8 and W4A8 say so themselves",
     ),
     Conflict(
         "--modelopt-quant",

@@ -185,10 +185,10 @@ def refuse_model(model: Model, division: Division, *, on_npu: bool) -> None:
     """Raise `Unsupported` if `--ascend-moe` cannot serve the model, or not on so many ranks."""
     served = model.quantisation in NPU_QUANTISATIONS if on_npu else model.multiplied_out
     if model.quantisation is not None and not served:
-        instead = "" if on_npu else ", fp8 in blocks (a folder of this machine)"
+        instead = "" if on_npu else "a folder of this machine with one in fp8 in blocks or "
         raise Unsupported(
             f"the checkpoint {model.path} is quantised ({model.quantisation}), which --ascend-moe does not support yet;"
-            f" use one in bfloat16 or float16{instead}, or W8A8 or W4A8 of {' or '.join(NPU_QUANTISATIONS)}"
+            f" use one in bfloat16 or float16, or {instead}in W8A8 or W4A8 of {' or '.join(NPU_QUANTISATIONS)}"
         )
     if others := sorted(model.expert_formats - EXPERT_FORMATS):
         raise Unsupported(

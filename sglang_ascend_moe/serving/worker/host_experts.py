@@ -2,7 +2,7 @@
 
 The operators are those of SGLang's `moe_forward_native`, so that an expert's output is bit for bit the same for the
 same rows: gate and up in one product in the dtype of the rows; biases added in float32; activation and product rounded
-to it each.
+to it each. Weights that are int8 are multiplied otherwise: see `int8_experts`.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.serving.worker import int8_experts
 from sglang_ascend_moe.serving.worker.expert_activations import activation_of
 
 ROWS_TOGETHER = 512
@@ -21,6 +22,9 @@ ROWS_TOGETHER = 512
 def compute(layer: Any, rows: ExpertRows) -> None:
     """Run the local experts of `layer`, SGLang's `FusedMoE`, on the rows of the window; writes `rows.out`."""
     activation = activation_of(layer)
+    if layer.w13_weight.dtype == torch.int8:
+        int8_experts.compute(layer, rows, activation, ROWS_TOGETHER)
+        return
     first_bias, second_bias = getattr(layer, "w13_weight_bias", None), getattr(layer, "w2_weight_bias", None)
     sizes = rows.counts.tolist()
     total = sum(sizes)

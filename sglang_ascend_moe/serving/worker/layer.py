@@ -300,7 +300,9 @@ def _refuse_layer(layer: Any) -> None:
     }
     for what, present in found.items():
         if present:
-            raise Unsupported(f"MoE layer {layer.layer_id} has {what}, which --ascend-moe does not support")
+            raise Unsupported(
+                f"MoE layer {layer.layer_id} has {what}, which --ascend-moe does not support; serve it without"
+            )
     if not hooks.on_npu():
         activation_of(layer)
 

@@ -1,15 +1,17 @@
 """Groups that the ranks of one pipeline stage make among themselves, and what all stages find out together.
 
-Without `--pp-size` the one stage is the whole server.
+Without `--pp-size` the one stage is the whole server. Commands import this module, and have to be light: torch comes
+with the first call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 T = TypeVar("T")
 
@@ -19,11 +21,14 @@ def new_group(ranks: Sequence[int], timeout: timedelta) -> dist.ProcessGroup:
 
     Stages may make different numbers of groups: they are told apart by their ranks.
     """
+    import torch.distributed as dist
+
     return dist.new_group(list(ranks), backend="gloo", timeout=timeout, use_local_synchronization=True)
 
 
 def of_all_stages(own: T) -> list[T]:
     """What the ranks of all stages have that are as many-eth there as this one, by stage; every rank calls it."""
+    import torch.distributed as dist
     from sglang.srt.runtime_context import get_parallel
 
     parallel = get_parallel()

@@ -249,10 +249,12 @@ NUMBERS = 4 * 8 * 3 * 64 * 128
 # Scales and offsets, of 4 bits sums, too, all in the dtype of the model: 1 a channel of gate and up, 16 one of down.
 CHANNELS = 4 * 8 * (2 * 64 + 128)
 SUMS = 4 * 8 * (2 * 64 + 16 * 128)
+# A host keeps numbers of 8 bits, as which it has those of 4, and scales in fp32.
+KEPT = NUMBERS + CHANNELS * 4
 EXPERT_BYTES = {
     "plain": (None, 2 * NUMBERS, 2 * NUMBERS),
-    "W8A8": ("W8A8_DYNAMIC", 2 * NUMBERS, NUMBERS + 2 * CHANNELS * 2),
-    "W4A8": ("W4A8_DYNAMIC", 2 * NUMBERS, NUMBERS // 2 + (2 * CHANNELS + SUMS) * 2),
+    "W8A8": ("W8A8_DYNAMIC", KEPT, NUMBERS + 2 * CHANNELS * 2),
+    "W4A8": ("W4A8_DYNAMIC", KEPT, NUMBERS // 2 + (2 * CHANNELS + SUMS) * 2),
 }
 
 
@@ -323,7 +325,7 @@ def test_comparison_has_a_row_for_each_model_and_number_of_ranks(capsys: pytest.
 def test_stages_share_layers_and_have_ranks_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--model", str(write_checkpoint(tmp_path)), "--ranks", "2", "--max-tokens", "20", "--device", "cpu"]
     plans = []
-    for stages in ([], ["--pp-size", "2"], ["--pp-size", "3"]):
+    for stages in ([], ["--stages", "2"], ["--stages", "3"]):
         assert plan(*arguments, *stages, "--json") == OK
         plans.append(msgspec.json.decode(capsys.readouterr().out, type=MemoryPlan))
     one, two, three = plans
@@ -331,9 +333,9 @@ def test_stages_share_layers_and_have_ranks_each(tmp_path: Path, capsys: pytest.
     assert one.memory == two.memory == three.memory
     # Of four layers the stage with most has two.
     assert (one.expert_bytes, two.expert_bytes, three.expert_bytes) == (2 * NUMBERS, NUMBERS, NUMBERS)
-    assert plan(*arguments, "--pp-size", "2") == OK
+    assert plan(*arguments, "--stages", "2") == OK
     shown = capsys.readouterr().out
     assert "on 2 ranks of each of 2 stages" in shown
     assert f"{4 * one.memory.total:,}" in shown
-    assert plan(*arguments, "--pp-size", "5") == WRONG_USAGE
-    assert "--pp-size 5" in capsys.readouterr().err
+    assert plan(*arguments, "--stages", "5") == WRONG_USAGE
+    assert "--stages 5" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.serving.host.checkpoint_bytes import WeightBytes, weight_bytes
+from sglang_ascend_moe.serving.host.tensor_headers import headers_of
 from tests.serving.quantised_models import BITS, write_compressed, write_fp8, write_quantised
 
 
@@ -50,7 +51,14 @@ def test_floats_take_the_dtype_that_the_model_is_served_in(tmp_path: Path):
 @pytest.mark.parametrize("kind", BITS)
 def test_quantised_weights_are_counted_as_they_are_served(tmp_path: Path, write, kind: str):
     plain = write_checkpoint(tmp_path / "plain")
-    assert weight_bytes(write(plain, tmp_path / "quantised", kind), 4) == weight_bytes(plain, 4)
+    folder = write(plain, tmp_path / "quantised", kind)
+    expected = weight_bytes(plain, 4)
+    assert weight_bytes(folder, 4, keeps_experts=False) == expected
+    if write is not write_fp8:
+        # A byte for each number, and a scale for each channel.
+        scales = sum(4 * header.shape[0] for name, header in headers_of(plain) if ".experts." in name)
+        expected = expected._replace(experts=expected.experts // 4 + scales)
+    assert weight_bytes(folder, 4) == expected
 
 
 def test_ranks_divide_experts_and_each_copy_of_attention_holds_the_rest():

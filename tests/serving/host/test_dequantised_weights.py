@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,17 +12,21 @@ from safetensors.torch import load_file, save_file
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.host import dequantised_weights
 from sglang_ascend_moe.serving.host.dequantised_weights import multiply_out, unpack
 from sglang_ascend_moe.serving.host.weight_formats import StoredFormats, formats_of
+from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE
 from sglang_ascend_moe.serving.launcher.scaled_weights import Block
 from tests.serving.quantised_models import (
     BLOCK,
     FP8,
     PLAIN_FILE,
+    STATIC,
     WEIGHTS_FILE,
     by_block,
     dequantised,
     pack,
+    static_tensors,
     write_compressed,
     write_dequantised,
     write_fp8,
@@ -60,6 +66,44 @@ def test_each_weight_is_its_numbers_by_its_scales(plain, tmp_path, write, kind: 
     assert {stored.kinds.get(name, "FLOAT") for name in expected} == {"FLOAT", *others}
 
 
+@pytest.mark.parametrize("last_first", [False, True], ids=["as they lie", "backwards"])
+@pytest.mark.parametrize(("write", "kind", "file"), list(WRITTEN.values())[:-1], ids=list(WRITTEN)[:-1])
+def test_experts_that_are_kept_are_their_numbers_and_scales(plain, tmp_path, write, kind, file, last_first):
+    folder = write(plain, tmp_path / "quantised", kind)
+    stored = formats_of(folder)
+    assert stored.integer_experts
+    written = list(load_file(folder / file).items())
+    found = dict(multiply_out(written[::-1] if last_first else written, stored, folder, keeps_experts=True))
+    expected = load_file(write_dequantised(plain, tmp_path / "dequantised", kind) / PLAIN_FILE)
+    scales = {f"{name}_scale" for name in expected if ".experts." in name}
+    assert found.keys() == expected.keys() | scales
+    for name, tensor in expected.items():
+        if ".experts." in name:
+            assert (found[name].dtype, found[f"{name}_scale"].dtype) == (torch.int8, torch.float32)
+            assert torch.equal(found[name].float() * found[f"{name}_scale"], tensor), name
+        else:
+            assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("write", [write_quantised, write_compressed])
+def test_experts_are_kept_in_all_layers_or_none(plain, tmp_path, write):
+    """As of a checkpoint whose last layer, which drafts, is not quantised."""
+    folder = write(plain, tmp_path / "quantised", "W8A8_DYNAMIC")
+    kinds = formats_of(folder).kinds
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    if write is write_quantised:
+        (folder / MODELSLIM_FILE).write_text(json.dumps({**kinds, name: "FLOAT"}))
+    else:
+        tensors = load_file(folder / PLAIN_FILE)
+        save_file(tensors | {name: tensors[name].bfloat16()}, folder / PLAIN_FILE)
+    assert kinds[name] == "W8A8_DYNAMIC"
+    assert not formats_of(folder).integer_experts
+
+
+def test_fp8_is_not_kept(plain, tmp_path):
+    assert not formats_of(write_fp8(plain, tmp_path / "quantised")).integer_experts
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (32, 48), (33, 49), (64, 96), (100, 200)], ids=str)
 def test_blocks_at_the_ends_of_a_weight_are_cut(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -96,10 +140,10 @@ def tensors_of(**changed: torch.Tensor | None) -> list[tuple[str, torch.Tensor]]
 
 
 REFUSED = {
-    "static": (
-        "W8A8",
+    "of floats by 16 bits": (
+        "W8A16",
         {},
-        "up_proj.weight is W8A8, which a host does not dequantise; use a checkpoint in W8A8_DYNAMIC",
+        "up_proj.weight is W8A16, which a host does not dequantise; use a checkpoint in W8A8, W8A8_DYNAMIC",
     ),
     "of floats": ("W8A8_MXFP8", {}, "W8A8_MXFP8, which a host"),
     "asymmetric": ("W8A8_DYNAMIC", {"weight_offset": torch.ones(4, 1)}, "up_proj.weight_offset is W8A8_DYNAMIC, which"),
@@ -121,6 +165,59 @@ def test_other_formats_are_named(kind, changed, said):
 def test_what_is_missing_is_named(missing: str):
     with pytest.raises(InvalidInput, match=f"/models/moe: {LAYER}.{missing} is missing, though"):
         list(multiply_out(tensors_of(**{missing: None}), stored_as("W8A8_DYNAMIC"), FOLDER))
+
+
+def test_integers_of_a_hub_are_named():
+    source = SimpleNamespace(model_or_path="someone/model", model_config=None)
+    of_hub = [(f"{LAYER}.weight", torch.ones(4, 8)), (f"{LAYER}.other", torch.ones(4).int())]
+    found = dequantised_weights.dequantised(lambda *_: iter(of_hub), None, source)
+    assert [name for name, _ in found] == [name for name, _ in of_hub]
+    integers = [(f"{LAYER}.weight", torch.ones(4, 8).to(torch.int8))]
+    with pytest.raises(Unsupported, match=rf"someone/model: {LAYER}.weight is torch.int8.*download it, and give"):
+        list(dequantised_weights.dequantised(lambda *_: iter(integers), None, source))
+
+
+STATIC_PARTS = ("weight", "deq_scale", "quant_bias", "input_offset", "input_scale")
+
+
+@pytest.mark.parametrize("as_bits", [False, True], ids=["", "for float16"])
+@pytest.mark.parametrize("bias", [None, torch.linspace(-3, 3, 24)], ids=["", "bias"])
+@pytest.mark.parametrize("last_first", [False, True], ids=["as they lie", "backwards"])
+def test_dense_layers_whose_rows_have_a_known_scale_are_dequantised(bias, last_first, as_bits):
+    weight = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    parts = static_tensors(weight, bias)
+    scales = parts["deq_scale"]
+    if as_bits:
+        parts["deq_scale"] = scales.view(torch.int32).to(torch.int64)
+    written = [(f"{LAYER}.{part}", tensor) for part, tensor in parts.items()]
+    found = dict(multiply_out(written[::-1] if last_first else written, stored_as(STATIC), FOLDER))
+    # Their scales are a quotient of products.
+    expected = dequantised(weight, "W8A8_DYNAMIC")
+    torch.testing.assert_close(found.pop(f"{LAYER}.weight"), expected, rtol=2**-21, atol=0)
+    if bias is not None:
+        # It was rounded to a step of the products, and to float32.
+        error = (found.pop(f"{LAYER}.bias") - bias).abs()
+        assert (error <= 0.5001 * scales + 2**-23 * bias.abs()).all()
+    assert not found
+
+
+@pytest.mark.parametrize("missing", STATIC_PARTS)
+def test_what_a_static_layer_lacks_is_named(missing):
+    parts = static_tensors(torch.ones(4, 8), None)
+    written = [(f"{LAYER}.{part}", tensor) for part, tensor in parts.items() if part != missing]
+    with pytest.raises(InvalidInput, match=f"/models/moe: {LAYER}.{missing} is missing, though"):
+        list(multiply_out(written, stored_as(STATIC), FOLDER))
+
+
+def test_a_bias_of_its_own_stays_the_bias_of_a_static_layer():
+    bias = torch.linspace(-3, 3, 24)
+    parts = static_tensors(torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), bias)
+    written = [(f"{LAYER}.{part}", tensor) for part, tensor in {**parts, "bias": bias}.items()]
+    stored = stored_as(STATIC)
+    described = stored._replace(kinds={**stored.kinds, f"{LAYER}.bias": STATIC})
+    found = list(multiply_out(written, described, FOLDER))
+    assert [name for name, _ in found].count(f"{LAYER}.bias") == 1
+    assert dict(found)[f"{LAYER}.bias"] is bias
 
 
 def test_biases_stay_as_they_are():
