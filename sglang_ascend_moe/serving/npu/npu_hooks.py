@@ -1,7 +1,7 @@
 """What is changed on NPUs besides graphs; nothing of it has run on one. One row a hook, with its reason."""
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where
-from sglang_ascend_moe.serving.npu import block_tables, experts, four_bit_settings, index_positions, routers
+from sglang_ascend_moe.serving.npu import experts, four_bit_settings, indexed_batches, routers
 
 SRT = "sglang.srt"
 
@@ -39,18 +39,11 @@ HOOKS: tuple[Hook, ...] = (
         mends=SglangFault(),
     ),
     Hook(
-        f"{SRT}.hardware_backend.npu.attention.ascend_backend.AscendAttnBackend.init_forward_metadata",
-        HookKind.AFTER,
-        block_tables.with_a_page,
-        "SGLang calls operators of sparse attention with an empty block table where a rank has padding alone",
-        Where.NPU,
-        mends=SglangFault(),
-    ),
-    Hook(
         f"{SRT}.layers.attention.dsa.dsa_npu_indexer.DSANPUIndexerMixin.forward_npu",
         HookKind.AROUND,
-        index_positions.forget_other_passes,
-        "SGLang's indexers in a graph turn keys by the positions of its warm-up, which are gone when it is replayed",
+        indexed_batches.index,
+        "SGLang's indexers in a graph turn keys by positions of its warm-up, which are gone when it is replayed; where"
+        " a rank has padding alone, they have an empty block table",
         Where.NPU,
         mends=SglangFault(),
     ),
