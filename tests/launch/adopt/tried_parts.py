@@ -24,8 +24,8 @@ LAYERS = {
     "qwen3-30b-a3b": "Qwen3-MoE",
 }
 SPARSE_LAYERS = {"deepseek-v3-2": "DeepSeek-V3.2", "glm5-1": "GLM-5"}
-"""Models whose layers are those of a tiny model that has run, those with sparse attention where SGLang has it; of others
-only the MoE blocks have, on hosts."""
+"""Models whose layers are those of a tiny model that has run, those with sparse attention where SGLang has it; of
+others only the MoE blocks have, on hosts."""
 
 
 def tried(recipe: Recipe) -> dict[Where, list[str]]:
