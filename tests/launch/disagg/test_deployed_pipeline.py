@@ -44,4 +44,3 @@ def test_stages_that_prefill_give_the_tokens_of_one_server(family: str, groups: 
         assert [state.stage for state in deployment.states("prefill-0")] == [0, 0, 1, 1]
     assert alone == expected
     assert together == expected
-    assert deployment.left_behind() == []

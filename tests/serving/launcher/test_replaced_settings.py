@@ -41,7 +41,7 @@ def test_a_server_says_what_is_replaced_and_its_ranks_get_the_schedule(monkeypat
     from sglang.srt.server_args import ServerArgs
 
     monkeypatch.setattr(hooks, "require_all", lambda: None)
-    for check in ("refuse_machine", "refuse_model"):
+    for check in ("refuse_machine", "refuse_attention", "refuse_model"):
         monkeypatch.setattr(arguments, check, lambda *_: None)
     server_args: Any = ServerArgs(model_path="dummy", device="cpu", moe_a2a_backend="deepep", deepep_mode="low_latency")
     options.attach(server_args, Options())
