@@ -16,6 +16,7 @@ from unittest import mock
 
 from sglang.srt.hardware_backend.npu import utils
 from sglang.srt.plugins import load_plugins
+from sglang.srt.runtime_context import override_platform
 
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.serving import hooks, options
@@ -64,6 +65,7 @@ def pretended(device: str) -> Iterator[None]:
         mock.patch.object(hooks, "on_npu", return_value=True),
         mock.patch.object(hooks, "on_host", return_value=False),
         mock.patch.object(utils, "get_npu_memory_capacity", return_value=NPU_MEMORY_MB),
+        override_platform(is_npu=True),
     ):
         yield
 

@@ -179,6 +179,12 @@ SURFACE = (
 )  # fmt: skip
 
 
+def _restore(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+    """What another process has pickled of its die lies on that of this one, which can open no other, as it could on
+    a machine with NPUs."""
+    return storage.to(device=torch.device("npu", current_device())) if location.startswith("npu") else None
+
+
 def install(devices: int, memory_bytes: int, seed: int) -> ModuleType:
     """Registers the device with torch, once in a process; returns what is now `torch.npu`."""
     import torch._meta_registrations
@@ -197,6 +203,7 @@ def install(devices: int, memory_bytes: int, seed: int) -> ModuleType:
     made.config = SimpleNamespace(allow_internal_format=False)
     torch._register_device_module("npu", made)
     torch.utils.generate_methods_for_privateuse1_backend()
+    torch.serialization.register_package(5, lambda _storage: None, _restore)
     # Work that is still waiting may need Python.
     atexit.register(native().drain)
     return made
