@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sglang_ascend_moe.serving.launcher.exit_codes import INTERRUPTED, OK
@@ -184,17 +184,22 @@ def exit_code() -> int:
 def end_descendants() -> None:
     """Kill every process that this one has started, and those that they have; return when they are gone."""
     until = time.monotonic() + _END_SECONDS
-    while (living := _living_descendants()) and time.monotonic() < until:
-        for process in living:
+    killed: set[int] = set()
+    while time.monotonic() < until:
+        parents = _parents_of_living()
+        for process in _descendants(parents):
+            killed.add(process)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        # One whose parent was gone first is nobody's descendant any more, and may still end.
+        if killed.isdisjoint(parents):
+            return
         time.sleep(_POLL_SECONDS)
 
 
-def _living_descendants() -> list[int]:
+def _parents_of_living() -> dict[int, int]:
     # Not by psutil, which takes a while to import: before every command, or where an interrupt comes during that.
-    children: dict[int, list[int]] = {}
-    ended = set()
+    parents = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -202,14 +207,17 @@ def _living_descendants() -> list[int]:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue
-        process = int(entry.name)
-        children.setdefault(int(parent), []).append(process)
-        if state in "ZX":
-            ended.add(process)
+        if state not in "ZX":
+            parents[int(entry.name)] = int(parent)
+    return parents
+
+
+def _descendants(parents: Mapping[int, int]) -> list[int]:
+    """Of this process."""
     found = [os.getpid()]
     for process in found:
-        found += children.get(process, [])
-    return [process for process in found[1:] if process not in ended]
+        found += [child for child, parent in parents.items() if parent == process]
+    return found[1:]
 
 
 def heed_none() -> None:

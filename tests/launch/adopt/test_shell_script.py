@@ -38,7 +38,8 @@ SCRIPTS = {
 
 def said_by_bash(script: str) -> list[list[str]]:
     """The arguments of each call of `show`, with what an exported SEEN is worth there."""
-    shown = """import os, sys; print(repr([*sys.argv[1:], os.environ.get("SEEN", "")]), file=sys.stderr)"""
+    # In one piece: two may write at a time.
+    shown = """import os, sys; os.write(2, ascii([*sys.argv[1:], os.environ.get("SEEN", "")]).encode() + b"\\n")"""
     function = f'show() {{ python3 -c {shlex.quote(shown)} "$@" 2>&3; }}; exec 3>&2'
     # A shell takes carriage returns for a letter; some editors put one at the end of every line.
     script = script.replace("\r\n", "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import INTERRUPTED, OK
 
 ENDINGS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
@@ -115,6 +116,14 @@ with interrupts.watched("command"):
     command.interrupt(number)
     assert command.end() == (INTERRUPTED, "", "command: interrupted\n")
     assert [pid for pid in pids if is_living(pid)] == []
+
+
+def test_an_orphan_that_still_ends_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    shell, program = 2**22 + 1, 2**22 + 2  # past the largest number of a process
+    seen = iter([{shell: os.getpid(), program: shell}, {program: 1}, {program: 1}, {1: 0}])
+    monkeypatch.setattr(interrupts, "_parents_of_living", lambda: next(seen))
+    interrupts.end_descendants()
+    assert list(seen) == []
 
 
 def is_living(pid: str) -> bool:
