@@ -72,7 +72,9 @@ def test_tokens_are_those_of_stock_sglang_on_one_rank(fork_server, tmp_path, rec
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "arguments", [{"tp_size": 2}, {"tp_size": 4}, {"tp_size": 2, "pp_size": 2}], ids=["cp2", "cp2 of tp2", "cp2, stages"]
+    "arguments",
+    [{"tp_size": 2}, {"tp_size": 4}, {"tp_size": 2, "pp_size": 2}],
+    ids=["cp2", "cp2 of tp2", "cp2, two stages"],
 )
 def test_tokens_on_emulated_npus_are_those_of_a_host(
     npu_fork_server, checkpoint, prompts, stock_answers, compare_all, arguments: dict[str, Any]
