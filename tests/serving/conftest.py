@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Answer, Comparison, Tolerance, compare
 from tests.serving.configurations import stock
 from tests.serving.draft_models import PROMPTS, Drafted, write_drafted
 from tests.serving.engines import Engine, ForkServer
+from tests.serving.leftovers import MARK, Surroundings
 from tests.serving.prompts import NEW_TOKENS, chosen_prompts
 
 COMPARED = "compared with stock SGLang"
@@ -32,6 +34,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("greedy tokens compared with stock SGLang")
     for line in dict.fromkeys(lines):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
+    """What the processes of a test leave behind is told by a mark in their environment."""
+    marked = Surroundings()
+    monkeypatch.setenv(MARK, marked.mark)
+    return marked
+
+
+@pytest.fixture
+def group() -> Iterator[dist.ProcessGroup]:
+    """Of one rank, this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import pytest
 from sglang_ascend_moe.launch.servers.server_process import free_port, group_members
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, INTERRUPTED, OK, WRONG_USAGE
 from tests.serving.cpu_time import title
-from tests.serving.leftovers import MARK, NOTHING, Surroundings
+from tests.serving.leftovers import NOTHING
 
 POLL_SECONDS = 0.02
 BEGIN_SECONDS = 240.0
@@ -97,13 +97,6 @@ MOMENTS: dict[str, Callable[[Command], bool]] = {
     "weights are loaded": says("Load weight begin"),
     "memory is allocated": says("Memory pool end"),
 }
-
-
-@pytest.fixture
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
-    marked = Surroundings()
-    monkeypatch.setenv(MARK, marked.mark)
-    return marked
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.serving.configurations import ours, ours_on_npu, stock
 from tests.serving.cpu_time import title
 from tests.serving.engines import Engine, ForkServer
 from tests.serving.family_prompts import prompts_of_lengths
-from tests.serving.leftovers import MARK, NOTHING, Surroundings
+from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
 
 PROMPTS = prompts_of_lengths(1, 2, 3, 5, 9, 17, 31, 32, 34, 65, 90, 127, 128, 200, 300, 450)
@@ -113,13 +113,6 @@ def test_stages_on_emulated_npus_answer_as_the_host(
     places = [(stage, rank) for stage in (0, 1) for rank in range(ranks)]
     assert [(state.stage, state.rank) for state in states] == places
     assert {state.graphs.replays > 0 for state in states} == {steps is ON_NPU_IN_GRAPHS}
-
-
-@pytest.fixture
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
-    marked = Surroundings()
-    monkeypatch.setenv(MARK, marked.mark)
-    return marked
 
 
 @pytest.fixture

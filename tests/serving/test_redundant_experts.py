@@ -117,6 +117,18 @@ def moves(engine: Engine) -> list[tuple[str, str]]:
     return AGREED.findall(engine.log.read_text())
 
 
+def assert_no_token_changes_when_experts_move(engine: Engine, prompts: list[list[int]]) -> None:
+    """Nor a logprob; both ranks report a move."""
+    before = engine.generate(prompts, NEW_TOKENS)
+    for _ in range(MOST_ROUNDS):
+        if moved := moves(engine):
+            break
+        engine.generate(prompts, NEW_TOKENS, together=True)
+    assert engine.generate(prompts, NEW_TOKENS) == before
+    assert min(int(places) for _, places in moved) > 0
+    assert {rank for rank, _ in moved} == {"0", "1"}
+
+
 def assert_each_expert_is_the_same_everywhere(engine: Engine, parts: int) -> None:
     """By the hashes that `hash_experts_that_move` printed: on all ranks, in all places, before and after each move.
 

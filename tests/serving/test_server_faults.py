@@ -13,7 +13,7 @@ from sglang_ascend_moe.serving.stages import Stage
 from tests.serving import faulty_server
 from tests.serving.clients import Traffic, ask
 from tests.serving.cpu_time import title
-from tests.serving.leftovers import MARK, NOTHING, Surroundings
+from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
 
 READY_SECONDS = 600.0
@@ -30,13 +30,6 @@ CAUSES = {
 }
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
-
-
-@pytest.fixture
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
-    marked = Surroundings()
-    monkeypatch.setenv(MARK, marked.mark)
-    return marked
 
 
 @pytest.fixture

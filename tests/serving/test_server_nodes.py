@@ -13,7 +13,7 @@ import pytest
 from tests.serving import faulty_server, server_in_namespace
 from tests.serving.clients import Traffic, ask
 from tests.serving.draft_models import PROMPTS as DRAFTED_PROMPTS
-from tests.serving.leftovers import MARK, NOTHING, Surroundings
+from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
 from tests.serving.server_in_namespace import NAMESPACE
 from tests.serving.server_nodes import END_SECONDS, INTERFACE, READY_SECONDS, ServerNodes
@@ -26,13 +26,6 @@ TIMEOUT_SECONDS = 10.0
 LIMITS = ["--max-running-requests", "8"]
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> Surroundings:
-    marked = Surroundings()
-    monkeypatch.setenv(MARK, marked.mark)
-    return marked
 
 
 def arguments_for(checkpoint: Path, ranks: int, device: Sequence[str] = ON_HOST) -> list[str]:

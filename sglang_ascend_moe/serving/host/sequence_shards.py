@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.cp.base import get_cp_strategy
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
+
+from sglang_ascend_moe.serving.host.tree_attention import save
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -29,7 +30,9 @@ def attend_over_shards(
     """A layer of a batch that is divided. q, k, v: rows of this rank, padding last. Returns [rows, heads * value size],
     zero for padding."""
     if save_kv_cache:
-        _save_whole(backend, k, v, layer, forward_batch)
+        # Of all tokens of the batch, of which each rank has computed its own.
+        gather = get_cp_strategy().gather_kv_cache
+        save(backend, gather(k, forward_batch), gather(v, forward_batch), layer, forward_batch, save_kv_cache)
     out = q.new_zeros(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
     query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
     table = backend.req_to_token_pool.req_to_token
@@ -55,10 +58,3 @@ def attend_over_shards(
             out[rows] = attended[0].transpose(0, 1)
         begin += new
     return out.view(q.shape[0], -1)
-
-
-def _save_whole(backend: Any, k: Tensor, v: Tensor, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
-    """Write keys and values of all tokens of the batch, of which each rank has computed its own, into the cache."""
-    keys, values = (get_cp_strategy().gather_kv_cache(part, forward_batch) for part in (k, v))
-    places = KVWriteLoc(forward_batch.out_cache_loc, backend.swa_out_cache_loc)
-    backend.token_to_kv_pool.set_kv_buffer(layer, places, keys, values)

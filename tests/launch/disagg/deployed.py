@@ -17,11 +17,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
+from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient
 from sglang_ascend_moe.launch.servers.server_process import group_members
 from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
 from tests.serving.leftovers import MARK, Surroundings
@@ -231,3 +233,17 @@ def listens(url: str) -> bool:
 def get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=60) as response:
         return json.load(response)
+
+
+def tokens_through(
+    deployment: Deployed, prompts: list[list[int]], new_tokens: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Of the answers of the router, to one prompt after the other, and to all at a time."""
+    client = GenerateClient(deployment.url("router"), timeout=60)
+
+    def tokens(prompt: list[int]) -> list[int]:
+        return client.ask(prompt, new_tokens).answer.tokens
+
+    alone = list(map(tokens, prompts))
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return alone, list(pool.map(tokens, prompts))

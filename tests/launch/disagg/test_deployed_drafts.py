@@ -1,13 +1,11 @@
 """Prefill and decode servers that draft: what the draft model has read, and its first drafts, move with the prompt."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient
-from tests.launch.disagg.deployed import Deployed, description, get
+from tests.launch.disagg.deployed import Deployed, description, get, tokens_through
 from tests.serving.configurations import stock
 from tests.serving.draft_models import PROMPTS, Drafted, write_drafted
 from tests.serving.engines import ForkServer
@@ -70,14 +68,7 @@ def test_a_deployment_gives_the_tokens_of_one_server_without_drafts(setup: Setup
         values[role] |= {"options": OPTIONS | drafts, "dp_size": setup.groups}
     with Deployed(values, tmp_path / "deployment") as deployment:
         deployment.wait_until_serving()
-        client = GenerateClient(deployment.url("router"), timeout=60)
-
-        def tokens(prompt: list[int]) -> list[int]:
-            return client.ask(prompt, NEW_TOKENS).answer.tokens
-
-        alone = list(map(tokens, PROMPTS))
-        with ThreadPoolExecutor(len(PROMPTS)) as pool:
-            together = list(pool.map(tokens, PROMPTS))
+        alone, together = tokens_through(deployment, PROMPTS, NEW_TOKENS)
         states = get(f"{deployment.url('decode-0')}/server_info")["internal_states"]
     assert alone == expected
     assert together == expected

@@ -1,13 +1,11 @@
 """A prefill server whose layers are divided among stages: each hands its part of the keys and values over."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
-from tests.launch.disagg.deployed import Deployed, description
+from tests.launch.disagg.deployed import Deployed, description, tokens_through
 from tests.serving.configurations import stock
 from tests.serving.engines import ForkServer
 from tests.serving.family_prompts import prompts_of_lengths
@@ -33,14 +31,7 @@ def test_stages_that_prefill_give_the_tokens_of_one_server(family: str, groups: 
     values["prefill"]["pp_size"] = 2
     with Deployed(values, tmp_path / "deployment") as deployment:
         deployment.wait_until_serving()
-        client = GenerateClient(deployment.url("router"), timeout=60)
-
-        def tokens(prompt: list[int]) -> list[int]:
-            return client.ask(prompt, NEW_TOKENS).answer.tokens
-
-        alone = list(map(tokens, PROMPTS))
-        with ThreadPoolExecutor(len(PROMPTS)) as pool:
-            together = list(pool.map(tokens, PROMPTS))
+        alone, together = tokens_through(deployment, PROMPTS, NEW_TOKENS)
         assert [state.stage for state in deployment.states("prefill-0")] == [0, 0, 1, 1]
     assert alone == expected
     assert together == expected

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglang_ascend_moe.errors import Unsupported
@@ -20,13 +19,6 @@ from sglang_ascend_moe.serving.worker import layer
 from tests.serving.npu.dequantised import layer_output
 from tests.serving.npu.layers import EXPERTS, HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
 from tests.serving.quantised_models import BITS
-
-
-@pytest.fixture
-def group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.serving.options import Options
@@ -26,13 +25,6 @@ def int8_layer(kind: str) -> Any:
         setattr(moe, f"{prefix}_weight", torch.nn.Parameter(numbers, requires_grad=False))
         setattr(moe, f"{prefix}_weight_scale", torch.nn.Parameter(scales, requires_grad=False))
     return moe
-
-
-@pytest.fixture
-def group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.distributed as dist
 from sglang.srt.layers.moe import fused_moe_native
 from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,13 +17,6 @@ from sglang_ascend_moe.serving.options import Options, attach
 from sglang_ascend_moe.serving.worker import host_experts, layer
 
 EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
-
-
-@pytest.fixture
-def group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 def moe_layer(dtype: torch.dtype, activation: str, *, biases: bool = False, **limits: float) -> argparse.Namespace:
