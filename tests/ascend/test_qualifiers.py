@@ -75,8 +75,8 @@ class Place(NamedTuple):
 
 
 def begins(word: str, text: str) -> list[int]:
-    """Where it qualifies something, once a line; not where it is defined."""
-    return [found.start(1) for found in re.finditer(rf"(?m)^(?!#).*?({word} )", text)]
+    """Where it qualifies something, once a line: neither an entry nor a lambda, which is what is around it."""
+    return [found.start(1) for found in re.finditer(rf"(?m)^(?!#|extern).*?({word} )(?!{{)", text)]
 
 
 def places(word: str) -> list[Place]:

@@ -219,6 +219,28 @@ def test_a_graph_holds_collectives_which_run_at_every_replay(on_ranks: OnRanks, 
     assert on_ranks(replay_sums, seed=seed) == [[[21.0] * 2, [25.0] * 2, [29.0] * 2]] * RANKS
 
 
+def sum_beside_a_replay(turns: int) -> bool:
+    """A replay reduces many elements, and nothing waits for it when another stream reduces few."""
+    large, small = torch.zeros(1 << 16, device="npu"), torch.zeros(2, device="npu")
+    graph, beside = torch.npu.NPUGraph(), torch.npu.Stream()
+    with torch.npu.graph(graph):
+        dist.all_reduce(large)
+    large.fill_(1)
+    torch.npu.synchronize()
+    for _ in range(turns):
+        graph.replay()
+        with torch.npu.stream(beside):
+            small.fill_(1)
+            dist.all_reduce(small)
+    torch.npu.synchronize()
+    return bool((large == RANKS**turns).all()) and small.tolist() == [RANKS] * 2
+
+
+@pytest.mark.parametrize("seed", [emulated.SEED_AT_ONCE, emulated.SEED_WHEN_AWAITED, 1, 2, 3, 4, 5, 6])
+def test_collectives_of_a_group_run_in_the_order_of_their_launches(on_ranks: OnRanks, seed: int):
+    assert on_ranks(sum_beside_a_replay, 6, seed=seed) == [True] * RANKS
+
+
 def give_a_tensor_of_the_host() -> str:
     with pytest.raises(RuntimeError) as raised:
         dist.distributed_c10d._get_default_group()._get_backend(torch.device("npu")).allreduce([torch.ones(1)])

@@ -39,8 +39,12 @@ class OnStream final : public c10d::Work {
 
 class Collectives final : public c10d::Backend {
   public:
+    // Collectives of a group run in the order of their launches, replayed ones among others: HCCL is taken to see to
+    // that, as NCCL does, for SGLang's pipelines need it.
     explicit Collectives(c10::intrusive_ptr<c10d::Backend> host)
-        : Backend(host->getRank(), host->getSize()), host_(std::move(host)), stream_(next_stream()) {}
+        : Backend(host->getRank(), host->getSize()), host_(std::move(host)), stream_(next_stream()) {
+        stream_.stay_in_replays();
+    }
 
     const std::string getBackendName() const override { return "hccl"; }
 
