@@ -97,9 +97,19 @@ def send_and_receive(x: torch.Tensor, group: Any) -> torch.Tensor:
     return x
 
 
+def receive_and_send_in_a_batch(x: torch.Tensor, group: Any) -> torch.Tensor:
+    """Each rank queues what it receives before what it sends."""
+    other, received = 1 - dist.get_rank(), torch.empty_like(x)
+    operations = [dist.P2POp(dist.irecv, received, other, group), dist.P2POp(dist.isend, x, other, group)]
+    for running in dist.batch_isend_irecv(operations):
+        running.wait()
+    return received
+
+
 COLLECTIVES = [
     broadcast, all_reduce, all_reduce_maximum, reduce, all_gather, all_gather_into_tensor, gather, scatter,
     reduce_scatter, reduce_scatter_tensor, all_to_all_single, send_and_receive,
+    receive_and_send_in_a_batch,
 ]  # fmt: skip
 
 
