@@ -95,6 +95,7 @@ test: venv system-packages
 test-nightly: SYSTEM_PACKAGES += aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
 test-nightly: venv system-packages
 	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --granting tests/exchange tests/deep_ep tests/soak
 
 lint: venv
 	$(BIN)/ruff check .

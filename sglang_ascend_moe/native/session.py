@@ -69,7 +69,10 @@ class NativeSession:
         p = layout.parameters
         self._nodes = nodes
         self._window_layout = layout
-        self._matrix = torch.zeros(p.ranks, p.num_experts, dtype=torch.int32, device=device)
+        self._matrix = torch.zeros(p.ranks, layout.counted_experts, dtype=torch.int32, device=device)
+        self._totals = torch.zeros(p.ranks, dtype=torch.int64, device=device) if layout.granting else None
+        first = 0 if layout.granting else rank * p.local_experts
+        self._received = self._matrix[:, first : first + p.local_experts]
         self._on_fault: FaultHook | None = None
         self._native = library("cpu" if device is None else device.type).open_session(
             native_layout(layout), rank, window_addresses, peer_ends, timeout_ns=int(p.timeout_s * 1e9),
@@ -102,9 +105,15 @@ class NativeSession:
         return [nanoseconds / 1e9 for nanoseconds in self._native.waited_ns]
 
     @property
-    def matrix(self) -> torch.Tensor:
-        """int32 [ranks, experts]: rows from each rank to each expert in the last dispatch; overwritten by the next."""
-        return self._matrix
+    def received(self) -> torch.Tensor:
+        """int32 [ranks, experts of this rank]: rows from each rank to each of these experts in the last dispatch;
+        overwritten by the next."""
+        return self._received
+
+    @property
+    def counted(self) -> torch.Tensor:
+        """What `observation.rows_by_rank` takes of the last dispatch; overwritten by the next."""
+        return self._matrix if self._totals is None else self._totals
 
     def watch_steps(self, hook: StepHook | None) -> None:
         """Calls `hook` as each step begins, on the calling thread; None ends it.
@@ -131,7 +140,7 @@ class NativeSession:
             positions = torch.empty(tokens, p.topk, dtype=torch.int64, device=device)
             weights = torch.empty(tokens, p.topk, dtype=torch.float32, device=device)
             counts = torch.empty(p.local_experts, dtype=torch.int64, device=device)
-        return self._native.new_call(positions, weights, counts, self._matrix)
+        return self._native.new_call(positions, weights, counts, self._matrix, self._totals)
 
     def dispatch(self, call: Call) -> None:
         """Steps announce to arrivals."""
