@@ -142,8 +142,12 @@ class NativeSession:
             counts = torch.empty(p.local_experts, dtype=torch.int64, device=device)
         return self._native.new_call(positions, weights, counts, self._matrix, self._totals)
 
-    def dispatch(self, call: Call) -> None:
-        """Steps announce to arrivals."""
+    def replayed_call(self, tokens: int) -> Call:
+        """A call of exactly `tokens` tokens that is made again and again, and ends before another one begins."""
+        return self.new_call(tokens)
+
+    def dispatch(self, call: Call, most_rows: int = 0) -> None:  # noqa: ARG002 - for devices
+        """Steps announce to arrivals; `most_rows`: in a capture, how many rows a rank gets at most, 0: a window's."""
         if result := call.dispatch():
             self._raise(result)
 
