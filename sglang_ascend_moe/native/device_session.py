@@ -115,7 +115,7 @@ class DeviceSession(NativeSession):
         there are rows, or there are none.
         """
         positions, weights, counts = self._shared
-        return self._native.new_call(positions[:tokens], weights[:tokens], counts, self._matrix)
+        return self._native.new_call(positions[:tokens], weights[:tokens], counts, self._matrix, self._totals)
 
     def dispatch(self, call: Call, most_rows: int = 0) -> None:
         """Steps announce to arrivals; in a capture only put on the stream, and refused if it brings more rows."""
