@@ -21,7 +21,7 @@ NATIVE := sglang_ascend_moe/_host_kernels.so
 KERNELS := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 CPP_SOURCES := $(KERNELS) $(wildcard kernels/*/*/*.cpp kernels/*/*/*.h tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h)
 # What the tests use besides: command:Debian package.
-SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin curl:curl
+SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin curl:curl clang++:clang
 
 export UV_HTTP_TIMEOUT ?= 300
 
@@ -95,6 +95,7 @@ test: venv system-packages
 test-nightly: SYSTEM_PACKAGES += aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
 test-nightly: venv system-packages
 	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --granting tests/exchange tests/deep_ep tests/soak
 
 lint: venv
 	$(BIN)/ruff check .

@@ -23,7 +23,10 @@ from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK
 
 ARCHITECTURES = {"dav-2201": "Atlas A2 and A3"}
-LEAST_CANN = (9, 1)
+LEAST_CANN = (9, 0)
+"""The first with cmake's language ASC."""
+SCHEDMODE = (9, 1)
+"""The first whose compiler knows `__schedmode__`."""
 LIBRARIES = ("_ascend_kernels.so", "_ascend_torch.so")
 _CMAKE_FILES = (
     "compiler/tikcpp/ascendc_kernel_cmake/asc-config.cmake",
@@ -104,7 +107,7 @@ def what_is_missing(cann: Cann | None) -> Iterator[Missing]:
         if cann.is_older_than(*LEAST_CANN):
             yield Missing(
                 f"CANN {'.'.join(map(str, LEAST_CANN))} (that in {cann.home} is {cann.version})",
-                "install a newer toolkit: the kernels are marked with words that the compiler of an older one lacks",
+                "install a newer toolkit: cmake does not know the language ASC with an older one",
             )
         needed = {
             "bisheng, the compiler": _COMPILER if shutil.which("bisheng") is None else (),
@@ -116,7 +119,7 @@ def what_is_missing(cann: Cann | None) -> Iterator[Missing]:
             if candidates and first_file(cann.home, *candidates) is None:
                 yield Missing(
                     f"{what} (not at {' or '.join(candidates)} in {cann.home})",
-                    "install the whole toolkit package of CANN 9.1 or later",
+                    "install the whole toolkit package of CANN 9.0 or later",
                 )
     for package, remedy in (
         ("torch", "pip install sglang-ascend-moe"),
@@ -147,6 +150,7 @@ def commands(cann: Cann, architecture: str, build: Path) -> list[list[str]]:
         str(_cmake()), "-S", str(sources()), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release", "-DEXCHANGE_ASCEND=ON",
         f"-DCMAKE_ASC_ARCHITECTURES={architecture}", f"-DTORCH_FOLDER={_folder_of('torch')}",
         f"-DTORCH_NPU_FOLDER={_folder_of('torch_npu')}", f"-DTORCH_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        f"-DEXCHANGE_WITHOUT_SCHEDMODE={'ON' if cann.is_older_than(*SCHEDMODE) else 'OFF'}",
     ]  # fmt: skip
     if (compiler := first_file(cann.home, *_COMPILER)) is not None:
         configure.append(f"-DCMAKE_ASC_COMPILER={compiler}")

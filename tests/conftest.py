@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.windows import layout
+from tests.exchange.surface import ALWAYS_GRANTING
 from tests.npu import emulated
 from tests.npu.cann import build_cann
 from tests.npu.cann.build_cann import Headers
@@ -51,6 +53,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("ASCEND_HOME_PATH"),
         help="where CANN is installed; its CPU mode then runs the Ascend kernels as well",
     )
+    parser.addoption(
+        "--granting", action="store_true", help="exchanges of any number of ranks grant places, in tests of one process"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.granting:
+        layout.RENDEZVOUS_UNITS = ALWAYS_GRANTING
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,18 +8,20 @@ void post_mailboxes(Session &session, const uint8_t *block, uint64_t bytes) {
         memcpy(session.window(peer).mailbox(session.epoch(), session.rank()), block, bytes);
 }
 
+void push_header(Session &session, uint32_t peer, const Announcement &announcement) {
+    HeaderUnit &header = session.window(peer).header(session.epoch(), session.rank());
+    header.tokens = announcement.tokens;
+    header.error = announcement.error;
+    header.detail = announcement.detail;
+    header.block_bytes = announcement.block_bytes;
+    header.block_check = announcement.block_check;
+    // @protocol push-header. release: the unit's payload, and the mailbox of a plan, are seen before its word.
+    header.word.store(sequence_word(session.epoch(), announcement.kind), std::memory_order_release);
+}
+
 void push_headers(Session &session, const Announcement &announcement) {
-    const uint64_t word = sequence_word(session.epoch(), announcement.kind);
-    for (uint32_t peer = 0; peer < session.ranks(); ++peer) {
-        HeaderUnit &header = session.window(peer).header(session.epoch(), session.rank());
-        header.tokens = announcement.tokens;
-        header.error = announcement.error;
-        header.detail = announcement.detail;
-        header.block_bytes = announcement.block_bytes;
-        header.block_check = announcement.block_check;
-        // @protocol push-header. release: the unit's payload, and the mailbox of a plan, are seen before its word.
-        header.word.store(word, std::memory_order_release);
-    }
+    for (uint32_t peer = 0; peer < session.ranks(); ++peer)
+        push_header(session, peer, announcement);
 }
 
 namespace {

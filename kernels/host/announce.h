@@ -17,7 +17,9 @@ struct Announcement {
 // Writes `block` into this rank's mailbox in every window; push_headers makes it visible.
 void post_mailboxes(Session &session, const uint8_t *block, uint64_t bytes);
 
-// Pushes the header unit of the current epoch to every rank, after whatever belongs to it has been written.
+// Pushes the header unit of the current epoch to a rank, after whatever belongs to it has been written.
+void push_header(Session &session, uint32_t peer, const Announcement &announcement);
+// The same to every rank.
 void push_headers(Session &session, const Announcement &announcement);
 
 // Waits for every header. Refuses together: every rank fails if any rank announced another kind or an error.

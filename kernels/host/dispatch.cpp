@@ -4,28 +4,31 @@
 #include <vector>
 
 #include "announce.h"
+#include "offsets.h"
 #include "placement.h"
 #include "routing.h"
+#include "units.h"
 
 namespace ascend_moe {
 namespace {
 
-void push_counts(Session &session, const std::vector<uint32_t> &counts, uint32_t kind) {
-    const uint64_t word = sequence_word(session.epoch(), kind);
-    const uint32_t experts = session.layout().experts;
-    for (uint32_t peer = 0; peer < session.ranks(); ++peer) {
-        CountUnit *unit = session.window(peer).counts(session.epoch(), session.rank());
-        for (uint32_t first = 0; first < experts; first += EXCHANGE_COUNTS_PER_UNIT, ++unit) {
-            for (uint32_t i = 0; i < EXCHANGE_COUNTS_PER_UNIT; ++i)
-                unit->counts[i] = first + i < experts ? counts[first + i] : 0;
-            // @protocol push-counts. release: the counts of a unit are seen before its word.
-            unit->word.store(word, std::memory_order_release);
-        }
-    }
-}
-
 int64_t sum_of(const uint32_t *counts, uint32_t experts) {
     return std::accumulate(counts, counts + experts, int64_t{0});
+}
+
+// Tells every rank how many rows this one has for the experts of all, or granting for those of that rank.
+void announce_counts(Session &session, const ExchangeDispatch &call, const std::vector<uint32_t> &counts) {
+    const ExchangeLayout &layout = session.layout();
+    const uint64_t word = sequence_word(session.epoch(), call.kind);
+    int64_t sum = 0;
+    for (uint32_t peer = 0; peer < session.ranks(); ++peer) {
+        const uint32_t *to_peer = counts.data() + (layout.granting ? uint64_t{peer} * layout.counted : 0);
+        if (layout.granting || peer == 0)
+            sum = sum_of(to_peer, layout.counted);
+        // @protocol push-counts
+        push_units(session.window(peer).counts(session.epoch(), session.rank()), to_peer, layout.counted, word);
+        push_header(session, peer, {call.kind, call.tokens, EXCHANGE_INPUT_OK, sum});
+    }
 }
 
 int wait_for_counts(Session &session, uint32_t kind, uint32_t *matrix) {
@@ -34,58 +37,18 @@ int wait_for_counts(Session &session, uint32_t kind, uint32_t *matrix) {
     const uint64_t expected = sequence_word(session.epoch(), kind);
     // @protocol wait-counts. acquire: pairs with push-counts, unit by unit.
     const int result = session.wait_for_all(EXCHANGE_REGION_RECORDS, [&](uint32_t source) {
-        const CountUnit *units = own.counts(session.epoch(), source);
-        for (uint32_t unit = 0; unit < layout.count_units; ++unit) {
-            const uint64_t seen = units[unit].word.load(std::memory_order_acquire);
-            if (seen != expected)
-                return sight_of(seen, expected);
-        }
-        return Sight{Seen::ready, expected};
+        return sight_of_units(own.counts(session.epoch(), source), layout.count_units, expected);
     });
     if (result != EXCHANGE_OK)
         return result;
     for (uint32_t source = 0; source < layout.ranks; ++source) {
-        const CountUnit *unit = own.counts(session.epoch(), source);
-        uint32_t *counts = matrix + source * layout.experts;
-        for (uint32_t first = 0; first < layout.experts; first += EXCHANGE_COUNTS_PER_UNIT, ++unit)
-            for (uint32_t i = 0; i < EXCHANGE_COUNTS_PER_UNIT && first + i < layout.experts; ++i)
-                counts[first + i] = unit->counts[i];
-        const int64_t sum = sum_of(counts, layout.experts);
+        uint32_t *counts = matrix + uint64_t{source} * layout.counted;
+        read_units(own.counts(session.epoch(), source), counts, layout.counted);
+        const int64_t sum = sum_of(counts, layout.counted);
         if (sum != own.header(session.epoch(), source).detail) {
-            std::fill_n(counts, layout.experts, 0); // a post-mortem keeps them
+            std::fill_n(counts, layout.counted, 0); // a post-mortem keeps them
             return session.fail_corrupt(EXCHANGE_REGION_RECORDS, source, static_cast<uint64_t>(sum));
         }
-    }
-    return EXCHANGE_OK;
-}
-
-// Where this rank's next row for each expert goes, and what arrives here. All ranks compute the same totals from the
-// same matrix, so either all of them refuse or none does.
-int derive_offsets(Session &session, ExchangeDispatch &call, Part part, std::vector<uint64_t> &offsets) {
-    const ExchangeLayout &layout = session.layout();
-    call.first_row = part.first_row(layout);
-    const uint32_t local_experts = layout.experts / layout.ranks;
-    for (uint32_t destination = 0; destination < layout.ranks; ++destination) {
-        uint64_t row = call.first_row, total = 0;
-        for (uint32_t local = 0; local < local_experts; ++local) {
-            const uint32_t expert = destination * local_experts + local;
-            if (layout.expert_rows > 0)
-                row = call.first_row + local * layout.expert_rows;
-            const uint64_t expert_begin = row;
-            for (uint32_t source = 0; source < layout.ranks; ++source) {
-                if (source == session.rank())
-                    offsets[expert] = row;
-                row += call.matrix[source * layout.experts + expert];
-            }
-            total += row - expert_begin;
-            if (destination == session.rank())
-                call.counts[local] = static_cast<int64_t>(row - expert_begin);
-        }
-        // @protocol joint-fit
-        if (total > part.capacity(layout))
-            return session.fail(EXCHANGE_WINDOW_TOO_SMALL, destination, 0, static_cast<int64_t>(total));
-        if (destination == session.rank())
-            call.total = total;
     }
     return EXCHANGE_OK;
 }
@@ -110,11 +73,10 @@ int wait_for_arrivals(Session &session, Part part, uint32_t kind) {
 int verify_rows(Session &session, const ExchangeDispatch &call) {
     const ExchangeLayout &layout = session.layout();
     const Window own = session.own();
-    const uint32_t first_expert = session.rank() * (layout.experts / layout.ranks);
     uint64_t row = call.first_row;
     for (uint32_t local = 0; local < layout.experts / layout.ranks; ++local)
         for (uint32_t source = 0; source < layout.ranks; ++source)
-            for (uint32_t i = 0; i < call.matrix[source * layout.experts + first_expert + local]; ++i, ++row) {
+            for (uint32_t i = 0; i < counts_from(layout, call, session.rank(), source)[local]; ++i, ++row) {
                 const float scale = layout.quantised ? own.scale(call.slot, row) : 0;
                 if (own.row_check(call.slot, row) != placed_checksum(session, own.row(call.slot, row), scale, row))
                     return session.fail_corrupt(EXCHANGE_REGION_ROWS, source, row);
@@ -133,12 +95,10 @@ int dispatch_send(Session &session, ExchangeDispatch &call) {
     const Routing ids(call.ids, call.ids_bytes);
     std::vector<uint32_t> counts(layout.experts);
     const InputCheck check = count_experts(layout, ids, call.tokens, counts);
-    int64_t detail = check.detail;
-    if (check.error == EXCHANGE_INPUT_OK) {
-        push_counts(session, counts, call.kind);
-        detail = sum_of(counts.data(), layout.experts);
-    }
-    push_headers(session, {call.kind, call.tokens, check.error, detail});
+    if (check.error == EXCHANGE_INPUT_OK)
+        announce_counts(session, call, counts);
+    else
+        push_headers(session, {call.kind, call.tokens, check.error, check.detail});
 
     if (const int result = session.begin_step(EXCHANGE_STEP_COUNTS); result != EXCHANGE_OK)
         return result;
@@ -153,7 +113,7 @@ int dispatch_send(Session &session, ExchangeDispatch &call) {
     const uint64_t dispatch_number = call.continues ? state.dispatches - 1 : state.dispatches;
     const Part part = {static_cast<uint32_t>(dispatch_number % layout.slots), call.part};
     std::vector<uint64_t> offsets(layout.experts);
-    if (const int result = derive_offsets(session, call, part, offsets); result != EXCHANGE_OK)
+    if (const int result = derive_offsets(session, call, part, counts, offsets); result != EXCHANGE_OK)
         return result;
 
     if (const int result = session.begin_step(EXCHANGE_STEP_PLACE); result != EXCHANGE_OK)

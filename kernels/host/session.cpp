@@ -153,7 +153,7 @@ int Session::fail_as_told(uint32_t source, const Status &status) {
     const StatusLine &line = own().status_line(source);
     const uint64_t region = line.region.load(std::memory_order_relaxed);
     const bool is_corruption = status.result == EXCHANGE_CORRUPTION;
-    if (is_corruption && (region == EXCHANGE_REGION_NONE || region > EXCHANGE_REGION_OUT))
+    if (is_corruption && (region == EXCHANGE_REGION_NONE || region > EXCHANGE_REGION_GRANTS))
         return fail_corrupt(EXCHANGE_REGION_STATUS, source, status.packed());
     if (status.culprit == rank() && !is_corruption)
         return fail(EXCHANGE_POISONED, status.culprit, status.result);

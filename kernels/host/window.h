@@ -29,12 +29,22 @@ struct alignas(EXCHANGE_UNIT_BYTES) HeaderUnit {
     uint32_t block_check; // block_checksum of them
 };
 
-struct alignas(EXCHANGE_UNIT_BYTES) CountUnit {
+// Counts, or rows at which those of a source begin.
+struct alignas(EXCHANGE_UNIT_BYTES) NumberUnit {
     Word word;
-    uint32_t counts[EXCHANGE_COUNTS_PER_UNIT];
+    uint32_t numbers[EXCHANGE_COUNTS_PER_UNIT];
 };
 
-static_assert(sizeof(HeaderUnit) == EXCHANGE_UNIT_BYTES && sizeof(CountUnit) == EXCHANGE_UNIT_BYTES);
+// What a rank answers to counts: whether the rows for it fit, and, in units of numbers, where those of a source begin.
+struct alignas(EXCHANGE_UNIT_BYTES) GrantUnit {
+    Word word;
+    uint64_t total; // rows in the window of the rank that grants
+    uint64_t sum;   // of that and of the rows at which those for each expert begin
+    uint64_t reserved;
+};
+
+static_assert(sizeof(HeaderUnit) == EXCHANGE_UNIT_BYTES && sizeof(NumberUnit) == EXCHANGE_UNIT_BYTES &&
+              sizeof(GrantUnit) == EXCHANGE_UNIT_BYTES);
 
 // What only the owner of a window reads and writes; here so that a replayed launch finds it.
 struct alignas(EXCHANGE_LINE_BYTES) ExchangeState {
@@ -107,8 +117,13 @@ class Window {
         return *at<StatusLine>(layout_.status + source * EXCHANGE_LINE_BYTES);
     }
     HeaderUnit &header(uint64_t epoch, uint32_t source) const { return *at<HeaderUnit>(record(epoch, source)); }
-    CountUnit *counts(uint64_t epoch, uint32_t source) const {
-        return at<CountUnit>(record(epoch, source) + EXCHANGE_UNIT_BYTES);
+    NumberUnit *counts(uint64_t epoch, uint32_t source) const {
+        return at<NumberUnit>(record(epoch, source) + EXCHANGE_UNIT_BYTES);
+    }
+    // Of one exchange at a time: nobody grants the next before it has heard of everyone who has read this one.
+    GrantUnit &grant(uint32_t owner) const { return *at<GrantUnit>(layout_.grants + owner * record_bytes()); }
+    NumberUnit *granted(uint32_t owner) const {
+        return at<NumberUnit>(layout_.grants + owner * record_bytes() + EXCHANGE_UNIT_BYTES);
     }
     uint8_t *mailbox(uint64_t epoch, uint32_t source) const {
         // @protocol mailbox-parity
@@ -142,9 +157,9 @@ class Window {
     Word &line(uint64_t region, uint64_t index) const { return *at<Word>(region + index * EXCHANGE_LINE_BYTES); }
     uint64_t record(uint64_t epoch, uint32_t source) const {
         // @protocol record-parity
-        return layout_.records +
-               ((epoch & 1) * layout_.ranks + source) * (1 + layout_.count_units) * EXCHANGE_UNIT_BYTES;
+        return layout_.records + ((epoch & 1) * layout_.ranks + source) * record_bytes();
     }
+    uint64_t record_bytes() const { return (1 + layout_.count_units) * EXCHANGE_UNIT_BYTES; }
 
     const ExchangeLayout &layout_;
     uint8_t *base_;

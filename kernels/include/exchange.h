@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define EXCHANGE_ABI_VERSION 5u
+#define EXCHANGE_ABI_VERSION 6u
 
 #define EXCHANGE_LINE_BYTES 64u // no two writers share a line
 #define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
@@ -73,7 +73,8 @@ enum ExchangeRegion {
     EXCHANGE_REGION_ARRIVE = 5,
     EXCHANGE_REGION_DONE = 6,
     EXCHANGE_REGION_ROWS = 7,
-    EXCHANGE_REGION_OUT = 8
+    EXCHANGE_REGION_OUT = 8,
+    EXCHANGE_REGION_GRANTS = 9
 };
 
 // Where everything lies in a window. Offsets in bytes from its base; every window has the same layout.
@@ -87,9 +88,11 @@ typedef struct ExchangeLayout {
     uint32_t slots;
     uint32_t element;       // ExchangeElement
     uint32_t distinct_topk; // 1: a token names an expert at most once
-    uint32_t count_units;   // units per source after its header unit
+    uint32_t count_units;   // units per source after its header unit, and of a grant after its own
     uint32_t verify;        // 1: rows travel with checksums, which are compared before rows are used
     uint32_t quantised;     // 1: rows are placed as int8 with a scale each, results stay of the element type
+    uint32_t granting;      // 1: a rank gets the counts of its own experts only, and grants places; 0: it gets all
+    uint32_t counted;       // experts of which a record has counts
     uint64_t capacity;      // rows per slot
     uint64_t expert_rows;   // from the first row of an expert to that of the next; 0: experts lie without gaps
     uint64_t row_bytes;     // of a placed row
@@ -98,6 +101,7 @@ typedef struct ExchangeLayout {
     uint64_t state;         // line 0: ExchangeState; line 1 + 2 * slot + half: PartState
     uint64_t status;        // [ranks] lines, pushed by the source
     uint64_t records;       // [2][ranks][1 + count_units] units, parity of the epoch first
+    uint64_t grants;        // [ranks][1 + count_units] units, pushed by the rank that grants; none if not granting
     uint64_t mailboxes;     // [2][ranks] mailbox_bytes
     uint64_t arrive;        // [slots][2 halves][ranks] lines; the whole slot uses those of the first half
     uint64_t done;          // [slots][2 halves][ranks] lines
@@ -164,7 +168,8 @@ typedef struct ExchangeDispatch {
     uint32_t slot;      // out
     int64_t *positions; // out [tokens, topk]: destination rank << 32 | row, or -1
     int64_t *counts;    // out [local experts]: rows of each in this rank's window
-    uint32_t *matrix;   // out [ranks, experts]: counts of every source
+    uint32_t *matrix;   // out [ranks, counted]: counts of every source, if granting those of this rank's experts
+    int64_t *totals;    // out [ranks]: rows in every rank's window; only if granting, else null
     // [tokens, topk], contiguous, of the combine to come; null: the caller keeps them, which kernels of devices want
     const float *weights;
     float *kept_weights; // out: a copy of them

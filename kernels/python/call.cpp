@@ -18,7 +18,7 @@ struct Call {
     Arguments arguments;
     Session *session; // the value of `owner`
     Reference owner;
-    Reference positions, weights, counts, matrix;
+    Reference positions, weights, counts, matrix, totals;
 
     // Points at what the kernels take as it is; else false, and nothing is done.
     bool take_fitting(PyObject *const *tensors, const Manner &manner) {
@@ -153,6 +153,7 @@ int traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(call.weights.get());
     Py_VISIT(call.counts.get());
     Py_VISIT(call.matrix.get());
+    Py_VISIT(call.totals.get());
     return 0;
 }
 
@@ -169,11 +170,14 @@ PyObject *make_call(PyObject *session, const CallMemory &memory) {
     call.weights = Reference::to(memory.weights);
     call.counts = Reference::to(memory.counts);
     call.matrix = Reference::to(memory.matrix);
+    call.totals = Reference::to(memory.totals);
     ExchangeDispatch &dispatch = call.arguments.dispatch;
     dispatch.positions = static_cast<int64_t *>(address_of(memory.positions));
     dispatch.kept_weights = static_cast<float *>(address_of(memory.weights));
     dispatch.counts = static_cast<int64_t *>(address_of(memory.counts));
     dispatch.matrix = static_cast<uint32_t *>(address_of(memory.matrix));
+    if (memory.totals != Py_None)
+        dispatch.totals = static_cast<int64_t *>(address_of(memory.totals));
     call.arguments.combine.positions = dispatch.positions;
     return PyErr_Occurred() == nullptr ? made.release() : nullptr;
 }

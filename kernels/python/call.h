@@ -12,7 +12,8 @@ struct CallMemory {
     PyObject *positions; // int64 [tokens, topk]
     PyObject *weights;   // float32 [tokens, topk]
     PyObject *counts;    // int64 [local experts]
-    PyObject *matrix;    // int32 [ranks, experts]
+    PyObject *matrix;    // int32 [ranks, counted experts]
+    PyObject *totals;    // int64 [ranks], if granting, else None
 };
 
 PyObject *make_call(PyObject *session, const CallMemory &memory);

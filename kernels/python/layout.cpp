@@ -19,12 +19,13 @@ struct Field {
 
 #define FIELD(name) {#name, offsetof(ExchangeLayout, name), sizeof(ExchangeLayout::name)}
 constexpr Field fields[] = {
-    FIELD(ranks),         FIELD(experts),    FIELD(hidden),        FIELD(topk),        FIELD(max_tokens),
-    FIELD(slots),         FIELD(element),    FIELD(distinct_topk), FIELD(count_units), FIELD(verify),
-    FIELD(quantised),     FIELD(capacity),   FIELD(expert_rows),   FIELD(row_bytes),   FIELD(out_row_bytes),
-    FIELD(mailbox_bytes), FIELD(state),      FIELD(status),        FIELD(records),     FIELD(mailboxes),
-    FIELD(arrive),        FIELD(done),       FIELD(rows),          FIELD(scales),      FIELD(out),
-    FIELD(row_checks),    FIELD(out_checks), FIELD(total_bytes),
+    FIELD(ranks),       FIELD(experts),       FIELD(hidden),        FIELD(topk),        FIELD(max_tokens),
+    FIELD(slots),       FIELD(element),       FIELD(distinct_topk), FIELD(count_units), FIELD(verify),
+    FIELD(quantised),   FIELD(granting),      FIELD(counted),       FIELD(capacity),    FIELD(expert_rows),
+    FIELD(row_bytes),   FIELD(out_row_bytes), FIELD(mailbox_bytes), FIELD(state),       FIELD(status),
+    FIELD(records),     FIELD(grants),        FIELD(mailboxes),     FIELD(arrive),      FIELD(done),
+    FIELD(rows),        FIELD(scales),        FIELD(out),           FIELD(row_checks),  FIELD(out_checks),
+    FIELD(total_bytes),
 };
 #undef FIELD
 

@@ -10,9 +10,10 @@
 namespace binding {
 namespace {
 
-// new_call(positions, weights, counts, matrix)
+// new_call(positions, weights, counts, matrix, totals)
 PyObject *new_call(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
-    return expects(4, count) ? make_call(self, {arguments[0], arguments[1], arguments[2], arguments[3]}) : nullptr;
+    return expects(5, count) ? make_call(self, {arguments[0], arguments[1], arguments[2], arguments[3], arguments[4]})
+                             : nullptr;
 }
 
 // refuse(kind, problem)

@@ -39,8 +39,8 @@ def _session_lines(accounts: list[PostMortem]) -> list[str]:
             )
         lines.append(f"      {_slowest(account)}")
     lines += [f"  {rank_in_words(rank, first.nodes)} left none: it was killed, or is still stopped" for rank in silent]
-    lines += ["", "  rows from each rank in the last dispatch that the first to notice saw:"]
-    lines += [f"      rank {rank}: {sum(counts)}" for rank, counts in enumerate(first.matrix)]
+    lines += ["", "  rows from each rank to the first to notice in the last dispatch:"]
+    lines += [f"      rank {rank}: {sum(counts)}" for rank, counts in enumerate(first.received)]
     return lines
 
 

@@ -114,7 +114,7 @@ class LowLatency:
             self._add_waits(wait_statistics, steps, waited)
 
         handle = LowLatencyHandle(
-            (steps.source_tokens(rows).view(shape), self._ranges(steps), max_tokens, p.hidden, num_experts)
+            (steps.source_tokens(rows).view(shape), _ranges(steps), max_tokens, p.hidden, num_experts)
         )
         handle._dispatched = sent
         return LowLatencyResult(window if fp8 is None else fp8.values(window), scales, sent.counts, handle, receive)
@@ -211,12 +211,6 @@ class LowLatency:
             raise InvalidInput(f"{call} before the hook of the combine before was called")
         return sent
 
-    def _ranges(self, steps: ExchangeSteps) -> Tensor:
-        local = steps.layout.parameters.local_experts
-        first = self._group.rank * local
-        counts = steps.session.matrix[:, first : first + local].t().to(torch.int64)
-        return (counts.cumsum(1) - counts) << 32 | counts
-
     def _problem_with_statistics(
         self, p: ExchangeParameters, statistics: Tensor | None, waits: Tensor | None
     ) -> str | None:
@@ -254,3 +248,9 @@ def _send(steps: ExchangeSteps, tokens: RoutedTokens, fp8: Fp8Format | None) -> 
         return steps.dispatch_send(packed, _kind(fp8), row_bytes=fp8.row_bytes)
     except ProtocolMismatch as error:
         raise ProtocolMismatch(f"use_fp8={fp8 is not None} here, and not on every rank") from error
+
+
+def _ranges(steps: ExchangeSteps) -> Tensor:
+    """int64 [experts of this rank, ranks]; see `LowLatencyHandle`."""
+    counts = steps.session.received.t().to(torch.int64)
+    return (counts.cumsum(1) - counts) << 32 | counts

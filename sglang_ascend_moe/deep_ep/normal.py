@@ -152,7 +152,7 @@ class Normal:
         tokens = RoutedTokens(x[chosen], routes.ids[chosen], routes.ones[chosen])
         rows = steps.dispatch_send(tokens, row_bytes=row_bytes)
         steps.dispatch_receive(rows)
-        return rows, steps.session.matrix[:, self._group.rank].tolist()
+        return rows, steps.session.received[:, 0].tolist()
 
 
 def _rounds(routes: Routes, steps: ExchangeSteps) -> list[slice]:

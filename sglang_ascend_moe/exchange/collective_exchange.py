@@ -31,7 +31,7 @@ from sglang_ascend_moe.exchange.control.machine import this_machine
 from sglang_ascend_moe.exchange.control.rendezvous import agree
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.exchange.expert_exchange import Phase
-from sglang_ascend_moe.exchange.observation import Observation
+from sglang_ascend_moe.exchange.observation import Observation, rows_by_rank
 from sglang_ascend_moe.exchange.rank_options import RankOptions
 from sglang_ascend_moe.exchange.schedules.inputs import (
     RoutedTokens,
@@ -94,7 +94,7 @@ class CollectiveExchange:
         self.parameters = parameters
         self.epoch = 0
         self.observation = Observation()
-        self.counts_matrix = torch.zeros(parameters.ranks, parameters.num_experts, dtype=torch.int32)
+        self.rows_by_rank = [0] * parameters.ranks
         self._dtype = getattr(torch, parameters.dtype)
         self._poison: str | None = None
 
@@ -118,7 +118,7 @@ class CollectiveExchange:
         secret, patience = read_secret(options.secret_file), options.patience()
         hellos = agree(group, hello, secret, patience)
         check_parameters(parameters)
-        for name in ("quant", "window_bytes", "layout", "verify"):
+        for name in ("quant", "window_bytes", "layout", "verify", "counts"):
             value, default = getattr(parameters, name), _DEFAULTS[name]
             if value != default:
                 raise Unsupported(
@@ -207,9 +207,9 @@ class CollectiveExchange:
             order=order,
         )
         rows = arrived[order]
-        self.counts_matrix = matrix.int()
+        self.rows_by_rank = rows_by_rank(matrix)
         self.observation.dispatched(
-            ticket.kind, begun_ns, tokens=len(tokens.x), rows=len(rows), matrix=matrix, first_round=True
+            ticket.kind, begun_ns, tokens=len(tokens.x), rows=len(rows), counted=matrix, first_round=True
         )
         return ExpertRows(rows=rows, scales=None, counts=arriving.sum(0), out=torch.empty_like(rows), ticket=ticket)
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
 from sglang_ascend_moe.exchange.expert_exchange import Phase
-from sglang_ascend_moe.exchange.observation import Observation
+from sglang_ascend_moe.exchange.observation import Observation, rows_by_rank
 from sglang_ascend_moe.exchange.opening import Opened, close_exchange, open_exchange
 from sglang_ascend_moe.exchange.rank_options import RankOptions
 from sglang_ascend_moe.exchange.schedules.decode import prepare_decode, run_decode
@@ -131,8 +131,14 @@ class Exchange:
 
     @property
     def counts_matrix(self) -> torch.Tensor:
-        """int32 [ranks, num_experts]: rows from each rank to each expert in the last dispatch; a view of live state."""
-        return self._steps.session.matrix
+        """int32 [ranks, experts of this rank]: rows from each rank to each in the last dispatch; a view of live
+        state."""
+        return self._steps.session.received
+
+    @property
+    def rows_by_rank(self) -> list[int]:
+        """Rows that each rank received in the last dispatch."""
+        return rows_by_rank(self._steps.session.counted)
 
     def watch_steps(self, hook: StepHook | None) -> None:
         """Calls `hook(step)` as each protocol step begins on this rank; for tests and tracing. None ends it."""
@@ -251,8 +257,8 @@ class Exchange:
         """A decode `run` over tensors that keep their addresses, as graphs need it; the other ranks may run or replay.
 
         alike: a promise that no rank ever brings more tokens to it than this one, so that in a graph no more rows than
-        these have places are handed to `experts`; kept by ranks that replay graphs of one size. Broken, it is
-        `WindowTooSmall` or `PeerTimeout`.
+        these have places are handed to `experts`; kept by ranks that replay graphs of one size. A replay that it does
+        not hold for is refused as by a smaller window.
 
         Each call of the returned function runs the layer on what the tensors hold then, and writes `out` [tokens,
         hidden]; it neither allocates memory of the device nor moves a tensor. Raises `CaptureRefused` for tensors that

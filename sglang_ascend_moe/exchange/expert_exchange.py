@@ -56,8 +56,8 @@ class ExpertExchange(Protocol):
         """Seconds for which each rank has held this one up so far; none where that is not known."""
 
     @property
-    def counts_matrix(self) -> torch.Tensor:
-        """int32 [ranks, num_experts]: rows from each rank to each expert in the last dispatch."""
+    def rows_by_rank(self) -> list[int]:
+        """Rows that each rank received in the last dispatch."""
 
     def dispatch(
         self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, phase: Phase = "decode"

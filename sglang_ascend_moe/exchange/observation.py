@@ -39,24 +39,24 @@ class Observation:
     def __init__(self) -> None:
         self.phases = {kind: PhaseCounts() for kind in PHASES}
         self.measures_imbalance = False
-        self._matrix: torch.Tensor | None = None
-        self._counted: Any = None
+        self._counted: torch.Tensor | None = None
+        self._by_rank: Any = None
 
     def dispatched(
-        self, kind: Kind, begun_ns: int, tokens: int, rows: int, matrix: torch.Tensor, first_round: bool
+        self, kind: Kind, begun_ns: int, tokens: int, rows: int, counted: torch.Tensor, first_round: bool
     ) -> None:
-        """A dispatch, begun at `begun_ns` of `time.perf_counter_ns`, has ended; matrix [ranks, experts]: its counts."""
+        """A dispatch, begun at `begun_ns` of `time.perf_counter_ns`, has ended; counted: as `rows_by_rank` takes it."""
         counts = self.phases[kind]
         counts.calls += first_round
         counts.rounds += 1
         counts.tokens += tokens
         counts.rows += rows
         # On a device the counts would have to be waited for.
-        if self.measures_imbalance and matrix.is_cpu:
-            # A session writes its counts into one matrix for ever: to look at it anew takes longer than to add it up.
-            if matrix is not self._matrix:
-                self._matrix, self._counted = matrix, _by_rank_and_expert(matrix)
-            counts.largest_rows += int(self._counted.sum(axis=(0, 2)).max())
+        if self.measures_imbalance and counted.is_cpu:
+            # A session writes its counts into one tensor for ever: to look at it anew takes longer than to add it up.
+            if counted is not self._counted:
+                self._counted, self._by_rank = counted, _by_rank(counted)
+            counts.largest_rows += int(self._by_rank.sum(axis=(0, 2)).max())
         counts.dispatch_ns += time.perf_counter_ns() - begun_ns
 
     def planned(self, begun_ns: int) -> None:
@@ -68,16 +68,17 @@ class Observation:
         self.phases[kind].combine_ns += time.perf_counter_ns() - begun_ns
 
 
-def rows_by_rank(matrix: torch.Tensor) -> list[int]:
-    """Rows that each rank received, from the counts [ranks, experts] of a dispatch."""
-    received: list[int] = _by_rank_and_expert(matrix.cpu()).sum(axis=(0, 2)).tolist()
+def rows_by_rank(counted: torch.Tensor) -> list[int]:
+    """Rows that each rank received in a dispatch: from the counts [ranks, experts] of every source, or their sums
+    [ranks]."""
+    received: list[int] = _by_rank(counted.cpu()).sum(axis=(0, 2)).tolist()
     return received
 
 
-def _by_rank_and_expert(matrix: torch.Tensor) -> Any:
+def _by_rank(counted: torch.Tensor) -> Any:
     """A view [source, rank, expert of that rank], of numpy, which is quicker than torch for so few numbers."""
-    ranks, experts = matrix.shape
-    return matrix.numpy().reshape(ranks, ranks, experts // ranks)
+    ranks, last = counted.shape[0], counted.shape[-1]
+    return counted.numpy().reshape(-1, ranks, last // ranks)
 
 
 class GraphCounts(msgspec.Struct):

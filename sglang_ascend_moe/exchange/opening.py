@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import torch
 import torch.distributed as dist
 
@@ -62,6 +63,8 @@ def open_exchange(
     secret = read_secret(options.secret_file)
     patience = options.patience()
     backend = backend_of(options)
+    if parameters.counts == "auto" and not backend.grants_places:
+        parameters = msgspec.structs.replace(parameters, counts="matrix")
     # Tensors that are made here are written to in any mode of autograd.
     with torch.inference_mode(False), ExitStack() as bring_up, ExitStack() as kept:
         bring_up.callback(backend.close)
@@ -99,5 +102,5 @@ def close_exchange(opened: Opened) -> None:
 def _record_faults(session: NativeSession, recorder: Recorder) -> None:
     """Let `recorder` write an account of every fault that poisons the session."""
     session.watch_faults(
-        lambda fault, error: recorder.write(fault, error, session.waited_s, session.matrix.tolist()),
+        lambda fault, error: recorder.write(fault, error, session.waited_s, session.received.tolist()),
     )

@@ -24,7 +24,7 @@ class Step(enum.IntEnum):
     ANNOUNCE = 1
     """Waits for nobody."""
     COUNTS = 2
-    """Waits for the counts of every rank."""
+    """Waits for the counts of every rank, and for the places that every rank grants."""
     PLACE = 3
     """Waits for nobody."""
     ARRIVALS = 4
@@ -78,6 +78,7 @@ class Region(enum.IntEnum):
     DONE = 6
     ROWS = 7
     OUT = 8
+    GRANTS = 9
 
 
 class Part(enum.IntEnum):

@@ -60,7 +60,8 @@ def native_layout(layout: WindowLayout) -> Layout:
     return Layout(
         ranks=p.ranks, experts=p.num_experts, hidden=p.hidden, topk=p.topk, max_tokens=p.max_tokens, slots=p.slots,
         element=_ELEMENTS[p.dtype], distinct_topk=p.distinct_topk, verify=p.verify, quantised=p.quant is not None,
-        row_bytes=p.row_bytes, out_row_bytes=p.out_row_bytes, count_units=layout.count_units, capacity=layout.capacity,
+        row_bytes=p.row_bytes, out_row_bytes=p.out_row_bytes, count_units=layout.count_units,
+        granting=layout.granting, counted=layout.counted_experts, capacity=layout.capacity,
         expert_rows=layout.expert_rows, mailbox_bytes=layout.mailbox_bytes, total_bytes=layout.total_bytes,
         **msgspec.structs.asdict(layout.offsets),
     )  # fmt: skip

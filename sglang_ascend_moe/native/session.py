@@ -31,6 +31,18 @@ class ChunkCounts(NamedTuple):
     detail: int
 
 
+class TensorsOfCall(NamedTuple):
+    """What a call writes, for at most `tokens` tokens.
+
+    positions [tokens, topk] int64: destination rank << 32 | row, or -1; weights [tokens, topk] float32, where they are
+    kept; counts [experts of this rank] int64.
+    """
+
+    positions: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+
+
 def initialise_window(layout: WindowLayout, address: int, device: str = "cpu", *, first_epoch: int = 0) -> None:
     """Prepares this rank's own window before any peer uses it; zeroed already, where it is memory of the host.
 
@@ -69,7 +81,10 @@ class NativeSession:
         p = layout.parameters
         self._nodes = nodes
         self._window_layout = layout
-        self._matrix = torch.zeros(p.ranks, p.num_experts, dtype=torch.int32, device=device)
+        self._matrix = torch.zeros(p.ranks, layout.counted_experts, dtype=torch.int32, device=device)
+        self._totals = torch.zeros(p.ranks, dtype=torch.int64, device=device) if layout.granting else None
+        first = 0 if layout.granting else rank * p.local_experts
+        self._received = self._matrix[:, first : first + p.local_experts]
         self._on_fault: FaultHook | None = None
         self._native = library("cpu" if device is None else device.type).open_session(
             native_layout(layout), rank, window_addresses, peer_ends, timeout_ns=int(p.timeout_s * 1e9),
@@ -102,9 +117,15 @@ class NativeSession:
         return [nanoseconds / 1e9 for nanoseconds in self._native.waited_ns]
 
     @property
-    def matrix(self) -> torch.Tensor:
-        """int32 [ranks, experts]: rows from each rank to each expert in the last dispatch; overwritten by the next."""
-        return self._matrix
+    def received(self) -> torch.Tensor:
+        """int32 [ranks, experts of this rank]: rows from each rank to each of these experts in the last dispatch;
+        overwritten by the next."""
+        return self._received
+
+    @property
+    def counted(self) -> torch.Tensor:
+        """What `observation.rows_by_rank` takes of the last dispatch; overwritten by the next."""
+        return self._matrix if self._totals is None else self._totals
 
     def watch_steps(self, hook: StepHook | None) -> None:
         """Calls `hook` as each step begins, on the calling thread; None ends it.
@@ -126,16 +147,23 @@ class NativeSession:
 
     def new_call(self, tokens: int) -> Call:
         """A call for at most `tokens` tokens."""
-        p, device = self._window_layout.parameters, self._matrix.device
-        with torch.inference_mode(False):  # its tensors are written to in any mode of autograd
-            positions = torch.empty(tokens, p.topk, dtype=torch.int64, device=device)
-            weights = torch.empty(tokens, p.topk, dtype=torch.float32, device=device)
-            counts = torch.empty(p.local_experts, dtype=torch.int64, device=device)
-        return self._native.new_call(positions, weights, counts, self._matrix)
+        return self._call_over(self._tensors_of_call(tokens))
 
     def replayed_call(self, tokens: int) -> Call:
         """A call of exactly `tokens` tokens that is made again and again, and ends before another one begins."""
         return self.new_call(tokens)
+
+    def _tensors_of_call(self, tokens: int) -> TensorsOfCall:
+        p, device = self._window_layout.parameters, self._matrix.device
+        with torch.inference_mode(False):  # they are written to in any mode of autograd
+            return TensorsOfCall(
+                positions=torch.empty(tokens, p.topk, dtype=torch.int64, device=device),
+                weights=torch.empty(tokens, p.topk, dtype=torch.float32, device=device),
+                counts=torch.empty(p.local_experts, dtype=torch.int64, device=device),
+            )
+
+    def _call_over(self, tensors: TensorsOfCall) -> Call:
+        return self._native.new_call(*tensors, self._matrix, self._totals)
 
     def dispatch(self, call: Call, most_rows: int = 0) -> None:  # noqa: ARG002 - for devices
         """Steps announce to arrivals; `most_rows`: in a capture, how many rows a rank gets at most, 0: a window's."""

@@ -13,7 +13,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported, WindowTooSmall
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 LINE_BYTES = 64
 UNIT_BYTES = 32
 COUNTS_PER_UNIT = 6
@@ -23,6 +23,8 @@ HIDDEN_MULTIPLE = 16
 MAX_RANKS = 4096
 MAX_PLAN_CHUNKS = 64
 """Most chunks into which a rank divides its tokens in a `PrefillPlan`."""
+MAX_PLAN_COUNTS = 1024
+"""Most counts of a `PrefillPlan`, as long as there is a chunk: every rank has a mailbox for the plan of each other."""
 
 MAX_TIMEOUT_S = 1_000_000
 MAX_ROWS = 2**32
@@ -44,6 +46,9 @@ _BOUNDS = {
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 QUANTISATIONS = ("int8",)
 LAYOUTS = ("compact", "padded")
+COUNTS = ("auto", "matrix", "grants")
+RENDEZVOUS_UNITS = 2000
+"""Count units that it takes as long to push and read as one more rendezvous does."""
 
 
 class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,6 +67,8 @@ class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     layout: "compact" lays experts' rows one after the other; "padded" gives every expert room for ranks * max_tokens
         rows, so that expert e's begin at row e * ranks * max_tokens (needs distinct_topk=True).
     verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
+    counts: "matrix" sends the counts of all experts to every rank; "grants" sends a rank those of its own experts only,
+        and it answers with the places of their rows; "auto" takes what needs less time with so many ranks.
     """
 
     ranks: int
@@ -77,6 +84,7 @@ class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     slots: int = 1
     layout: str = "compact"
     verify: bool = False
+    counts: str = "auto"
 
     @property
     def local_experts(self) -> int:
@@ -102,6 +110,23 @@ class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         """Rows from where an expert's begin to where the next one's do; 0 if experts lie without gaps."""
         return self.ranks * self.max_tokens if self.layout == "padded" else 0
 
+    @property
+    def granting(self) -> bool:
+        """Whether ranks grant places; otherwise each derives all of them from the counts of all."""
+        if self.counts != "auto":
+            return self.counts == "grants"
+        return self.ranks * (_units(self.num_experts) - 2 * _units(self.local_experts) - 1) > RENDEZVOUS_UNITS
+
+    @property
+    def counted_experts(self) -> int:
+        """Experts of which a rank tells another one how many rows it has."""
+        return self.local_experts if self.granting else self.num_experts
+
+    @property
+    def plan_chunks(self) -> int:
+        """Most chunks of a `PrefillPlan`."""
+        return max(1, min(MAX_PLAN_CHUNKS, MAX_PLAN_COUNTS // self.ranks))
+
 
 class Regions(msgspec.Struct, frozen=True):
     """One number per region of a window: its offset, or its size in bytes."""
@@ -109,6 +134,7 @@ class Regions(msgspec.Struct, frozen=True):
     state: int
     status: int
     records: int
+    grants: int
     mailboxes: int
     arrive: int
     done: int
@@ -128,6 +154,8 @@ class WindowLayout(msgspec.Struct, frozen=True):
     parameters: ExchangeParameters
     capacity: int
     expert_rows: int
+    granting: bool
+    counted_experts: int
     count_units: int
     mailbox_bytes: int
     offsets: Regions
@@ -181,6 +209,8 @@ def check_parameters(parameters: ExchangeParameters) -> None:
         raise InvalidInput(
             f"max_tokens={p.max_tokens} times topk={p.topk} is more than {MAX_COUNT} rows of one rank; lower max_tokens"
         )
+    if p.counts not in COUNTS:
+        raise Unsupported(f"counts={p.counts!r} is none of {', '.join(COUNTS)}")
     if p.num_experts * p.ranks > MAX_COUNT:
         raise InvalidInput(
             f"num_experts={p.num_experts} for each of {p.ranks} ranks is more than {MAX_COUNT} counts; "
@@ -240,7 +270,9 @@ def plan_window(parameters: ExchangeParameters) -> WindowLayout:
         parameters=p,
         capacity=capacity,
         expert_rows=p.expert_rows,
-        count_units=_count_units(p),
+        granting=p.granting,
+        counted_experts=p.counted_experts,
+        count_units=_units(p.counted_experts),
         mailbox_bytes=_mailbox_bytes(p),
         offsets=Regions(*offsets),
         sizes=Regions(*sizes),
@@ -276,21 +308,23 @@ def window_memory(layout: WindowLayout) -> WindowMemory:
     return WindowMemory(regions=layout.sizes, total=layout.total_bytes, capacity_rows=layout.capacity)
 
 
-def _count_units(p: ExchangeParameters) -> int:
-    return -(-p.num_experts // COUNTS_PER_UNIT)
+def _units(counts: int) -> int:
+    return -(-counts // COUNTS_PER_UNIT)
 
 
 def _mailbox_bytes(p: ExchangeParameters) -> int:
     # A PrefillPlan: at most 5 bytes a count, and 512 for everything around the counts.
-    return _round_up(512 + 5 * MAX_PLAN_CHUNKS * p.ranks, LINE_BYTES)
+    return _round_up(512 + 5 * p.plan_chunks * p.ranks, LINE_BYTES)
 
 
-def _control_sizes(p: ExchangeParameters) -> tuple[int, int, int, int, int, int]:
+def _control_sizes(p: ExchangeParameters) -> tuple[int, ...]:
     """Bytes of all regions but rows and out, in the order of `Regions`; each a multiple of a line."""
+    records = p.ranks * (1 + _units(p.counted_experts)) * UNIT_BYTES
     return (
         (1 + 2 * p.slots) * LINE_BYTES,
         p.ranks * LINE_BYTES,
-        _round_up(2 * p.ranks * (1 + _count_units(p)) * UNIT_BYTES, LINE_BYTES),
+        _round_up(2 * records, LINE_BYTES),
+        _round_up(records, LINE_BYTES) if p.granting else 0,
         2 * p.ranks * _mailbox_bytes(p),
         2 * p.slots * p.ranks * LINE_BYTES,
         2 * p.slots * p.ranks * LINE_BYTES,

@@ -79,9 +79,20 @@ def test_an_older_cann_is_named_with_its_version(tmp_path, monkeypatch, capsys):
     tree = make_tree(tmp_path)
     use(tree, monkeypatch)
     info = tree.home / f"{cann.platform.machine()}-linux" / "ascend_toolkit_install.info"
-    info.write_text(info.read_text().replace("9.1.0", "9.0.0"))
+    info.write_text(info.read_text().replace("9.1.0", "8.5.0"))
     assert build_kernels.main(["--check"]) == CANNOT
-    assert f"missing: CANN 9.1 (that in {tree.home} is 9.0.0)" in capsys.readouterr().err
+    assert f"missing: CANN 9.0 (that in {tree.home} is 8.5.0)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(("version", "without"), [("9.0.0", True), ("9.0.1", True), ("9.1.0", False)])
+def test_a_compiler_that_lacks_schedmode_does_not_see_it(tmp_path, monkeypatch, version, without):
+    tree = make_tree(tmp_path)
+    use(tree, monkeypatch)
+    info = tree.home / f"{cann.platform.machine()}-linux" / "ascend_toolkit_install.info"
+    info.write_text(info.read_text().replace("9.1.0", version))
+    assert build_kernels.main([]) == OK
+    assert ("-DEXCHANGE_WITHOUT_SCHEDMODE" in tree.calls("/ascend/device/launch.asc")) is without
 
 
 def test_with_everything_there_a_check_says_so_and_builds_nothing(tmp_path, monkeypatch, package, capsys):
@@ -164,7 +175,7 @@ def test_cmake_builds_a_host_library_that_loads(tmp_path):
     assert Library(library).path == library
 
 
-LAUNCH = re.compile(r"(\w+)<<<launch\.cores, nullptr, stream>>>\(")
+LAUNCH = re.compile(r"(\w+)<<<launch\.cores, 0, stream>>>\(")
 
 
 def test_what_only_canns_compiler_can_compile_is_right_but_for_its_own_words(tmp_path):
@@ -176,7 +187,7 @@ def test_what_only_canns_compiler_can_compile_is_right_but_for_its_own_words(tmp
     (tmp_path / "launch.cpp").write_text(called)
     folders = ("include", "ascend", "ascend/host_model", "ascend/device")
     include = [f"-I{ROOT / 'kernels' / folder}" for folder in folders]
-    words = ["-D__schedmode__(mode)=", "-D__mix__(cube, vector)="]
+    words = ["-DEXCHANGE_WITHOUT_SCHEDMODE", "-D__mix__(cube, vector)="]
     command = ["g++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *words, *include]
     done = subprocess.run([*command, str(tmp_path / "launch.cpp")], capture_output=True, text=True)
     assert done.stderr == ""

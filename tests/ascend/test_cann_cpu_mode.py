@@ -1,4 +1,5 @@
-"""The Ascend kernels on CANN's own CPU mode, where CANN is installed: `--cann PATH`. No test machine has it so far."""
+"""The Ascend kernels with CANN's headers and on its CPU mode, where CANN is installed: `--cann PATH`. No test machine has
+it so far."""
 
 from __future__ import annotations
 
@@ -15,6 +16,16 @@ from tests.exchange.bits import require_same_bits
 from tests.exchange.scenario import Scenario
 from tests.exchange.test_int8 import quantise
 
+from .host_model import KERNELS
+
+HEADERS = (
+    "tools/tikicpulib/lib/include", "include",
+    *(f"asc/impl/{part}" for part in ("adv_api", "basic_api", "c_api", "micro_api", "simt_api", "utils")),
+    "asc/include", "asc/include/adv_api/matmul",
+    *(f"asc/include/{part}" for part in ("adv_api", "aicpu_api", "basic_api", "c_api", "interface")),
+    *(f"asc/include/{part}" for part in ("micro_api", "simt_api", "tiling", "utils")),
+)  # fmt: skip
+"""Below CANN's folder, as `CMakeASCInformation.cmake` of asc-devkit 9.0.0 and 9.1.0 lists them for the CPU mode."""
 PROJECT = Path(__file__).with_name("cann_cpu_mode")
 SCENARIO = Scenario(tokens=(5,), experts_per_rank=11, hidden=16 * 37, topk=3, routing="sparse")
 CORES = 4
@@ -22,10 +33,25 @@ LINE_FLOATS = 16
 
 
 @pytest.fixture(scope="module")
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cann = request.config.getoption("--cann")
-    if cann is None:
+def cann(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("--cann")
+    if folder is None:
         pytest.skip("not run: no CANN here (--cann PATH)")
+    return Path(folder)
+
+
+@pytest.mark.parametrize("source", ["dispatch.cpp", "combine.cpp", "device/announce.cpp"])
+def test_kernels_fit_the_headers_of_cann(cann: Path, source: str):
+    include = [f"-I{KERNELS / folder}" for folder in ("include", "ascend", "ascend/device")]
+    system = [word for folder in HEADERS for word in ("-isystem", str(cann / folder))]
+    words = ["-std=c++17", "-fsyntax-only", "-DASCENDC_CPU_DEBUG=1", "-D__NPU_ARCH__=2201", "-D__DAV_C220__"]
+    command = ["g++", *words, *include, *system, str(KERNELS / "ascend" / source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def program(cann: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = tmp_path_factory.mktemp("cann-cpu-mode")
     configure = ["cmake", "-S", PROJECT, "-B", build, "-DCMAKE_ASC_RUN_MODE=cpu", f"-DCMAKE_PREFIX_PATH={cann}"]
     subprocess.run(configure, check=True, timeout=120)

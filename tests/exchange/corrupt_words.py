@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -20,9 +21,12 @@ from .surface import open_exchange
 Replacement = Literal["random", "zero", "ones", "previous", "next"]
 REPLACEMENTS: tuple[Replacement, ...] = ("random", "zero", "ones", "previous", "next")
 PLACES = ("state", "part", "status", "header", "counts", "mailbox", "arrive", "done")
+GRANTED = ("grant", "granted")
+"""Only where ranks grant places."""
 REGIONS = {
     "state": "state", "part": "state", "status": "status", "header": "records", "counts": "records",
     "mailbox": "mailboxes", "arrive": "arrive", "done": "done", "checks": "rows",
+    "grant": "grants", "granted": "grants",
 }  # fmt: skip
 STEPS = [Step.ANNOUNCE, Step.COUNTS, Step.PLACE, Step.ARRIVALS, Step.EXPERTS, Step.DONE, Step.REDUCE]
 HOWS = ("decode", "run-prefill", "verified", "refused")
@@ -67,10 +71,10 @@ class Outcome(NamedTuple):
     message: str = ""
 
 
-def all_cases(ranks: int, how: str, seed: int) -> list[Case]:
-    """Every place with every replacement at every step, of ranks, turns and words that are drawn."""
+def all_cases(ranks: int, how: str, seed: int, places: Sequence[str] = PLACES) -> list[Case]:
+    """Every one of the places with every replacement at every step, of ranks, turns and words that are drawn."""
     chance = random.Random(f"{ranks} {how} {seed}")
-    places = (*PLACES, "checks") if how == "verified" else PLACES
+    places = (*places, "checks") if how == "verified" else places
     cases = []
     for place, replacement, step in product(places, REPLACEMENTS, STEPS[:2] if how == "refused" else STEPS):
         holder = chance.randrange(ranks)
@@ -143,6 +147,9 @@ class Replacer:
                 return offsets.records + record, UNIT_BYTES
             case "counts":
                 return offsets.records + record + UNIT_BYTES, UNIT_BYTES
+            case "grant" | "granted":
+                record = source * (1 + layout.count_units) * UNIT_BYTES
+                return offsets.grants + record + (place == "granted") * UNIT_BYTES, UNIT_BYTES
             case "mailbox":
                 return offsets.mailboxes + parity * layout.mailbox_bytes, 32
             case "checks":
@@ -171,7 +178,7 @@ class Replacer:
 
     def _next(self, current: bytes) -> bytes:
         """As it will be, or look, an exchange later; what has no epoch, with its first number one higher."""
-        if self._case.place in ("header", "counts", "arrive", "done"):
+        if self._case.place in ("header", "counts", "arrive", "done", *GRANTED):
             tag = int.from_bytes(current[:2], "little") or Kind.DECODE
             return (self._epoch + 1 << 16 | tag).to_bytes(8, "little") + current[8:]
         return ((int.from_bytes(current[:8], "little") + 1) % 2**64).to_bytes(8, "little") + current[8:]

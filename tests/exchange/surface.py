@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 from sglang_ascend_moe.exchange import opening
 from sglang_ascend_moe.exchange.collective_exchange import CollectiveExchange
@@ -17,6 +19,8 @@ from .scenario import Scenario
 
 IMPLEMENTATIONS = {"windows": Exchange, "collective": CollectiveExchange}
 PHASES = ("decode", "prefill")
+ALWAYS_GRANTING = -(10**9)
+"""In place of `layout.RENDEZVOUS_UNITS`: a rendezvous costs nothing."""
 
 
 def open_exchange(implementation: str, rank: Rank, scenario: Scenario, **options: Any) -> Any:
@@ -28,6 +32,12 @@ def open_after(first_epoch: int, rank: Rank, scenario: Scenario, **options: Any)
     """An exchange over windows that pretends to have so many exchanges behind it."""
     parameters = exchange_parameters(ranks=rank.size, **{**scenario.options(rank.size), **options})
     return Exchange(opening.open_exchange(rank.group, parameters, first_epoch=first_epoch))
+
+
+def granting(rank: Rank, program: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a program on exchanges in which ranks grant places, however few they are."""
+    with patch("sglang_ascend_moe.windows.layout.RENDEZVOUS_UNITS", ALWAYS_GRANTING):
+        return program(rank, *arguments)
 
 
 def compute(rows: ExpertRows, experts: Experts, rank: Rank) -> None:

@@ -2,6 +2,7 @@
 
    -D RANKS=2|3, SLOTS=1|2, MAY_<CALL> for each call the scenario allows; FULL_FABRIC for two ranks. With HALVES the two
    slots are the halves of one window: a plan begins with the first, and MAY_DISPATCH_WHOLE takes both.
+   -D GRANTS: ranks grant places for rows; otherwise each derives all places from the counts of all.
    -D SINGLE_RENDEZVOUS: a way that was explored and not taken, in which rows travel with the counts.
    -D WITHOUT_<STEP> takes a step of the code away: then a property must fail.
    A `@protocol NAME` comment stands where the code has the same one; docs/protocol-model.md lists them. */
@@ -67,6 +68,11 @@ proctype rank(byte me) {
            :: else ->
                atomic { wait_counts(); skip }
                atomic { read_counts(); use_up_records() }
+#ifdef GRANTS
+               atomic { push_grants(); skip }
+               atomic { wait_grants(); skip }
+               atomic { read_grants(); use_up_grants() }
+#endif
                if
                :: FITS ->
 #ifdef SINGLE_RENDEZVOUS

@@ -64,6 +64,10 @@ byte header_data[RECORDS], header_data_flight[RECORDS]; /* tokens, error, detail
 byte header_word[RECORDS], header_word_flight[RECORDS];
 byte count_data[RECORDS], count_data_flight[RECORDS];
 byte count_word[RECORDS], count_word_flight[RECORDS];
+#ifdef GRANTS
+byte grant_data[RANKS * RANKS], grant_data_flight[RANKS * RANKS]; /* of one exchange at a time */
+byte grant_word[RANKS * RANKS], grant_word_flight[RANKS * RANKS];
+#endif
 byte mailbox_begin[RECORDS], mailbox_begin_flight[RECORDS]; /* two units, so that it can be torn */
 byte mailbox_end[RECORDS], mailbox_end_flight[RECORDS];
 byte row_in[LINES], row_in_flight[LINES];
@@ -96,6 +100,11 @@ byte epoch_at[RANKS]; /* the exchange that a rank has begun last */
 #define COUNT_UNIT_LANDED(r) true
 #else
 #define COUNT_UNIT_LANDED(r) (count_data_flight[r] == 0)
+#endif
+#ifdef WITHOUT_GRANT_FENCE
+#define GRANT_LANDED(r) true
+#else
+#define GRANT_LANDED(r) (grant_data_flight[r] == 0)
 #endif
 #ifdef WITHOUT_HEADER_FENCE
 #define HEADER_UNIT_LANDED(r) true
@@ -147,6 +156,14 @@ inline send(place, flight, value) {
     LANDS(mailbox_begin[r], mailbox_begin_flight[r], true) \
     LANDS(mailbox_end[r], mailbox_end_flight[r], true)
 
+#ifdef GRANTS
+#define GRANT_LANDS(r) \
+    LANDS(grant_data[r], grant_data_flight[r], true) \
+    LANDS(grant_word[r], grant_word_flight[r], GRANT_LANDED(r))
+#else
+#define GRANT_LANDS(r)
+#endif
+
 #define ROW_LANDS(row, position) \
     LANDS(row_in[row], row_in_flight[row], WRITER(position, row_in_flight[row]) == source) \
     LANDS(row_beside[row], row_beside_flight[row], WRITER(position, row_beside_flight[row]) == source)
@@ -168,6 +185,7 @@ proctype link(byte source; byte window) {
     do
     RECORD_LANDS(PAIR(window, source))
     RECORD_LANDS(RANKS * RANKS + PAIR(window, source))
+    GRANT_LANDS(PAIR(window, source))
     SLOT_LANDS(0)
 #if SLOTS == 2
     SLOT_LANDS(1)

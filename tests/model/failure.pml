@@ -1,6 +1,6 @@
 /* Failure at any step: one rank dies, stalls, raises or leaves early; the others must end and must name that rank.
 
-   -D RANKS=2|3. -D WITHOUT_<STEP> takes a step of the code away: then a property must fail.
+   -D RANKS=2|3. -D GRANTS: one more rendezvous. -D WITHOUT_<STEP> takes a step of the code away: then a property must fail.
    That the words order their payload is shown by exchange.pml; here payload is there at once, and the words and
    statuses of a rank come late to each of the others. */
 
@@ -9,7 +9,14 @@
 #define HEADER 0
 #define ARRIVE 1
 #define DONE 2
+#define GRANT 3
+#ifdef GRANTS
+#define KINDS 4
+#define GRANT_AT_REST(window, source) (word_flight[WORD(GRANT, window, source)] == 0)
+#else
 #define KINDS 3
+#define GRANT_AT_REST(window, source) true
+#endif
 
 #define PAIR(window, source) ((window) * RANKS + (source))
 #define WORD(kind, window, source) ((kind) * RANKS * RANKS + PAIR(window, source))
@@ -50,7 +57,7 @@ bool expired; /* a wait has ended at its deadline */
 #else
 #define WORDS_LANDED(window, source) \
     (word_flight[WORD(HEADER, window, source)] == 0 && word_flight[WORD(ARRIVE, window, source)] == 0 && \
-     word_flight[WORD(DONE, window, source)] == 0)
+     word_flight[WORD(DONE, window, source)] == 0 && GRANT_AT_REST(window, source))
 #endif
 
 #define LANDS(place, flight, released) :: d_step { (flight != 0 && (released)) -> place = flight; flight = 0 }
@@ -61,6 +68,9 @@ end_idle:
     LANDS(word[WORD(HEADER, window, source)], word_flight[WORD(HEADER, window, source)], true)
     LANDS(word[WORD(ARRIVE, window, source)], word_flight[WORD(ARRIVE, window, source)], true)
     LANDS(word[WORD(DONE, window, source)], word_flight[WORD(DONE, window, source)], true)
+#ifdef GRANTS
+    LANDS(word[WORD(GRANT, window, source)], word_flight[WORD(GRANT, window, source)], true)
+#endif
     LANDS(status[PAIR(window, source)], status_flight[PAIR(window, source)], WORDS_LANDED(window, source))
     :: atomic {
            ended[source] && WORDS_LANDED(window, source) && status_flight[PAIR(window, source)] == 0 ->
@@ -88,7 +98,7 @@ end_idle:
 #define STOPPED(source) (ended[source] || stalled[source] || failed[source])
 #define NOT_BEFORE_ME(source) ((source) == me || STOPPED(source) || (waiting[source] && progress[source] >= progress[me]))
 #define SENT(peer) (word_flight[WORD(HEADER, peer, me)] == 0 && word_flight[WORD(ARRIVE, peer, me)] == 0 && \
-                    word_flight[WORD(DONE, peer, me)] == 0 && status_flight[PAIR(peer, me)] == 0)
+                    word_flight[WORD(DONE, peer, me)] == 0 && GRANT_AT_REST(peer, me) && status_flight[PAIR(peer, me)] == 0)
 
 #if RANKS == 2
 #define NOTE(condition) (condition(0) + 2 * condition(1))
@@ -265,6 +275,10 @@ next_dispatch:
     MAY_RAISE;
     MEET(HEADER);
     MAY_RAISE;
+#ifdef GRANTS
+    MEET(GRANT);
+    MAY_RAISE;
+#endif
     MEET(ARRIVE);
     MAY_RAISE;
     atomic { dispatched = true; read_rows() }

@@ -62,6 +62,14 @@ inline use_up_records() {
     r = 0
 }
 
+inline use_up_grants() {
+    for (i : 0 .. RANKS - 1) {
+        USED(grant_data[PAIR(me, i)], e);
+        USED(grant_word[PAIR(me, i)], e)
+    }
+    i = 0
+}
+
 inline use_up_arrivals() {
     for (i : 0 .. RANKS - 1) {
         USED(arrive_word[LINE(slot, me, i)], e)

@@ -158,7 +158,48 @@ inline read_counts() {
     END_EACH_PEER
 }
 
-/* @protocol joint-fit: from the same counts every rank finds that a dispatch fits no window, or none does. */
+/* A rank that has everyone's counts tells each source where its rows go, and whether all fit. */
+inline push_grants() {
+    FOR_EACH_PEER
+        r = PAIR(peer, me);
+        /* @protocol push-grant */
+#ifndef WITHOUT_PUSH_GRANT
+        send(grant_data[r], grant_data_flight[r], e);
+        assert(grant_word_flight[r] == 0);
+        grant_word_flight[r] = e
+#else
+        skip
+#endif
+    END_EACH_PEER;
+    r = 0
+}
+
+inline wait_grants() {
+    /* @protocol wait-grants */
+#ifndef WITHOUT_WAIT_GRANTS
+    FOR_EACH_PEER
+        r = PAIR(me, peer);
+        await_word(grant_word[r], grant_word_flight[r], e);
+#ifndef FULL_FABRIC
+        d_step {
+            LAND(grant_data[r], grant_data_flight[r]);
+            LAND(grant_word[r], grant_word_flight[r])
+        }
+#endif
+    END_EACH_PEER;
+    r = 0
+#else
+    skip
+#endif
+}
+
+inline read_grants() {
+    FOR_EACH_PEER
+        assert(grant_data[PAIR(me, peer)] == e) /* stale or torn grant */
+    END_EACH_PEER
+}
+
+/* @protocol joint-fit: from the same counts or grants every rank finds that a dispatch fits no window, or none does. */
 #ifdef WITHOUT_JOINT_FIT
 #define FITS (call != TOO_SMALL || me != 0)
 #else

@@ -9,6 +9,7 @@ from tests.model.verification import verify
 
 TWO = ("RANKS=2", "FULL_FABRIC")
 THREE = ("RANKS=3",)
+GRANTS = ("GRANTS",)
 BRIEF = "OLDEST=1"  # no dispatch stays open during another exchange: fewer states
 
 SCENARIOS = {
@@ -38,6 +39,7 @@ class Removal(NamedTuple):
 
 HANG = "invalid end state"
 DECODE = ("MAY_DISPATCH", BRIEF)
+GRANTED = (*DECODE, *GRANTS)
 PREFILL = (*SCENARIOS["prefill-rounds"], BRIEF)
 AGAIN = (*SCENARIOS["combine-twice"], BRIEF)
 INVALID = SCENARIOS["invalid-input"]
@@ -46,6 +48,7 @@ TOO_SMALL = (*SCENARIOS["too-small-window"], BRIEF)
 PUSHES = [
     Removal("PUSH_COUNTS", DECODE, HANG, ("push-counts",)),
     Removal("PUSH_HEADER", DECODE, HANG, ("push-header",)),
+    Removal("PUSH_GRANT", GRANTED, HANG, ("push-grant",)),
     Removal("POST_MAILBOX", PREFILL, "mailbox_begin", ("post-mailbox",)),
     Removal("PLACE_ROW", DECODE, "row_in", ("place-row",)),
     Removal("PLACE_BESIDE", DECODE, "row_beside", ("place-scale", "place-check")),
@@ -56,12 +59,14 @@ PUSHES = [
 WAITS = [
     Removal("WAIT_HEADERS", DECODE, "header_data", ("wait-headers",)),
     Removal("WAIT_COUNTS", DECODE, "count_data", ("wait-counts",)),
+    Removal("WAIT_GRANTS", GRANTED, "grant_data", ("wait-grants",)),
     Removal("WAIT_ARRIVALS", DECODE, "row_", ("wait-arrivals",)),
     Removal("WAIT_DONE", DECODE, "row_out", ("wait-done", "read-out")),
     Removal("REJOIN", AGAIN, "row_out", ("rejoin",)),
 ]
 FENCES = [
     Removal("COUNTS_FENCE", DECODE, "count_data", ("push-counts",)),
+    Removal("GRANT_FENCE", GRANTED, "grant_data", ("push-grant",)),
     Removal("HEADER_FENCE", DECODE, "header_data", ("push-header",)),
     Removal("MAILBOX_FENCE", PREFILL, "mailbox_begin", ("push-header", "post-mailbox")),
     Removal("ARRIVE_FENCE", DECODE, "row_", ("push-arrive", "drain-rows")),
@@ -108,29 +113,44 @@ LONGEST = {
     "combine-twice-in-two-slots",
     "too-small-window",
 }
+# What grants change most, in few states; the others at night.
+OFTEN_GRANTED = {"decode", "too-small-window"}
 
 
 @pytest.mark.parametrize(
-    ("ranks", "scenario"),
+    ("switches", "scenario"),
     [
         pytest.param(
-            ranks,
+            ranks + counts,
             scenario,
-            id=f"{name}-{number}",
-            marks=pytest.mark.nightly if ranks is THREE and name in LONGEST else (),
+            id=f"{name}-{number}{scheme}",
+            marks=pytest.mark.nightly if name in longest else (),
         )
         for name, scenario in SCENARIOS.items()
-        for number, ranks in (("2-ranks", TWO), ("3-ranks", THREE))
+        for number, ranks, scheme, counts, longest in (
+            ("2-ranks", TWO, "", (), ()),
+            ("3-ranks", THREE, "", (), LONGEST),
+            ("2-ranks", TWO, "-granting", GRANTS, set(SCENARIOS) - OFTEN_GRANTED),
+            ("3-ranks", THREE, "-granting", GRANTS, set(SCENARIOS) - OFTEN_GRANTED),
+        )
     ],
 )
-def test_no_exchange_hangs_or_reads_what_is_stale_or_torn(ranks, scenario, tmp_path: Path):
-    verdict = verify("exchange.pml", ranks + scenario, tmp_path, optimised=True)
+def test_no_exchange_hangs_or_reads_what_is_stale_or_torn(switches, scenario, tmp_path: Path):
+    verdict = verify("exchange.pml", switches + scenario, tmp_path, optimised=True)
     assert (verdict.errors, verdict.reason, verdict.complete) == (0, "", True)
 
 
-@pytest.mark.parametrize("ranks", [2, 3], ids=["2-ranks", "3-ranks"])
-def test_a_failure_at_any_step_ends_every_wait_and_names_the_culprit(ranks: int, tmp_path: Path):
-    verdict = verify("failure.pml", (f"RANKS={ranks}",), tmp_path, optimised=True)
+@pytest.mark.parametrize(
+    "switches",
+    [
+        pytest.param(("RANKS=2",), id="2-ranks"),
+        pytest.param(("RANKS=3",), id="3-ranks"),
+        pytest.param(("RANKS=2", "GRANTS"), id="2-ranks-granting"),
+        pytest.param(("RANKS=3", "GRANTS"), id="3-ranks-granting", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_failure_at_any_step_ends_every_wait_and_names_the_culprit(switches: tuple[str, ...], tmp_path: Path):
+    verdict = verify("failure.pml", switches, tmp_path, optimised=True)
     assert (verdict.errors, verdict.reason, verdict.complete) == (0, "", True)
 
 
@@ -159,6 +179,21 @@ def test_a_failure_is_misjudged_without(removal: Removal, tmp_path: Path):
 def test_waiting_for_counts_is_only_needed_where_a_header_does_not_release_them(tmp_path: Path):
     host = (*TWO, *DECODE, "HEADER_RELEASES_COUNTS", "WITHOUT_WAIT_COUNTS")
     verdict = verify("exchange.pml", host, tmp_path)
+    assert (verdict.errors, verdict.complete) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("step", "scenario", "reason"),
+    [("WAIT_COUNTS", DECODE, "count_data"), ("JOINT_FIT", TOO_SMALL, "row_in")],
+    ids=["wait_counts", "joint_fit"],
+)
+def test_an_exchange_with_grants_fails_without(step: str, scenario: tuple[str, ...], reason: str, tmp_path: Path):
+    verdict = verify("exchange.pml", (*TWO, *scenario, *GRANTS, f"WITHOUT_{step}"), tmp_path)
+    assert reason in verdict.reason
+
+
+def test_grants_keep_counts_from_being_overwritten_without_parities(tmp_path: Path):
+    verdict = verify("exchange.pml", (*TWO, *TOO_SMALL, *GRANTS, "WITHOUT_COUNTS_PARITY"), tmp_path)
     assert (verdict.errors, verdict.complete) == (0, True)
 
 

@@ -1,6 +1,6 @@
-// Counts the bytes of chosen memory that the host kernels read and write. The kernels are compiled as for
-// ThreadSanitizer, which makes the compiler call a function at every access; here are these functions, in place of the
-// sanitizer's.
+// Counts how often the host kernels access memory, and which bytes of chosen memory they read and write. The kernels
+// are compiled as for ThreadSanitizer, which makes the compiler call a function at every access; here are these
+// functions, in place of the sanitizer's.
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -16,8 +16,10 @@ struct Region {
 };
 
 std::vector<Region> regions;
+std::atomic<uint64_t> accesses;
 
 void count(const void *address, uint64_t bytes, bool write) {
+    accesses.fetch_add(1, std::memory_order_relaxed);
     const auto begin = reinterpret_cast<uint64_t>(address);
     for (const Region &region : regions)
         for (uint64_t byte = begin; byte < begin + bytes; ++byte)
@@ -34,6 +36,8 @@ void count_in(uint64_t begin, uint64_t bytes, uint8_t *reads, uint8_t *writes) {
     regions.push_back({begin, begin + bytes, reads, writes});
 }
 void count_nowhere() { regions.clear(); }
+// Since the last call.
+uint64_t take_accesses() { return accesses.exchange(0, std::memory_order_relaxed); }
 
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
@@ -56,8 +60,12 @@ COUNT_ACCESSES(16)
 
 // Words are in no region that is counted. What the kernels ask for is done with the strongest order.
 uint8_t __tsan_atomic8_load(const volatile uint8_t *guard, int) { return __atomic_load_n(guard, __ATOMIC_SEQ_CST); }
-uint64_t __tsan_atomic64_load(const volatile uint64_t *word, int) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
+uint64_t __tsan_atomic64_load(const volatile uint64_t *word, int) {
+    accesses.fetch_add(1, std::memory_order_relaxed);
+    return __atomic_load_n(word, __ATOMIC_SEQ_CST);
+}
 void __tsan_atomic64_store(volatile uint64_t *word, uint64_t value, int) {
+    accesses.fetch_add(1, std::memory_order_relaxed);
     __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
 }
 

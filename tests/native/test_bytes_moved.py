@@ -14,9 +14,12 @@ from torch import Tensor
 
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.native.library import use_library
+from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 from tests.exchange.pool import Rank
 from tests.exchange.scenario import Scenario
 from tests.exchange.surface import open_exchange
+
+from .lone_rank import LoneRank
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COUNTER = Path(__file__).with_name("count_accesses.cpp")
@@ -147,3 +150,35 @@ def require(counts: list[Tensor], used: int, *, reads: int, writes: int) -> None
     for seen, times in zip(counts, (reads, writes), strict=True):
         assert (seen[:used] == times).all()
         assert not seen[used:].any()
+
+
+def accesses(library_path: Path, counts: str, ranks: int, experts: int) -> int:
+    """Of one rank in a dispatch and a combine that move no row and wait for nobody."""
+    layout = plan_window(
+        ExchangeParameters(ranks=ranks, num_experts=experts, hidden=16, max_tokens=1, topk=1, counts=counts)
+    )
+    use_library(str(library_path))
+    library = ctypes.CDLL(str(library_path))
+    library.take_accesses.restype = ctypes.c_uint64
+    try:
+        rank = LoneRank(layout)
+        library.take_accesses()
+        rank.exchange()
+        return library.take_accesses()
+    finally:
+        use_library(None)
+
+
+def test_where_places_are_granted_a_rank_touches_memory_as_often_as_there_are_ranks_and_experts(counting_library):
+    granted, known = (
+        {
+            (ranks, experts): accesses(counting_library, counts, ranks, experts)
+            for ranks, experts in ((96, 96), (192, 192), (384, 384), (96, 192), (96, 384))
+        }
+        for counts in ("grants", "matrix")
+    )
+    # On a straight line over the ranks, and over the experts of 96 ranks.
+    for one, two, four in (((96, 96), (192, 192), (384, 384)), ((96, 96), (96, 192), (96, 384))):
+        added, as_much_again = granted[two] - granted[one], granted[four] - granted[two]
+        assert 1.9 * added < as_much_again < 2.1 * added
+    assert known[384, 384] - known[192, 192] > 3.5 * (known[192, 192] - known[96, 96])

@@ -8,6 +8,7 @@ import ctypes
 import struct
 from typing import NamedTuple
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,9 +17,17 @@ from hypothesis import strategies as st
 from sglang_ascend_moe.errors import AscendMoeError, Corruption, InvalidInput, PeerFault, SessionPoisoned
 from sglang_ascend_moe.native.codes import InputError, Kind, Part, Result, Step
 from sglang_ascend_moe.native.session import NativeSession, initialise_window
-from sglang_ascend_moe.windows.layout import COUNTS_PER_UNIT, UNIT_BYTES, ExchangeParameters, plan_window
+from sglang_ascend_moe.windows.layout import (
+    COUNTS_PER_UNIT,
+    UNIT_BYTES,
+    ExchangeParameters,
+    WindowLayout,
+    plan_window,
+)
 
-LAYOUT = plan_window(ExchangeParameters(ranks=2, num_experts=4, hidden=16, max_tokens=3, topk=2, timeout_s=0.003))
+PARAMETERS = ExchangeParameters(ranks=2, num_experts=4, hidden=16, max_tokens=3, topk=2, timeout_s=0.003)
+LAYOUT = plan_window(PARAMETERS)
+GRANTING = plan_window(msgspec.structs.replace(PARAMETERS, counts="grants"))
 MAX_TOKENS, TOPK = LAYOUT.parameters.max_tokens, LAYOUT.parameters.topk
 TOKENS = torch.zeros(1, LAYOUT.parameters.hidden, dtype=torch.bfloat16), torch.tensor([[0, 3]]), torch.ones(1, TOPK)
 OTHER = 1
@@ -46,19 +55,24 @@ class Header(NamedTuple):
 class Windows:
     """Two windows in this process, and the session of rank 0 over them; rank 1 is whoever writes into the first."""
 
-    def __init__(self) -> None:
-        self._memory = [ctypes.create_string_buffer(LAYOUT.total_bytes + 64) for _ in range(2)]
+    def __init__(self, layout: WindowLayout = LAYOUT) -> None:
+        self._layout = layout
+        self._memory = [ctypes.create_string_buffer(layout.total_bytes + 64) for _ in range(2)]
         self._bases = [-(-ctypes.addressof(memory) // 64) * 64 for memory in self._memory]
         for base in self._bases:
-            initialise_window(LAYOUT, base)
-        self.session = NativeSession(LAYOUT, 0, self._bases, [-1, -1])
+            initialise_window(layout, base)
+        self.session = NativeSession(layout, 0, self._bases, [-1, -1])
 
     def write(self, offset: int, data: bytes) -> None:
         ctypes.memmove(self._bases[0] + offset, data, len(data))
 
     def write_record(self, units: list[bytes]) -> None:
-        record = (EPOCH % 2 * 2 + OTHER) * (1 + LAYOUT.count_units) * UNIT_BYTES
-        self.write(LAYOUT.offsets.records + record, b"".join(units))
+        record = (EPOCH % 2 * 2 + OTHER) * (1 + self._layout.count_units) * UNIT_BYTES
+        self.write(self._layout.offsets.records + record, b"".join(units))
+
+    def write_grant(self, units: list[bytes]) -> None:
+        record = OTHER * (1 + self._layout.count_units) * UNIT_BYTES
+        self.write(self._layout.offsets.grants + record, b"".join(units))
 
     def write_mailbox(self, block: bytes) -> None:
         self.write(LAYOUT.offsets.mailboxes + (EPOCH % 2 * 2 + OTHER) * LAYOUT.mailbox_bytes, block)
@@ -152,6 +166,30 @@ def test_any_record_and_arrive_word_is_one_or_named(words, header, counts):
         assert sum(counts[: LAYOUT.parameters.num_experts]) == header.detail <= header.tokens * TOPK
 
 
+@thorough
+@given(
+    words=st.tuples(sequence_words, sequence_words),
+    total=st.integers(0, 13) | words_64,
+    begins=st.lists(st.integers(0, 13) | words_32, min_size=COUNTS_PER_UNIT, max_size=COUNTS_PER_UNIT),
+    off=st.sampled_from([0, 0, 0, 1, 2**63]),
+)
+def test_any_grant_is_one_or_named(words, total, begins, off):
+    word = EPOCH << 16 | Kind.DECODE
+    windows = Windows(GRANTING)
+    windows.write_record([header_unit(word, Header(3, 0, 2, 0, 0)), count_unit(word, [2, 0, 0, 0, 0, 0])])
+    windows.write_line(GRANTING.offsets.arrive, word)
+    total_of_grant = (total + sum(begins[:2]) + off) % 2**64
+    windows.write_grant([struct.pack("<4Q", words[0], total, total_of_grant, 0), count_unit(words[1], begins)])
+    capacity = GRANTING.capacity
+    try:
+        windows.dispatch()
+    except AscendMoeError as error:
+        require_named(error, "grants")
+    else:
+        # One of this rank's two rows goes to the second expert of the other rank.
+        assert (words, off, total <= capacity, begins[1] < capacity) == ((word, word), 0, True, True)
+
+
 @pytest.mark.parametrize("changed", range(COUNTS_PER_UNIT - 2))
 def test_a_count_that_another_rank_did_not_send_is_noticed(changed):
     counts = [1, 0, 2, 1, 0, 0]
@@ -162,4 +200,4 @@ def test_a_count_that_another_rank_did_not_send_is_noticed(changed):
     with pytest.raises(Corruption) as caught:
         windows.dispatch()
     assert (caught.value.region, caught.value.rank, caught.value.value) == ("records", OTHER, 5)
-    assert windows.session.matrix[OTHER].tolist() == [0] * LAYOUT.parameters.num_experts
+    assert windows.session.received[OTHER].tolist() == [0] * LAYOUT.parameters.local_experts

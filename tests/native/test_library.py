@@ -18,7 +18,8 @@ HEADERS = Path(__file__).resolve().parents[2] / "kernels" / "include"
 LAYOUT = plan_window(ExchangeParameters(ranks=3, num_experts=6, hidden=32, max_tokens=5, topk=2, verify=True))
 FIELDS = {
     "ranks": 3, "experts": 6, "hidden": 32, "topk": 2, "max_tokens": 5, "slots": 1, "element": 0, "distinct_topk": 0,
-    "count_units": LAYOUT.count_units, "verify": 1, "quantised": 0, "capacity": LAYOUT.capacity, "expert_rows": 0,
+    "count_units": LAYOUT.count_units, "verify": 1, "quantised": 0, "granting": 0, "counted": 6,
+    "capacity": LAYOUT.capacity, "expert_rows": 0,
     "row_bytes": 64, "out_row_bytes": 64, "mailbox_bytes": LAYOUT.mailbox_bytes, "total_bytes": LAYOUT.total_bytes,
     **asdict(LAYOUT.offsets),
 }  # fmt: skip

@@ -97,9 +97,19 @@ def send_and_receive(x: torch.Tensor, group: Any) -> torch.Tensor:
     return x
 
 
+def receive_and_send_in_a_batch(x: torch.Tensor, group: Any) -> torch.Tensor:
+    """Each rank queues what it receives before what it sends."""
+    other, received = 1 - dist.get_rank(), torch.empty_like(x)
+    operations = [dist.P2POp(dist.irecv, received, other, group), dist.P2POp(dist.isend, x, other, group)]
+    for running in dist.batch_isend_irecv(operations):
+        running.wait()
+    return received
+
+
 COLLECTIVES = [
     broadcast, all_reduce, all_reduce_maximum, reduce, all_gather, all_gather_into_tensor, gather, scatter,
     reduce_scatter, reduce_scatter_tensor, all_to_all_single, send_and_receive,
+    receive_and_send_in_a_batch,
 ]  # fmt: skip
 
 
@@ -207,6 +217,28 @@ def replay_sums() -> list[list[float]]:
 @pytest.mark.parametrize("seed", [emulated.SEED_AT_ONCE, emulated.SEED_WHEN_AWAITED, 1, 2, 3])
 def test_a_graph_holds_collectives_which_run_at_every_replay(on_ranks: OnRanks, seed: int):
     assert on_ranks(replay_sums, seed=seed) == [[[21.0] * 2, [25.0] * 2, [29.0] * 2]] * RANKS
+
+
+def sum_beside_a_replay(turns: int) -> bool:
+    """A replay reduces many elements, and nothing waits for it when another stream reduces few."""
+    large, small = torch.zeros(1 << 16, device="npu"), torch.zeros(2, device="npu")
+    graph, beside = torch.npu.NPUGraph(), torch.npu.Stream()
+    with torch.npu.graph(graph):
+        dist.all_reduce(large)
+    large.fill_(1)
+    torch.npu.synchronize()
+    for _ in range(turns):
+        graph.replay()
+        with torch.npu.stream(beside):
+            small.fill_(1)
+            dist.all_reduce(small)
+    torch.npu.synchronize()
+    return bool((large == RANKS**turns).all()) and small.tolist() == [RANKS] * 2
+
+
+@pytest.mark.parametrize("seed", [emulated.SEED_AT_ONCE, emulated.SEED_WHEN_AWAITED, 1, 2, 3, 4, 5, 6])
+def test_collectives_of_a_group_run_in_the_order_of_their_launches(on_ranks: OnRanks, seed: int):
+    assert on_ranks(sum_beside_a_replay, 6, seed=seed) == [True] * RANKS
 
 
 def give_a_tensor_of_the_host() -> str:

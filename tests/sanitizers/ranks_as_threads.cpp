@@ -74,7 +74,8 @@ class Rank {
             id = static_cast<int32_t>(random_() % (layout_.experts + 1)) - 1;
         positions_.resize(ids_.size());
         counts_.resize(layout_.experts / layout_.ranks);
-        matrix_.resize(layout_.ranks * layout_.experts);
+        matrix_.resize(layout_.ranks * layout_.counted);
+        totals_.resize(layout_.ranks);
         call.x = x_.data();
         call.x_stride = layout_.row_bytes;
         call.ids = ids_.data();
@@ -82,6 +83,7 @@ class Rank {
         call.positions = positions_.data();
         call.counts = counts_.data();
         call.matrix = matrix_.data();
+        call.totals = totals_.data();
         return call;
     }
 
@@ -184,6 +186,7 @@ class Rank {
     std::vector<int32_t> ids_;
     std::vector<int64_t> positions_, counts_;
     std::vector<uint32_t> matrix_;
+    std::vector<int64_t> totals_;
 };
 
 } // namespace

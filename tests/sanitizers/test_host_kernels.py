@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -31,6 +32,7 @@ MEMORY = Sanitizer(
     ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     (("ASAN_OPTIONS", "detect_leaks=1"), ("UBSAN_OPTIONS", "print_stacktrace=1")),
 )
+NOTHING = Sanitizer("none", (), ())
 RACES = Sanitizer("thread", ("-fsanitize=thread",), (("TSAN_OPTIONS", "halt_on_error=1"),))
 
 Objects = Callable[[Sanitizer], dict[str, Path]]
@@ -44,19 +46,19 @@ def compile_object(source: Path, target: Path, sanitizer: Sanitizer) -> Path:
 
 
 def run_harness(
-    objects: dict[str, Path], sanitizer: Sanitizer, folder: Path, ranks: int, slots: int, verify: bool = False
+    objects: dict[str, Path], sanitizer: Sanitizer, folder: Path, exchanges: int = 500, **options: Any
 ) -> str:
     """Links and runs the harness; returns what it and the sanitizer printed."""
     binary = folder / "ranks_as_threads"
     compiler = os.environ.get("CXX", "g++")
     subprocess.run([compiler, *sanitizer.flags, *map(str, objects.values()), "-pthread", "-o", str(binary)], check=True)
     parameters = ExchangeParameters(
-        ranks=ranks, num_experts=4 * ranks, hidden=48, max_tokens=6, topk=3, dtype="float32", slots=slots, verify=verify
+        num_experts=4 * options["ranks"], hidden=48, max_tokens=6, topk=3, dtype="float32", **options
     )
     layout = folder / "layout"
     layout.write_bytes(bytes(native_layout(plan_window(parameters))))
     # Without address randomisation: the shadow memory of older ThreadSanitizers needs the classic address map.
-    command = ["setarch", "--addr-no-randomize", str(binary), str(layout), "500"]
+    command = ["setarch", "--addr-no-randomize", str(binary), str(layout), str(exchanges)]
     environment = dict(os.environ) | dict(sanitizer.environment)
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     return ended.stdout + ended.stderr
@@ -79,14 +81,24 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     return build
 
 
-@pytest.mark.parametrize("verify", [False, True], ids=["plain", "verified"])
-@pytest.mark.parametrize("slots", [1, 2], ids=lambda slots: f"{slots}-slots")
-@pytest.mark.parametrize("ranks", [2, 3], ids=lambda ranks: f"{ranks}-ranks")
+@pytest.mark.parametrize(
+    ("ranks", "slots", "verify", "counts"),
+    [*product((2, 3), (1, 2), (False, True), ("matrix",)), (2, 1, False, "grants"), (3, 2, True, "grants")],
+    ids=lambda value: str(value),
+)
 @pytest.mark.parametrize("sanitizer", [MEMORY, RACES], ids=lambda sanitizer: sanitizer.name)
 def test_no_access_is_wrong_or_races(
-    built: Objects, sanitizer: Sanitizer, tmp_path: Path, ranks: int, slots: int, verify: bool
+    built: Objects, sanitizer: Sanitizer, tmp_path: Path, ranks: int, slots: int, verify: bool, counts: str
 ) -> None:
-    assert run_harness(built(sanitizer), sanitizer, tmp_path, ranks, slots, verify) == "all results exact\n"
+    options = {"ranks": ranks, "slots": slots, "verify": verify, "counts": counts}
+    assert run_harness(built(sanitizer), sanitizer, tmp_path, **options) == "all results exact\n"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("ranks", [128, 384], ids=lambda ranks: f"{ranks}-ranks")
+def test_ranks_of_a_large_deployment_get_exact_results(built: Objects, tmp_path: Path, ranks: int) -> None:
+    told = run_harness(built(NOTHING), NOTHING, tmp_path, exchanges=14, ranks=ranks, counts="grants")
+    assert told == "all results exact\n"
 
 
 class Weakened(NamedTuple):
@@ -105,6 +117,8 @@ class Weakened(NamedTuple):
         Weakened("announce.cpp", "wait-headers", "acquire"),
         Weakened("dispatch.cpp", "push-arrive", "release"),
         Weakened("dispatch.cpp", "wait-arrivals", "acquire"),
+        Weakened("offsets.cpp", "push-grant", "release"),
+        Weakened("offsets.cpp", "wait-grants", "acquire"),
         Weakened("combine.cpp", "push-done", "release"),
         Weakened("combine.cpp", "wait-done", "acquire"),
     ],
@@ -118,4 +132,5 @@ def test_a_weaker_memory_order_is_reported_as_a_race(built: Objects, tmp_path: P
     assert mutant.read_text() != original
     objects = dict(built(RACES))
     objects[weakened.source] = compile_object(mutant, tmp_path / "mutant.o", RACES)
-    assert "data race" in run_harness(objects, RACES, tmp_path, ranks=3, slots=1)
+    counts = "grants" if weakened.source == "offsets.cpp" else "matrix"
+    assert "data race" in run_harness(objects, RACES, tmp_path, ranks=3, counts=counts)

@@ -67,7 +67,7 @@ BLOCKS: dict[type[Block], st.SearchStrategy[Block]] = {
         time=st.floats(0, 2e9),
         outcome=st.text(max_size=9), message=st.text(max_size=40), culprit=ranks, step=st.text(max_size=9), epoch=small,
         missing=st.lists(ranks, max_size=8), waited_s=st.lists(st.floats(0, 9), max_size=8),
-        matrix=st.lists(st.lists(small, max_size=4), max_size=4),
+        received=st.lists(st.lists(small, max_size=4), max_size=4),
     ),
 }  # fmt: skip
 INSTANCE = Instance(

@@ -101,11 +101,13 @@ def test_stages_give_the_tokens_of_one_rank(fork_server: ForkServer, family, exp
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("steps", [EAGER, ON_NPU_IN_GRAPHS], ids=["eager", "graphs"])
+@pytest.mark.parametrize("batch", [4, 16], ids=["batches of 4", "one batch"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_stages_on_emulated_npus_answer_as_the_host(
-    npu_fork_server: ForkServer, checkpoint, prompts, stock_answers, compare_all, ranks, steps
+    npu_fork_server: ForkServer, checkpoint, prompts, stock_answers, compare_all, ranks, batch, steps
 ):
-    config = ours_on_npu(checkpoint, tp_size=ranks, pp_size=2, enable_metrics=True, **steps)
+    sizes = {"tp_size": ranks, "pp_size": 2, "pp_max_micro_batch_size": batch}
+    config = ours_on_npu(checkpoint, enable_metrics=True, **sizes, **steps)
     with npu_fork_server.start(config) as engine:
         outcomes = compare_all(engine, prompts, stock_answers("bfloat16"), "bfloat16")
         states = states_of_all(engine)

@@ -86,6 +86,8 @@ void DeviceSession::use_stream(aclrtStream stream, bool deferred) {
     if (deferred && session_.layout->slots != 1)
         throw std::runtime_error("launches that nobody waits for need an exchange with one slot; slots=" +
                                  std::to_string(session_.layout->slots));
+    if (stream != stream_ || cores_of_stream_ == 0)
+        cores_of_stream_ = std::min(cores_, vector_cores_of(stream));
     stream_ = stream;
     deferred_ = deferred;
 }
@@ -114,7 +116,7 @@ DispatchArguments DeviceSession::arguments_of(const ExchangeDispatch &call) cons
     arguments.kind = call.kind;
     arguments.part = call.part;
     arguments.continues = call.continues;
-    arguments.row_unit = RowUnit(*session_.layout, call.tokens, cores_);
+    arguments.row_unit = RowUnit(*session_.layout, call.tokens, cores_of_stream_);
     return arguments;
 }
 
@@ -125,7 +127,7 @@ ExchangeLaunch DeviceSession::ready_dispatch(const ExchangeDispatch &call, uint6
         layout.capacity = std::min(layout.capacity, most_rows);
     arguments.common.fault = verdicts_.fault();
     routed_.erase(call.positions);
-    return launch_of(dispatch_kernel, cores_, arguments);
+    return launch_of(dispatch_kernel, cores_of_stream_, arguments);
 }
 
 Verdict DeviceSession::dispatch(const ExchangeDispatch &call) {
@@ -136,12 +138,12 @@ Verdict DeviceSession::dispatch(const ExchangeDispatch &call) {
     if (call.kind == EXCHANGE_PREFILL && call.tokens <= layout.max_tokens) {
         const std::vector<uint32_t> routed = count_routed(call);
         const auto rows = std::count_if(routed.begin(), routed.end(), [](uint32_t times) { return times > 0; });
-        arguments.row_unit = RowUnit(layout, static_cast<uint64_t>(rows), cores_);
-        arguments.segments = use_segments(CutRows(layout, arguments.row_unit, call.tokens, cores_,
+        arguments.row_unit = RowUnit(layout, static_cast<uint64_t>(rows), cores_of_stream_);
+        arguments.segments = use_segments(CutRows(layout, arguments.row_unit, call.tokens, cores_of_stream_,
                                                   [&routed](uint64_t token) { return routed[token]; }));
         routed_[call.positions] = routed;
     }
-    return launch_and_wait(launch_of(dispatch_kernel, cores_, arguments));
+    return launch_and_wait(launch_of(dispatch_kernel, cores_of_stream_, arguments));
 }
 
 std::vector<uint32_t> DeviceSession::count_routed(const ExchangeDispatch &call) {
@@ -178,7 +180,7 @@ CombineArguments DeviceSession::arguments_of(const ExchangeCombine &call, bool o
 ExchangeLaunch DeviceSession::ready_combine(const ExchangeCombine &call, bool only_meet) {
     CombineArguments arguments = arguments_of(call, only_meet);
     arguments.common.fault = verdicts_.fault();
-    return launch_of(combine_kernel, cores_, arguments);
+    return launch_of(combine_kernel, cores_of_stream_, arguments);
 }
 
 Verdict DeviceSession::combine(const ExchangeCombine &call, bool only_meet) {
@@ -186,9 +188,9 @@ Verdict DeviceSession::combine(const ExchangeCombine &call, bool only_meet) {
     // A row is read for each place of a token, and one is written.
     if (const auto known = routed_.find(call.positions); !only_meet && known != routed_.end())
         arguments.segments =
-            use_segments(CutEvenly(call.tokens, session_.layout->hidden / sum_unit, cores_,
+            use_segments(CutEvenly(call.tokens, session_.layout->hidden / sum_unit, cores_of_stream_,
                                    [&](uint64_t token) { return uint64_t{1} + known->second[token]; }));
-    return launch_and_wait(launch_of(combine_kernel, cores_, arguments));
+    return launch_and_wait(launch_of(combine_kernel, cores_of_stream_, arguments));
 }
 
 Verdict DeviceSession::announce(uint32_t kind, const uint8_t *block, uint32_t bytes, uint32_t tokens, uint32_t error,
@@ -298,6 +300,7 @@ void DeviceSession::tell(uint64_t word, uint64_t value, uint64_t region) {
     const std::lock_guard lock(beside_);
     // The calling thread may be one that has not chosen a device yet.
     require(aclrtSetDevice(device_), "aclrtSetDevice");
+    const BesideCaptures beside_captures;
     if (std::exchange(told_, true))
         return;
     TellArguments arguments = {};
@@ -318,6 +321,7 @@ void DeviceSession::note_ended(uint32_t peer) {
     const std::lock_guard lock(beside_);
     try {
         require(aclrtSetDevice(device_), "aclrtSetDevice");
+        const BesideCaptures beside_captures;
         if (StatusResult(read_status(peer)) == EXCHANGE_PEER_CLOSED)
             return;
         int64_t none = -1;

@@ -100,6 +100,7 @@ class DeviceSession {
     ExchangeSession &session_;
     const int32_t device_;
     const uint32_t cores_;
+    uint32_t cores_of_stream_ = 0; // at most cores_: a launch waits for all of its own at once
     DeviceMemory windows_;
     DeviceMemory mailbox_;
     DeviceMemory segments_;

@@ -4,6 +4,7 @@
 // memory: asc-devkit, examples/01_simd_cpp_api/02_features/00_framework/04_aclgraph.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -101,11 +102,33 @@ inline int32_t current_device() {
     return device;
 }
 
+// Vector cores that this process may have on a device: all, or what aclrtSetDeviceResLimit leaves.
 inline uint32_t vector_cores(int32_t device) {
     int64_t cores = 0;
     require(aclrtGetDeviceInfo(static_cast<uint32_t>(device), ACL_DEV_ATTR_VECTOR_CORE_NUM, &cores),
             "aclrtGetDeviceInfo");
-    return static_cast<uint32_t>(cores);
+    uint32_t allowed = 0;
+    require(aclrtGetDeviceResLimit(device, ACL_RT_DEV_RES_VECTOR_CORE, &allowed), "aclrtGetDeviceResLimit");
+    return std::min(static_cast<uint32_t>(cores), allowed);
 }
+
+// The same of a stream, after aclrtSetStreamResLimit.
+inline uint32_t vector_cores_of(aclrtStream stream) {
+    uint32_t allowed = 0;
+    require(aclrtGetStreamResLimit(stream, ACL_RT_DEV_RES_VECTOR_CORE, &allowed), "aclrtGetStreamResLimit");
+    return allowed;
+}
+
+// While it lives, the thread may wait for a stream of its own although another stream is captured.
+class BesideCaptures {
+  public:
+    BesideCaptures() { require(aclmdlRICaptureThreadExchangeMode(&mode_), "aclmdlRICaptureThreadExchangeMode"); }
+    ~BesideCaptures() { aclmdlRICaptureThreadExchangeMode(&mode_); }
+    BesideCaptures(const BesideCaptures &) = delete;
+    BesideCaptures &operator=(const BesideCaptures &) = delete;
+
+  private:
+    aclmdlRICaptureMode mode_ = ACL_MODEL_RI_CAPTURE_MODE_RELAXED;
+};
 
 } // namespace ascend_device

@@ -7,10 +7,12 @@
 
 #include "device.h"
 
+// A check that gives them a meaning has defined them before.
+#ifndef __gm__
 #define __aicore__
 #define __global__
 #define __gm__
-#define GM_ADDR uint8_t *
+#endif
 
 namespace AscendC {
 

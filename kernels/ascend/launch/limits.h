@@ -55,6 +55,8 @@ inline const char *RefuseLayout(const ExchangeLayout &layout, uint32_t cores, ch
         return "the Ascend kernels make no row checksums; create the exchange with verify=False";
     if (layout.expert_rows > 0)
         return "the Ascend kernels place whole rows without gaps; use layout='compact'";
+    if (layout.granting)
+        return "the Ascend kernels send the counts of all experts to every rank; use counts='matrix' or 'auto'";
     const uint64_t dispatch = DispatchBufferBytes(layout, cores), combine = CombineBufferBytes(layout, cores);
     const uint64_t needed = dispatch > combine ? dispatch : combine;
     if (needed <= unified_buffer_bytes)

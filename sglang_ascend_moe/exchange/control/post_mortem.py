@@ -22,7 +22,8 @@ class PostMortem(Block, frozen=True, kw_only=True):
     outcome: the `Result` by name. code, message: of what was raised; no code if that is not of this package. culprit,
     step, epoch: whom this rank blames, where it stood itself. stage: of the pipeline; None if there is only one. nodes
     [ranks]: where each runs. missing: ranks for which the failed wait still waited. waited_s [ranks]: seconds for which
-    each rank had held this one up in the whole session. matrix [ranks][experts]: counts of the last dispatch.
+    each rank had held this one up in the whole session. received [ranks][experts of this rank]: rows of the last
+    dispatch.
     """
 
     ranks: Annotated[int, Meta(ge=1)]
@@ -37,7 +38,7 @@ class PostMortem(Block, frozen=True, kw_only=True):
     epoch: int
     missing: list[Rank]
     waited_s: list[float]
-    matrix: list[list[Count]]
+    received: list[list[Count]]
     stage: int | None = None
 
 
@@ -59,7 +60,7 @@ class Recorder:
         self._stage = stage
         self._written = False
 
-    def write(self, fault: Fault, error: BaseException, waited_s: list[float], matrix: list[list[int]]) -> None:
+    def write(self, fault: Fault, error: BaseException, waited_s: list[float], received: list[list[int]]) -> None:
         """Writes the account; a file that cannot be written becomes a note on `error`, which matters more."""
         if self._written:
             return
@@ -69,7 +70,7 @@ class Recorder:
             time=time.time(), outcome=fault.result.name, code=code_of(error),
             message=f"{type(error).__name__}: {error}",
             culprit=fault.culprit, step=fault.step.name.lower(), epoch=fault.epoch, missing=list(fault.missing),
-            waited_s=waited_s, matrix=matrix, stage=self._stage,
+            waited_s=waited_s, received=received, stage=self._stage,
         )  # fmt: skip
         path = self._folder / f"{self._session.hex()[:12]}-rank{self._rank}{FILE_SUFFIX}"
         partial = path.with_suffix(".partial")

@@ -21,7 +21,6 @@ from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.native.codes import Kind, Part, Step
-from sglang_ascend_moe.windows.layout import MAX_PLAN_CHUNKS
 
 
 class Round(NamedTuple):
@@ -31,9 +30,9 @@ class Round(NamedTuple):
     ends: tuple[int, ...]
 
 
-def chunk_tokens(tokens: int) -> int:
-    """Tokens per chunk, so that there are at most MAX_PLAN_CHUNKS."""
-    return max(1, -(-tokens // MAX_PLAN_CHUNKS))
+def chunk_tokens(tokens: int, chunks: int) -> int:
+    """Tokens per chunk, so that there are at most so many."""
+    return max(1, -(-tokens // chunks))
 
 
 def plan_rounds(plans: list[PrefillPlan], capacity: int, rows_per_token: int, max_tokens: int) -> list[Round]:
@@ -105,7 +104,7 @@ def run_prefill(
     begun_ns = time.perf_counter_ns()
     session_id, rank = identity
     count = tokens.x.shape[0]
-    chunk = chunk_tokens(count)
+    chunk = chunk_tokens(count, steps.layout.parameters.plan_chunks)
     counted = steps.session.count_chunks(tokens.ids, chunk)
     block = PrefillPlan(session=session_id, rank=rank, tokens=count, chunk_tokens=chunk, rows=counted.rows)
     plans = gather_blocks(steps.session, block, tokens=count, error=counted.error, detail=counted.detail)

@@ -67,7 +67,7 @@ class ExchangeSteps:
         self.device = windows[rank].device
         self._rank = rank
         self._windows = windows
-        self._matrix = session.matrix
+        self._counted = session.counted
         self._views = [
             {part: self._view(windows[rank], slot, part) for part in Part} for slot in range(layout.parameters.slots)
         ]
@@ -133,7 +133,7 @@ class ExchangeSteps:
         if not ticket.epoch:
             # A launch that was only captured: how many rows there are, each replay learns for itself.
             ticket.at_most = most_rows or rows.shape[0]
-        self.observation.dispatched(kind, begun_ns, ticket.tokens, ticket.total, self._matrix, first_round)
+        self.observation.dispatched(kind, begun_ns, ticket.tokens, ticket.total, self._counted, first_round)
         return ExpertRows(rows, scales, call.counts, out, ticket)
 
     def _free_call(self) -> Call:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.exchange import observation
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
-from sglang_ascend_moe.exchange.observation import PHASES, GraphCounts, Observation, rows_by_rank
+from sglang_ascend_moe.exchange.observation import PHASES, GraphCounts, Observation
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
 from sglang_ascend_moe.serving.worker.stage_states import Publisher, published
@@ -137,7 +137,7 @@ def _exchange_state(exchange: ExpertExchange) -> ExchangeState:
         regions=window.by_region(),
         capacity_rows=window.capacity_rows,
         epochs=exchange.epochs,
-        rows_by_rank=rows_by_rank(exchange.counts_matrix),
+        rows_by_rank=exchange.rows_by_rank,
         waited_s=exchange.waited_s,
         phases=_phase_states(exchange.observation),
     )

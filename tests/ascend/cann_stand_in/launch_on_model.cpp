@@ -134,6 +134,8 @@ template <class Arguments> void run(void (*kernel)(Arguments), const ExchangeLau
 
 void ascend_device::put(const ExchangeLaunch &launch, void *stream) {
     static constexpr std::array names = {"moe_dispatch", "moe_combine", "moe_announce", "moe_tell"};
+    if (launch.cores > cann_stand_in::cores_of(stream))
+        device.keep_violation("a launch waits for cores that its stream may not have: a device hangs here");
     cann_stand_in::enqueue(stream, names[launch.kernel], [=] {
         if (launch.kernel == dispatch_kernel)
             run(moe_dispatch, launch);

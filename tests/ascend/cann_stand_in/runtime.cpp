@@ -89,7 +89,9 @@ std::string calls;
 std::map<std::string, int> refusals;
 std::map<void *, size_t> allocations;
 uint32_t cores = 1;
+uint32_t cores_of_streams = 0; // 0: all
 uint32_t captures = 0;
+thread_local aclmdlRICaptureMode mode_of_thread = ACL_MODEL_RI_CAPTURE_MODE_GLOBAL;
 
 // Notes a call. Returns what it has to return at once, ACL_SUCCESS to go on.
 aclError begin(const char *name, bool allowed_in_capture = true) {
@@ -100,7 +102,8 @@ aclError begin(const char *name, bool allowed_in_capture = true) {
         refusals.erase(found);
         return code;
     }
-    return captures > 0 && !allowed_in_capture ? ACL_ERROR_RT_STREAM_CAPTURED : ACL_SUCCESS;
+    const bool restricted = captures > 0 && mode_of_thread != ACL_MODEL_RI_CAPTURE_MODE_RELAXED;
+    return restricted && !allowed_in_capture ? ACL_ERROR_RT_STREAM_CAPTURED : ACL_SUCCESS;
 }
 
 InOrder &in_order(aclrtStream stream) {
@@ -135,6 +138,8 @@ void cann_stand_in::enqueue(void *stream, const char *call, Work work) {
     in_order(stream).put(std::move(work));
 }
 
+uint32_t cann_stand_in::cores_of(void *) { return cores_of_streams != 0 ? cores_of_streams : cores; }
+
 uint64_t cann_stand_in::on_host(uint64_t address) { return address; }
 
 const char *cann_stand_in_calls() {
@@ -149,6 +154,7 @@ void cann_stand_in_refuse(const char *name, int code) {
     refusals[name] = code;
 }
 void cann_stand_in_use_cores(uint32_t count) { cores = count; }
+void cann_stand_in_limit_streams(uint32_t count) { cores_of_streams = count; }
 uint64_t cann_stand_in_allocated() {
     const std::lock_guard lock(mutex);
     uint64_t bytes = 0;
@@ -205,6 +211,8 @@ aclError aclrtSynchronizeStream(aclrtStream stream) { return aclrtSynchronizeStr
 aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t milliseconds) {
     if (const aclError code = begin("aclrtSynchronizeStream", false); code != ACL_SUCCESS)
         return code;
+    if (in_order(stream).captured != nullptr)
+        return ACL_ERROR_RT_STREAM_CAPTURED;
     return in_order(stream).wait(milliseconds) ? ACL_SUCCESS : ACL_ERROR_RT_STREAM_SYNC_TIMEOUT;
 }
 
@@ -218,6 +226,19 @@ aclError aclrtGetDeviceInfo(uint32_t, aclrtDevAttr, int64_t *value) {
     return begin("aclrtGetDeviceInfo");
 }
 
+aclError aclrtGetDeviceResLimit(int32_t, aclrtDevResLimitType, uint32_t *value) {
+    *value = cores;
+    return begin("aclrtGetDeviceResLimit");
+}
+aclError aclrtGetStreamResLimit(aclrtStream stream, aclrtDevResLimitType, uint32_t *value) {
+    *value = cann_stand_in::cores_of(stream);
+    return begin("aclrtGetStreamResLimit");
+}
+
+aclError aclmdlRICaptureThreadExchangeMode(aclmdlRICaptureMode *mode) {
+    std::swap(*mode, mode_of_thread);
+    return ACL_SUCCESS;
+}
 aclError aclmdlRICaptureGetInfo(aclrtStream stream, aclmdlRICaptureStatus *status, aclmdlRI *graph) {
     *graph = in_order(stream).captured;
     *status = *graph == nullptr ? ACL_MODEL_RI_CAPTURE_STATUS_NONE : ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE;

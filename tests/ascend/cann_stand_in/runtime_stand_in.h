@@ -9,6 +9,9 @@ namespace cann_stand_in {
 // Puts work on a stream, as a launch does; what a graph captures runs at its replays.
 void enqueue(void *stream, const char *call, std::function<void()> work);
 
+// Vector cores that a stream may have.
+uint32_t cores_of(void *stream);
+
 // Where the host reaches what lies at an address of the device. Raises std::runtime_error if it is not one.
 uint64_t on_host(uint64_t address);
 
@@ -25,6 +28,9 @@ void cann_stand_in_refuse(const char *name, int code);
 
 // Vector cores of the device.
 void cann_stand_in_use_cores(uint32_t cores);
+
+// Of them, what streams may have from now on; 0: all.
+void cann_stand_in_limit_streams(uint32_t cores);
 
 // Bytes of device and page-locked memory that are allocated.
 uint64_t cann_stand_in_allocated();

@@ -42,7 +42,7 @@ def test_survivors_of_a_death_leave_accounts_that_blame_the_dead(fresh_pool, tmp
             CULPRIT, "PEER_LOST", PeerLost.code, 3
         )  # fmt: skip
         assert account.epoch == 2
-        assert len(account.matrix) == 3
+        assert len(account.received) == 3
         assert len(account.waited_s) == 3
     assert doctor(["--post-mortem", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

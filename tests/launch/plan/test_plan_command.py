@@ -322,6 +322,16 @@ def test_comparison_has_a_row_for_each_model_and_number_of_ranks(capsys: pytest.
     assert rows[0].split(" | ")[2] == f"{ours / 2**20:,.0f}"
 
 
+@pytest.mark.parametrize(("ranks", "experts"), [(64, 256), (128, 256), (256, 256), (384, 384)])
+def test_no_other_library_asks_for_less_where_ranks_are_many(ranks, experts):
+    ours = Exchange.memory(
+        ranks=ranks, num_experts=experts, hidden=7168, max_tokens=128, topk=8, distinct_topk=True
+    ).total
+    assert ours < sgl_kernel_npu_documented_bytes(ranks, experts, 7168, 128, 8)
+    assert ours < sgl_kernel_npu_bytes(ranks, experts, 7168, 128, 8)
+    assert ours < deepep_bytes(ranks, experts, 7168, 128)
+
+
 def test_stages_share_layers_and_have_ranks_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--model", str(write_checkpoint(tmp_path)), "--ranks", "2", "--max-tokens", "20", "--device", "cpu"]
     plans = []

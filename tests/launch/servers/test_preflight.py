@@ -19,6 +19,7 @@ from sglang_ascend_moe.errors import AscendMoeError, InvalidInput
 from sglang_ascend_moe.exchange.control.network import PORTS_AFTER
 from sglang_ascend_moe.launch.servers import preflight
 from sglang_ascend_moe.launch.servers.preflight import check_server, find_config
+from sglang_ascend_moe.launch.servers.server_process import free_port
 from tests.http_server import serving
 
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "hidden_size": 64}
@@ -99,9 +100,10 @@ def test_a_port_that_is_taken_is_named_with_its_address(model: Path, flag: str):
 
 @pytest.mark.parametrize("after", [0, PORTS_AFTER])
 def test_the_ports_at_which_launchers_meet_are_those_of_node_0(model: Path, after: int):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        words = ["--model-path", str(model), *LOCAL, "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{port - after}"]
+    first = free_port(PORTS_AFTER)
+    port = first + after
+    with socket.create_server(("127.0.0.1", port)):
+        words = ["--model-path", str(model), *LOCAL, "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{first}"]
         said = f"--dist-init-addr {port}: another program listens at 127.0.0.1:{port}; give another"
         assert said_of(words) == said
         assert said_of([*words, "--node-rank", "1"]) == ""

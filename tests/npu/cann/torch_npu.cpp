@@ -9,6 +9,7 @@
 #include "torch_npu/csrc/framework/OpCommand.h"
 
 #include "emulated_npu.h"
+#include "runtime_stand_in.h"
 #include "torch_queue.h"
 
 namespace {
@@ -55,6 +56,18 @@ aclError aclrtGetDeviceInfo(uint32_t, aclrtDevAttr attribute, int64_t *value) {
     *value = cores;
     return ACL_SUCCESS;
 }
+
+aclError aclrtGetDeviceResLimit(int32_t, aclrtDevResLimitType, uint32_t *value) {
+    *value = static_cast<uint32_t>(cores);
+    return ACL_SUCCESS;
+}
+aclError aclrtGetStreamResLimit(aclrtStream stream, aclrtDevResLimitType, uint32_t *value) {
+    *value = cann_stand_in::cores_of(stream);
+    return ACL_SUCCESS;
+}
+uint32_t cann_stand_in::cores_of(void *) { return static_cast<uint32_t>(cores); }
+// Captures restrict no thread here.
+aclError aclmdlRICaptureThreadExchangeMode(aclmdlRICaptureMode *) { return ACL_SUCCESS; }
 
 extern "C" [[gnu::visibility("default")]] void emulated_cann_use_cores(int64_t count) { cores = count; }
 

@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "device.h"
@@ -38,10 +39,23 @@ class OnStream final : public c10d::Work {
 
 class Collectives final : public c10d::Backend {
   public:
+    // Collectives of a group run in the order of their launches, replayed ones among others: HCCL is taken to see to
+    // that, as NCCL does, for SGLang's pipelines need it.
     explicit Collectives(c10::intrusive_ptr<c10d::Backend> host)
-        : Backend(host->getRank(), host->getSize()), host_(std::move(host)), stream_(next_stream()) {}
+        : Backend(host->getRank(), host->getSize()), host_(std::move(host)), stream_(next_stream()) {
+        stream_.stay_in_replays();
+    }
 
     const std::string getBackendName() const override { return "hccl"; }
+
+    // As HCCL's: calls between the two begin together, in whatever order their peers make theirs.
+    bool supportsCoalescing() const override { return true; }
+    void startCoalescing() override { batch_.emplace(); }
+    Started endCoalescing() override {
+        const Batch batch = std::move(batch_.value());
+        batch_.reset();
+        return start(c10d::OpType::COALESCED, batch);
+    }
 
     Started broadcast(Tensors &tensors, const c10d::BroadcastOptions &options) override {
         return put(c10d::OpType::BROADCAST, {tensors},
@@ -124,40 +138,61 @@ class Collectives final : public c10d::Backend {
         return lists;
     }
 
-    // As HCCL: the collective begins where the current stream is now, and runs on the group's.
-    Started put(c10d::OpType type, const Lists &lists, Call call) {
+    struct Part {
         std::vector<std::vector<Placed>> placed;
+        Call call;
+        Started start(c10d::Backend &host) const {
+            Lists on_host;
+            for (const std::vector<Placed> &tensors : placed) {
+                on_host.emplace_back();
+                for (const Placed &tensor : tensors)
+                    on_host.back().push_back(tensor.on_host());
+            }
+            return call(host, on_host);
+        }
+    };
+    struct Batch {
+        std::vector<Part> parts;
         std::vector<const void *> touches;
         uint64_t bytes = 0;
+    };
+
+    Started put(c10d::OpType type, const Lists &lists, Call call) {
+        Batch alone;
+        Batch &batch = batch_ ? *batch_ : alone;
+        Part &part = batch.parts.emplace_back(Part{{}, std::move(call)});
         for (const Tensors &tensors : lists) {
-            placed.emplace_back();
+            part.placed.emplace_back();
             for (const at::Tensor &tensor : tensors) {
                 TORCH_CHECK(on_emulated_npu(tensor), "hccl has no collective for a tensor of ", tensor.device());
-                placed.back().emplace_back(tensor);
-                bytes += tensor.nbytes();
-                if (const void *address = placed.back().back().address())
-                    touches.push_back(address);
+                part.placed.back().emplace_back(tensor);
+                batch.bytes += tensor.nbytes();
+                if (const void *address = part.placed.back().back().address())
+                    batch.touches.push_back(address);
             }
         }
+        return batch_ ? Started() : start(type, alone);
+    }
+
+    // As HCCL: the collectives begin where the current stream is now, and run on the group's.
+    Started start(c10d::OpType type, const Batch &batch) {
         auto work = std::make_shared<FunctionWork>(
             "hccl " + c10d::opTypeToString(type),
-            [host = host_, placed, call = std::move(call)](uint64_t) {
+            [host = host_, parts = batch.parts](uint64_t) {
                 const at::NoGradGuard no_gradients;
-                Lists on_host;
-                for (const std::vector<Placed> &tensors : placed) {
-                    on_host.emplace_back();
-                    for (const Placed &tensor : tensors)
-                        on_host.back().push_back(tensor.on_host());
-                }
-                call(*host, on_host)->wait();
+                std::vector<Started> started;
+                for (const Part &part : parts)
+                    started.push_back(part.start(*host));
+                for (const Started &one : started)
+                    one->wait();
             },
-            bytes);
-        work->touches = touches;
+            batch.bytes);
+        work->touches = batch.touches;
         Event begin, end;
         begin.record(current_stream());
         begin.wait(stream_);
         stream_.put(std::move(work));
-        for (const void *address : touches)
+        for (const void *address : batch.touches)
             open_current_die().record_stream(address, stream_);
         end.record(stream_);
         return c10::make_intrusive<OnStream>(rank_, type, std::move(end));
@@ -165,6 +200,7 @@ class Collectives final : public c10d::Backend {
 
     const c10::intrusive_ptr<c10d::Backend> host_;
     Stream &stream_;
+    std::optional<Batch> batch_;
 };
 
 } // namespace

@@ -142,8 +142,9 @@ void Graph::replay(Stream &stream) {
     const auto begin = std::make_shared<FunctionWork>("graph replayed", [](uint64_t) {});
     stream.put(begin);
     for (size_t lane = 1; lane < lanes_.size(); ++lane) {
+        Stream &captured = *lanes_[lane].captured;
         if (replaying_[lane] == nullptr)
-            replaying_[lane] = &next_stream();
+            replaying_[lane] = captured.stays_in_replays() ? &captured : &next_stream();
         replaying_[lane]->put(std::make_shared<FunctionWork>("event awaited", [](uint64_t) {}),
                               std::make_shared<Reached>(stream, stream.last()));
     }

@@ -1,7 +1,8 @@
 // Graphs: what is put on a stream while it is captured is kept, and replayed at the same addresses.
 //
 // Streams that wait for an event of a captured stream become part of the capture. A replay runs each of them on a
-// stream of its own, ordered by the captured events only, so that a missing one shows as it does outside of graphs.
+// stream of its own, ordered by the captured events only, so that a missing one shows as it does outside of graphs; but
+// collectives stay on the stream of their group.
 #pragma once
 
 #include <map>

@@ -101,6 +101,10 @@ class Stream {
     Recorder *recorder() const { return recorder_; }
     void set_recorder(Recorder *recorder) { recorder_ = recorder; }
 
+    // What graphs capture of it is replayed on it too, in one order with everything else that is put on it.
+    void stay_in_replays() { stays_in_replays_ = true; }
+    bool stays_in_replays() const { return stays_in_replays_; }
+
   private:
     friend class Reached;
 
@@ -125,6 +129,7 @@ class Stream {
     Sequence released_ = 0; // up to here somebody waits
     bool started_ = false;
     Recorder *recorder_ = nullptr;
+    bool stays_in_replays_ = false;
 };
 
 // That a stream has come so far.
