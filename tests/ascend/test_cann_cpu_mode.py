@@ -1,5 +1,5 @@
-"""The Ascend kernels with CANN's headers and on its CPU mode, where CANN is installed: `--cann PATH`. No test machine has
-it so far."""
+"""The Ascend kernels with CANN's headers and on its CPU mode, where CANN is installed: `--cann PATH`. No test machine
+has it so far."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Qualifiers that only a device's compiler asks for, checked by clang over the kernels and the host model.
 
 `__gm__` is an address space here, so that a pointer to global memory which lost it fits nowhere. `__aicore__` marks
-functions of a device (of clang's HIP, any with half-precision numbers), which may not call one that lost it. What CANN's
-compiler would say beyond that is not known.
+functions of a device (of clang's HIP, which has half-precision numbers), which may not call one that lost it. What
+CANN's compiler would say beyond that is not known.
 """
 
 from __future__ import annotations
