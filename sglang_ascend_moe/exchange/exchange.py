@@ -257,8 +257,8 @@ class Exchange:
         """A decode `run` over tensors that keep their addresses, as graphs need it; the other ranks may run or replay.
 
         alike: a promise that no rank ever brings more tokens to it than this one, so that in a graph no more rows than
-        these have places are handed to `experts`; kept by ranks that replay graphs of one size. Broken, it is
-        `WindowTooSmall` or `PeerTimeout`.
+        these have places are handed to `experts`; kept by ranks that replay graphs of one size. A replay that it does
+        not hold for is refused as by a smaller window.
 
         Each call of the returned function runs the layer on what the tensors hold then, and writes `out` [tokens,
         hidden]; it neither allocates memory of the device nor moves a tensor. Raises `CaptureRefused` for tensors that

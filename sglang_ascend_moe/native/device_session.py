@@ -96,13 +96,8 @@ class DeviceSession(NativeSession):
         super().__init__(layout, rank, window_addresses, peer_ends, device=device, first_epoch=first_epoch, nodes=nodes)
         self._streams = torch_streams() if streams is None else streams
         self._place = 0
-        p = layout.parameters
-        with torch.inference_mode(False):  # as for `new_call`
-            self._shared = (
-                torch.full((p.max_tokens, p.topk), -1, dtype=torch.int64, device=device),
-                torch.empty(p.max_tokens, p.topk, dtype=torch.float32, device=device),
-                torch.empty(p.local_experts, dtype=torch.int64, device=device),
-            )
+        self._shared = self._tensors_of_call(layout.parameters.max_tokens)
+        self._shared.positions.fill_(-1)
         if result := self._native.open_device(cores):
             self._raise(result)
         # The tensors are written in the order of the current stream; the first call may be on another one.
@@ -114,8 +109,8 @@ class DeviceSession(NativeSession):
         In a graph the combine of a dispatch that was refused runs all the same, on the positions of one that was not:
         there are rows, or there are none.
         """
-        positions, weights, counts = self._shared
-        return self._native.new_call(positions[:tokens], weights[:tokens], counts, self._matrix, self._totals)
+        shared = self._shared
+        return self._call_over(shared._replace(positions=shared.positions[:tokens], weights=shared.weights[:tokens]))
 
     def dispatch(self, call: Call, most_rows: int = 0) -> None:
         """Steps announce to arrivals; in a capture only put on the stream, and refused if it brings more rows."""

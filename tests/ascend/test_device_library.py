@@ -186,7 +186,8 @@ def bring_more_than_was_promised(rank: Rank, library: str) -> str:
 def test_more_rows_than_a_graph_was_promised_are_refused_before_they_are_handed_on(pools, device_library):
     promised, other = pools.run(2, bring_more_than_was_promised, device_library)
     assert promised.startswith("WindowTooSmall")
-    assert other.startswith("PeerTimeout")
+    # Whose deadline comes first: its own, or that of the other's combine, which it is told.
+    assert other.startswith(("PeerTimeout", "SessionPoisoned"))
 
 
 def lose_a_peer_in_a_replay(rank: Rank, library: str, check: Check) -> str | None:

@@ -63,25 +63,27 @@ class Counting:
         return {name: counted for name, counted in changed.items() if counted[0]}
 
 
-def count_layers(rank: Rank, batches: list[int], in_graph: bool) -> list[tuple[int, Work]]:
+def count_layers(rank: Rank, batches: list[int], in_graph: bool, weights: str | None = None) -> list[tuple[int, Work]]:
     """For each batch the rows that this rank got, or could get in a graph, and what the layer had it do."""
     device = device_of(rank)
-    with pytest.MonkeyPatch.context() as patch, open_exchange(rank, device) as exchange:
-        moe = on_device(npu_layer(RANKS, rank.rank), device)
-        serve(patch, moe, exchange, Options(schedule="decode"), on_npu=True)
+    quant = "int8" if weights else None
+    with pytest.MonkeyPatch.context() as patch, open_exchange(rank, device, quant) as exchange:
+        moe = on_device(npu_layer(RANKS, rank.rank, weights=weights), device)
+        serve(patch, moe, exchange, Options(schedule="decode", quant=quant or "none"), on_npu=True)
         return [count_layer(moe, exchange, rank, batch, device, in_graph) for batch in batches]
 
 
-def open_exchange(rank: Rank, device: torch.device) -> Exchange:
+def open_exchange(rank: Rank, device: torch.device, quant: str | None) -> Exchange:
     return Exchange.create(
         rank.group, num_experts=EXPERTS, hidden=HIDDEN, max_tokens=MAX_TOKENS, topk=TOPK, distinct_topk=True,
-        device=device,
+        device=device, quant=quant,
     )  # fmt: skip
 
 
 def on_device(moe: Any, device: torch.device) -> Any:
-    for name in ("w13_weight", "w2_weight"):
-        setattr(moe, name, torch.nn.Parameter(getattr(moe, name).to(device), requires_grad=False))
+    for name, value in vars(moe).copy().items():
+        if isinstance(value, torch.nn.Parameter):
+            setattr(moe, name, torch.nn.Parameter(value.to(device), requires_grad=False))
     return moe
 
 
@@ -121,3 +123,13 @@ def test_rows_move_by_the_exchange_and_the_experts_alone(npu_ranks, in_graph):
         (_, small), (_, large) = counted
         for name in ("copy from the host", "copy to the host"):
             assert small.get(name) == large.get(name)
+
+
+@pytest.mark.parametrize("weights", ["W8A8_DYNAMIC", "W4A8_DYNAMIC"])
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "in-a-graph"])
+def test_of_int8_rows_only_the_scales_move_besides(npu_ranks, in_graph, weights):
+    for counted in npu_ranks.run(RANKS, count_layers, [3, MAX_TOKENS], in_graph, weights, deadline_s=200):
+        for rows, work in counted:
+            moved = {name: done[0] for name, done in work.items() if done[1] and name not in CONTROL}
+            assert moved == dict.fromkeys([*experts_of(rows), "copy on the device"], 1)
+            assert work["copy on the device"][1] == 2 * rows * SCALE
