@@ -32,12 +32,13 @@ uint64_t lay_out(const ExchangeLayout &layout, uint64_t first_row, int64_t *coun
 int derive_from_matrix(Session &session, ExchangeDispatch &call, Part part, std::vector<uint64_t> &offsets) {
     const ExchangeLayout &layout = session.layout();
     const uint32_t local_experts = layout.experts / layout.ranks;
+    const uint32_t *const matrix = call.matrix;
     for (uint32_t destination = 0; destination < layout.ranks; ++destination) {
         const uint32_t first = destination * local_experts;
         const bool is_own = destination == session.rank();
         const uint64_t total = lay_out(
             layout, call.first_row, is_own ? call.counts : nullptr,
-            [&](uint32_t local, uint32_t source) { return call.matrix[source * layout.experts + first + local]; },
+            [&](uint32_t local, uint32_t source) { return matrix[source * layout.experts + first + local]; },
             [&](uint32_t local, uint32_t source, uint64_t row) {
                 if (source == session.rank())
                     offsets[first + local] = row;
@@ -108,6 +109,7 @@ int read_grants(Session &session, ExchangeDispatch &call, Part part, const std::
         if (total > most || std::accumulate(begins.begin(), begins.end(), total) != sum)
             return session.fail_corrupt(EXCHANGE_REGION_GRANTS, owner, total);
         call.totals[owner] = static_cast<int64_t>(total);
+        // @protocol joint-fit
         if (total > part.capacity(layout)) {
             full = std::min(full, owner);
             continue;

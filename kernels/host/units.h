@@ -1,8 +1,6 @@
 // Numbers that travel six to a unit, each unit with the word that says of which exchange it is.
 #pragma once
 
-#include <algorithm>
-
 #include "session.h"
 
 namespace ascend_moe {
@@ -26,7 +24,8 @@ inline Sight sight_of_units(const NumberUnit *units, uint32_t count, uint64_t ex
 
 inline void read_units(const NumberUnit *unit, uint32_t *numbers, uint32_t count) {
     for (uint32_t first = 0; first < count; first += EXCHANGE_COUNTS_PER_UNIT, ++unit)
-        std::copy_n(unit->numbers, std::min(EXCHANGE_COUNTS_PER_UNIT, count - first), numbers + first);
+        for (uint32_t i = 0; i < EXCHANGE_COUNTS_PER_UNIT && first + i < count; ++i)
+            numbers[first + i] = unit->numbers[i];
 }
 
 } // namespace ascend_moe

@@ -102,5 +102,5 @@ def close_exchange(opened: Opened) -> None:
 def _record_faults(session: NativeSession, recorder: Recorder) -> None:
     """Let `recorder` write an account of every fault that poisons the session."""
     session.watch_faults(
-        lambda fault, error: recorder.write(fault, error, session.waited_s, session.received.tolist()),
+        lambda fault, error: recorder.write(fault, error, session.waited_s, session.read_received()),
     )

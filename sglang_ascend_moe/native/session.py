@@ -84,7 +84,7 @@ class NativeSession:
         self._matrix = torch.zeros(p.ranks, layout.counted_experts, dtype=torch.int32, device=device)
         self._totals = torch.zeros(p.ranks, dtype=torch.int64, device=device) if layout.granting else None
         first = 0 if layout.granting else rank * p.local_experts
-        self._received = self._matrix[:, first : first + p.local_experts]
+        self._own_experts = slice(first, first + p.local_experts)
         self._on_fault: FaultHook | None = None
         self._native = library("cpu" if device is None else device.type).open_session(
             native_layout(layout), rank, window_addresses, peer_ends, timeout_ns=int(p.timeout_s * 1e9),
@@ -120,7 +120,11 @@ class NativeSession:
     def received(self) -> torch.Tensor:
         """int32 [ranks, experts of this rank]: rows from each rank to each of these experts in the last dispatch;
         overwritten by the next."""
-        return self._received
+        return self._matrix[:, self._own_experts]
+
+    def read_received(self) -> list[list[int]]:
+        """`received` on the host, by a copy of everything: after a fault no kernel of a device is to sort it out."""
+        return [row[self._own_experts] for row in self._matrix.tolist()]
 
     @property
     def counted(self) -> torch.Tensor:

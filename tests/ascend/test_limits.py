@@ -91,8 +91,12 @@ def be_refused(rank: Rank, library: str, options: dict[str, object]) -> str:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"verify": True}, "verify=False"), ({"layout": "padded", "distinct_topk": True}, "layout='compact'")],
-    ids=["verify", "padded"],
+    [
+        ({"verify": True}, "verify=False"),
+        ({"layout": "padded", "distinct_topk": True}, "layout='compact'"),
+        ({"counts": "grants"}, "counts='matrix'"),
+    ],
+    ids=["verify", "padded", "grants"],
 )
 def test_what_the_kernels_lack_is_refused_when_an_exchange_is_created(pools, library, options, words):
     assert all(words in text for text in pools.run(2, be_refused, library, options))

@@ -10,6 +10,7 @@ import torch
 from sglang_ascend_moe import Exchange
 from sglang_ascend_moe.errors import PeerLost, PeerTimeout, ProtocolMismatch, Unsupported, WindowTooSmall
 from sglang_ascend_moe.native.codes import Step
+from sglang_ascend_moe.windows import layout
 
 from .harmed_ranks import SCENARIO as HARMED
 from .harmed_ranks import call, harm_at, see_fault
@@ -122,6 +123,7 @@ def test_records_grow_with_ranks_and_experts_where_places_are_granted():
     ("ranks", "experts", "granting"),
     [(8, 256, False), (32, 256, False), (64, 64, False), (48, 384, True), (64, 256, True), (384, 384, True)],
 )
-def test_places_are_granted_where_counts_of_all_take_longer(ranks, experts, granting):
+def test_places_are_granted_where_counts_of_all_take_longer(monkeypatch, ranks, experts, granting):
+    monkeypatch.setattr(layout, "RENDEZVOUS_UNITS", 2000)  # as it is without --granting
     shape = {"hidden": 16, "max_tokens": 2, "topk": 2}
     assert bool(Exchange.memory(ranks=ranks, num_experts=experts, **shape).regions.grants) == granting

@@ -354,7 +354,7 @@ def test_numbers_that_kernels_cannot_tell_apart_are_refused_by_name(options, nam
     ids=["two-per-token", "256-per-token", "experts", "bytes"],
 )
 def test_the_largest_numbers_that_kernels_can_tell_apart_are_taken(name, largest, options):
-    given = {"ranks": 1, "num_experts": 1, "hidden": 32, "max_tokens": 8, "topk": 1, **options}
+    given = {"ranks": 1, "num_experts": 1, "hidden": 32, "max_tokens": 8, "topk": 1, "counts": "matrix", **options}
     layout = plan_window(ExchangeParameters(**{**given, name: largest}))
     numbers = {**asdict(layout.parameters), **asdict(layout), **asdict(layout.offsets)}
     described = native_layout(layout)

@@ -131,7 +131,7 @@ OFTEN_GRANTED = {"decode", "too-small-window"}
             ("2-ranks", TWO, "", (), ()),
             ("3-ranks", THREE, "", (), LONGEST),
             ("2-ranks", TWO, "-granting", GRANTS, set(SCENARIOS) - OFTEN_GRANTED),
-            ("3-ranks", THREE, "-granting", GRANTS, set(SCENARIOS) - OFTEN_GRANTED),
+            ("3-ranks", THREE, "-granting", GRANTS, SCENARIOS),
         )
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -67,6 +70,20 @@ def test_eight_ranks_in_many_rounds(pools):
     rounds = pools.run(8, run_in_rounds, SCENARIOS["hot-rank"], 1)
     assert len(set(rounds)) == 1
     assert rounds[0] > 1
+
+
+def plan_few_chunks(rank: Rank, chunks: int, *arguments: Any) -> int:
+    """`run_in_rounds` of ranks that divide their tokens into no more chunks, as where ranks are many."""
+    with patch("sglang_ascend_moe.windows.layout.MAX_PLAN_COUNTS", chunks * rank.size):
+        return run_in_rounds(rank, *arguments)
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 3])
+@pytest.mark.parametrize("name", ["more-tokens-than-plan-chunks", "hot-rank"])
+def test_plans_of_few_chunks_take_rounds_too(pools, name, chunks):
+    few = pools.run(3, plan_few_chunks, chunks, SCENARIOS[name], 7)
+    assert len(set(few)) == 1
+    assert few[0] >= pools.run(3, run_in_rounds, SCENARIOS[name], 7)[0]
 
 
 def test_a_small_window_takes_many_rounds_and_a_large_one_takes_one(pools):

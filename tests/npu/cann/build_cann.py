@@ -50,12 +50,12 @@ def libraries(device_library: Path) -> list[Library]:
     """What is built, in an order in which it can be linked."""
     device = device_library.name
     own = [DEVICE / f"{name}.cpp" for name in ("announce", "device_session", "exchange_library", "watcher")]
-    model = [path for path in MODEL_SOURCES if path.stem != "exchange_library"]
+    model = [STAND_IN / "launch_on_model.cpp", *MODEL_SOURCES]
     host = [path for path in HOST_SOURCES if path.stem in OF_HOST]
     return [
         Library(CANN, [HERE / f"{name}.cpp" for name in OF_CANN], [device], True),
         Library(MEMFABRIC, [HERE / "memfabric.cpp"], [device]),
-        Library(KERNELS_LIBRARY, [*own, STAND_IN / "launch_on_model.cpp", *KERNEL_SOURCES, *model, *host], [CANN]),
+        Library(KERNELS_LIBRARY, [*own, *model, *KERNEL_SOURCES, *host], [CANN]),
         Library(TORCH_LIBRARY, [DEVICE / name for name in OF_TORCH], [KERNELS_LIBRARY, CANN], True),
     ]
 

@@ -19,6 +19,7 @@ from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.native.codes import Step
 from sglang_ascend_moe.windows.layout import bytes_for_capacity, exchange_parameters
 from tests.exchange.pool import Rank
+from tests.exchange.surface import granting
 from tests.npu import emulated
 from tests.npu.cann.conftest import NpuRanks
 
@@ -103,6 +104,10 @@ def test_calls_give_the_bits_of_the_host(npu_ranks, seed):
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
 def test_quantised_rows_have_the_bits_of_the_host(npu_ranks, seed):
     npu_ranks.run(2, compare_with_host, 2, {"quant": "int8"}, seed=seed)
+
+
+def test_where_a_host_grants_places_an_npu_gives_the_same_bits_by_a_matrix(npu_ranks):
+    npu_ranks.run(2, granting, compare_with_host, 1, {})
 
 
 def move_between_streams(rank: Rank) -> None:
