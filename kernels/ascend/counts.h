@@ -162,8 +162,10 @@ class Counts {
         Duplicate(sums, 0, count);
         for (uint32_t row = 0; row < rows; ++row) {
             PipeBarrier<PIPE_V>();
-            if (row == own)
+            if (row == own) {
                 CopyCounts(before_, sums_);
+                PipeBarrier<PIPE_V>();
+            }
             auto counts = loads_.AllocTensor<int32_t>();
             Load(counts, Global<int32_t>(address + row * pitch), experts_);
             loads_.EnQue(counts);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "tensors.h"
 
@@ -61,8 +62,11 @@ void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, const Da
         core.write(ascend_model::pipe_mte2, at, padded(blocks.blockLen), "DataCopyPad");
         core.mark_undefined(at + blocks.blockLen, padded(blocks.blockLen) - blocks.blockLen);
         const uint64_t source = from.address() + uint64_t{block} * (blocks.blockLen + blocks.srcStride);
-        const bool polled = device.load(core, core.ub() + at, source, blocks.blockLen);
-        core.costs.loads += block == 0 && !polled;
+        const uint32_t bytes = blocks.blockLen;
+        core.effect(ascend_model::pipe_mte2, [&core, &device, at, source, bytes, is_first = block == 0] {
+            const bool polled = device.load(core, core.ub() + at, source, bytes);
+            core.costs.loads += is_first && !polled;
+        });
     }
 }
 
@@ -82,8 +86,11 @@ void DataCopyPad(const GlobalTensor<T> &to, const LocalTensor<T> &from, const Da
     for (uint32_t block = 0; block < blocks.blockCount; ++block) {
         const uint32_t at = from.offset() + block * pitch;
         core.read(ascend_model::pipe_mte3, at, blocks.blockLen, "DataCopyPad");
-        device.store(core, to.address() + uint64_t{block} * (blocks.blockLen + blocks.dstStride), core.ub() + at,
-                     blocks.blockLen, visible);
+        const uint64_t target = to.address() + uint64_t{block} * (blocks.blockLen + blocks.dstStride);
+        const uint32_t bytes = blocks.blockLen;
+        core.effect(ascend_model::pipe_mte3, [&core, &device, at, target, bytes, visible] {
+            device.store(core, target, core.ub() + at, bytes, visible);
+        });
     }
 }
 
@@ -98,7 +105,7 @@ template <class T> void DataCopy(const GlobalTensor<T> &to, const LocalTensor<T>
         DataCopyPad(to, from, {1, blocks * 32, 0, 0, 0});
 }
 
-// One vector instruction: checks and notes its operands, then hands out their memory.
+// One vector instruction: checks and notes its operands, hands out their memory, and takes effect.
 class VectorInstruction {
   public:
     explicit VectorInstruction(const char *name, double cycles_per_repeat = ascend_model::times.vector_unary)
@@ -127,6 +134,7 @@ class VectorInstruction {
         core_.write(ascend_model::pipe_v, tensor.offset(), bytes, name_);
         return reinterpret_cast<T *>(core_.ub() + tensor.offset());
     }
+    template <class Effect> void run(Effect make) { core_.effect(ascend_model::pipe_v, std::move(make)); }
 
   private:
     template <class T> uint32_t checked(const LocalTensor<T> &tensor, int32_t count) {
@@ -156,7 +164,7 @@ template <class T> constexpr bool is_computed = std::is_same_v<T, float> || std:
 template <class T> void Duplicate(const LocalTensor<T> &to, const T &value, const int32_t &count) {
     static_assert(sizeof(T) == 2 || sizeof(T) == 4, "Duplicate takes elements of 2 or 4 bytes");
     VectorInstruction instruction("Duplicate");
-    std::fill_n(instruction.write(to, count), count, value);
+    instruction.run([result = instruction.write(to, count), count, value] { std::fill_n(result, count, value); });
 }
 
 template <class T, class Operation>
@@ -167,8 +175,10 @@ void binary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &le
     const T *one = instruction.read(left, count);
     const T *other = instruction.read(right, count);
     T *result = instruction.write(to, count);
-    for (int32_t i = 0; i < count; ++i)
-        result[i] = operation(one[i], other[i]);
+    instruction.run([=] {
+        for (int32_t i = 0; i < count; ++i)
+            result[i] = operation(one[i], other[i]);
+    });
 }
 
 template <class T>
@@ -187,8 +197,10 @@ void unary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &fro
     VectorInstruction instruction(name);
     const T *source = instruction.read(from, count);
     T *result = instruction.write(to, count);
-    for (int32_t i = 0; i < count; ++i)
-        result[i] = operation(source[i]);
+    instruction.run([=] {
+        for (int32_t i = 0; i < count; ++i)
+            result[i] = operation(source[i]);
+    });
 }
 
 inline void Muls(const LocalTensor<float> &to, const LocalTensor<float> &from, const float &scalar,
@@ -263,8 +275,10 @@ void Cast(const LocalTensor<To> &to, const LocalTensor<From> &from, const RoundM
     VectorInstruction instruction("Cast", ascend_model::times.vector_binary);
     const From *source = instruction.read(from, static_cast<int32_t>(count));
     To *result = instruction.write(to, static_cast<int32_t>(count));
-    for (uint32_t i = 0; i < count; ++i)
-        result[i] = converted<To>(source[i], mode);
+    instruction.run([=] {
+        for (uint32_t i = 0; i < count; ++i)
+            result[i] = converted<To>(source[i], mode);
+    });
 }
 
 } // namespace AscendC
