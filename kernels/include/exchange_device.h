@@ -9,7 +9,7 @@
 
 #include "exchange.h"
 
-#define EXCHANGE_DEVICE_ABI_VERSION 2u
+#define EXCHANGE_DEVICE_ABI_VERSION 3u
 
 // The cause of an EXCHANGE_PEER_FAILED of this rank: CANN refused a call, and its words are in session.refusal.
 #define EXCHANGE_CAUSE_RUNTIME 255u
@@ -42,10 +42,12 @@ void exchange_device_close(ExchangeSession *session);
 // return once they have been put on it, with slot 0, epoch 0 and total 0; only with one slot.
 void exchange_device_use_stream(ExchangeSession *session, void *stream, uint32_t deferred);
 
-// Readies a call that nobody will wait for, and puts a ready one on a stream, as one task. exchange_device_launch
+// Readies a call that nobody will wait for, and puts a ready one on a stream, as one task. `most_rows`: a dispatch that
+// brings more to any rank is refused as if windows had no more rows; 0 for all that they have. exchange_device_launch
 // neither waits nor allocates, and reads nothing of the session or of the call; it may run on another thread, in the
 // order of the stream. Returns 0, or what CANN returned.
-int exchange_device_ready_dispatch(ExchangeSession *session, const ExchangeDispatch *call, ExchangeLaunch *launch);
+int exchange_device_ready_dispatch(ExchangeSession *session, const ExchangeDispatch *call, uint64_t most_rows,
+                                   ExchangeLaunch *launch);
 int exchange_device_ready_combine(ExchangeSession *session, const ExchangeCombine *call, ExchangeLaunch *launch);
 int exchange_device_launch(const ExchangeLaunch *launch, void *stream);
 

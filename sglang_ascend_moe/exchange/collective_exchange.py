@@ -265,7 +265,7 @@ class CollectiveExchange:
             raise
         return self.combine(rows.out, rows, out=out)
 
-    def prepare(self, *_: object) -> Callable[[], None]:
+    def prepare(self, *_: object, **__: object) -> Callable[[], None]:
         """Raises `CaptureRefused`: what a collective allocates and waits for cannot be replayed."""
         raise CaptureRefused("the collective schedule does not run in graphs; use another, or no graphs")
 

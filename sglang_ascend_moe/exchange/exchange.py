@@ -251,8 +251,14 @@ class Exchange:
         topk_weights: torch.Tensor,
         experts: Callable[[ExpertRows], None],
         out: torch.Tensor,
+        *,
+        alike: bool = False,
     ) -> Callable[[], None]:
         """A decode `run` over tensors that keep their addresses, as graphs need it; the other ranks may run or replay.
+
+        alike: a promise that no rank ever brings more tokens to it than this one, so that in a graph no more rows than
+        these have places are handed to `experts`; kept by ranks that replay graphs of one size. A replay that it does
+        not hold for is refused as by a smaller window.
 
         Each call of the returned function runs the layer on what the tensors hold then, and writes `out` [tokens,
         hidden]; it neither allocates memory of the device nor moves a tensor. Raises `CaptureRefused` for tensors that
@@ -266,7 +272,7 @@ class Exchange:
         if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
             raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be as x")
         tokens = RoutedTokens(x, topk_ids, topk_weights)
-        run = prepare_decode(self._steps, tokens, self._watched(experts), out)
+        run = prepare_decode(self._steps, tokens, self._watched(experts), out, alike=alike)
         return partial(_run_or_leave, self._steps, run)
 
     def _watched(self, experts: Callable[[ExpertRows], None]) -> Callable[[ExpertRows], None]:

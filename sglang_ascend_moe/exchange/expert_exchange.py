@@ -85,6 +85,8 @@ class ExpertExchange(Protocol):
         topk_weights: torch.Tensor,
         experts: Callable[[ExpertRows], None],
         out: torch.Tensor,
+        *,
+        alike: bool = False,
     ) -> Callable[[], None]: ...
 
     def check_replays(self) -> None: ...

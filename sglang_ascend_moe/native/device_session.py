@@ -35,11 +35,26 @@ class Streams(Protocol):
     def use_stream(self, like: torch.Tensor, session: int) -> bool:
         """Hands the stream to the session, after everything torch has queued for it; whether it is being captured."""
 
-    def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int) -> None:
+    def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int, most_rows: int) -> None:
         """Puts a dispatch (0) or combine (1) on the stream, in the order of what torch does with `tensors`."""
 
     def fetch_verdicts(self, like: torch.Tensor, session: int, place: int) -> None:
         """Puts the copy of what launches have found on the stream, in the order of what torch does."""
+
+    def grouped_product(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: torch.Tensor | None,
+        row_scale: torch.Tensor | None,
+        counts: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Puts `npu_grouped_matmul` of torch_npu with one weight [experts, from, to] on the stream, into `out`.
+
+        rows [rows, from], counts int64 [experts], row_scale [rows], out [rows, to]: rows past the counts stay.
+        """
 
 
 @cache
@@ -81,24 +96,26 @@ class DeviceSession(NativeSession):
         super().__init__(layout, rank, window_addresses, peer_ends, device=device, first_epoch=first_epoch, nodes=nodes)
         self._streams = torch_streams() if streams is None else streams
         self._place = 0
+        self._shared = self._tensors_of_call(layout.parameters.max_tokens)
+        self._shared.positions.fill_(-1)
         if result := self._native.open_device(cores):
             self._raise(result)
-        # The matrix is zeroed in the order of the current stream; the first call may be on another one.
+        # The tensors are written in the order of the current stream; the first call may be on another one.
         self.check_replays()
 
-    def new_call(self, tokens: int) -> Call:
-        """A call for at most `tokens` tokens, whose combine finds no rows until a dispatch has gone well.
+    def replayed_call(self, tokens: int) -> Call:
+        """As that of the base, in memory that all such calls share.
 
-        In a graph the combine of a dispatch that was refused runs all the same, on the positions of the one before.
+        In a graph the combine of a dispatch that was refused runs all the same, on the positions of one that was not:
+        there are rows, or there are none.
         """
-        call = super().new_call(tokens)
-        call.positions.fill_(-1)
-        return call
+        shared = self._shared
+        return self._call_over(shared._replace(positions=shared.positions[:tokens], weights=shared.weights[:tokens]))
 
-    def dispatch(self, call: Call) -> None:
-        """Steps announce to arrivals; in a capture only put on the stream."""
+    def dispatch(self, call: Call, most_rows: int = 0) -> None:
+        """Steps announce to arrivals; in a capture only put on the stream, and refused if it brings more rows."""
         if self._enter():
-            self._put(_DISPATCH, call, call.dispatch_address)
+            self._put(_DISPATCH, call, call.dispatch_address, most_rows)
             call.forget_place()
         else:
             super().dispatch(call)
@@ -178,5 +195,5 @@ class DeviceSession(NativeSession):
             refuse_forked()
         return self._streams.use_stream(self._matrix, self._native.address)
 
-    def _put(self, kernel: int, call: Call, arguments: int) -> None:
-        self._streams.launch([self._matrix, call.positions], kernel, self._native.address, arguments)
+    def _put(self, kernel: int, call: Call, arguments: int, most_rows: int = 0) -> None:
+        self._streams.launch([self._matrix, call.positions], kernel, self._native.address, arguments, most_rows)

@@ -31,6 +31,18 @@ class ChunkCounts(NamedTuple):
     detail: int
 
 
+class TensorsOfCall(NamedTuple):
+    """What a call writes, for at most `tokens` tokens.
+
+    positions [tokens, topk] int64: destination rank << 32 | row, or -1; weights [tokens, topk] float32, where they are
+    kept; counts [experts of this rank] int64.
+    """
+
+    positions: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+
+
 def initialise_window(layout: WindowLayout, address: int, device: str = "cpu", *, first_epoch: int = 0) -> None:
     """Prepares this rank's own window before any peer uses it; zeroed already, where it is memory of the host.
 
@@ -139,15 +151,26 @@ class NativeSession:
 
     def new_call(self, tokens: int) -> Call:
         """A call for at most `tokens` tokens."""
-        p, device = self._window_layout.parameters, self._matrix.device
-        with torch.inference_mode(False):  # its tensors are written to in any mode of autograd
-            positions = torch.empty(tokens, p.topk, dtype=torch.int64, device=device)
-            weights = torch.empty(tokens, p.topk, dtype=torch.float32, device=device)
-            counts = torch.empty(p.local_experts, dtype=torch.int64, device=device)
-        return self._native.new_call(positions, weights, counts, self._matrix, self._totals)
+        return self._call_over(self._tensors_of_call(tokens))
 
-    def dispatch(self, call: Call) -> None:
-        """Steps announce to arrivals."""
+    def replayed_call(self, tokens: int) -> Call:
+        """A call of exactly `tokens` tokens that is made again and again, and ends before another one begins."""
+        return self.new_call(tokens)
+
+    def _tensors_of_call(self, tokens: int) -> TensorsOfCall:
+        p, device = self._window_layout.parameters, self._matrix.device
+        with torch.inference_mode(False):  # they are written to in any mode of autograd
+            return TensorsOfCall(
+                positions=torch.empty(tokens, p.topk, dtype=torch.int64, device=device),
+                weights=torch.empty(tokens, p.topk, dtype=torch.float32, device=device),
+                counts=torch.empty(p.local_experts, dtype=torch.int64, device=device),
+            )
+
+    def _call_over(self, tensors: TensorsOfCall) -> Call:
+        return self._native.new_call(*tensors, self._matrix, self._totals)
+
+    def dispatch(self, call: Call, most_rows: int = 0) -> None:  # noqa: ARG002 - for devices
+        """Steps announce to arrivals; `most_rows`: in a capture, how many rows a rank gets at most, 0: a window's."""
         if result := call.dispatch():
             self._raise(result)
 

@@ -49,7 +49,7 @@ if {fails!r} and any(argument.endswith({fails!r}) for argument in arguments):
     print({complaint!r}, file=sys.stderr)
     sys.exit(1)
 ours = ("/launch.asc", "/device_session.cpp", "/exchange_library.cpp", "/watcher.cpp", "/routing.cpp", "/segments.cpp",
-        "/torch_binding.cpp")
+        "/torch_binding.cpp", "/expert_products.cpp")
 arguments = [{empty!r} if argument.endswith(ours) else argument for argument in arguments]
 sys.exit(subprocess.run([{real!r}, *(a for a in arguments if not a.startswith("--npu-arch"))]).returncode)
 """

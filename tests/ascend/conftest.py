@@ -10,7 +10,8 @@ from tests.exchange.conftest import Pools
 from tests.exchange.pool import Pool, Program
 from tests.versions.npu_wheels import headers
 
-from .host_model import HOST_SOURCES, KERNEL_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
+from .host_model import HOST_SOURCES, KERNEL_SOURCES, LIBRARY_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
+from .modelled_time import Clock
 
 MUTANT_DEADLINE_S = 4.0
 """For kernels that may wait for ever."""
@@ -24,7 +25,7 @@ class Objects(NamedTuple):
 
 
 def compile_objects(folder: Path) -> Objects:
-    compiled = build_objects([*KERNEL_SOURCES, *MODEL_SOURCES, *HOST_SOURCES], folder)
+    compiled = build_objects([*KERNEL_SOURCES, *MODEL_SOURCES, *LIBRARY_SOURCES, *HOST_SOURCES], folder)
     return Objects(compiled[: len(KERNEL_SOURCES)], compiled[len(KERNEL_SOURCES) :])
 
 
@@ -42,6 +43,12 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
 def library(objects: Objects) -> str:
     """The path of the library that runs the Ascend kernels on the model."""
     return link_library(objects)
+
+
+@pytest.fixture(scope="session")
+def clock(library: str) -> Clock:
+    """Modelled time, with the constants as they are."""
+    return Clock(library)
 
 
 @pytest.fixture(scope="session")

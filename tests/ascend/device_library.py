@@ -26,7 +26,7 @@ SOURCES = [
     *(DEVICE / f"{name}.cpp" for name in ("announce", "device_session", "exchange_library", "watcher")),
     *sorted(STAND_IN.glob("*.cpp")),
 ]
-SHARED = ("core", "device", "instructions", "routing", "segments")
+SHARED = ("core", "core_clock", "device", "instructions", "machine", "routing", "segments")
 """What is part of the model's library as well."""
 
 pointer, u32 = ctypes.c_void_p, ctypes.c_uint32
@@ -52,8 +52,8 @@ class Cann:
         self.library.exchange_device_use_stream.argtypes = [pointer, pointer, u32]
         self.library.exchange_device_use_stream.restype = None
         self.library.exchange_device_capturing.argtypes = [pointer]
-        for name in ("ready_dispatch", "ready_combine"):
-            getattr(self.library, f"exchange_device_{name}").argtypes = [pointer, pointer, pointer]
+        self.library.exchange_device_ready_dispatch.argtypes = [pointer, pointer, ctypes.c_uint64, pointer]
+        self.library.exchange_device_ready_combine.argtypes = [pointer, pointer, pointer]
         self.library.exchange_device_launch.argtypes = [pointer, pointer]
         self.library.exchange_device_fetch.argtypes = [pointer, pointer, u32]
 
@@ -112,11 +112,13 @@ class OneStream:
         size = to.numel() * to.element_size()
         assert self.cann.library.aclrtMemcpyAsync(to.data_ptr(), size, source.data_ptr(), size, 3, self.stream) == 0
 
-    def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int) -> None:
+    def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int, most_rows: int) -> None:
         assert len(tensors) == 2
         ready, library = Launch(), self.cann.library
-        make = library.exchange_device_ready_combine if kernel else library.exchange_device_ready_dispatch
-        assert make(session, call, ctypes.byref(ready)) == 0
+        if kernel:
+            assert library.exchange_device_ready_combine(session, call, ctypes.byref(ready)) == 0
+        else:
+            assert library.exchange_device_ready_dispatch(session, call, most_rows, ctypes.byref(ready)) == 0
         assert library.exchange_device_launch(ctypes.byref(ready), self.stream) == 0
 
     def fetch_verdicts(self, like: torch.Tensor, session: int, place: int) -> None:

@@ -19,7 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 KERNELS = REPOSITORY / "kernels"
 FOLDERS = ("include", "host", "ascend", "ascend/host_model")
 KERNEL_SOURCES = sorted((KERNELS / "ascend").glob("*.cpp"))
-MODEL_SOURCES = sorted((KERNELS / "ascend" / "host_model").glob("*.cpp"))
+HOST_MODEL = KERNELS / "ascend" / "host_model"
+LIBRARY_SOURCES = [HOST_MODEL / f"{name}.cpp" for name in ("exchange_library", "modelled_exchange")]
+MODEL_SOURCES = sorted({*HOST_MODEL.glob("*.cpp")} - {*LIBRARY_SOURCES})
 # What the exchange does beside moving rows is host code on an NPU as well.
 HOST_SOURCES = sorted(
     path
@@ -34,7 +36,7 @@ class ModelViolated(AssertionError):
 
 
 class CoreCosts(NamedTuple):
-    """What the last kernel cost one core: bytes, instructions, barriers."""
+    """What the last kernel cost one core: bytes, instructions, barriers; on a clock also ns."""
 
     loaded_row_bytes: int
     stored_row_bytes: int
@@ -47,10 +49,25 @@ class CoreCosts(NamedTuple):
     core_barriers: int
     ub_high_water: int
     ub_buffers: int
+    scalar_accesses: int
+    ended: int
+    busy_scalar: int
+    busy_vector: int
+    busy_loads: int
+    busy_stores: int
 
 
 class _CoreCosts(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in CoreCosts._fields]
+
+
+def costs_array(cores: int) -> ctypes.Array:
+    """Room for the costs of so many cores, which the library writes."""
+    return (_CoreCosts * cores)()
+
+
+def core_costs(costs: ctypes.Array) -> list[CoreCosts]:
+    return [CoreCosts(*(getattr(one, name) for name in CoreCosts._fields)) for one in costs]
 
 
 def compile_source(source: Path, target: Path, *, strict: bool = True, include: Sequence[Path] = ()) -> Path:
@@ -104,9 +121,9 @@ class Model:
     def costs(self) -> list[CoreCosts]:
         """Of the last kernel, by core."""
         cores = self._library.ascend_model_costs(None, 0)
-        costs = (_CoreCosts * cores)()
+        costs = costs_array(cores)
         self._library.ascend_model_costs(costs, cores)
-        return [CoreCosts(*(getattr(one, name) for name in CoreCosts._fields)) for one in costs]
+        return core_costs(costs)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
 
 
 @pytest.fixture(scope="module")
-def costs(pools, library) -> dict[Shape, Costs]:
-    return measure(pools, library)
+def costs(clock) -> dict[Shape, Costs]:
+    return measure(clock)
 
 
 @pytest.mark.parametrize("shape", [*DECODE, *PREFILL], ids=str)

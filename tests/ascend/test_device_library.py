@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.errors import InvalidInput, PeerLost, SessionPoisoned
+from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, PeerLost, SessionPoisoned
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from tests.exchange.pool import Ended, Rank
@@ -157,6 +157,37 @@ def replay_what_is_refused(rank: Rank, library: str, check: Check) -> None:
 @in_either_way
 def test_what_a_replay_found_wrong_is_raised_by_the_next_check_and_not_again(pools, device_library, check):
     pools.run(2, replay_what_is_refused, device_library, check)
+
+
+def bring_more_than_was_promised(rank: Rank, library: str) -> str:
+    """Rank 0 has said of graphs of one token that no rank brings more, and rank 1 brings five, all to rank 0."""
+    tokens = 5 if rank.rank else 1
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = (tensor[:tokens] for tensor in tokens_of(rank.rank))
+        ids.zero_()
+        handed = []
+
+        def experts(rows: ExpertRows) -> None:
+            handed.append(rows.ticket.at_most)
+            repeat_rows(streams)(rows)
+
+        with Exchange.create(rank.group, timeout_s=1, **OPTIONS) as exchange:
+            exchange.run(x, ids, weights, repeat_rows(streams))
+            prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x), alike=True)
+            with streams.cann.capture(streams.stream) as graph:
+                prepared()
+            assert handed == [min(2 * tokens * OPTIONS["topk"], exchange.window.capacity_rows)]
+            graph.replay()
+            with pytest.raises(AscendMoeError) as refused:
+                exchange.check_replays()
+        return f"{type(refused.value).__name__}: {refused.value}"
+
+
+def test_more_rows_than_a_graph_was_promised_are_refused_before_they_are_handed_on(pools, device_library):
+    promised, other = pools.run(2, bring_more_than_was_promised, device_library)
+    assert promised.startswith("WindowTooSmall")
+    # Whose deadline comes first: its own, or that of the other's combine, which it is told.
+    assert other.startswith(("PeerTimeout", "SessionPoisoned"))
 
 
 def lose_a_peer_in_a_replay(rank: Rank, library: str, check: Check) -> str | None:

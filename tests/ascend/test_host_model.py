@@ -66,7 +66,6 @@ HARMLESS = ("nothing", "scalar-load-after-invalidation", "stores-are-held-back")
 def run(tmp_path_factory: pytest.TempPathFactory, objects) -> Run:
     folder = tmp_path_factory.mktemp("hazards")
     model = [path for path in objects.others if path.stem in {source.stem for source in MODEL_SOURCES}]
-    model = [path for path in model if path.stem != "exchange_library"]
     compiled = compile_source(HAZARDS_SOURCE, folder / "hazards.o")
     library = ctypes.CDLL(str(link([compiled, *model], folder / "hazards.so")))
     library.run_hazard.argtypes = [ctypes.c_char_p]

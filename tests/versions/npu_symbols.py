@@ -38,5 +38,9 @@ SYMBOLS = (
         "sglang", "sglang.srt.hardware_backend.npu.quantization.moe_methods", "NPUW4A8Int8MoEMethod",
         ("is_per_channel_weight", "activation_use_clip"),
     ),
+    Symbol(
+        "sglang", "sglang.srt.hardware_backend.npu.moe.matmul", "GroupedMatmul.forward",
+        ("layer", "weight_prefix", "hidden_states", "expert_tokens", "output_dtype", "group_list_type", "transposed"),
+    ),
     Symbol("sglang", "sglang.srt.hardware_backend.npu.moe.activation", "NPUSwigluDeepEPKernel", ("need_quant",)),
 )  # fmt: skip

@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import re
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,10 @@ def test_another_type_of_a_function_of_memfabric_would_be_found(memfabric_header
     assert "smem_init" in accepted(memfabric_headers, tmp_path, memfabric_checks(changed, memfabric.ShmConfig))
 
 
+DEVICE = ROOT / "kernels/ascend/device"
+SOURCES_OF_TORCH = (DEVICE / "torch_binding.cpp", DEVICE / "expert_products.cpp")
+
+
 def compile_binding(version: str, config: pytest.Config, folder: Path) -> str:
     """What a compiler says against the operators for torch_npu, with its headers and those of the installed torch."""
     include = headers(version, config, folder)
@@ -183,7 +188,7 @@ def compile_binding(version: str, config: pytest.Config, folder: Path) -> str:
     command = [
         "g++", *(ROOT / "kernels/flags.txt").read_text().split(), "-fsyntax-only", f"-I{ROOT / 'kernels/include'}",
         *(word for path in system for word in ("-isystem", str(path))),
-        str(ROOT / "kernels/ascend/device/torch_binding.cpp"),
+        *map(str, SOURCES_OF_TORCH),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True).stderr
 
@@ -206,8 +211,51 @@ def test_torch_npu_exports_the_functions_of_c_that_the_torch_library_calls(reque
         ["nm", "-DC", "--defined-only", library], check=True, capture_output=True, text=True
     ).stdout
     for called in ("c10_npu::getCurrentNPUStream(signed char)", "c10_npu::NPUStream::stream(bool) const",
-                   "at_npu::native::OpCommand::RunOpApiV2("):  # fmt: skip
+                   "at_npu::native::OpCommand::RunOpApiV2(", "GetOpApiFuncAddr(char const*)",
+                   "at_npu::native::get_npu_format(at::Tensor const&)",
+                   "at_npu::native::get_npu_storage_sizes(at::Tensor const&)"):  # fmt: skip
         assert called in exported
+    strings = library.read_bytes()
+    assert [name for name in named_functions() if name.encode() + b"\0" not in strings] == []
+
+
+# Against the types with which torch_npu calls what makes and gives back descriptions of tensors.
+SAME_TYPES = """
+#include "op_plugin/include/npu_cpp_extension.h"
+#include "operator_functions.h"
+using namespace ascend_torch;
+static_assert(std::is_same_v<CreateTensor, _aclCreateTensor>);
+static_assert(std::is_same_v<CreateTensorList, _aclCreateTensorList>);
+static_assert(std::is_same_v<DestroyTensor, _aclDestroyTensor>);
+static_assert(std::is_same_v<DestroyTensorList, _aclDestroyTensorList>);
+static_assert(std::is_same_v<LaunchOperator, OpApiFunc>);
+static_assert(std::is_same_v<decltype(GetOpApiFuncAddr), void *(const char *)>);
+"""
+# How a header of torch_npu tells which torch it is for.
+TORCHES = {"torch 2.14": "V2R14", "torch 2.13": "V2R13"}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", TORCH_NPU)
+def test_functions_of_operators_have_the_types_with_which_torch_npu_calls_them(request, version, tmp_path):
+    include = headers(version, request.config, tmp_path)
+    source = tmp_path / "types.cpp"
+    source.write_text(SAME_TYPES)
+    torch = Path(importlib.util.find_spec("torch").origin).parent / "include"
+    system = [
+        torch, torch / "torch/csrc/api/include", Path(sysconfig.get_path("include")), include,
+        include / "third_party/op-plugin", include / "third_party/acl/inc",
+    ]  # fmt: skip
+    command = [
+        "g++", "-std=c++20", "-fsyntax-only", f"-DCURRENT_VERSION={TORCHES[version]}", f"-I{DEVICE}",
+        *(word for path in system for word in ("-isystem", str(path))), str(source),
+    ]  # fmt: skip
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
+
+
+def named_functions() -> list[str]:
+    """Those of CANN's operators, which are looked for by name."""
+    return sorted(set(re.findall(r'"(acl(?:nn|Create|Destroy)\w*)"', SOURCES_OF_TORCH[1].read_text())))
 
 
 CANN_CALL = re.compile(r"\b(acl(?:rt|mdlRI)?[A-Z]\w+)\(")
@@ -222,6 +270,6 @@ def test_every_call_of_cann_is_in_the_list_of_the_page_and_in_its_headers(reques
     page = (ROOT / "docs/ascend.md").read_text()
     listed = {name for names in re.findall(r"^\| ((?:`acl\w+`(?:, )?)+) \|", page, flags=re.MULTILINE)
               for name in re.findall(r"\w+", names)}  # fmt: skip
-    assert used == listed
+    assert used | set(named_functions()) == listed
     declared = "".join(path.read_text() for path in headers("torch 2.14", request.config, tmp_path).rglob("acl*.h"))
     assert [call for call in used if not re.search(rf"\b{call}\(", declared)] == []

@@ -120,8 +120,11 @@ DispatchArguments DeviceSession::arguments_of(const ExchangeDispatch &call) cons
     return arguments;
 }
 
-ExchangeLaunch DeviceSession::ready_dispatch(const ExchangeDispatch &call) {
+ExchangeLaunch DeviceSession::ready_dispatch(const ExchangeDispatch &call, uint64_t most_rows) {
     DispatchArguments arguments = arguments_of(call);
+    // Where a slot begins is told by its rows as well, but for the only one.
+    if (ExchangeLayout &layout = arguments.common.layout; most_rows > 0 && layout.slots == 1)
+        layout.capacity = std::min(layout.capacity, most_rows);
     arguments.common.fault = verdicts_.fault();
     routed_.erase(call.positions);
     return launch_of(dispatch_kernel, cores_of_stream_, arguments);

@@ -54,7 +54,7 @@ class DeviceSession {
     aclrtStream stream() const { return stream_; }
 
     // Calls that nobody waits for, to be launched by `put`.
-    ExchangeLaunch ready_dispatch(const ExchangeDispatch &call);
+    ExchangeLaunch ready_dispatch(const ExchangeDispatch &call, uint64_t most_rows);
     ExchangeLaunch ready_combine(const ExchangeCombine &call, bool only_meet);
 
     ascend_kernels::Verdict dispatch(const ExchangeDispatch &call);

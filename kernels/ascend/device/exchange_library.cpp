@@ -272,7 +272,7 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
         return refuse_as(session, call->kind, "the Ascend kernels keep no weights; copy them before the dispatch");
     return guarded(session, [=, &layout](DeviceSession &device) {
         if (device.defers()) {
-            ascend_device::put(device.ready_dispatch(*call), device.stream());
+            ascend_device::put(device.ready_dispatch(*call, 0), device.stream());
             call->slot = 0;
             call->epoch = call->first_row = call->total = 0;
             return static_cast<int>(EXCHANGE_OK);
@@ -362,9 +362,10 @@ void exchange_device_use_stream(ExchangeSession *session, void *stream, uint32_t
     keep_failure([=] { device_of(*session).use_stream(stream, deferred != 0); });
 }
 
-int exchange_device_ready_dispatch(ExchangeSession *session, const ExchangeDispatch *call, ExchangeLaunch *launch) {
+int exchange_device_ready_dispatch(ExchangeSession *session, const ExchangeDispatch *call, uint64_t most_rows,
+                                   ExchangeLaunch *launch) {
     return guarded(session, [=](DeviceSession &device) {
-        *launch = device.ready_dispatch(*call);
+        *launch = device.ready_dispatch(*call, most_rows);
         return static_cast<int>(EXCHANGE_OK);
     });
 }

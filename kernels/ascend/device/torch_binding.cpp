@@ -26,15 +26,16 @@ bool use_stream(const at::Tensor &like, int64_t session) {
     return capturing;
 }
 
-// Puts a dispatch (0) or a combine (1) on the current stream, in the order of torch's launches.
-void launch(at::TensorList tensors, int64_t kernel, int64_t session, int64_t call) {
+// Puts a dispatch (0), of at most `most_rows` to a rank, or a combine (1) on the current stream, in the order of
+// torch's launches.
+void launch(at::TensorList tensors, int64_t kernel, int64_t session, int64_t call, int64_t most_rows) {
     const auto stream = c10_npu::getCurrentNPUStream(tensors.front().device().index()).stream(false);
     ExchangeLaunch ready;
-    const int result = kernel == 0
-                           ? exchange_device_ready_dispatch(session_at(session),
-                                                            reinterpret_cast<const ExchangeDispatch *>(call), &ready)
-                           : exchange_device_ready_combine(session_at(session),
-                                                           reinterpret_cast<const ExchangeCombine *>(call), &ready);
+    const int result = kernel == 0 ? exchange_device_ready_dispatch(session_at(session),
+                                                                    reinterpret_cast<const ExchangeDispatch *>(call),
+                                                                    static_cast<uint64_t>(most_rows), &ready)
+                                   : exchange_device_ready_combine(
+                                         session_at(session), reinterpret_cast<const ExchangeCombine *>(call), &ready);
     TORCH_CHECK(result == EXCHANGE_OK, "a launch of the exchange could not be readied: ",
                 reinterpret_cast<const char *>(session_at(session)->refusal));
     at_npu::native::OpCommand::RunOpApiV2(kernel == 0 ? "moe_dispatch" : "moe_combine",
@@ -54,7 +55,7 @@ void fetch_verdicts(const at::Tensor &like, int64_t session, int64_t place) {
 
 TORCH_LIBRARY(sglang_ascend_moe, library) {
     library.def("use_stream(Tensor like, int session) -> bool");
-    library.def("launch(Tensor[] tensors, int kernel, int session, int call) -> ()");
+    library.def("launch(Tensor[] tensors, int kernel, int session, int call, int most_rows) -> ()");
     library.def("fetch_verdicts(Tensor like, int session, int place) -> ()");
 }
 

@@ -91,17 +91,41 @@ void Core::write(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what) {
 
 void Core::mark_undefined(uint32_t offset, uint32_t bytes) { memset(defined_.data() + offset, 0, bytes); }
 
+void Core::charge_vector(uint64_t bytes, double cycles_per_repeat) {
+    constexpr uint64_t repeat_bytes = 256;
+    double cycles = cycles_per_repeat * static_cast<double>((bytes + repeat_bytes - 1) / repeat_bytes);
+    const double start = clock.start(pipe_v);
+    if (clock.is_idle(pipe_v))
+        cycles += times.vector_head;
+    if (bytes % repeat_bytes != 0)
+        cycles += times.vector_odd;
+    clock.occupy(pipe_v, start, start + cycles / times.clock, times.vector_tail / times.clock);
+}
+
+void Core::end_time() {
+    costs.ended = static_cast<uint64_t>(clock.drain());
+    const auto &busy = clock.busy();
+    costs.busy_scalar = static_cast<uint64_t>(busy[pipe_s]);
+    costs.busy_vector = static_cast<uint64_t>(busy[pipe_v]);
+    costs.busy_loads = static_cast<uint64_t>(busy[pipe_mte2]);
+    costs.busy_stores = static_cast<uint64_t>(busy[pipe_mte3]);
+}
+
 void Core::barrier(Pipe pipe) {
     if (pipe == pipe_s)
         violate("PipeBarrier<PIPE_S> is a hardware error");
     ++costs.pipe_barriers;
+    clock.pass(times.event);
+    clock.wait(pipe, clock.done(pipe));
     known_[pipe][pipe] = issued_[pipe];
 }
 
 void Core::barrier_all() {
     ++costs.pipe_barriers;
-    for (Clock &clock : known_)
-        clock = issued_;
+    clock.pass(times.event);
+    clock.drain();
+    for (Clock &known : known_)
+        known = issued_;
 }
 
 Core::Event &Core::event(Pipe from, Pipe to, uint32_t id) {
@@ -117,6 +141,8 @@ void Core::set_event(Pipe from, Pipe to, uint32_t id) {
     flag.set = true;
     flag.clock = known_[from];
     flag.clock[from] = issued_[from];
+    clock.pass(times.event);
+    flag.at = clock.done(from);
 }
 
 void Core::wait_event(Pipe from, Pipe to, uint32_t id) {
@@ -124,6 +150,8 @@ void Core::wait_event(Pipe from, Pipe to, uint32_t id) {
     if (!flag.set)
         violate("wait for event %s_%s id %u, which nobody set: a device hangs here", name_of(from), name_of(to), id);
     flag.set = false;
+    clock.pass(times.event);
+    clock.wait(to, flag.at);
     join(known_[to], flag.clock);
 }
 

@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace ascend_model {
+#include "core_clock.h"
 
-enum Pipe : uint32_t { pipe_s, pipe_v, pipe_mte2, pipe_mte3, pipe_count };
+namespace ascend_model {
 
 // CANN keeps 8 KB for itself, and 256 bytes.
 constexpr uint32_t ub_capacity = 184 * 1024 - 256;
@@ -39,6 +39,10 @@ struct CoreCosts {
     uint64_t core_barriers; // SyncAll
     uint64_t ub_high_water;
     uint64_t ub_buffers;
+    uint64_t scalar_accesses; // of the unified buffer and of global memory, by the scalar unit
+    // In modelled time (machine.h), in ns; else 0.
+    uint64_t ended;
+    uint64_t busy_scalar, busy_vector, busy_loads, busy_stores;
 };
 
 // A store to global memory that nothing has made visible yet.
@@ -55,6 +59,8 @@ class Core {
     uint32_t index() const { return index_; }
     uint8_t *ub() { return ub_.data(); }
     CoreCosts costs = {};
+    CoreClock clock;
+    void *pipe_object = nullptr; // the kernel's
     std::vector<PostedStore> posted;
 
     // Begins an instruction of `pipe`: it may rely on what the scalar unit had seen done when it issued it.
@@ -64,6 +70,10 @@ class Core {
     void write(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
     // Bytes of the last write that hold nothing defined (padding).
     void mark_undefined(uint32_t offset, uint32_t bytes);
+    // Charges a vector instruction on `bytes` of its widest operand.
+    void charge_vector(uint64_t bytes, double cycles_per_repeat);
+    // Notes when the last instruction was done.
+    void end_time();
 
     void barrier(Pipe pipe);
     void barrier_all();
@@ -82,6 +92,7 @@ class Core {
         bool allocated = false;
         bool set = false;
         Clock clock = {};
+        double at = 0;
     };
     struct BlockHistory {
         Pipe writer;

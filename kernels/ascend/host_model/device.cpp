@@ -1,5 +1,7 @@
 #include "device.h"
 
+#include "machine.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cstdarg>
@@ -64,10 +66,18 @@ uint32_t Device::draw(uint32_t bound) {
 
 bool Device::launch(uint32_t cores, std::vector<Region> memory, const std::function<void()> &kernel,
                     const std::function<void()> &beside) {
+    prepare(cores, std::move(memory), kernel);
+    beside_ = beside;
     running_device = this;
+    schedule();
+    finish();
+    return violation_.empty();
+}
+
+void Device::prepare(uint32_t cores, std::vector<Region> memory, std::function<void()> kernel) {
     memory_ = std::move(memory);
-    kernel_ = &kernel;
-    beside_ = &beside;
+    kernel_ = std::move(kernel);
+    beside_ = nullptr;
     accesses_.clear();
     flagged_windows_.clear();
     phase_ = 0;
@@ -89,18 +99,51 @@ bool Device::launch(uint32_t cores, std::vector<Region> memory, const std::funct
         makecontext(&fiber.here, reinterpret_cast<void (*)()>(enter), 3, static_cast<uint32_t>(self >> 32),
                     static_cast<uint32_t>(self), core);
     }
-    schedule();
+}
+
+void Device::finish() {
+    if (violation_.empty())
+        check_races();
     costs_.clear();
     for (Fiber &fiber : fibers_)
         costs_.push_back(fiber.core.costs);
     running_device = nullptr;
-    return violation_.empty();
 }
+
+void Device::enter_time(Machine &machine, uint32_t rank) {
+    machine_ = &machine;
+    rank_ = rank;
+    for (Fiber &fiber : fibers_)
+        fiber.core.clock.begin(times.kernel_start);
+}
+
+double Device::ready_at(uint32_t core) const {
+    const Fiber &fiber = fibers_[core];
+    return fiber.state == State::ready || fiber.state == State::polling ? fiber.core.clock.now() : -1;
+}
+
+void Device::resume(uint32_t core) {
+    running_device = this;
+    running_ = core;
+    swapcontext(&fibers_[core].scheduler, &fibers_[core].here);
+    for (const Fiber &fiber : fibers_)
+        if (fiber.state == State::ready || fiber.state == State::polling)
+            return;
+    if (violation_.empty())
+        release_barrier();
+}
+
+void Device::leave_time() {
+    finish();
+    machine_ = nullptr;
+}
+
+int64_t Device::modelled_time() { return machine_ == nullptr ? -1 : static_cast<int64_t>(running_core().clock.now()); }
 
 void Device::enter(uint32_t high, uint32_t low, uint32_t core) {
     auto *device = reinterpret_cast<Device *>(uint64_t{high} << 32 | low);
     try {
-        (*device->kernel_)();
+        device->kernel_();
         device->end_core(device->fibers_[core].core);
     } catch (const Violation &) {
     }
@@ -124,8 +167,8 @@ void Device::schedule() {
         }
         if (all_poll) {
             // Only other ranks can bring this one on.
-            if (*beside_)
-                (*beside_)();
+            if (beside_)
+                beside_();
             constexpr timespec nap = {0, 20'000};
             nanosleep(&nap, nullptr);
             for (const uint32_t core : able)
@@ -136,8 +179,6 @@ void Device::schedule() {
         running_ = able[draw(static_cast<uint32_t>(able.size()))];
         swapcontext(&fibers_[running_].scheduler, &fibers_[running_].here);
     }
-    if (violation_.empty())
-        check_races();
 }
 
 // With no core left to run: lets those at a barrier go on together. False if all have ended.
@@ -152,8 +193,13 @@ bool Device::release_barrier() {
         return true;
     }
     ++phase_;
-    for (Fiber &fiber : fibers_)
+    double last = 0;
+    for (Fiber &fiber : fibers_) {
         fiber.state = State::ready;
+        last = std::max(last, fiber.core.clock.drain());
+    }
+    for (Fiber &fiber : fibers_)
+        fiber.core.clock.wait(pipe_s, last + times.core_barrier);
     return true;
 }
 
@@ -169,10 +215,46 @@ void Device::wait_for_all_cores() {
 }
 
 void Device::let_others_run() {
+    running_core().clock.pass(times.scalar_buffer);
     // In time a store becomes visible even if nothing waits for it.
     if (Core &core = running_core(); !core.posted.empty())
         publish_one(core);
     switch_away(State::polling);
+}
+
+void Device::begin_copy() {
+    if (machine_ != nullptr)
+        switch_away(State::ready);
+}
+
+double Device::charge_copy(Core &core, Pipe pipe, uint64_t address, uint32_t count, uint64_t bytes, uint64_t gap) {
+    const auto granule = static_cast<uint64_t>(times.granule);
+    uint64_t touched = 0, next = 0; // granules, and the first behind those counted
+    for (uint32_t block = 0; block < count; ++block) {
+        const uint64_t begin = address + block * (bytes + gap);
+        const uint64_t first = std::max(next, begin / granule), end = (begin + bytes + granule - 1) / granule;
+        touched += end > first ? end - first : 0;
+        next = std::max(next, end);
+    }
+    const auto moved = static_cast<double>(touched * granule);
+    const bool store = pipe == pipe_mte3;
+    const Region *region = find_region(address);
+    const uint32_t owner = region != nullptr && region->remote ? region->window : rank_;
+    const double start = core.clock.start(pipe);
+    const double bandwidth = store ? times.store_bandwidth : times.load_bandwidth;
+    double end = start + times.copy_start + moved / bandwidth;
+    if (machine_ != nullptr)
+        end = std::max(end, machine_->share(start, moved, rank_, owner, store));
+    const double own = store ? times.store_latency : times.load_latency;
+    const double remote = store ? times.remote_store_latency : times.remote_load_latency;
+    return core.clock.occupy(pipe, start, end, owner == rank_ ? own : remote);
+}
+
+const Region *Device::find_region(uint64_t address) const {
+    for (const Region &region : memory_)
+        if (address >= region.begin && address < region.begin + region.bytes)
+            return &region;
+    return nullptr;
 }
 
 uint32_t Device::region_of(uint64_t address, uint64_t bytes, bool write, const char *what) const {
@@ -257,7 +339,7 @@ void Device::check_flag_order(const Core &core, const Region &flag) const {
                     flag.window, access.core);
 }
 
-void Device::store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes) {
+void Device::store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes, double visible) {
     const uint32_t index = region_of(to, bytes, true, "store");
     const Region &region = memory_[index];
     if (region.kind == Region::flags) {
@@ -271,11 +353,15 @@ void Device::store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes)
         std::fill_n(workspace_written_[index].begin() + static_cast<int64_t>(to - region.begin), bytes, true);
     note(core, to, bytes, index, true);
     (region.rows ? core.costs.stored_row_bytes : core.costs.stored_other_bytes) += bytes;
-    post(core, to, index, from, bytes);
+    post(core, to, index, from, bytes, visible);
 }
 
 // Words and units become visible one by one; a row at once, for nobody looks at it before the word that announces it.
-void Device::post(Core &core, uint64_t to, uint32_t region, const uint8_t *from, uint64_t bytes) {
+void Device::post(Core &core, uint64_t to, uint32_t region, const uint8_t *from, uint64_t bytes, double visible) {
+    if (machine_ != nullptr && polled(memory_[region])) {
+        machine_->deliver(visible, reinterpret_cast<uint8_t *>(to), from, bytes);
+        return;
+    }
     const uint64_t piece = polled(memory_[region]) ? uint64_t{block_bytes} : bytes;
     for (uint64_t begin = 0; begin < bytes; begin += piece) {
         const uint64_t end = std::min(begin + piece, bytes);
@@ -314,6 +400,8 @@ uint8_t *Device::cached(Core &core, uint64_t address, uint64_t bytes, bool write
     if (address + bytes > line + line_bytes)
         violate("scalar access of %s crosses a cache line", region.name);
     auto [entry, fresh] = caches_[core.index()].try_emplace(line);
+    ++core.costs.scalar_accesses;
+    core.clock.pass(times.scalar_cached + (fresh ? times.load_latency : 0));
     CachedLine &cached = entry->second;
     if (fresh) {
         check_posted(address, bytes, "scalar load");
@@ -357,6 +445,7 @@ void Device::end_core(Core &core) {
         if (cached.dirty != 0)
             violate("the kernel ends with a scalar store that no cache maintenance wrote back");
     make_visible(core);
+    core.end_time();
 }
 
 // Two cores met in the same bytes, one of them writing, with no SyncAll between.

@@ -33,7 +33,10 @@ struct Region {
     uint32_t window;      // rank, where the region is in a window
     bool exclusive_lines; // a 64-byte line has one writer
     bool rows;            // counted as payload in the costs
+    bool remote = false;  // in the memory of the rank `window`
 };
+
+class Machine;
 
 class Device {
   public:
@@ -41,11 +44,20 @@ class Device {
     // `beside` is called again and again while all cores wait for other ranks: what the host does beside the device.
     bool launch(uint32_t cores, std::vector<Region> memory, const std::function<void()> &kernel,
                 const std::function<void()> &beside = nullptr);
+    // Makes a launch ready, which a machine runs then (machine.h).
+    void prepare(uint32_t cores, std::vector<Region> memory, std::function<void()> kernel);
 
     Device();
     ~Device();
     Device(const Device &) = delete;
     Device &operator=(const Device &) = delete;
+
+    // Called by the machine: the device that its launch belongs to, of `rank`; when a core can run, or -1; runs it
+    // until it waits.
+    void enter_time(Machine &machine, uint32_t rank);
+    double ready_at(uint32_t core) const;
+    void resume(uint32_t core);
+    void leave_time();
 
     const std::string &violation() const { return violation_; }
     const std::vector<CoreCosts> &costs() const { return costs_; }
@@ -53,7 +65,13 @@ class Device {
     // Called by the modelled instructions of the core that runs.
     // Returns whether the bytes are words that others may store meanwhile, as waits load them.
     bool load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes);
-    void store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes);
+    void store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes, double visible);
+    // In modelled time, lets the cores that are behind go first.
+    void begin_copy();
+    // Charges a copy of `count` blocks of `bytes`, `gap` bytes apart in global memory; returns when it is done.
+    double charge_copy(Core &core, Pipe pipe, uint64_t address, uint32_t count, uint64_t bytes, uint64_t gap);
+    // Of the core that runs, in ns; -1: it has none.
+    int64_t modelled_time();
     void make_visible(Core &core);
     uint8_t *cached(Core &core, uint64_t address, uint64_t bytes, bool write);
     void clean_line(Core &core, uint64_t address);
@@ -89,7 +107,9 @@ class Device {
     void check_flag_order(const Core &core, const Region &flag) const;
     void check_posted(uint64_t begin, uint64_t bytes, const char *what) const;
     void check_races();
-    void post(Core &core, uint64_t to, uint32_t region, const uint8_t *from, uint64_t bytes);
+    void post(Core &core, uint64_t to, uint32_t region, const uint8_t *from, uint64_t bytes, double visible);
+    void finish();
+    const Region *find_region(uint64_t address) const;
     void publish_one(Core &core);
     void end_core(Core &core);
     uint32_t draw(uint32_t bound);
@@ -101,8 +121,9 @@ class Device {
     std::vector<std::vector<bool>> workspace_written_;             // per region, per byte
     std::vector<CoreCosts> costs_;
     std::vector<uint32_t> flagged_windows_;
-    const std::function<void()> *kernel_ = nullptr;
-    const std::function<void()> *beside_ = nullptr;
+    std::function<void()> kernel_, beside_;
+    Machine *machine_ = nullptr;
+    uint32_t rank_ = 0;
     std::string violation_;
     uint32_t running_ = 0;
     uint32_t phase_ = 0;

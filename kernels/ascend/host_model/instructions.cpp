@@ -11,13 +11,10 @@ thread_local float deq_scale = 0;
 
 } // namespace
 
-TPipe *&current_pipe() {
-    thread_local TPipe *pipes[256] = {};
-    return pipes[ascend_model::this_core().index()];
-}
-
 int64_t GetSystemCycle() {
     ascend_model::Device::current()->let_others_run();
+    if (const int64_t time = ascend_model::Device::current()->modelled_time(); time >= 0)
+        return time / cycle_ns;
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (now.tv_sec * 1'000'000'000 + now.tv_nsec) / cycle_ns;

@@ -49,7 +49,11 @@ void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, const Da
     check_blocks(blocks);
     require_aligned(to, "DataCopyPad");
     ascend_model::Core &core = ascend_model::this_core();
+    ascend_model::Device &device = *ascend_model::Device::current();
+    device.begin_copy();
     core.issue(ascend_model::pipe_mte2);
+    device.charge_copy(core, ascend_model::pipe_mte2, from.address(), blocks.blockCount, blocks.blockLen,
+                       blocks.srcStride);
     const uint32_t pitch = padded(blocks.blockLen) + blocks.dstStride * 32;
     require_room(to, uint64_t{pitch} * (blocks.blockCount - 1u) + padded(blocks.blockLen), "DataCopyPad");
     for (uint32_t block = 0; block < blocks.blockCount; ++block) {
@@ -57,7 +61,7 @@ void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, const Da
         core.write(ascend_model::pipe_mte2, at, padded(blocks.blockLen), "DataCopyPad");
         core.mark_undefined(at + blocks.blockLen, padded(blocks.blockLen) - blocks.blockLen);
         const uint64_t source = from.address() + uint64_t{block} * (blocks.blockLen + blocks.srcStride);
-        const bool polled = ascend_model::Device::current()->load(core, core.ub() + at, source, blocks.blockLen);
+        const bool polled = device.load(core, core.ub() + at, source, blocks.blockLen);
         core.costs.loads += block == 0 && !polled;
     }
 }
@@ -67,16 +71,19 @@ void DataCopyPad(const GlobalTensor<T> &to, const LocalTensor<T> &from, const Da
     check_blocks(blocks);
     require_aligned(from, "DataCopyPad");
     ascend_model::Core &core = ascend_model::this_core();
+    ascend_model::Device &device = *ascend_model::Device::current();
+    device.begin_copy();
     core.issue(ascend_model::pipe_mte3);
     ++core.costs.stores;
+    const double visible = device.charge_copy(core, ascend_model::pipe_mte3, to.address(), blocks.blockCount,
+                                              blocks.blockLen, blocks.dstStride);
     const uint32_t pitch = padded(blocks.blockLen) + blocks.srcStride * 32;
     require_room(from, uint64_t{pitch} * (blocks.blockCount - 1u) + blocks.blockLen, "DataCopyPad");
     for (uint32_t block = 0; block < blocks.blockCount; ++block) {
         const uint32_t at = from.offset() + block * pitch;
         core.read(ascend_model::pipe_mte3, at, blocks.blockLen, "DataCopyPad");
-        ascend_model::Device::current()->store(core,
-                                               to.address() + uint64_t{block} * (blocks.blockLen + blocks.dstStride),
-                                               core.ub() + at, blocks.blockLen);
+        device.store(core, to.address() + uint64_t{block} * (blocks.blockLen + blocks.dstStride), core.ub() + at,
+                     blocks.blockLen, visible);
     }
 }
 
@@ -94,10 +101,15 @@ template <class T> void DataCopy(const GlobalTensor<T> &to, const LocalTensor<T>
 // One vector instruction: checks and notes its operands, then hands out their memory.
 class VectorInstruction {
   public:
-    explicit VectorInstruction(const char *name) : name_(name), core_(ascend_model::this_core()) {
+    explicit VectorInstruction(const char *name, double cycles_per_repeat = ascend_model::times.vector_unary)
+        : name_(name), core_(ascend_model::this_core()), cycles_per_repeat_(cycles_per_repeat) {
         core_.issue(ascend_model::pipe_v);
         ++core_.costs.vector_instructions;
     }
+    ~VectorInstruction() { core_.charge_vector(widest_, cycles_per_repeat_); }
+    VectorInstruction(const VectorInstruction &) = delete;
+    VectorInstruction &operator=(const VectorInstruction &) = delete;
+
     template <class T> const T *read(const LocalTensor<T> &tensor, int32_t count) {
         const uint32_t bytes = checked(tensor, count);
         core_.read(ascend_model::pipe_v, tensor.offset(), bytes, name_);
@@ -122,7 +134,9 @@ class VectorInstruction {
             ascend_model::violate("%s of %d elements", name_, count);
         require_aligned(tensor, name_);
         require_room(tensor, static_cast<uint64_t>(count) * sizeof(T), name_);
-        return static_cast<uint32_t>(static_cast<uint32_t>(count) * sizeof(T));
+        const auto bytes = static_cast<uint32_t>(static_cast<uint32_t>(count) * sizeof(T));
+        widest_ = std::max(widest_, bytes);
+        return bytes;
     }
 
     struct Range {
@@ -130,8 +144,10 @@ class VectorInstruction {
     };
     const char *name_;
     ascend_model::Core &core_;
+    double cycles_per_repeat_;
     Range sources_[2];
     uint32_t number_ = 0;
+    uint32_t widest_ = 0;
 };
 
 // The types that A2 and A3 compute in.
@@ -147,7 +163,7 @@ template <class T, class Operation>
 void binary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &left, const LocalTensor<T> &right,
             int32_t count, Operation operation) {
     static_assert(is_computed<T>);
-    VectorInstruction instruction(name);
+    VectorInstruction instruction(name, ascend_model::times.vector_binary);
     const T *one = instruction.read(left, count);
     const T *other = instruction.read(right, count);
     T *result = instruction.write(to, count);
@@ -244,7 +260,7 @@ void Cast(const LocalTensor<To> &to, const LocalTensor<From> &from, const RoundM
         ascend_model::violate("the model rounds with CAST_RINT and CAST_TRUNC only");
     if (narrows && !std::is_same_v<To, int32_t> && mode != RoundMode::CAST_RINT)
         ascend_model::violate("the model rounds to 16-bit floats with CAST_RINT only");
-    VectorInstruction instruction("Cast");
+    VectorInstruction instruction("Cast", ascend_model::times.vector_binary);
     const From *source = instruction.read(from, static_cast<int32_t>(count));
     To *result = instruction.write(to, static_cast<int32_t>(count));
     for (uint32_t i = 0; i < count; ++i)

@@ -21,5 +21,25 @@ const char *ascend_model_violation();
 // What the last kernel cost each core; returns their number.
 uint32_t ascend_model_costs(ascend_model::CoreCosts *costs, uint32_t cores);
 
+// An exchange of all ranks on the machine of modelled time (machine.h): decode or prefill, bf16 rows of ones.
+struct ModelledExchange {
+    const ExchangeLayout *layout;
+    const int64_t *ids; // [ranks, tokens, topk]
+    uint32_t cores;
+    uint32_t tokens; // of each rank
+    uint32_t kind;   // ExchangeKind
+    uint32_t reserved;
+    ascend_model::CoreCosts *dispatch; // out [ranks, cores]
+    ascend_model::CoreCosts *combine;  // out [ranks, cores]
+    double *sent;                      // out [2 kernels, ranks]: bytes out of the link of each
+};
+// Returns what went wrong, or an empty text.
+const char *ascend_model_run_in_time(const ModelledExchange *exchange);
+
+// The constants of time_constants.h, by index up to the number returned: name, unit and source, value, least and most
+// value. Sets one.
+uint32_t ascend_model_constant(uint32_t index, const char **texts, double *values);
+void ascend_model_set_constant(uint32_t index, double value);
+
 #pragma GCC visibility pop
 }

@@ -61,8 +61,7 @@ template <class T> class LocalTensor {
     template <class U> LocalTensor<U> ReinterpretCast() const { return {offset_, bytes_}; }
 
     T GetValue(uint32_t element) const {
-        ascend_model::Core &core = ascend_model::this_core();
-        core.issue(ascend_model::pipe_s);
+        ascend_model::Core &core = scalar_core();
         const uint32_t at = place(element);
         core.read(ascend_model::pipe_s, at, sizeof(T), "GetValue");
         T value;
@@ -70,8 +69,7 @@ template <class T> class LocalTensor {
         return value;
     }
     void SetValue(uint32_t element, T value) const {
-        ascend_model::Core &core = ascend_model::this_core();
-        core.issue(ascend_model::pipe_s);
+        ascend_model::Core &core = scalar_core();
         const uint32_t at = place(element);
         core.write(ascend_model::pipe_s, at, sizeof(T), "SetValue");
         memcpy(core.ub() + at, &value, sizeof(T));
@@ -81,6 +79,13 @@ template <class T> class LocalTensor {
     uint32_t bytes() const { return bytes_; }
 
   private:
+    static ascend_model::Core &scalar_core() {
+        ascend_model::Core &core = ascend_model::this_core();
+        core.issue(ascend_model::pipe_s);
+        core.clock.pass(ascend_model::times.scalar_buffer);
+        ++core.costs.scalar_accesses;
+        return core;
+    }
     uint32_t place(uint32_t element) const {
         if ((uint64_t{element} + 1) * sizeof(T) > bytes_)
             ascend_model::violate("element %u lies outside the buffer of %u bytes", element, bytes_);
@@ -153,12 +158,9 @@ inline int64_t GetBlockNum() { return ascend_model::Device::current()->cores(); 
 // 50 cycles a microsecond. Every wait looks at the time, so this is where other cores get their turn.
 int64_t GetSystemCycle();
 
-class TPipe;
-TPipe *&current_pipe();
-
 class TPipe {
   public:
-    TPipe() { current_pipe() = this; }
+    TPipe() { ascend_model::this_core().pipe_object = this; }
 
     template <class Buffer> void InitBuffer(Buffer &buffer, uint32_t bytes) {
         buffer.tensor_ = {ascend_model::this_core().allocate_ub(bytes), padded(bytes)};
@@ -175,7 +177,7 @@ class TPipe {
     }
 };
 
-inline TPipe *GetTPipePtr() { return current_pipe(); }
+inline TPipe *GetTPipePtr() { return static_cast<TPipe *>(ascend_model::this_core().pipe_object); }
 
 template <TPosition Position> class TBuf {
   public:

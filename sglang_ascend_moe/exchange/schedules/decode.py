@@ -23,9 +23,16 @@ def run_decode(
 
 
 def prepare_decode(
-    steps: ExchangeSteps, tokens: RoutedTokens, experts: Callable[[ExpertRows], None], out: torch.Tensor
+    steps: ExchangeSteps,
+    tokens: RoutedTokens,
+    experts: Callable[[ExpertRows], None],
+    out: torch.Tensor,
+    *,
+    alike: bool,
 ) -> Callable[[], None]:
     """`run_decode` over tensors that stay where they are; each call of the result runs it on what they hold then.
+
+    alike: no rank brings more tokens than this one, which bounds what can come.
 
     Raises `CaptureRefused` for tensors that would have to be copied first.
     """
@@ -38,11 +45,13 @@ def prepare_decode(
     for what, given in needed.items():
         if not given:
             raise CaptureRefused(f"an exchange in a graph takes {what}: others would be copied again at every replay")
-    call = steps.session.new_call(tokens.x.shape[0])
+    count, layout = tokens.x.shape[0], steps.layout
+    most_rows = min(layout.capacity, layout.parameters.ranks * count * layout.parameters.rows_per_token) if alike else 0
+    call = steps.session.replayed_call(count)
     call.take(*tokens, Kind.DECODE, Part.WHOLE, keep_weights=False)
 
     def run() -> None:
-        rows = steps.received(call, Kind.DECODE, Part.WHOLE, tokens.weights)
+        rows = steps.received(call, Kind.DECODE, Part.WHOLE, tokens.weights, most_rows=most_rows)
         experts(rows)
         steps.combine(rows.out, rows, out)
 

@@ -91,11 +91,14 @@ class ExchangeSteps:
             return None
         return self._dispatched(call, kind, weights, begun_ns)
 
-    def received(self, call: Call, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True) -> ExpertRows:
-        """Dispatches a call that has taken its tokens, observed, and returns its rows."""
+    def received(
+        self, call: Call, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True, most_rows: int = 0
+    ) -> ExpertRows:
+        """Dispatches a call that has taken its tokens, observed, and returns its rows; `most_rows` as for the session's
+        `dispatch`."""
         begun_ns = perf_counter_ns()
-        self.session.dispatch(call)
-        return self._dispatched(call, kind, weights, begun_ns, part, first_round=first_round)
+        self.session.dispatch(call, most_rows)
+        return self._dispatched(call, kind, weights, begun_ns, part, first_round=first_round, most_rows=most_rows)
 
     def dispatch_send(self, tokens: RoutedTokens, kind: Kind = Kind.DECODE, *, row_bytes: int = 0) -> ExpertRows:
         """The first part of a dispatch: announces, and places every routed row. `dispatch_receive` follows.
@@ -115,7 +118,7 @@ class ExchangeSteps:
 
     def _dispatched(
         self, call: Call, kind: Kind, weights: Tensor, begun_ns: int, part: Part = Part.WHOLE, *,
-        first_round: bool = True,
+        first_round: bool = True, most_rows: int = 0,
     ) -> ExpertRows:  # fmt: skip
         ticket = Ticket(self.session, call, kind, part, weights)
         if self.layout.expert_rows:
@@ -129,7 +132,7 @@ class ExchangeSteps:
             rows, scales, out = rows.detach(), None if scales is None else scales.detach(), out.detach()
         if not ticket.epoch:
             # A launch that was only captured: how many rows there are, each replay learns for itself.
-            ticket.at_most = rows.shape[0]
+            ticket.at_most = most_rows or rows.shape[0]
         self.observation.dispatched(kind, begun_ns, ticket.tokens, ticket.total, self._counted, first_round)
         return ExpertRows(rows, scales, call.counts, out, ticket)
 

@@ -1,8 +1,7 @@
 """Experts on an NPU: SGLang's own Ascend runner computes on the rows of the window. No NPU has run this.
 
 The runner takes rows, scales and counts as they lie in the window and on the device; the host does not look at them.
-Its last matrix product has no place for a result that the caller gives: so what it returns is copied into the window,
-once, which is the one copy of a row on its way.
+Its last product writes its result into the window (`last_product`).
 """
 
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving.npu.activations import activation_of
+from sglang_ascend_moe.serving.npu.last_product import ProductIntoWindow
 from sglang_ascend_moe.serving.options import FLAGS, Options, options_of
 
 COUNTS = 1
@@ -31,7 +31,7 @@ def keep_weights(original: Callable[[Any], bool], layer: Any) -> bool:
 
 def prepare(layer: Any, options: Options) -> None:
     """Before the first call: refuses what the runner cannot do with rows of the window, and gives it the activation of
-    the model (see `activations`).
+    the model (see `activations`) and a last product that writes into the window.
 
     layer: SGLang's `FusedMoE`. Raises `Unsupported`.
     """
@@ -73,6 +73,7 @@ def prepare(layer: Any, options: Options) -> None:
             f"--device npu: sgl_kernel_npu cannot be loaded ({error}), which SGLang's experts need; use an Ascend image"
             " of SGLang"
         ) from error
+    layer.w2_kernel.matmul = ProductIntoWindow(layer.w2_kernel.matmul)
 
 
 def _refuse_four_bits(layer: Any, prefix: str, kernel: Any) -> None:
@@ -96,8 +97,8 @@ def _refuse_four_bits(layer: Any, prefix: str, kernel: Any) -> None:
 def compute(layer: Any, rows: ExpertRows) -> None:
     """Run the local experts of `layer` on the rows of the window; writes `rows.out`.
 
-    In the capture of a graph the number of rows is not known: then the whole window goes through the runner, whose
-    products and activation end at the counts, and the copy is one of the whole window.
+    In the capture of a graph the number of rows is not known: then as many as can come go through the runner, whose
+    products and activation end at the counts.
     """
     from sglang.srt.layers.moe.moe_runner.ascend import AscendQuantInfo, AscendRunnerInput
 
@@ -109,8 +110,13 @@ def compute(layer: Any, rows: ExpertRows) -> None:
     taken = AscendRunnerInput(
         hidden_states=rows.rows[:count], hidden_states_scale=scales, expert_tokens=rows.counts, group_list_type=COUNTS
     )
-    result = _runner_core(layer).run(taken, AscendQuantInfo(**weights), {}).hidden_states
-    rows.out[:count].copy_(result)
+    product = layer.w2_kernel.matmul
+    product.place = rows.out[:count]
+    try:
+        _runner_core(layer).run(taken, AscendQuantInfo(**weights), {})
+    finally:
+        # A window stays mapped as long as a view of it is there.
+        product.place = None
 
 
 def _runner_core(layer: Any) -> Any:

@@ -340,7 +340,8 @@ def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_
         )
 
     def bind(x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> launches.Launch:
-        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out)
+        # SGLang's ranks replay graphs of one size together.
+        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out, alike=True)
 
     out = torch.empty_like(hidden_states)
     launches.launch(bind, [hidden_states, topk_output.topk_ids, topk_output.topk_weights], [out])

@@ -22,7 +22,9 @@ HERE = Path(__file__).parent
 DEVICE = KERNELS / "ascend" / "device"
 STAND_IN = HERE.parents[1] / "ascend" / "cann_stand_in"
 
-TORCH_BINDING = "torch_binding.cpp"
+OF_CANN = ("grouped_products", "runtime", "torch_npu", "torch_queue")
+OF_TORCH = ("torch_binding.cpp", "expert_products.cpp")
+"""The library for torch."""
 
 OF_HOST = ("routing", "segments")
 """Host code that is part of the library for Ascend devices."""
@@ -48,13 +50,13 @@ def libraries(device_library: Path) -> list[Library]:
     """What is built, in an order in which it can be linked."""
     device = device_library.name
     own = [DEVICE / f"{name}.cpp" for name in ("announce", "device_session", "exchange_library", "watcher")]
-    model = [path for path in MODEL_SOURCES if path.stem != "exchange_library"]
+    model = [STAND_IN / "launch_on_model.cpp", *MODEL_SOURCES]
     host = [path for path in HOST_SOURCES if path.stem in OF_HOST]
     return [
-        Library(CANN, [HERE / f"{name}.cpp" for name in ("runtime", "torch_npu", "torch_queue")], [device], True),
+        Library(CANN, [HERE / f"{name}.cpp" for name in OF_CANN], [device], True),
         Library(MEMFABRIC, [HERE / "memfabric.cpp"], [device]),
-        Library(KERNELS_LIBRARY, [*own, STAND_IN / "launch_on_model.cpp", *KERNEL_SOURCES, *model, *host], [CANN]),
-        Library(TORCH_LIBRARY, [DEVICE / TORCH_BINDING], [KERNELS_LIBRARY, CANN], True),
+        Library(KERNELS_LIBRARY, [*own, *model, *KERNEL_SOURCES, *host], [CANN]),
+        Library(TORCH_LIBRARY, [DEVICE / name for name in OF_TORCH], [KERNELS_LIBRARY, CANN], True),
     ]
 
 
@@ -99,7 +101,7 @@ def build_again(folder: Path, headers: Headers, changed: Path) -> None:
 def _is_touched(source: Path, changed: Path) -> bool:
     if source.parent.name != changed.parent.name:
         return False
-    return source.name == changed.name or (changed.suffix == ".h" and source.name != TORCH_BINDING)
+    return source.name == changed.name or (changed.suffix == ".h" and source.name not in OF_TORCH)
 
 
 def _object(library: Library, source: Path, folder: Path) -> Path:

@@ -14,17 +14,17 @@
 
 #include <acl/acl.h>
 
+#include "calls.h"
 #include "emulated_npu.h"
 #include "runtime_stand_in.h"
 
 namespace {
 
+using cann_calls::put;
+using cann_calls::refuse;
+
 thread_local std::string refusal;
 
-aclError refuse(aclError code, const std::string &text) {
-    refusal = "emulated NPU: " + text;
-    return code;
-}
 aclError refuse_as_device(aclError code) {
     refusal = emulated_npu_error();
     return code;
@@ -72,24 +72,6 @@ struct Task {
     std::function<void()> run;
 };
 
-aclError put(aclrtStream stream, const char *name, uint64_t bytes, std::function<void()> run,
-             std::initializer_list<const void *> addresses = {}) {
-    if (on_another_device())
-        return refuse_thread(name);
-    if (torch_queue::is_overtaken(stream))
-        return refuse(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, std::string(name) + " is put on stream " +
-                                                            std::to_string(reinterpret_cast<intptr_t>(stream)) +
-                                                            " before what torch has queued for it");
-    auto task = std::make_unique<Task>(Task{std::move(run)});
-    const int result = emulated_npu_enqueue(
-        stream, name, bytes, [](void *data) { static_cast<Task *>(data)->run(); },
-        [](void *data) { delete static_cast<Task *>(data); }, task.get(), addresses.begin(), addresses.size());
-    // The stream has it, also if it was refused.
-    task.release();
-    torch_queue::note_put(stream);
-    return result == 0 ? ACL_SUCCESS : refuse_as_device(ACL_ERROR_INTERNAL_ERROR);
-}
-
 // Both ends of a copy as the host reaches them, and which one is page-locked.
 struct Ends {
     char *to;
@@ -128,6 +110,29 @@ const char *name_of(aclrtMemcpyKind kind) {
 }
 
 } // namespace
+
+aclError cann_calls::refuse(aclError code, const std::string &text) {
+    refusal = "emulated NPU: " + text;
+    return code;
+}
+
+aclError cann_calls::put(aclrtStream stream, const char *name, uint64_t bytes, std::function<void()> run,
+                         const std::vector<const void *> &addresses) {
+    if (on_another_device())
+        return refuse_thread(name);
+    if (torch_queue::is_overtaken(stream))
+        return refuse(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, std::string(name) + " is put on stream " +
+                                                            std::to_string(reinterpret_cast<intptr_t>(stream)) +
+                                                            " before what torch has queued for it");
+    auto task = std::make_unique<Task>(Task{std::move(run)});
+    const int result = emulated_npu_enqueue(
+        stream, name, bytes, [](void *data) { static_cast<Task *>(data)->run(); },
+        [](void *data) { delete static_cast<Task *>(data); }, task.get(), addresses.data(), addresses.size());
+    // The stream has it, also if it was refused.
+    task.release();
+    torch_queue::note_put(stream);
+    return result == 0 ? ACL_SUCCESS : refuse_as_device(ACL_ERROR_INTERNAL_ERROR);
+}
 
 void cann_stand_in::enqueue(void *stream, const char *call, std::function<void()> work) {
     if (put(stream, call, 0, std::move(work)) != ACL_SUCCESS)

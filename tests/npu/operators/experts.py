@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.npu.operators.declaration import operator
-from tests.npu.operators.quantisation import GROUP, PACKED, by_row, dtype_of, four_bit_product, scaled_product
+from tests.npu.operators.quantisation import DTYPES, GROUP, PACKED, by_row, dtype_of, four_bit_product, scaled_product
 from tests.npu.operators.refusals import NotEmulated, WrongArguments
 
 
@@ -115,6 +115,27 @@ def grouped_matmul(
             out[part] = rows[part] @ weights[expert]
         begin += count
     return [out]
+
+
+def product_into(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    counts: Tensor,
+    out: Tensor,
+) -> None:
+    """What our library for torch has as `grouped_product`, on the CPU."""
+    given = {"bias": bias, "scale": scale, "per_token_scale": row_scale}
+    lists = {name: [tensor] for name, tensor in given.items() if tensor is not None}
+    numbers = {dtype: number for number, dtype in DTYPES.items()}
+    (made,) = torch.ops.npu.npu_grouped_matmul(
+        [rows], [weight], **lists, split_item=2, group_type=0, group_list=counts, group_list_type=1,
+        output_dtype=numbers[out.dtype],
+    )  # fmt: skip
+    total = int(counts.sum())
+    out[:total] = made[:total]
 
 
 def activate(rows: Tensor, *, dim: int = -1, left: bool = True) -> Tensor:

@@ -9,10 +9,11 @@ from unittest.mock import patch
 import torch
 
 from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.native import device_session
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import host_experts, layer
-from tests.npu.operators.experts import swiglu
+from tests.npu.operators.experts import product_into, swiglu
 from tests.npu.operators.modules import install_operators
 from tests.serving.quantised_models import expert_tensors
 
@@ -99,6 +100,8 @@ def serve(patch: Any, moe: Any, exchange: Exchange, options: Options, *, on_npu:
     """
     if on_npu:
         experts.prepare(moe, options)
+        if moe.w2_weight.is_cpu:
+            patch.setattr(device_session, "torch_streams", lambda: SimpleNamespace(grouped_product=product_into))
     patch.setattr(host_experts, "activation_of", lambda _layer: lambda rows: swiglu(rows, -1))
     exchanges = {layer.shape_of(moe): exchange}
     serving = layer.Serving(options, exchanges, rank=0, ranks=1, metrics=False, on_npu=on_npu)

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.native import device_session
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
+from tests.npu.operators.experts import product_into
 from tests.serving.npu.dequantised import layer_output
 from tests.serving.npu.layers import EXPERTS, HIDDEN, TOKENS, host_layer, never, npu_layer, serve, tokens_of
 from tests.serving.quantised_models import BITS
@@ -176,27 +178,44 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("weights", [None, *BITS])
 @pytest.mark.parametrize("known", [True, False], ids=["eager", "captured"])
-def test_the_host_reads_no_value_and_copies_the_result_once(weights, known):
-    """In a capture the number of rows is not known, and everything has the size of the window."""
+def test_the_host_reads_no_value_and_the_last_product_writes_into_the_window(weights, known, monkeypatch):
+    """In a capture the number of rows is not known, and everything has the size of what can come."""
     moe = npu_layer(weights=weights)
     experts.prepare(moe, Options(quant="int8" if weights else "none"))
     watch = Watch()
     capacity, total = 32, 20
     counts = torch.tensor([3, 0, 5, 0, 7, 1, 4, 0])
     rows = torch.randint(-9, 9, (capacity, HIDDEN)).to(torch.int8 if weights else torch.bfloat16)
-    scales = torch.rand(capacity, 16)[:, 0] if weights else None
+    scales = torch.rand(capacity) if weights else None
     out = torch.full((capacity, HIDDEN), 7.0, dtype=torch.bfloat16)
+    places = []
+
+    def multiply(*given: torch.Tensor) -> None:
+        places.append(given[-1].data_ptr())
+        with _disable_current_modes():
+            product_into(*given)
+
+    monkeypatch.setattr(device_session, "torch_streams", lambda: SimpleNamespace(grouped_product=multiply))
     window = ExpertRows(rows, scales, counts, out, SimpleNamespace(at_most=total if known else capacity))
     with watch:
         experts.compute(moe, window)
-    assert watch.names.count("aten::copy_") == 1
-    assert watch.names.count("npu::npu_grouped_matmul") == 2
+    assert places == [out.data_ptr()]
+    assert moe.w2_kernel.matmul.place is None
     # Each of these is one kernel, which reads the counts itself.
-    assert watch.names.count("sgl_kernel_npu::swiglu_quant") == 1
-    assert {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}.isdisjoint(watch.names)
+    assert watch.names.count("npu::npu_grouped_matmul") == watch.names.count("sgl_kernel_npu::swiglu_quant") == 1
+    assert {"aten::copy_", "aten::clone", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}.isdisjoint(
+        watch.names
+    )
     assert not out[:total].isnan().any()
     assert not (out[:total] == 7).all()
-    assert not known or (out[total:] == 7).all()
+    assert (out[total:] == 7).all()
+
+
+def test_int8_rows_of_float16_layers_are_multiplied_in_bfloat16_and_copied(output):
+    moe = npu_layer(weights="W8A8_DYNAMIC", dtype=torch.float16)
+    found = output(moe, TOKENS, "decode", on_npu=True, quant="int8")
+    assert found.dtype == torch.float16
+    assert not beyond(found, "W8A8_DYNAMIC").any()
 
 
 def test_layers_that_the_runner_cannot_compute_are_refused():

@@ -1,0 +1,10 @@
+// The pipes of an AIV core.
+#pragma once
+
+#include <cstdint>
+
+namespace ascend_model {
+
+enum Pipe : uint32_t { pipe_s, pipe_v, pipe_mte2, pipe_mte3, pipe_count };
+
+} // namespace ascend_model
