@@ -23,6 +23,9 @@ struct Violation {};
 // Ends the launch: the kernel does what a device would punish, or not defines.
 [[noreturn, gnu::format(printf, 1, 2)]] void violate(const char *format, ...);
 
+// What a vector instruction costs for every 256 bytes.
+enum class VectorCost { one_operand, two_operands, sum };
+
 // Instructions of each pipe that are known to be done.
 using Clock = std::array<uint32_t, pipe_count>;
 
@@ -70,8 +73,10 @@ class Core {
     void write(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
     // Bytes of the last write that hold nothing defined (padding).
     void mark_undefined(uint32_t offset, uint32_t bytes);
-    // Charges a vector instruction on `bytes` of its widest operand.
-    void charge_vector(uint64_t bytes, double cycles_per_repeat);
+    // Charges an access of the unified buffer by the scalar unit, or a vector instruction on `bytes` of its widest
+    // operand.
+    void charge_scalar();
+    void charge_vector(uint64_t bytes, VectorCost cost);
     // Notes when the last instruction was done.
     void end_time();
 
