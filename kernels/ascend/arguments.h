@@ -60,8 +60,20 @@ struct CombineArguments {
     uint32_t only_meet; // 1: the rendezvous before a second combine, no sums
 };
 
-// What the cores divide in combine, in elements: they all move the same bytes, and shares end within rows.
-constexpr uint32_t sum_unit = 16;
+// Shares of a kernel's work begin and end at multiples of elements that divide rows, near 512 bytes: copies of less, or
+// across lines of as many, cost bandwidth.
+constexpr uint32_t least_unit = 16;
+__aicore__ inline uint32_t UnitOf(uint32_t hidden, uint32_t element_bytes) {
+    constexpr uint32_t enough_bytes = 512;
+    uint32_t unit = least_unit;
+    while (hidden % (2 * unit) == 0 && 2 * unit * element_bytes <= enough_bytes)
+        unit *= 2;
+    return unit;
+}
+// What the cores divide in combine, in elements.
+__aicore__ inline uint32_t SumUnit(const ExchangeLayout &layout) {
+    return UnitOf(layout.hidden, static_cast<uint32_t>(layout.out_row_bytes / layout.hidden));
+}
 
 // What a kernel holds in the unified buffer at a time: ids and positions of so many (token, k) pairs, whole tokens;
 // bytes of a row that is placed as it is; elements of a row that is quantised; elements that are summed.
@@ -69,8 +81,25 @@ __aicore__ inline uint32_t PairsInPiece(uint32_t topk) { return (1024 > topk ? 1
 constexpr uint32_t tile_bytes = 16 * 1024;
 __aicore__ inline uint32_t QuantisedTile(uint32_t element_bytes) { return element_bytes == 4 ? 4096 : 8192; }
 constexpr uint32_t sum_tile = 4096;
-// Parts of rows that wait for a scale: those in which a core's share begins and ends.
-constexpr uint32_t kept_parts = 2;
+// Parts of results that are on their way at a time.
+constexpr uint32_t sum_loads = 4;
+// Pairs of all tokens, and of a core's share, that are compared as vectors instead of counted in histograms; where the
+// two take as long on the model's clock. What is loaded of them at a time.
+constexpr uint32_t compared_pairs = 1280;
+constexpr uint32_t compared_own = 64;
+// Bytes that a sum of them needs: one float for each 256 bytes, in whole blocks.
+constexpr uint32_t compared_work =
+    compared_pairs / 64 * sizeof(float) / EXCHANGE_UNIT_BYTES * EXCHANGE_UNIT_BYTES + EXCHANGE_UNIT_BYTES;
+constexpr uint32_t loaded_pairs = 512;
+
+// Records that are looked at together: as many as lie in so many bytes, and one at least.
+constexpr uint32_t records_bytes = 16 * 1024;
+__aicore__ inline uint32_t RecordBytes(const ExchangeLayout &layout) {
+    return (1 + layout.count_units) * EXCHANGE_UNIT_BYTES;
+}
+__aicore__ inline uint32_t RecordsAtOnce(const ExchangeLayout &layout) {
+    return Least(layout.ranks, Most(1u, records_bytes / RecordBytes(layout)));
+}
 
 // How a kernel, or a core's part of one, ended: an ExchangeFault, and what it found out. A line of its own each.
 struct Verdict {
@@ -83,8 +112,7 @@ struct Verdict {
     uint64_t total;
     uint32_t slot;
     uint32_t region; // ExchangeRegion
-    uint32_t reserved[2];
-    uint64_t finding; // of a core, for the others
+    uint32_t reserved[4];
 };
 static_assert(sizeof(Verdict) == EXCHANGE_LINE_BYTES, "a verdict fills a line");
 

@@ -18,57 +18,67 @@ class Combine {
         const uint32_t tile = Least(hidden_, sum_tile);
         pipe_.InitBuffer(positions_, tokens_in_piece_ * topk_ * sizeof(int64_t));
         pipe_.InitBuffer(weights_, tokens_in_piece_ * topk_ * sizeof(float));
-        pipe_.InitBuffer(loads_, 2, tile * ElementBytes());
+        pipe_.InitBuffer(loads_, sum_loads, tile * ElementBytes());
         pipe_.InitBuffer(stores_, 2, tile * ElementBytes());
         pipe_.InitBuffer(products_, tile * sizeof(float));
         pipe_.InitBuffer(sums_, tile * sizeof(float));
 
-        const Verdict verdict = Meet();
-        if (verdict.result == EXCHANGE_OK && arguments_.only_meet == 0)
-            Reduce();
-        if (control_.core() == 0)
-            control_.Conclude(verdict);
+        Verdict found = Meet();
+        if (found.result == EXCHANGE_OK && arguments_.only_meet == 0)
+            found = Reduce();
+        // One core waits for the ranks that nothing was read from.
+        if (found.result == EXCHANGE_OK && control_.core() == 0 && !are_done_)
+            found = WaitForDone(0, control_.ranks());
+        End(found);
     }
 
   private:
-    // One core tells every rank that this one's expert outputs are there and waits for those of all; the others follow.
+    // The first cores tell the ranks that this one's expert outputs are there.
     __aicore__ inline Verdict Meet() {
-        uint64_t rendezvous;
-        control_.step = EXCHANGE_STEP_DONE;
-        const bool is_sealed = control_.LoadState(control_.PartState(part_), control_.epoch, rendezvous);
-        if (control_.core() == 0)
-            control_.StoreVerdict(VerdictOffset(0, 0, control_.cores()), PushAndWait(rendezvous + 1, is_sealed));
-        // The verdict is there before another core loads it; all have loaded the slot's state before it changes.
-        PipeBarrier<PIPE_ALL>();
-        SyncAll<true>();
-        if (control_.core() == 0)
-            control_.StoreState(control_.PartState(part_), control_.epoch, rendezvous + 1);
-        return control_.LoadVerdict(VerdictOffset(0, 0, control_.cores()));
-    }
-    __aicore__ inline Verdict PushAndWait(uint64_t rendezvous, bool is_sealed) {
         const ExchangeLayout &layout = control_.layout();
+        control_.step = EXCHANGE_STEP_DONE;
+        const bool is_sealed = control_.LoadState(control_.PartState(part_), control_.epoch, rendezvous_);
+        ++rendezvous_;
         if (const Verdict refused = control_.RefusePoisoned(); refused.result != EXCHANGE_OK)
             return refused;
-        const uint64_t epoch = control_.epoch;
         if (!is_sealed)
-            return control_.Corruption(EXCHANGE_REGION_STATE, control_.rank(), epoch);
-        const uint64_t word = SequenceWord(epoch, rendezvous);
-        const uint64_t lines = layout.done + part_.Lines(layout.ranks);
-        // @protocol push-done. The experts' kernels, and this rank's earlier reads, ended before this launch began.
-        control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, word);
+            return control_.Corruption(EXCHANGE_REGION_STATE, control_.rank(), control_.epoch);
+        lines_ = layout.done + part_.Lines(layout.ranks);
+        if (control_.core() < control_.ranks())
+            // @protocol push-done. The experts' kernels, and this rank's earlier reads, ended before this launch began.
+            control_.PushWord(lines_ + control_.rank() * EXCHANGE_LINE_BYTES, control_.core(), control_.cores(),
+                              SequenceWord(control_.epoch, rendezvous_));
+        control_.BeginWait();
+        return control_.Fault(EXCHANGE_OK, 0);
+    }
+    // Waits for the done words of ranks [begin, end), and sees whether those of all are there.
+    __aicore__ inline Verdict WaitForDone(uint32_t begin, uint32_t end) {
+        const uint64_t epoch = control_.epoch, rendezvous = rendezvous_, word = SequenceWord(epoch, rendezvous);
         // @protocol wait-done. A peer may be one rendezvous ahead.
-        return control_.WaitForWords(EXCHANGE_REGION_DONE, lines, [word, epoch, rendezvous](uint64_t seen) __aicore__ {
+        const auto judge = [word, epoch, rendezvous](uint64_t seen) __aicore__ {
             if (EpochOf(seen) != epoch)
                 return SeenOf(seen, word);
             if (!window_words::rendezvous_is_possible(TagOf(seen), rendezvous))
                 return Seen::impossible;
             return seen >= word ? Seen::ready : Seen::pending;
-        });
+        };
+        return control_.WaitForWords(EXCHANGE_REGION_DONE, lines_, begin, end, are_done_, judge);
+    }
+    // The slot's state changes, and the host is told, once all cores have seen the one and found what they find.
+    __aicore__ inline void End(const Verdict &found) {
+        control_.StoreVerdict(0, found);
+        PipeBarrier<PIPE_ALL>();
+        SyncAll<true>();
+        if (control_.core() != 0)
+            return;
+        control_.StoreState(control_.PartState(part_), control_.epoch, rendezvous_);
+        const Verdict verdict = control_.MergeVerdicts(0);
+        control_.Conclude(verdict);
     }
 
     // Sums up this core's share of all tokens' elements, which may begin and end within a token.
-    __aicore__ inline void Reduce() {
-        control_.step = EXCHANGE_STEP_REDUCE;
+    __aicore__ inline Verdict Reduce() {
+        const uint32_t sum_unit = SumUnit(control_.layout());
         const uint64_t units_of_token = hidden_ / sum_unit;
         const Share share = ShareOf(control_.core(), arguments_.tokens * units_of_token, arguments_.segments);
         uint64_t piece_end = 0, piece_begin = 0;
@@ -79,14 +89,29 @@ class Combine {
                 piece_end = Least(token + tokens_in_piece_, (share.end + units_of_token - 1) / units_of_token);
                 LoadTerms(piece_begin, piece_end);
             }
+            const auto first_term = static_cast<uint32_t>(token - piece_begin) * topk_;
+            if (const Verdict verdict = WaitForTerms(first_term); verdict.result != EXCHANGE_OK)
+                return verdict;
             const uint64_t end = Least(share.end, (token + 1) * units_of_token);
             const auto begin_column = static_cast<uint32_t>((unit - token * units_of_token) * sum_unit);
             const auto end_column = static_cast<uint32_t>((end - token * units_of_token) * sum_unit);
             for (uint32_t column = begin_column; column < end_column; column += sum_tile)
-                SumTile(token, static_cast<uint32_t>(token - piece_begin) * topk_, column,
-                        Least(end_column - column, sum_tile));
+                SumTile(token, first_term, column, Least(end_column - column, sum_tile));
             unit = end;
         }
+        return control_.Fault(EXCHANGE_OK, 0);
+    }
+    // Waits for the ranks on which a token's results lie.
+    __aicore__ inline Verdict WaitForTerms(uint32_t first_term) {
+        for (uint32_t term = first_term; term < first_term + topk_ && !are_done_; ++term) {
+            const int64_t position = positions_.Get<int64_t>().GetValue(term);
+            if (position < 0)
+                continue;
+            const auto rank = static_cast<uint32_t>(position >> 32);
+            if (const Verdict verdict = WaitForDone(rank, rank + 1); verdict.result != EXCHANGE_OK)
+                return verdict;
+        }
+        return control_.Fault(EXCHANGE_OK, 0);
     }
     __aicore__ inline void LoadTerms(uint64_t begin, uint64_t end) {
         const auto count = static_cast<uint32_t>(end - begin) * topk_;
@@ -163,6 +188,9 @@ class Combine {
     uint32_t topk_ = 1;
     uint32_t hidden_ = 0;
     uint32_t tokens_in_piece_ = 1;
+    uint64_t rendezvous_ = 0;
+    uint64_t lines_ = 0;
+    bool are_done_ = false;
     TQue<TPosition::VECIN, 1> loads_;
     TQue<TPosition::VECOUT, 1> stores_;
     TBuf<TPosition::VECCALC> positions_, weights_, products_, sums_;

@@ -31,6 +31,8 @@ class Control {
     // The table of windows does not change while a kernel runs: the scalar cache may hold it.
     __aicore__ inline uint64_t Window(uint32_t rank) const { return windows_.GetValue(rank); }
     __aicore__ inline uint64_t Own(uint64_t offset) const { return Window(rank()) + offset; }
+    // The rank that is `i` after this one: where every rank begins with another, none is asked by all at once.
+    __aicore__ inline uint32_t Rotated(uint32_t i) const { return (rank() + i) % ranks(); }
     __aicore__ inline uint64_t PartState(Part part) const {
         return Own(layout().state + (1 + part.Index()) * EXCHANGE_LINE_BYTES);
     }
@@ -54,9 +56,14 @@ class Control {
     // Stores `word`, and what explains it, at `offset` of every window. Everything that it announces has to be visible
     // before.
     __aicore__ inline void PushWord(uint64_t offset, uint64_t word, uint64_t second = 0, uint64_t third = 0) {
+        PushWord(offset, 0, 1, word, second, third);
+    }
+    // The same to every `share`-th window from `first` on.
+    __aicore__ inline void PushWord(uint64_t offset, uint32_t first, uint32_t share, uint64_t word, uint64_t second = 0,
+                                    uint64_t third = 0) {
         FillUnit(word, second, third);
-        for (uint32_t peer = 0; peer < ranks(); ++peer)
-            Store(Global<uint64_t>(Window(peer) + offset), unit_.Get<uint64_t>(), unit_words);
+        for (uint32_t i = first; i < ranks(); i += share)
+            Store(Global<uint64_t>(Window(Rotated(1 + i)) + offset), unit_.Get<uint64_t>(), unit_words);
         Order<HardEvent::MTE3_S>();
     }
     __aicore__ inline void PushStatus(const Verdict &verdict) {
@@ -82,31 +89,38 @@ class Control {
         return verdict;
     }
 
-    // A verdict at an offset of the workspace. Others may load it after a barrier of MTE3 and SyncAll.
-    __aicore__ inline void StoreVerdict(uint64_t offset, const Verdict &verdict) {
-        StoreLine(arguments_->workspace + offset, verdict);
+    // What this core found in `stage`. Others may load it after a barrier of MTE3 and SyncAll; of what is well only
+    // that.
+    __aicore__ inline void StoreVerdict(uint32_t stage, const Verdict &verdict) {
+        const uint64_t address = arguments_->workspace + VerdictOffset(stage, core(), cores());
+        if (verdict.result != EXCHANGE_OK) {
+            StoreLine(address, verdict);
+            return;
+        }
+        Order<HardEvent::S_V>();
+        Duplicate(unit_.Get<int32_t>(), static_cast<int32_t>(EXCHANGE_OK),
+                  static_cast<int32_t>(EXCHANGE_UNIT_BYTES / sizeof(int32_t)));
+        Order<HardEvent::V_MTE3>();
+        Store(Global<uint64_t>(address), unit_.Get<uint64_t>(), unit_words);
+        Order<HardEvent::MTE3_S>();
     }
-    __aicore__ inline Verdict LoadVerdict(uint64_t offset) { return LoadLine(arguments_->workspace + offset); }
     // What all cores together found in `stage`; the same on every core.
     __aicore__ inline Verdict MergeVerdicts(uint32_t stage) {
-        LoadLines(verdicts_.Get<uint64_t>(), arguments_->workspace + VerdictOffset(stage, 0, cores()), cores());
+        LoadVerdicts(stage);
+        if (IsWellEverywhere())
+            return Fault(EXCHANGE_OK, 0);
+        LoadVerdicts(stage);
         uint32_t worst = 0;
         for (uint32_t other = 1; other < cores(); ++other)
             if (Outweighs(Word(verdicts_, other), Word(verdicts_, worst)))
                 worst = other;
-        return LoadVerdict(VerdictOffset(stage, worst, cores()));
+        return LoadLine(arguments_->workspace + VerdictOffset(stage, worst, cores()));
     }
-    // The findings in the verdicts of all cores in `stage`; they stay until verdicts are merged again.
-    __aicore__ inline void LoadFindings(uint32_t stage) {
-        LoadLines(verdicts_.Get<uint64_t>(),
-                  arguments_->workspace + VerdictOffset(stage, 0, cores()) + offsetof(Verdict, finding), cores());
-    }
-    __aicore__ inline uint64_t Finding(uint32_t core) { return Word(verdicts_, core); }
     // Ends the kernel: tells the host, and where the session is lost also every rank. One core does it.
     __aicore__ inline void Conclude(const Verdict &verdict) {
         if (Poisons(verdict.result))
             PushStatus(verdict);
-        StoreVerdict(0, verdict);
+        StoreLine(arguments_->workspace, verdict);
         // What later launches find follows from the first.
         if (arguments_->fault != 0 && verdict.result != EXCHANGE_OK &&
             LoadLine(arguments_->fault).result == EXCHANGE_OK)
@@ -122,22 +136,30 @@ class Control {
         return JudgeStatuses();
     }
 
-    // Waits until judge(word) is Seen::ready for the word of every source at `lines` of the own window, in `region`.
-    template <class Judge> __aicore__ inline Verdict WaitForWords(ExchangeRegion region, uint64_t lines, Judge judge) {
-        BeginWait();
-        for (;;) {
-            LookAround();
+    // Waits until judge(word) is Seen::ready for the word of every source in [begin, end) at `lines` of the own window,
+    // in `region`; tells whether those of all sources are. The caller has begun the wait.
+    template <class Judge>
+    __aicore__ inline Verdict WaitForWords(ExchangeRegion region, uint64_t lines, uint32_t begin, uint32_t end,
+                                           bool &are_all, Judge judge) {
+        // Words that are there already need no look around.
+        for (bool first = true;; first = false) {
+            if (!first)
+                LookAround();
             LoadLines(words_.Get<uint64_t>(), Own(lines), ranks());
             uint32_t missing = ranks();
+            are_all = true;
             for (uint32_t source = ranks(); source-- > 0;) {
                 const Seen seen = judge(Word(words_, source));
                 if (seen == Seen::impossible)
                     return Corruption(region, source, Word(words_, source));
-                if (seen == Seen::pending)
+                are_all = are_all && seen == Seen::ready;
+                if (seen == Seen::pending && source >= begin && source < end)
                     missing = source;
             }
             if (missing == ranks())
                 return Fault(EXCHANGE_OK, 0);
+            if (first)
+                continue;
             if (const Verdict verdict = JudgeDelay(missing); verdict.result != EXCHANGE_OK)
                 return verdict;
         }
@@ -200,6 +222,23 @@ class Control {
                     DataCopyPadExtParams<uint64_t>{false, 0, 0, 0});
         Order<HardEvent::MTE2_S>();
     }
+    __aicore__ inline void LoadVerdicts(uint32_t stage) {
+        Order<HardEvent::V_MTE2>();
+        LoadLines(verdicts_.Get<uint64_t>(), arguments_->workspace + VerdictOffset(stage, 0, cores()), cores(),
+                  EXCHANGE_UNIT_BYTES);
+    }
+    // Whether no core's verdict has a result: the greatest of the first words is EXCHANGE_OK. Changes what was loaded.
+    __aicore__ inline bool IsWellEverywhere() {
+        constexpr uint32_t halves = EXCHANGE_UNIT_BYTES / sizeof(int32_t);
+        const auto verdicts = verdicts_.Get<int32_t>();
+        for (uint32_t count = cores(); count > 1; count = (count + 1) / 2) {
+            const uint32_t half = (count + 1) / 2;
+            PipeBarrier<PIPE_V>();
+            Max(verdicts, verdicts, verdicts[half * halves], static_cast<int32_t>((count - half) * halves));
+        }
+        Order<HardEvent::V_S>();
+        return verdicts.GetValue(0) == EXCHANGE_OK;
+    }
     __aicore__ inline void LoadStatuses() {
         LoadLines(statuses_.Get<uint64_t>(), Own(layout().status), ranks(), EXCHANGE_UNIT_BYTES);
     }
@@ -209,8 +248,9 @@ class Control {
     __aicore__ inline Verdict JudgeStatuses() {
         Verdict told = Fault(EXCHANGE_OK, 0);
         for (uint32_t source = 0; source < ranks() && told.result == EXCHANGE_OK; ++source)
-            told = Told(told, rank(), ranks(), source, Word(statuses_, source), Word(statuses_, source, status_value),
-                        Word(statuses_, source, status_region));
+            if (const uint64_t word = Word(statuses_, source); word != 0)
+                told = Told(told, rank(), ranks(), source, word, Word(statuses_, source, status_value),
+                            Word(statuses_, source, status_region));
         return told;
     }
 

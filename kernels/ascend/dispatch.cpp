@@ -13,23 +13,31 @@ class Dispatch {
         arguments_ = arguments;
         control_.Init(pipe_, arguments_.common);
         routing_.Init(pipe_, arguments_);
+        pairs_.Init(pipe_, control_, arguments_);
         counts_.Init(pipe_, control_, arguments_);
         rows_.Init(pipe_, control_, routing_, arguments_);
         pipe_.InitBuffer(positions_, PairsInPiece(control_.layout().topk) * sizeof(int64_t));
 
-        Verdict verdict = Announce();
-        if (verdict.result == EXCHANGE_OK)
-            verdict = Agree();
-        if (verdict.result == EXCHANGE_OK) {
-            PlaceRows();
-            verdict = MeetAtArrivals();
+        if (const Verdict verdict = Announce(); verdict.result != EXCHANGE_OK) {
+            if (control_.core() == 0)
+                control_.Conclude(verdict);
+            return;
         }
-        if (control_.core() == 0)
-            control_.Conclude(verdict);
+        const Verdict found = Agree();
+        if (found.result == EXCHANGE_OK)
+            PlaceRows();
+        const Verdict verdict = MeetAtArrivals(found);
+        if (control_.core() != 0)
+            return;
+        // A dispatch that is refused holds no slot: all ranks refuse it together, so all agree on the next one.
+        if (found.result != EXCHANGE_OK)
+            control_.StoreState(control_.Own(control_.layout().state), control_.epoch, dispatches_);
+        control_.Conclude(verdict);
     }
 
   private:
-    // Counts the ids, and tells every rank how many rows this one brings for each expert. The epoch advances here.
+    // Looks at the ids, and tells every rank how many rows this one brings for each expert. The epoch advances here.
+    // All cores return the same.
     __aicore__ inline Verdict Announce() {
         const ExchangeLayout &layout = control_.layout();
         control_.step = EXCHANGE_STEP_ANNOUNCE;
@@ -43,44 +51,34 @@ class Dispatch {
         if (found.result == EXCHANGE_OK && arguments_.tokens > layout.max_tokens)
             found = control_.Fault(EXCHANGE_INVALID_INPUT, control_.rank(), EXCHANGE_INPUT_TOKENS, arguments_.tokens);
         if (found.result == EXCHANGE_OK)
-            found = counts_.CountPairs(routing_);
-        control_.StoreVerdict(VerdictOffset(0, control_.core(), control_.cores()), found);
+            found = pairs_.Check(routing_);
+        control_.StoreVerdict(0, found);
         if (found.result == EXCHANGE_OK)
-            counts_.StoreHistogram();
+            pairs_.Prepare(routing_);
         // Histograms and verdicts are there before another core loads them.
         PipeBarrier<PIPE_ALL>();
         SyncAll<true>();
 
-        input_ = control_.MergeVerdicts(0);
-        if (input_.result == EXCHANGE_POISONED || Poisons(input_.result))
-            return input_;
-        if (control_.core() == 0)
-            control_.StoreState(control_.Own(layout.state), control_.epoch, dispatches_);
-        if (input_.result == EXCHANGE_OK)
-            counts_.AddHistograms();
-        counts_.PushRecord(input_);
+        const Verdict input = control_.MergeVerdicts(0);
+        if (input.result == EXCHANGE_POISONED || Poisons(input.result))
+            return input;
+        const uint64_t word = SequenceWord(control_.epoch, arguments_.kind);
+        if (input.result == EXCHANGE_OK) {
+            pairs_.Finish();
+            counts_.FillRecord(pairs_, word);
+        }
+        counts_.PushRecord(input, word);
         return control_.Fault(EXCHANGE_OK, 0);
     }
 
     // Waits for every rank's counts. All ranks decide alike whether the exchange goes on.
     __aicore__ inline Verdict Agree() {
         control_.step = EXCHANGE_STEP_COUNTS;
-        // While the others' counts are under way.
-        const uint64_t finding = input_.result == EXCHANGE_OK ? rows_.KeepParts() : 0;
-        Verdict found = counts_.WaitForRecords();
-        found.finding = finding;
-        control_.StoreVerdict(VerdictOffset(1, control_.core(), control_.cores()), found);
-        // The matrix and the verdicts are there before another core loads them.
-        PipeBarrier<PIPE_ALL>();
-        SyncAll<true>();
-        const Verdict merged = control_.MergeVerdicts(1);
-        if (merged.result != EXCHANGE_OK)
-            return merged;
-        rows_.MergeParts(1);
-        // A dispatch that is refused holds no slot: all ranks refuse it together, so all agree on the next one.
-        if (arguments_.continues != 0)
-            --dispatches_;
-        part_ = {static_cast<uint32_t>(dispatches_ % control_.layout().slots), arguments_.part};
+        const Verdict found = counts_.WaitForRecords();
+        if (found.result != EXCHANGE_OK)
+            return found;
+        slots_before_ = dispatches_ - (arguments_.continues != 0 ? 1 : 0);
+        part_ = {static_cast<uint32_t>(slots_before_ % control_.layout().slots), arguments_.part};
         return counts_.DeriveOffsets(part_, total_);
     }
 
@@ -88,12 +86,12 @@ class Dispatch {
     __aicore__ inline void PlaceRows() {
         control_.step = EXCHANGE_STEP_PLACE;
         rows_.UseSlot(part_.slot);
-        if (control_.core() == 0) {
+        if (control_.core() == 0)
             // @protocol take-slot
-            control_.StoreState(control_.Own(control_.layout().state), control_.epoch, dispatches_ + 1);
+            control_.StoreState(control_.Own(control_.layout().state), control_.epoch, slots_before_ + 1);
+        if (control_.core() + 1 == control_.cores())
             control_.StoreState(control_.PartState(part_), control_.epoch, 0);
-            counts_.StoreTotals();
-        }
+        counts_.StoreCounts();
         for (uint64_t token = routing_.Begin(); token < routing_.End();) {
             const Piece piece = routing_.LoadPiece(token);
             PlacePiece(piece);
@@ -108,9 +106,9 @@ class Dispatch {
         if (!piece.is_counted)
             for (uint32_t pair = 0; pair < piece.pairs; ++pair)
                 if (const int64_t id = routing_.Id(pair); id >= 0)
-                    counts_.ReturnRow(static_cast<uint32_t>(id));
+                    pairs_.Return(static_cast<uint32_t>(id));
         for (uint32_t pair = 0; pair < piece.pairs; ++pair)
-            positions.SetValue(pair, TakePosition(routing_.Id(pair)));
+            positions.SetValue(pair, TakePosition(piece.begin * topk + pair, routing_.Id(pair)));
         for (uint64_t token = piece.begin; token < piece.end; ++token) {
             const auto first = static_cast<uint32_t>(token - piece.begin) * topk;
             bool is_routed = false;
@@ -125,29 +123,38 @@ class Dispatch {
         Order<HardEvent::S_MTE3>();
         Store(Global<int64_t>(arguments_.positions + piece.begin * topk * sizeof(int64_t)), positions, piece.pairs);
     }
-    __aicore__ inline int64_t TakePosition(int64_t id) {
+    __aicore__ inline int64_t TakePosition(uint64_t pair, int64_t id) {
         if (id < 0)
             return -1;
         const auto expert = static_cast<uint32_t>(id);
-        return static_cast<int64_t>(uint64_t(counts_.RankOf(expert)) << 32 | counts_.TakeRow(expert));
+        const uint32_t row = counts_.RowOf(expert, pairs_.TakeIndex(pair, expert));
+        return static_cast<int64_t>(uint64_t(counts_.RankOf(expert)) << 32 | row);
     }
 
-    // One core tells every rank that all rows of this one are there, and waits for the rows of all.
-    __aicore__ inline Verdict MeetAtArrivals() {
+    // The first cores tell every rank that all rows of this one are there; one waits for the rows of all. `found` is
+    // what this core found before.
+    __aicore__ inline Verdict MeetAtArrivals(const Verdict &found) {
+        control_.StoreVerdict(1, found);
         // Every row that this core stored is visible, and with SyncAll those of all cores, before a word says so.
         PipeBarrier<PIPE_ALL>();
         SyncAll<true>();
-        Verdict verdict = control_.Fault(EXCHANGE_OK, 0);
-        if (control_.core() != 0)
+        if (control_.core() >= control_.ranks())
+            return found;
+        Verdict verdict = control_.MergeVerdicts(1);
+        if (verdict.result != EXCHANGE_OK)
             return verdict;
         const ExchangeLayout &layout = control_.layout();
         const uint64_t word = SequenceWord(control_.epoch, arguments_.kind);
         const uint64_t lines = layout.arrive + part_.Lines(layout.ranks);
         // @protocol push-arrive. Ordered after the rows by the barriers above.
-        control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, word);
+        control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, control_.core(), control_.cores(), word);
+        if (control_.core() != 0)
+            return verdict;
         control_.step = EXCHANGE_STEP_ARRIVALS;
         // @protocol wait-arrivals. The word was stored after the rows it announces.
-        verdict = control_.WaitForWords(EXCHANGE_REGION_ARRIVE, lines,
+        control_.BeginWait();
+        bool are_all;
+        verdict = control_.WaitForWords(EXCHANGE_REGION_ARRIVE, lines, 0, control_.ranks(), are_all,
                                         [word](uint64_t seen) __aicore__ { return SeenOf(seen, word); });
         verdict.total = total_;
         verdict.slot = part_.slot;
@@ -158,11 +165,12 @@ class Dispatch {
     DispatchArguments arguments_;
     Control control_;
     Routing routing_;
+    OwnPairs pairs_;
     Counts counts_;
     RowPlacer rows_;
     TBuf<TPosition::VECCALC> positions_;
-    Verdict input_ = {};
     uint64_t dispatches_ = 0;
+    uint64_t slots_before_ = 0;
     uint64_t total_ = 0;
     Part part_ = {};
 };

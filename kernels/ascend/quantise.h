@@ -16,8 +16,7 @@ struct PlacedTile {
 };
 
 // As the host kernels do it: int8 = x * (127 / max) rounded to even; a row below 2^-120 counts as zero and has scale 0,
-// a row that is not finite has scale NaN, and both have zeros only. A core that has a part of a row learns the greatest
-// magnitude of the rest from the others, and keeps its part in the unified buffer until then.
+// a row that is not finite has scale NaN, and both have zeros only.
 class RowQuantiser {
   public:
     __aicore__ inline void Init(TPipe &pipe, const ExchangeLayout &layout) {
@@ -28,38 +27,17 @@ class RowQuantiser {
         pipe.InitBuffer(loads_, 2, tile_ * element_bytes_);
         pipe.InitBuffer(floats_, tile_ * sizeof(float));
         pipe.InitBuffer(scratch_, tile_ * sizeof(float));
-        pipe.InitBuffer(kept_, kept_parts * tile_ * element_bytes_);
         scale_at_ = (tile_ + EXCHANGE_UNIT_BYTES - 1) / EXCHANGE_UNIT_BYTES * EXCHANGE_UNIT_BYTES;
         pipe.InitBuffer(stores_, 2, scale_at_ + EXCHANGE_UNIT_BYTES);
     }
 
-    __aicore__ inline uint32_t Tiles() const { return (count_ + tile_ - 1) / tile_; }
+    __aicore__ inline uint32_t Tiles() const { return (hidden_ + tile_ - 1) / tile_; }
 
-    // Begins a row that this core has wholly. A row of one tile stays in the unified buffer, a longer one is loaded
-    // again.
+    // Begins a row. One of one tile stays in the unified buffer, a longer one is loaded again.
     __aicore__ inline void BeginRow(uint64_t row) {
-        Take(row, hidden_);
+        row_ = row;
         ScaleBy(LoadGreatest());
     }
-    // Returns the bits of the greatest magnitude of `count` elements at `part`, which stay in the unified buffer at
-    // place `kept` unless they are longer than a tile.
-    __aicore__ inline int32_t KeepPart(uint32_t kept, uint64_t part, uint32_t count) {
-        Take(part, count);
-        if (Tiles() > 1)
-            return LoadGreatest();
-        Load(Kept<uint8_t>(kept), Global<uint8_t>(part), count * element_bytes_);
-        Order<HardEvent::MTE2_V>();
-        TakeKept(kept);
-        return Greatest(count);
-    }
-    // Begins such a part; `greatest` is that of the whole row.
-    __aicore__ inline void BeginPart(uint32_t kept, uint64_t part, uint32_t count, int32_t greatest) {
-        Take(part, count);
-        if (Tiles() == 1)
-            TakeKept(kept);
-        ScaleBy(greatest);
-    }
-
     __aicore__ inline PlacedTile NextTile(uint32_t tile) {
         if (Tiles() > 1)
             LoadTile(tile);
@@ -94,10 +72,6 @@ class RowQuantiser {
     __aicore__ inline void FreeTile(PlacedTile &tile) { stores_.FreeTensor(tile.values); }
 
   private:
-    __aicore__ inline void Take(uint64_t part, uint32_t count) {
-        part_ = part;
-        count_ = count;
-    }
     __aicore__ inline int32_t LoadGreatest() {
         int32_t greatest = 0;
         for (uint32_t tile = 0; tile < Tiles(); ++tile) {
@@ -115,14 +89,14 @@ class RowQuantiser {
         scale_ = greatest < least_bits ? 0.0f : greatest >= infinity_bits ? AsFloat(nan_bits) : max / 127.0f;
     }
 
-    __aicore__ inline uint32_t TileCount(uint32_t tile) const { return Least(count_ - tile * tile_, tile_); }
+    __aicore__ inline uint32_t TileCount(uint32_t tile) const { return Least(hidden_ - tile * tile_, tile_); }
     __aicore__ inline static float AsFloat(int32_t bits) {
         float value;
         __builtin_memcpy(&value, &bits, sizeof value);
         return value;
     }
 
-    // A tile, or what was kept, as floats in floats_.
+    // A tile as floats in floats_.
     __aicore__ inline void LoadTile(uint32_t tile) {
         if (element_ == EXCHANGE_BF16)
             LoadFloats<bfloat16_t>(tile);
@@ -131,21 +105,10 @@ class RowQuantiser {
         else
             LoadFloats<float>(tile);
     }
-    __aicore__ inline void TakeKept(uint32_t kept) {
-        if (element_ == EXCHANGE_BF16)
-            ToFloats(Kept<bfloat16_t>(kept), count_);
-        else if (element_ == EXCHANGE_FP16)
-            ToFloats(Kept<half>(kept), count_);
-        else
-            ToFloats(Kept<float>(kept), count_);
-    }
-    template <class Element> __aicore__ inline LocalTensor<Element> Kept(uint32_t kept) {
-        return kept_.Get<uint8_t>()[kept * tile_ * element_bytes_].template ReinterpretCast<Element>();
-    }
     template <class Element> __aicore__ inline void LoadFloats(uint32_t tile) {
         const uint32_t count = TileCount(tile);
         auto elements = loads_.AllocTensor<Element>();
-        Load(elements, Global<Element>(part_ + tile * tile_ * sizeof(Element)), count);
+        Load(elements, Global<Element>(row_ + tile * tile_ * sizeof(Element)), count);
         loads_.EnQue(elements);
         elements = loads_.template DeQue<Element>();
         ToFloats(elements, count);
@@ -179,8 +142,7 @@ class RowQuantiser {
         return greatest;
     }
 
-    uint64_t part_ = 0;
-    uint32_t count_ = 0;
+    uint64_t row_ = 0;
     uint32_t hidden_ = 0;
     uint32_t element_ = 0;
     uint32_t element_bytes_ = 0;
@@ -191,7 +153,7 @@ class RowQuantiser {
     bool is_zero_ = false;
     TQue<TPosition::VECIN, 1> loads_;
     TQue<TPosition::VECOUT, 1> stores_;
-    TBuf<TPosition::VECCALC> floats_, scratch_, kept_;
+    TBuf<TPosition::VECCALC> floats_, scratch_;
 };
 
 } // namespace ascend_kernels

@@ -24,10 +24,8 @@ class Routing {
     __aicore__ inline void Init(TPipe &pipe, const DispatchArguments &arguments) {
         arguments_ = &arguments;
         topk_ = arguments.common.layout.topk;
-        hidden_ = arguments.common.layout.hidden;
-        units_ = hidden_ / arguments.row_unit;
-        core_ = static_cast<uint32_t>(GetBlockIdx());
-        share_ = ShareOfCore(core_);
+        units_ = arguments.common.layout.hidden / arguments.row_unit;
+        share_ = ShareOf(static_cast<uint64_t>(GetBlockIdx()), uint64_t(arguments.tokens) * units_, arguments.segments);
         first_counted_ = (share_.begin + units_ - 1) / units_;
         end_ = (share_.end + units_ - 1) / units_;
         begin_ = share_.begin < share_.end ? share_.begin / units_ : end_;
@@ -45,12 +43,6 @@ class Routing {
         return {static_cast<uint32_t>(begin) * arguments_->row_unit,
                 static_cast<uint32_t>(end - begin) * arguments_->row_unit};
     }
-    __aicore__ inline bool IsWhole(uint64_t token) const { return Part(token).count == hidden_; }
-    // Whether `core` has units of `token` as well.
-    __aicore__ inline bool Meets(uint32_t core, uint64_t token) const {
-        const Share share = ShareOfCore(core);
-        return share.begin < (token + 1) * units_ && share.end > token * units_;
-    }
 
     // Loads the piece that begins with `token`. A token that a core before has counted is a piece of its own.
     __aicore__ inline Piece LoadPiece(uint64_t token) {
@@ -63,6 +55,13 @@ class Routing {
         Order<HardEvent::MTE2_S>();
         return {token, end, pairs, is_counted};
     }
+    // Loads the ids of pairs [begin, begin + count) of all tokens, 512 at most, in the place of a piece.
+    __aicore__ inline void LoadPairs(uint32_t begin, uint32_t count) {
+        Order<HardEvent::S_MTE2>();
+        Load(ids_.Get<uint8_t>(), Global<uint8_t>(arguments_->ids + uint64_t(begin) * arguments_->ids_bytes),
+             count * arguments_->ids_bytes);
+    }
+    template <class Id> __aicore__ inline LocalTensor<Id> Ids() { return ids_.Get<Id>(); }
     // Of a pair of the piece that was loaded last.
     __aicore__ inline int64_t Id(uint32_t pair) {
         return arguments_->ids_bytes == sizeof(int64_t) ? ids_.Get<int64_t>().GetValue(pair)
@@ -76,15 +75,9 @@ class Routing {
     }
 
   private:
-    __aicore__ inline Share ShareOfCore(uint32_t core) const {
-        return ShareOf(core, uint64_t(arguments_->tokens) * units_, arguments_->segments);
-    }
-
     const DispatchArguments *arguments_ = nullptr;
     uint32_t topk_ = 1;
-    uint32_t hidden_ = 0;
     uint32_t units_ = 1;
-    uint32_t core_ = 0;
     uint64_t first_counted_ = 0;
     uint64_t begin_ = 0;
     uint64_t end_ = 0;

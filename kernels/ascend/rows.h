@@ -26,24 +26,6 @@ class RowPlacer {
     }
     __aicore__ inline void UseSlot(uint32_t slot) { slot_ = slot; }
 
-    // For int8, what other cores have to know of the rows in which this core's share begins and ends: the bits of the
-    // greatest magnitude of its part of either. It travels as the finding of this core's verdict.
-    __aicore__ inline uint64_t KeepParts() {
-        if (!quantised_ || routing_->Begin() == routing_->End())
-            return 0;
-        first_greatest_ = KeepPart(routing_->Begin());
-        last_greatest_ = routing_->End() - routing_->Begin() > 1 ? KeepPart(routing_->End() - 1) : first_greatest_;
-        return uint64_t(last_greatest_) << 32 | uint64_t(first_greatest_);
-    }
-    // Takes note of what the others found; their verdicts are those of `stage`.
-    __aicore__ inline void MergeParts(uint32_t stage) {
-        if (!quantised_ || routing_->Begin() == routing_->End())
-            return;
-        control_->LoadFindings(stage);
-        first_greatest_ = GreatestOfAll(routing_->Begin());
-        last_greatest_ = GreatestOfAll(routing_->End() - 1);
-    }
-
     // Places this core's part of the row of `token` at positions [first, last), of which those below zero are no
     // places.
     __aicore__ inline void Place(uint64_t token, const LocalTensor<int64_t> &positions, uint32_t first, uint32_t last) {
@@ -72,49 +54,23 @@ class RowPlacer {
         }
     }
 
+    // A core has whole rows of these.
     __aicore__ inline void PlaceQuantised(uint64_t token, const LocalTensor<int64_t> &positions, uint32_t first,
                                           uint32_t last) {
-        const Columns part = routing_->Part(token);
-        if (routing_->IsWhole(token))
-            quantiser_.BeginRow(Elements(token));
-        else if (token == routing_->Begin())
-            quantiser_.BeginPart(0, Elements(token), part.count, first_greatest_);
-        else
-            quantiser_.BeginPart(1, Elements(token), part.count, last_greatest_);
+        quantiser_.BeginRow(x_ + token * x_stride_);
         for (uint32_t index = 0; index < quantiser_.Tiles(); ++index) {
             PlacedTile tile = quantiser_.NextTile(index);
             for (uint32_t place = first; place < last; ++place) {
                 const int64_t position = positions.GetValue(place);
                 if (position < 0)
                     continue;
-                const uint32_t begin = part.begin + tile.begin;
-                Store(Global<int8_t>(Row(position) + begin), tile.values, tile.count);
-                // @protocol place-scale. A scale has a line of its own: no two ranks or cores share one.
-                if (begin == 0)
+                Store(Global<int8_t>(Row(position) + tile.begin), tile.values, tile.count);
+                // @protocol place-scale. A scale has a line of its own: no two ranks share one.
+                if (tile.begin == 0)
                     Store(Global<float>(Scale(position)), tile.scale, 1);
             }
             quantiser_.FreeTile(tile);
         }
-    }
-
-    // The greatest magnitude of this core's part of a row of which other cores have the rest.
-    __aicore__ inline int32_t KeepPart(uint64_t token) {
-        if (routing_->IsWhole(token))
-            return 0;
-        return quantiser_.KeepPart(token == routing_->Begin() ? 0 : 1, Elements(token), routing_->Part(token).count);
-    }
-    // The row in which a share ends is the last of that core's rows, the row in which it begins the first.
-    __aicore__ inline int32_t GreatestOfAll(uint64_t token) const {
-        const uint32_t own = control_->core();
-        int32_t greatest = token == routing_->Begin() ? first_greatest_ : last_greatest_;
-        for (uint32_t core = own; core-- > 0 && routing_->Meets(core, token);)
-            greatest = Most(greatest, static_cast<int32_t>(control_->Finding(core) >> 32));
-        for (uint32_t core = own + 1; core < control_->cores() && routing_->Meets(core, token); ++core)
-            greatest = Most(greatest, static_cast<int32_t>(control_->Finding(core) & 0xffffffff));
-        return greatest;
-    }
-    __aicore__ inline uint64_t Elements(uint64_t token) const {
-        return x_ + token * x_stride_ + uint64_t(routing_->Part(token).begin) * element_bytes_;
     }
 
     __aicore__ inline uint64_t Index(int64_t position) const {
@@ -136,8 +92,6 @@ class RowPlacer {
     uint64_t x_stride_ = 0;
     uint32_t element_bytes_ = 0;
     uint32_t slot_ = 0;
-    int32_t first_greatest_ = 0;
-    int32_t last_greatest_ = 0;
     bool quantised_ = false;
     TQueBind<TPosition::VECIN, TPosition::VECOUT, 1> rows_;
     RowQuantiser quantiser_;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ DECODE = [
     Shape(tokens, hidden, quant) for hidden in (4096, 7168) for quant in (None, "int8") for tokens in (16, 48, 96, 144)
 ]
 PREFILL = [Shape(1024, 4096, phase="prefill")]
-ON_THE_PAGE = [Shape(16, 4096), Shape(144, 7168, "int8"), *PREFILL]
+ON_THE_PAGE = [Shape(16, 4096), Shape(144, 7168, "int8")]
 
 
 class KernelCosts(NamedTuple):
@@ -53,11 +54,10 @@ class KernelCosts(NamedTuple):
     """Bytes of rows that have to be loaded if each moves once."""
     least_stored: int
 
-    @property
-    def balance_of_all(self) -> float:
-        """The most rows' bytes that a core moves in both directions over the least."""
-        moved = [core.loaded_row_bytes + core.stored_row_bytes for core in self.cores]
-        return max(moved) / max(1, min(moved))
+    def is_even(self, names: Sequence[str], unit: int) -> bool:
+        """Whether no core moves a tenth more than another, or more by `unit` bytes, in these directions together."""
+        moved = [sum(getattr(core, name) for name in names) for core in self.cores]
+        return max(moved) <= max(1.1 * min(moved), min(moved) + unit)
 
     @property
     def loaded(self) -> int:
@@ -69,11 +69,6 @@ class KernelCosts(NamedTuple):
 
     def most(self, name: str) -> int:
         return max(getattr(core, name) for core in self.cores)
-
-    def balance(self, name: str) -> float:
-        """The most that a core moves over the least."""
-        moved = [getattr(core, name) for core in self.cores]
-        return max(moved) / max(1, min(moved))
 
 
 class Costs(NamedTuple):

@@ -6,11 +6,14 @@ Whatever breaks a rule of the model on the way fails the test as well. No NPU ha
 from __future__ import annotations
 
 import pytest
+import torch
 
+from tests.exchange.pool import Rank
 from tests.exchange.scenario import Scenario
 from tests.exchange.schedules.test_rounds import SCENARIOS as ROUNDS
 from tests.exchange.schedules.test_rounds import run_in_rounds
 from tests.exchange.schedules.test_sequence import alternate_schedules
+from tests.exchange.surface import PHASES, open_exchange
 from tests.exchange.test_bit_exact import SCENARIOS, exchange_in_every_schedule, exchange_with_distinct_topk
 from tests.exchange.test_handles import combine_again_and_again, cross_epochs, hold_two_handles
 from tests.exchange.test_joint_refusals import disagree, overfill_window, refuse_broken_promise, refuse_one_rank
@@ -44,6 +47,22 @@ SPLITS = {
 @pytest.mark.parametrize(("ranks", "cores"), RANKS_AND_CORES, ids=lambda number: str(number))
 def test_any_division_over_cores_gives_the_same_bits(pools, library, ranks, cores, scenario):
     pools.run_on(ranks, library, cores, exchange_in_every_schedule, "windows", scenario)
+
+
+def tell_counts(rank: Rank, scenario: Scenario) -> None:
+    given = scenario.inputs(rank.size)
+    own = slice(rank.rank * scenario.experts_per_rank, (rank.rank + 1) * scenario.experts_per_rank)
+    counts = [one.topk_ids[one.topk_ids >= 0].bincount(minlength=scenario.num_experts(rank.size)) for one in given]
+    with open_exchange("windows", rank, scenario) as exchange:
+        for phase in PHASES:
+            exchange.dispatch(*given[rank.rank], phase=phase)
+            assert exchange.counts_matrix.tolist() == torch.stack(counts)[:, own].tolist()
+
+
+@pytest.mark.parametrize("name", ["experts-that-fill-no-count-unit", "more-pairs-than-a-piece"])
+@pytest.mark.parametrize(("ranks", "cores"), [(2, 8), (4, 1)], ids=lambda number: str(number))
+def test_every_rank_is_told_how_many_rows_of_each_come_from_where(pools, library, ranks, cores, name):
+    pools.run_on(ranks, library, cores, tell_counts, SPLITS[name])
 
 
 @pytest.mark.parametrize("name", ["bf16-int64", "hidden-7168", "top8", "no-token-on-some-ranks", "special-rows-bf16"])

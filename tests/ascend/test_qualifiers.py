@@ -28,7 +28,6 @@ DEVICE_FUNCTIONS = [
     "-x", "hip", "--cuda-device-only", "--offload-arch=gfx900", "-nogpuinc", "-nogpulib", "-Wno-cuda-compat",
     "-Xclang", "-fcuda-allow-variadic-functions", "-D__gm__=", "-D__aicore__=__attribute__((device))",
     "-D__device__=__attribute__((device))", "-D__host__=__attribute__((host))",
-    "-DMODEL_VARIABLE=__attribute__((device))",
 ]  # fmt: skip
 UNIT = """#include <cstdlib>
 #include <exception>

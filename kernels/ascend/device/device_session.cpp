@@ -116,7 +116,7 @@ DispatchArguments DeviceSession::arguments_of(const ExchangeDispatch &call) cons
     arguments.kind = call.kind;
     arguments.part = call.part;
     arguments.continues = call.continues;
-    arguments.row_unit = RowUnit(*session_.layout, call.tokens, cores_of_stream_);
+    arguments.row_unit = RowUnit(*session_.layout);
     return arguments;
 }
 
@@ -137,8 +137,6 @@ Verdict DeviceSession::dispatch(const ExchangeDispatch &call) {
     // Too many tokens are refused by the kernel, together with the other ranks.
     if (call.kind == EXCHANGE_PREFILL && call.tokens <= layout.max_tokens) {
         const std::vector<uint32_t> routed = count_routed(call);
-        const auto rows = std::count_if(routed.begin(), routed.end(), [](uint32_t times) { return times > 0; });
-        arguments.row_unit = RowUnit(layout, static_cast<uint64_t>(rows), cores_of_stream_);
         arguments.segments = use_segments(CutRows(layout, arguments.row_unit, call.tokens, cores_of_stream_,
                                                   [&routed](uint64_t token) { return routed[token]; }));
         routed_[call.positions] = routed;
@@ -188,7 +186,7 @@ Verdict DeviceSession::combine(const ExchangeCombine &call, bool only_meet) {
     // A row is read for each place of a token, and one is written.
     if (const auto known = routed_.find(call.positions); !only_meet && known != routed_.end())
         arguments.segments =
-            use_segments(CutEvenly(call.tokens, session_.layout->hidden / sum_unit, cores_of_stream_,
+            use_segments(CutEvenly(call.tokens, session_.layout->hidden / SumUnit(*session_.layout), cores_of_stream_,
                                    [&](uint64_t token) { return uint64_t{1} + known->second[token]; }));
     return launch_and_wait(launch_of(combine_kernel, cores_of_stream_, arguments));
 }

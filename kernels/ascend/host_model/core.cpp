@@ -92,9 +92,15 @@ void Core::write(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what) {
 
 void Core::mark_undefined(uint32_t offset, uint32_t bytes) { memset(defined_.data() + offset, 0, bytes); }
 
-void Core::charge_vector(uint64_t bytes, double cycles_per_repeat) {
+void Core::charge_scalar() {
+    clock.pass(times.scalar_buffer);
+    ++costs.scalar_accesses;
+}
+
+void Core::charge_vector(uint64_t bytes, VectorCost cost) {
     constexpr uint64_t repeat_bytes = 256;
-    double cycles = cycles_per_repeat * static_cast<double>((bytes + repeat_bytes - 1) / repeat_bytes);
+    const double of_repeat[] = {times.vector_unary, times.vector_binary, times.vector_sum};
+    double cycles = of_repeat[static_cast<int>(cost)] * static_cast<double>((bytes + repeat_bytes - 1) / repeat_bytes);
     const double start = clock.start(pipe_v);
     if (clock.is_idle(pipe_v))
         cycles += times.vector_head;

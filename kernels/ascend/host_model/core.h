@@ -25,6 +25,9 @@ struct Violation {};
 // Ends the launch: the kernel does what a device would punish, or not defines.
 [[noreturn, gnu::format(printf, 1, 2)]] void violate(const char *format, ...);
 
+// What a vector instruction costs for every 256 bytes.
+enum class VectorCost { one_operand, two_operands, sum };
+
 // What a launch cost one core.
 struct CoreCosts {
     uint64_t loaded_row_bytes;   // rows through MTE2
@@ -79,8 +82,10 @@ class Core {
     void write(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
     // Bytes of the last write that hold nothing defined (padding).
     void mark_undefined(uint32_t offset, uint32_t bytes);
-    // Charges a vector instruction on `bytes` of its widest operand.
-    void charge_vector(uint64_t bytes, double cycles_per_repeat);
+    // Charges an access of the unified buffer by the scalar unit, or a vector instruction on `bytes` of its widest
+    // operand.
+    void charge_scalar();
+    void charge_vector(uint64_t bytes, VectorCost cost);
     // Notes when the last instruction was done.
     void end_time();
 

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
@@ -105,15 +106,17 @@ template <class T> void DataCopy(const GlobalTensor<T> &to, const LocalTensor<T>
         DataCopyPad(to, from, {1, blocks * 32, 0, 0, 0});
 }
 
+using ascend_model::VectorCost;
+
 // One vector instruction: checks and notes its operands, hands out their memory, and takes effect.
 class VectorInstruction {
   public:
-    explicit VectorInstruction(const char *name, double cycles_per_repeat = ascend_model::times.vector_unary)
-        : name_(name), core_(ascend_model::this_core()), cycles_per_repeat_(cycles_per_repeat) {
+    explicit VectorInstruction(const char *name, VectorCost cost = VectorCost::one_operand)
+        : name_(name), core_(ascend_model::this_core()), cost_(cost) {
         core_.issue(ascend_model::pipe_v);
         ++core_.costs.vector_instructions;
     }
-    ~VectorInstruction() { core_.charge_vector(widest_, cycles_per_repeat_); }
+    ~VectorInstruction() { core_.charge_vector(widest_, cost_); }
     VectorInstruction(const VectorInstruction &) = delete;
     VectorInstruction &operator=(const VectorInstruction &) = delete;
 
@@ -152,7 +155,7 @@ class VectorInstruction {
     };
     const char *name_;
     ascend_model::Core &core_;
-    double cycles_per_repeat_;
+    VectorCost cost_;
     Range sources_[2];
     uint32_t number_ = 0;
     uint32_t widest_ = 0;
@@ -171,7 +174,7 @@ template <class T, class Operation>
 void binary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &left, const LocalTensor<T> &right,
             int32_t count, Operation operation) {
     static_assert(is_computed<T>);
-    VectorInstruction instruction(name, ascend_model::times.vector_binary);
+    VectorInstruction instruction(name, VectorCost::two_operands);
     const T *one = instruction.read(left, count);
     const T *other = instruction.read(right, count);
     T *result = instruction.write(to, count);
@@ -183,13 +186,24 @@ void binary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &le
 
 template <class T>
 void Add(const LocalTensor<T> &to, const LocalTensor<T> &left, const LocalTensor<T> &right, const int32_t &count) {
-    binary("Add", to, left, right, count, [](T one, T other) { return one + other; });
+    binary("Add", to, left, right, count, [](T one, T other) {
+        if constexpr (std::is_same_v<T, int32_t>)
+            return static_cast<int32_t>(static_cast<uint32_t>(one) + static_cast<uint32_t>(other));
+        else
+            return one + other;
+    });
 }
 
 template <class T>
 void Max(const LocalTensor<T> &to, const LocalTensor<T> &left, const LocalTensor<T> &right, const int32_t &count) {
     static_assert(std::is_same_v<T, int32_t>, "what Max makes of a NaN is not stated");
     binary("Max", to, left, right, count, [](T one, T other) { return std::max(one, other); });
+}
+
+template <class T>
+void Min(const LocalTensor<T> &to, const LocalTensor<T> &left, const LocalTensor<T> &right, const int32_t &count) {
+    static_assert(std::is_same_v<T, int32_t>, "what Min makes of a NaN is not stated");
+    binary("Min", to, left, right, count, [](T one, T other) { return std::min(one, other); });
 }
 
 template <class T, class Operation>
@@ -223,9 +237,37 @@ inline void Abs(const LocalTensor<float> &to, const LocalTensor<float> &from, co
           [](float value) { return std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0x7fffffffu); });
 }
 
-inline void Adds(const LocalTensor<int32_t> &to, const LocalTensor<int32_t> &from, const int32_t &scalar,
-                 const int32_t &count) {
-    unary("Adds", to, from, count, [scalar](int32_t value) { return value + scalar; });
+template <class T>
+void Adds(const LocalTensor<T> &to, const LocalTensor<T> &from, const T &scalar, const int32_t &count) {
+    static_assert(is_computed<T>);
+    unary("Adds", to, from, count, [scalar](T value) { return value + scalar; });
+}
+
+// One float at any place; a sum of each 256 bytes lies in `work` in between. The order in which they are added is not
+// stated.
+inline void ReduceSum(const LocalTensor<float> &to, const LocalTensor<float> &from, const LocalTensor<float> &work,
+                      const int32_t count) {
+    constexpr int32_t repeat = 64;
+    const int32_t sums = (count + repeat - 1) / repeat;
+    {
+        VectorInstruction instruction("ReduceSum", VectorCost::sum);
+        const float *source = instruction.read(from, count);
+        float *between = instruction.write(work, sums);
+        instruction.run([=] {
+            for (int32_t i = 0; i < sums; ++i)
+                between[i] = std::accumulate(source + i * repeat, source + std::min(count, (i + 1) * repeat), 0.0f);
+        });
+    }
+    ascend_model::Core &core = ascend_model::this_core();
+    core.barrier(ascend_model::pipe_v);
+    VectorInstruction instruction("ReduceSum", VectorCost::sum);
+    const float *between = instruction.read(work, sums);
+    require_room(to, sizeof(float), "ReduceSum");
+    core.write(ascend_model::pipe_v, to.offset(), sizeof(float), "ReduceSum");
+    instruction.run([=, result = core.ub() + to.offset()] {
+        const float sum = std::accumulate(between, between + sums, 0.0f);
+        memcpy(result, &sum, sizeof sum);
+    });
 }
 
 enum class RoundMode { CAST_NONE, CAST_RINT, CAST_FLOOR, CAST_CEIL, CAST_ROUND, CAST_TRUNC };
@@ -243,7 +285,12 @@ inline bfloat16_t to_bfloat16(float value) {
 }
 
 template <class To, class From> To converted(From value, RoundMode mode) {
-    if constexpr (std::is_same_v<To, float>) {
+    if constexpr (std::is_same_v<From, int64_t> && std::is_same_v<To, int32_t>) {
+        constexpr int64_t least = std::numeric_limits<int32_t>::min(), most = std::numeric_limits<int32_t>::max();
+        return static_cast<int32_t>(std::clamp(value, least, most));
+    } else if constexpr (std::is_same_v<From, int32_t> && std::is_same_v<To, float>) {
+        return static_cast<float>(value);
+    } else if constexpr (std::is_same_v<To, float>) {
         return to_float(value);
     } else if constexpr (std::is_same_v<From, float> && std::is_same_v<To, bfloat16_t>) {
         return to_bfloat16(value);
@@ -264,15 +311,17 @@ template <class To, class From> To converted(From value, RoundMode mode) {
 
 template <class To, class From>
 void Cast(const LocalTensor<To> &to, const LocalTensor<From> &from, const RoundMode &mode, const uint32_t count) {
-    constexpr bool widens = std::is_same_v<To, float>;
-    constexpr bool narrows = std::is_same_v<From, float>;
+    constexpr bool widens =
+        (std::is_same_v<To, float> && !std::is_same_v<From, int32_t>) || std::is_same_v<From, int64_t>;
+    constexpr bool narrows =
+        std::is_same_v<From, float> || (std::is_same_v<From, int32_t> && std::is_same_v<To, float>);
     if (widens && mode != RoundMode::CAST_NONE)
         ascend_model::violate("a cast that loses nothing takes CAST_NONE");
     if (narrows && mode != RoundMode::CAST_RINT && mode != RoundMode::CAST_TRUNC)
         ascend_model::violate("the model rounds with CAST_RINT and CAST_TRUNC only");
     if (narrows && !std::is_same_v<To, int32_t> && mode != RoundMode::CAST_RINT)
         ascend_model::violate("the model rounds to 16-bit floats with CAST_RINT only");
-    VectorInstruction instruction("Cast", ascend_model::times.vector_binary);
+    VectorInstruction instruction("Cast", VectorCost::two_operands);
     const From *source = instruction.read(from, static_cast<int32_t>(count));
     To *result = instruction.write(to, static_cast<int32_t>(count));
     instruction.run([=] {

@@ -98,7 +98,7 @@ class Launch {
                                        call.kind,
                                        call.part,
                                        call.continues,
-                                       RowUnit(layout, call.tokens, cores_)};
+                                       RowUnit(layout)};
         const uint64_t pairs = uint64_t{call.tokens} * layout.topk;
         add_rows("x", Region::input, arguments.x, call.tokens, call.x_stride);
         add("ids", Region::input, arguments.ids, pairs * call.ids_bytes);
@@ -108,13 +108,8 @@ class Launch {
         if (call.kind == EXCHANGE_PREFILL) {
             const ascend_moe::Routing ids(call.ids, call.ids_bytes);
             std::vector<uint32_t> routed(call.tokens);
-            uint32_t rows = 0;
-            for (uint64_t token = 0; token < call.tokens; ++token) {
-                for (uint64_t k = 0; k < layout.topk; ++k)
-                    routed[token] += ids[token * layout.topk + k] >= 0;
-                rows += routed[token] > 0;
-            }
-            arguments.row_unit = RowUnit(layout, rows, cores_);
+            for (uint64_t pair = 0; pair < pairs; ++pair)
+                routed[pair / layout.topk] += ids[pair] >= 0;
             arguments.segments = use_segments(CutRows(layout, arguments.row_unit, call.tokens, cores_,
                                                       [&routed](uint64_t token) { return routed[token]; }));
         }

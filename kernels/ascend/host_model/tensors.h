@@ -82,8 +82,7 @@ template <class T> class LocalTensor {
     static ascend_model::Core &scalar_core() {
         ascend_model::Core &core = ascend_model::this_core();
         core.issue(ascend_model::pipe_s);
-        core.clock.pass(ascend_model::times.scalar_buffer);
-        ++core.costs.scalar_accesses;
+        core.charge_scalar();
         return core;
     }
     uint32_t place(uint32_t element) const {

@@ -17,6 +17,7 @@
     TIME_CONSTANT(vector_head, 12, "cycles per vector instruction on an idle pipe", 8, 14, "pto-isa, cce_costmodel") \
     TIME_CONSTANT(vector_unary, 1, "cycles per 256 bytes, one operand", 1, 1, "pto-isa, cce_costmodel") \
     TIME_CONSTANT(vector_binary, 2, "cycles per 256 bytes, two operands or a cast", 2, 2, "pto-isa, cce_costmodel") \
+    TIME_CONSTANT(vector_sum, 7, "cycles per 256 bytes, ReduceSum", 7, 7, "pto-isa, cce_costmodel (vcadd)") \
     TIME_CONSTANT(vector_tail, 16, "cycles until a result is there", 12, 22, "pto-isa, cce_costmodel") \
     TIME_CONSTANT(vector_odd, 16, "cycles more if not of whole 256 bytes", 12, 18, "pto-isa, cce_costmodel_core.hpp") \
     TIME_CONSTANT(copy_start, 20, "ns per copy", 10, 60, "assumed") \
@@ -42,11 +43,7 @@ struct TimeConstants {
 };
 
 // Those in use.
-// A check for which functions belong to a device gives it one as well.
-#ifndef MODEL_VARIABLE
-#define MODEL_VARIABLE
-#endif
-extern MODEL_VARIABLE TimeConstants times;
+extern TimeConstants times;
 
 struct TimeConstantInfo {
     const char *name, *unit, *source;

@@ -27,25 +27,40 @@ inline uint64_t RowBufferBytes(const ExchangeLayout &layout) {
         return 2 * InBlocks(Least(layout.row_bytes, uint64_t{tile_bytes}));
     const uint64_t element_bytes = layout.out_row_bytes / layout.hidden;
     const uint64_t tile = Least(layout.hidden, QuantisedTile(static_cast<uint32_t>(element_bytes)));
-    const uint64_t loads = 2 * InBlocks(tile * element_bytes), kept = InBlocks(kept_parts * tile * element_bytes);
+    const uint64_t loads = 2 * InBlocks(tile * element_bytes);
     const uint64_t floats = 2 * InBlocks(tile * sizeof(float)), stores = 2 * (InBlocks(tile) + EXCHANGE_UNIT_BYTES);
-    return loads + kept + floats + stores;
+    return loads + floats + stores;
 }
 
-// Of dispatch.cpp, with counts.h and routing.h.
+// Of own_pairs.h.
+inline uint64_t PairBufferBytes(const ExchangeLayout &layout) {
+    const uint64_t compared = uint64_t{2} * compared_pairs * sizeof(float) + compared_work;
+    const uint64_t results =
+        InBlocks(compared_own * sizeof(float)) + InBlocks((EXCHANGE_COUNTS_PER_UNIT + 1) * sizeof(float));
+    return compared + results + 4 * InBlocks(uint64_t{layout.experts} * sizeof(int32_t));
+}
+
+// Of counts.h.
+inline uint64_t CountBufferBytes(const ExchangeLayout &layout) {
+    const uint64_t records = uint64_t{RecordsAtOnce(layout)} * (1 + layout.count_units);
+    const uint64_t units =
+        1 + uint64_t{3} * layout.count_units + records + 2 * Most(uint64_t{layout.count_units}, (records + 1) / 2);
+    const uint64_t starts = InBlocks((uint64_t{layout.ranks} + 1) * sizeof(uint32_t));
+    return units * EXCHANGE_UNIT_BYTES + starts + InBlocks(uint64_t{layout.experts / layout.ranks} * sizeof(int64_t));
+}
+
+// Of dispatch.cpp, with routing.h.
 inline uint64_t DispatchBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
-    const uint64_t counts = 6 * InBlocks(uint64_t{layout.experts} * sizeof(int32_t));
-    const uint64_t units = (1 + uint64_t{2} * layout.count_units) * EXCHANGE_UNIT_BYTES;
-    const uint64_t totals = InBlocks(uint64_t{layout.experts / layout.ranks} * sizeof(int64_t));
     const uint64_t pairs = 2 * InBlocks(uint64_t{PairsInPiece(layout.topk)} * sizeof(int64_t));
-    return ControlBufferBytes(layout, cores) + counts + units + totals + pairs + RowBufferBytes(layout);
+    return ControlBufferBytes(layout, cores) + PairBufferBytes(layout) + CountBufferBytes(layout) + pairs +
+           RowBufferBytes(layout);
 }
 
 // Of combine.cpp.
 inline uint64_t CombineBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
     const uint64_t tile = Least(layout.hidden, sum_tile), pairs = PairsInPiece(layout.topk);
     const uint64_t terms = InBlocks(pairs * sizeof(int64_t)) + InBlocks(pairs * sizeof(float));
-    const uint64_t rows = 4 * InBlocks(tile * (layout.out_row_bytes / layout.hidden));
+    const uint64_t rows = (sum_loads + 2) * InBlocks(tile * (layout.out_row_bytes / layout.hidden));
     return ControlBufferBytes(layout, cores) + terms + rows + 2 * InBlocks(tile * sizeof(float));
 }
 

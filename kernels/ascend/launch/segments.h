@@ -32,21 +32,10 @@ std::vector<uint64_t> CutEvenly(uint64_t things, uint64_t parts, uint32_t cores,
     return bounds;
 }
 
-// What cores divide in dispatch of `rows` rows, in elements: as many as are placed in 512 bytes, but not so many that a
-// core gets fewer than 16 (so that they differ by a sixteenth at most), unless its share is below 512 bytes anyway.
-inline uint32_t RowUnit(const ExchangeLayout &layout, uint64_t rows, uint32_t cores) {
-    constexpr uint64_t enough_bytes = 512, enough_units = 16;
-    const uint64_t share = rows * layout.row_bytes / cores;
-    uint32_t unit = sum_unit;
-    for (;;) {
-        const uint32_t twice = 2 * unit;
-        const uint64_t bytes = twice * layout.row_bytes / layout.hidden;
-        if (layout.hidden % twice != 0 || bytes > enough_bytes)
-            return unit;
-        if (share >= enough_bytes && share < enough_units * bytes)
-            return unit;
-        unit = twice;
-    }
+// What cores divide in dispatch, in elements: whole rows if a scale of each is needed.
+inline uint32_t RowUnit(const ExchangeLayout &layout) {
+    const auto element_bytes = static_cast<uint32_t>(layout.row_bytes / layout.hidden);
+    return layout.quantised ? layout.hidden : UnitOf(layout.hidden, element_bytes);
 }
 
 // Segments of such units for dispatch: equally many bytes stored. `routed(token)` tells how often a row is placed.
@@ -59,7 +48,7 @@ std::vector<uint64_t> CutRows(const ExchangeLayout &layout, uint32_t unit, uint3
 // Segments of units of elements for combine: equally many rows read and written. Positions as dispatch left them.
 inline std::vector<uint64_t> CutUnits(const ExchangeLayout &layout, const int64_t *positions, uint32_t tokens,
                                       uint32_t cores) {
-    return CutEvenly(tokens, layout.hidden / sum_unit, cores, [&layout, positions](uint64_t token) {
+    return CutEvenly(tokens, layout.hidden / SumUnit(layout), cores, [&layout, positions](uint64_t token) {
         uint64_t rows = 1;
         for (uint64_t k = 0; k < layout.topk; ++k)
             rows += positions[token * layout.topk + k] >= 0;
