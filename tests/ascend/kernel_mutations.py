@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from tests.exchange.pool import RanksFailed
 
-from .conftest import AscendPools, Objects
+from .conftest import AscendPools, Objects, delayed
 from .host_model import KERNEL_SOURCES, KERNELS, compile_source, link
 
 
 class Mutation(NamedTuple):
-    """Replaces `old`, which stands once in `file`, by `new`; `test`, called with `arguments`, has to fail."""
+    """Replaces `old`, which stands once in `file`, by `new`; `test`, called with `arguments`, has to fail; `late`: with
+    the model's delayed mode."""
 
     name: str
     file: str
@@ -25,6 +26,7 @@ class Mutation(NamedTuple):
     new: str
     test: Callable[..., None]
     arguments: Mapping[str, object] = {}
+    late: bool = False
 
 
 class Catch(NamedTuple):
@@ -51,7 +53,8 @@ def build_mutant(mutation: Mutation, objects: Objects, folder: Path) -> str:
         kernels.append(
             compile_source(copies / source.name, folder / compiled.name, strict=False) if touched else compiled
         )
-    return str(link([*kernels, *objects.others], folder / "libmutant.so"))
+    others = delayed(objects, folder).others if mutation.late else objects.others
+    return str(link([*kernels, *others], folder / "libmutant.so"))
 
 
 def _headers_of(source: Path) -> set[str]:
