@@ -54,6 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where CANN is installed; its CPU mode then runs the Ascend kernels as well",
     )
     parser.addoption(
+        "--delayed", action="store_true", help="instructions of modelled NPU cores take effect late, in tests/ascend"
+    )
+    parser.addoption(
         "--granting", action="store_true", help="exchanges of any number of ranks grant places, in tests of one process"
     )
 

@@ -198,8 +198,10 @@ class OwnPairs {
         Duplicate(sums, 0, count);
         for (uint32_t core = 0; core < control_->cores(); ++core) {
             PipeBarrier<PIPE_V>();
-            if (core == control_->core())
+            if (core == control_->core()) {
                 Adds(own_.Get<int32_t>(), sums, 0, count);
+                PipeBarrier<PIPE_V>();
+            }
             auto counts = loads_.AllocTensor<int32_t>();
             Load(counts, Global<int32_t>(Histogram(core)), experts_);
             loads_.EnQue(counts);

@@ -10,7 +10,16 @@ from tests.exchange.conftest import Pools
 from tests.exchange.pool import Pool, Program
 from tests.versions.npu_wheels import headers
 
-from .host_model import HOST_SOURCES, KERNEL_SOURCES, LIBRARY_SOURCES, MODEL_SOURCES, build_objects, link, on_ascend
+from .host_model import (
+    HOST_SOURCES,
+    KERNEL_SOURCES,
+    LIBRARY_SOURCES,
+    MODEL_SOURCES,
+    build_objects,
+    compile_source,
+    link,
+    on_ascend,
+)
 from .modelled_time import Clock
 
 MUTANT_DEADLINE_S = 4.0
@@ -34,14 +43,29 @@ def link_library(objects: Objects) -> str:
     return str(link([*objects.kernels, *objects.others], target))
 
 
+def delayed(objects: Objects, folder: Path, seed: int = 1) -> Objects:
+    """The same with the model's delayed mode."""
+    [source] = [path for path in MODEL_SOURCES if path.stem == "delay"]
+    late = compile_source(source, folder / "delay.o", defined=[f"MODEL_DELAY={seed}"])
+    return Objects(objects.kernels, [late, *(path for path in objects.others if path.stem != "delay")])
+
+
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     return compile_objects(tmp_path_factory.mktemp("ascend-objects"))
 
 
 @pytest.fixture(scope="session")
-def library(objects: Objects) -> str:
-    """The path of the library that runs the Ascend kernels on the model."""
+def delayed_library(objects: Objects, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """That of the library in which instructions take effect late."""
+    return link_library(delayed(objects, tmp_path_factory.mktemp("delayed")))
+
+
+@pytest.fixture(scope="session")
+def library(objects: Objects, request: pytest.FixtureRequest) -> str:
+    """The path of the library that runs the Ascend kernels on the model; with `--delayed` that of the other."""
+    if request.config.getoption("--delayed"):
+        return str(request.getfixturevalue("delayed_library"))
     return link_library(objects)
 
 

@@ -70,13 +70,16 @@ def core_costs(costs: ctypes.Array) -> list[CoreCosts]:
     return [CoreCosts(*(getattr(one, name) for name in CoreCosts._fields)) for one in costs]
 
 
-def compile_source(source: Path, target: Path, *, strict: bool = True, include: Sequence[Path] = ()) -> Path:
+def compile_source(
+    source: Path, target: Path, *, strict: bool = True, include: Sequence[Path] = (), defined: Sequence[str] = ()
+) -> Path:
     """Compiles one source, whose own folder comes first when headers are looked for; `strict`: warnings are errors;
-    `include`: further folders with headers."""
+    `include`: further folders with headers; `defined`: macros, as NAME=VALUE."""
     compiler = os.environ.get("CXX", "g++").split()
     folders = [f"-I{folder}" for folder in (*include, *(KERNELS / folder for folder in FOLDERS))]
     warnings = ("-Wall", "-Wextra", "-Werror") if strict else ("-w",)
-    command = [*compiler, *FLAGS, *warnings, *folders, "-c", str(source), "-o", str(target)]
+    macros = [f"-D{macro}" for macro in defined]
+    command = [*compiler, *FLAGS, *warnings, *folders, *macros, "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True, timeout=240)
     return target
 

@@ -51,6 +51,18 @@ def test_drawn_exchanges_equal_the_reference_to_the_bit(pools: AscendPools, libr
     equals_the_reference()
 
 
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_drawn_exchanges_whose_instructions_take_effect_late_have_the_same_bits(
+    pools: AscendPools, delayed_library, cores
+):
+    @drawn(EXAMPLES[2])
+    @given(scenario=scenarios(2))
+    def equals_the_reference(scenario: Scenario) -> None:
+        pools.run_on(2, delayed_library, cores, exchange_in_every_schedule, "windows", scenario)
+
+    equals_the_reference()
+
+
 @widths
 @every_combination
 def test_drawn_windows_of_any_size_equal_the_reference(pools: AscendPools, library, ranks, cores, times):

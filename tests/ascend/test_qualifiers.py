@@ -28,12 +28,18 @@ DEVICE_FUNCTIONS = [
     "-x", "hip", "--cuda-device-only", "--offload-arch=gfx900", "-nogpuinc", "-nogpulib", "-Wno-cuda-compat",
     "-Xclang", "-fcuda-allow-variadic-functions", "-D__gm__=", "-D__aicore__=__attribute__((device))",
     "-D__device__=__attribute__((device))", "-D__host__=__attribute__((host))",
+    "-DMODEL_VARIABLE=__attribute__((device))",
 ]  # fmt: skip
 UNIT = """#include <cstdlib>
 #include <exception>
 #include <new>
 #include <typeinfo>
 #ifdef __HIP__
+__device__ void *operator new(size_t);
+__device__ void *operator new(size_t, void *) noexcept;
+__device__ void operator delete(void *) noexcept;
+__device__ void operator delete(void *, size_t) noexcept;
+__device__ void operator delete(void *, void *) noexcept;
 #pragma clang force_cuda_host_device begin
 #endif
 #include "kernel_operator.h"
@@ -89,7 +95,7 @@ def places(word: str) -> list[Place]:
     ]
 
 
-AT_ONCE = 12
+AT_ONCE = 24
 """Every so many places on every change; all at night."""
 
 

@@ -20,8 +20,9 @@ void join(Clock &clock, const Clock &other) {
 
 } // namespace
 
-void Core::reset(uint32_t index) {
+void Core::reset(uint32_t index, uint64_t delay) {
     index_ = index;
+    late_.reset(delay == 0 ? 0 : delay * 0x9e3779b97f4a7c15 + index + 1);
     costs = {};
     posted.clear();
     allocated_ = 0;
@@ -46,7 +47,7 @@ void Core::issue(Pipe pipe) {
 }
 
 bool Core::knows(Pipe pipe, Pipe other, uint32_t instruction) const {
-    return instruction <= known_[pipe][other] || (pipe == other && instruction == issued_[pipe]);
+    return late_.are_late() || instruction <= known_[pipe][other] || (pipe == other && instruction == issued_[pipe]);
 }
 
 void Core::check_range(uint32_t offset, uint32_t bytes, const char *what) const {
@@ -132,6 +133,7 @@ void Core::barrier_all() {
     clock.drain();
     for (Clock &known : known_)
         known = issued_;
+    late_.make_all();
 }
 
 Core::Event &Core::event(Pipe from, Pipe to, uint32_t id) {
@@ -159,6 +161,8 @@ void Core::wait_event(Pipe from, Pipe to, uint32_t id) {
     clock.pass(times.event);
     clock.wait(to, flag.at);
     join(known_[to], flag.clock);
+    if (to == pipe_s)
+        late_.make(known_[pipe_s]);
 }
 
 uint32_t Core::free_event(Pipe from, Pipe to) const {

@@ -2,7 +2,8 @@
 //
 // Instructions take effect as soon as they are issued, but every access to the unified buffer is checked against
 // vector clocks: a pipe may touch bytes of another instruction only after an event, a barrier or the order of its own
-// pipe has said that the instruction is done. What a device would do wrong sometimes is reported always.
+// pipe has said that the instruction is done. What a device would do wrong sometimes is reported always. In the delayed
+// mode instructions take effect late instead (late_effects.h), and these accesses are not checked.
 #pragma once
 
 #include <array>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "core_clock.h"
+#include "late_effects.h"
 
 namespace ascend_model {
 
@@ -25,9 +27,6 @@ struct Violation {};
 
 // What a vector instruction costs for every 256 bytes.
 enum class VectorCost { one_operand, two_operands, sum };
-
-// Instructions of each pipe that are known to be done.
-using Clock = std::array<uint32_t, pipe_count>;
 
 // What a launch cost one core.
 struct CoreCosts {
@@ -57,7 +56,8 @@ struct PostedStore {
 
 class Core {
   public:
-    void reset(uint32_t index);
+    // delay: of the delayed mode, drawn anew for each core; 0: none.
+    void reset(uint32_t index, uint64_t delay);
 
     uint32_t index() const { return index_; }
     uint8_t *ub() { return ub_.data(); }
@@ -68,6 +68,15 @@ class Core {
 
     // Begins an instruction of `pipe`: it may rely on what the scalar unit had seen done when it issued it.
     void issue(Pipe pipe);
+    // What the current instruction of `pipe` does, now or late.
+    template <class Effect> void effect(Pipe pipe, Effect make) {
+        if (late_.are_late())
+            late_.put(pipe, issued_[pipe], known_[pipe], std::move(make));
+        else
+            make();
+    }
+    // Everything that was issued takes effect.
+    void catch_up() { late_.make_all(); }
     // The current instruction of `pipe` reads, or writes, [offset, offset + bytes) of the unified buffer.
     void read(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
     void write(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
@@ -113,6 +122,7 @@ class Core {
     uint32_t allocated_ = 0;
     Clock issued_ = {};
     std::array<Clock, pipe_count> known_ = {};
+    LateEffects late_;
     std::array<std::array<Event, event_ids>, pipe_count * pipe_count> events_;
     std::vector<uint8_t> ub_;
     std::vector<uint8_t> defined_; // per byte

@@ -82,6 +82,7 @@ void Device::prepare(uint32_t cores, std::vector<Region> memory, std::function<v
     flagged_windows_.clear();
     phase_ = 0;
     caches_.assign(cores, {});
+    ++launches_;
     workspace_written_.assign(memory_.size(), {});
     for (size_t region = 0; region < memory_.size(); ++region)
         if (memory_[region].kind == Region::workspace)
@@ -89,7 +90,7 @@ void Device::prepare(uint32_t cores, std::vector<Region> memory, std::function<v
     fibers_.resize(cores);
     for (uint32_t core = 0; core < cores; ++core) {
         Fiber &fiber = fibers_[core];
-        fiber.core.reset(core);
+        fiber.core.reset(core, delay_ == 0 ? 0 : delay_ + launches_);
         fiber.state = State::ready;
         getcontext(&fiber.here);
         fiber.here.uc_stack.ss_sp = fiber.stack.get();
@@ -211,12 +212,14 @@ void Device::switch_away(State state) {
 
 void Device::wait_for_all_cores() {
     ++running_core().costs.core_barriers;
+    running_core().catch_up();
     switch_away(State::at_barrier);
 }
 
 void Device::let_others_run() {
     running_core().clock.pass(times.scalar_buffer);
-    // In time a store becomes visible even if nothing waits for it.
+    // In time an instruction takes effect, and a store becomes visible, even if nothing waits for it.
+    running_core().catch_up();
     if (Core &core = running_core(); !core.posted.empty())
         publish_one(core);
     switch_away(State::polling);
@@ -441,6 +444,7 @@ void Device::clean_line(Core &core, uint64_t address) {
 
 void Device::end_core(Core &core) {
     core.check_end();
+    core.catch_up();
     for (const auto &[line, cached] : caches_[core.index()])
         if (cached.dirty != 0)
             violate("the kernel ends with a scalar store that no cache maintenance wrote back");

@@ -15,6 +15,9 @@
 
 namespace ascend_model {
 
+// Seed of the delayed mode (late_effects.h), 0: none. Given when delay.cpp is compiled.
+extern const uint64_t default_delay;
+
 // Who may do what with a piece of global memory.
 struct Region {
     enum Kind {
@@ -125,6 +128,8 @@ class Device {
     Machine *machine_ = nullptr;
     uint32_t rank_ = 0;
     std::string violation_;
+    uint64_t delay_ = default_delay;
+    uint64_t launches_ = 0;
     uint32_t running_ = 0;
     uint32_t phase_ = 0;
     uint64_t random_ = 0;

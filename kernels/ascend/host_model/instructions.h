@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 
 #include "tensors.h"
 
@@ -62,8 +63,11 @@ void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, const Da
         core.write(ascend_model::pipe_mte2, at, padded(blocks.blockLen), "DataCopyPad");
         core.mark_undefined(at + blocks.blockLen, padded(blocks.blockLen) - blocks.blockLen);
         const uint64_t source = from.address() + uint64_t{block} * (blocks.blockLen + blocks.srcStride);
-        const bool polled = device.load(core, core.ub() + at, source, blocks.blockLen);
-        core.costs.loads += block == 0 && !polled;
+        const uint32_t bytes = blocks.blockLen;
+        core.effect(ascend_model::pipe_mte2, [&core, &device, at, source, bytes, is_first = block == 0] {
+            const bool polled = device.load(core, core.ub() + at, source, bytes);
+            core.costs.loads += is_first && !polled;
+        });
     }
 }
 
@@ -83,8 +87,11 @@ void DataCopyPad(const GlobalTensor<T> &to, const LocalTensor<T> &from, const Da
     for (uint32_t block = 0; block < blocks.blockCount; ++block) {
         const uint32_t at = from.offset() + block * pitch;
         core.read(ascend_model::pipe_mte3, at, blocks.blockLen, "DataCopyPad");
-        device.store(core, to.address() + uint64_t{block} * (blocks.blockLen + blocks.dstStride), core.ub() + at,
-                     blocks.blockLen, visible);
+        const uint64_t target = to.address() + uint64_t{block} * (blocks.blockLen + blocks.dstStride);
+        const uint32_t bytes = blocks.blockLen;
+        core.effect(ascend_model::pipe_mte3, [&core, &device, at, target, bytes, visible] {
+            device.store(core, target, core.ub() + at, bytes, visible);
+        });
     }
 }
 
@@ -101,7 +108,7 @@ template <class T> void DataCopy(const GlobalTensor<T> &to, const LocalTensor<T>
 
 using ascend_model::VectorCost;
 
-// One vector instruction: checks and notes its operands, then hands out their memory.
+// One vector instruction: checks and notes its operands, hands out their memory, and takes effect.
 class VectorInstruction {
   public:
     explicit VectorInstruction(const char *name, VectorCost cost = VectorCost::one_operand)
@@ -130,6 +137,7 @@ class VectorInstruction {
         core_.write(ascend_model::pipe_v, tensor.offset(), bytes, name_);
         return reinterpret_cast<T *>(core_.ub() + tensor.offset());
     }
+    template <class Effect> void run(Effect make) { core_.effect(ascend_model::pipe_v, std::move(make)); }
 
   private:
     template <class T> uint32_t checked(const LocalTensor<T> &tensor, int32_t count) {
@@ -159,7 +167,7 @@ template <class T> constexpr bool is_computed = std::is_same_v<T, float> || std:
 template <class T> void Duplicate(const LocalTensor<T> &to, const T &value, const int32_t &count) {
     static_assert(sizeof(T) == 2 || sizeof(T) == 4, "Duplicate takes elements of 2 or 4 bytes");
     VectorInstruction instruction("Duplicate");
-    std::fill_n(instruction.write(to, count), count, value);
+    instruction.run([result = instruction.write(to, count), count, value] { std::fill_n(result, count, value); });
 }
 
 template <class T, class Operation>
@@ -170,8 +178,10 @@ void binary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &le
     const T *one = instruction.read(left, count);
     const T *other = instruction.read(right, count);
     T *result = instruction.write(to, count);
-    for (int32_t i = 0; i < count; ++i)
-        result[i] = operation(one[i], other[i]);
+    instruction.run([=] {
+        for (int32_t i = 0; i < count; ++i)
+            result[i] = operation(one[i], other[i]);
+    });
 }
 
 template <class T>
@@ -201,8 +211,10 @@ void unary(const char *name, const LocalTensor<T> &to, const LocalTensor<T> &fro
     VectorInstruction instruction(name);
     const T *source = instruction.read(from, count);
     T *result = instruction.write(to, count);
-    for (int32_t i = 0; i < count; ++i)
-        result[i] = operation(source[i]);
+    instruction.run([=] {
+        for (int32_t i = 0; i < count; ++i)
+            result[i] = operation(source[i]);
+    });
 }
 
 inline void Muls(const LocalTensor<float> &to, const LocalTensor<float> &from, const float &scalar,
@@ -241,17 +253,19 @@ inline void ReduceSum(const LocalTensor<float> &to, const LocalTensor<float> &fr
         VectorInstruction instruction("ReduceSum", VectorCost::sum);
         const float *source = instruction.read(from, count);
         float *between = instruction.write(work, sums);
-        for (int32_t i = 0; i < sums; ++i)
-            between[i] = std::accumulate(source + i * repeat, source + std::min(count, (i + 1) * repeat), 0.0f);
+        instruction.run([=] {
+            for (int32_t i = 0; i < sums; ++i)
+                between[i] = std::accumulate(source + i * repeat, source + std::min(count, (i + 1) * repeat), 0.0f);
+        });
     }
     ascend_model::Core &core = ascend_model::this_core();
     core.barrier(ascend_model::pipe_v);
     VectorInstruction instruction("ReduceSum", VectorCost::sum);
     const float *between = instruction.read(work, sums);
-    const float sum = std::accumulate(between, between + sums, 0.0f);
-    require_room(to, sizeof sum, "ReduceSum");
-    core.write(ascend_model::pipe_v, to.offset(), sizeof sum, "ReduceSum");
-    memcpy(core.ub() + to.offset(), &sum, sizeof sum);
+    require_room(to, sizeof(float), "ReduceSum");
+    core.write(ascend_model::pipe_v, to.offset(), sizeof(float), "ReduceSum");
+    float *result = reinterpret_cast<float *>(core.ub() + to.offset());
+    instruction.run([=] { *result = std::accumulate(between, between + sums, 0.0f); });
 }
 
 enum class RoundMode { CAST_NONE, CAST_RINT, CAST_FLOOR, CAST_CEIL, CAST_ROUND, CAST_TRUNC };
@@ -308,8 +322,10 @@ void Cast(const LocalTensor<To> &to, const LocalTensor<From> &from, const RoundM
     VectorInstruction instruction("Cast", VectorCost::two_operands);
     const From *source = instruction.read(from, static_cast<int32_t>(count));
     To *result = instruction.write(to, static_cast<int32_t>(count));
-    for (uint32_t i = 0; i < count; ++i)
-        result[i] = converted<To>(source[i], mode);
+    instruction.run([=] {
+        for (uint32_t i = 0; i < count; ++i)
+            result[i] = converted<To>(source[i], mode);
+    });
 }
 
 } // namespace AscendC

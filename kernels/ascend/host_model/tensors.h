@@ -146,8 +146,11 @@ template <pipe_t Which> void PipeBarrier() {
         core.barrier_all();
     else
         core.barrier(static_cast<Pipe>(Which));
-    if constexpr (Which == PIPE_ALL || Which == PIPE_MTE3)
-        ascend_model::Device::current()->make_visible(core);
+    ascend_model::Device &device = *ascend_model::Device::current();
+    if constexpr (Which == PIPE_ALL)
+        device.make_visible(core);
+    else if constexpr (Which == PIPE_MTE3)
+        core.effect(ascend_model::pipe_mte3, [&core, &device] { device.make_visible(core); });
 }
 
 template <bool AivOnly = true> void SyncAll() { ascend_model::Device::current()->wait_for_all_cores(); }

@@ -43,7 +43,11 @@ struct TimeConstants {
 };
 
 // Those in use.
-extern TimeConstants times;
+// A check for which functions belong to a device gives it one as well.
+#ifndef MODEL_VARIABLE
+#define MODEL_VARIABLE
+#endif
+extern MODEL_VARIABLE TimeConstants times;
 
 struct TimeConstantInfo {
     const char *name, *unit, *source;

@@ -158,7 +158,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the combine of a first dispatch that is refused reads what was in memory", SESSION,
-        "        call.positions.fill_(-1)\n", "", refused_replays,
+        "        self._shared.positions.fill_(-1)\n", "", refused_replays,
     ),
     Mutation(
         "a call overtakes what torch has queued", BINDING,

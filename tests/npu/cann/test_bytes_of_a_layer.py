@@ -12,6 +12,7 @@ import torch
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.graph_capture.guard import DryRuns
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
 from tests.exchange.pool import Rank
@@ -101,6 +102,10 @@ def count_layer(
         layer.forward(never, moe, x, routed)
         work = counting.work()
         return int(exchange.counts_matrix.sum()), work
+    dry = DryRuns(lambda: layer.forward(never, moe, x, routed), 2, into_launches=True)
+    for _ in range(dry.total):
+        dry.run()
+    assert dry.findings == []
     graph = torch.npu.NPUGraph()
     with torch.npu.graph(graph), launches.capture():
         layer.forward(never, moe, x, routed)
