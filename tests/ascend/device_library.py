@@ -26,7 +26,7 @@ SOURCES = [
     *(DEVICE / f"{name}.cpp" for name in ("announce", "device_session", "exchange_library", "watcher")),
     *sorted(STAND_IN.glob("*.cpp")),
 ]
-SHARED = ("core", "core_clock", "device", "instructions", "machine", "routing", "segments")
+SHARED = ("core", "core_clock", "delay", "device", "instructions", "late_effects", "machine", "routing", "segments")
 """What is part of the model's library as well."""
 
 pointer, u32 = ctypes.c_void_p, ctypes.c_uint32
