@@ -264,10 +264,8 @@ inline void ReduceSum(const LocalTensor<float> &to, const LocalTensor<float> &fr
     const float *between = instruction.read(work, sums);
     require_room(to, sizeof(float), "ReduceSum");
     core.write(ascend_model::pipe_v, to.offset(), sizeof(float), "ReduceSum");
-    instruction.run([=, result = core.ub() + to.offset()] {
-        const float sum = std::accumulate(between, between + sums, 0.0f);
-        memcpy(result, &sum, sizeof sum);
-    });
+    float *result = reinterpret_cast<float *>(core.ub() + to.offset());
+    instruction.run([=] { *result = std::accumulate(between, between + sums, 0.0f); });
 }
 
 enum class RoundMode { CAST_NONE, CAST_RINT, CAST_FLOOR, CAST_CEIL, CAST_ROUND, CAST_TRUNC };
