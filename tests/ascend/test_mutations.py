@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 
+from .host_model import KERNELS
 from .kernel_mutations import Mutation, build_mutant, try_mutant
 from .seeded_faults import MUTATIONS
 
@@ -26,6 +27,11 @@ OFTEN = MUTATIONS[::4]
 def test_a_seeded_fault_is_caught(objects, mutant_pools, tmp_path, mutation: Mutation):
     caught, words = try_mutant(mutation, mutant_pools, build_mutant(mutation, objects, tmp_path))
     assert caught, f"{mutation.test.__name__}: {words}"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_the_place_of_a_fault_is_there(mutation: Mutation):
+    assert (KERNELS / "ascend" / mutation.file).read_text().count(mutation.old) == 1
 
 
 CHECKS = {(mutation.test, repr(mutation.arguments)): mutation for mutation in MUTATIONS}

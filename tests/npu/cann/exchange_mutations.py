@@ -229,12 +229,12 @@ MUTATIONS = [
     ),
     Mutation(
         "the watcher's thread does not choose the device", LIBRARY,
-        '        require(aclrtSetDevice(device_), "aclrtSetDevice");\n        if', "        if", killed,
+        '        require(aclrtSetDevice(device_), "aclrtSetDevice");\n        const', "        const", killed,
     ),
     Mutation(
         "a thread that tells the others does not choose the device", LIBRARY,
-        '    require(aclrtSetDevice(device_), "aclrtSetDevice");\n    if (std::exchange',
-        "    if (std::exchange", leaves,
+        '    require(aclrtSetDevice(device_), "aclrtSetDevice");\n    const BesideCaptures',
+        "    const BesideCaptures", leaves,
     ),
     Mutation(
         "segments of a prefill are copied in the order of the default stream", LIBRARY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.ascend.host_model import REPOSITORY
 from tests.npu.cann.build_cann import Headers
 from tests.npu.cann.exchange_mutations import MUTATIONS, SEEDS, Mutation, build_mutant, try_mutant
 
@@ -28,6 +29,11 @@ TESTS = {mutation.test.__name__: mutation.test for mutation in MUTATIONS}
 @pytest.mark.parametrize("test", TESTS.values(), ids=TESTS)
 def test_without_the_fault_the_same_test_passes(npu_ranks, test, seed):
     test(npu_ranks, seed)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_the_place_of_a_fault_is_there(mutation: Mutation):
+    assert (REPOSITORY / mutation.file).read_text().count(mutation.old) == 1
 
 
 def test_faults_are_many():
