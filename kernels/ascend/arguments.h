@@ -83,8 +83,8 @@ __aicore__ inline uint32_t QuantisedTile(uint32_t element_bytes) { return elemen
 constexpr uint32_t sum_tile = 4096;
 // Parts of results that are on their way at a time.
 constexpr uint32_t sum_loads = 4;
-// Pairs of all tokens, and of a core's share, that are compared as vectors instead of counted in histograms; where the
-// two take as long on the model's clock. What is loaded of them at a time.
+// Pairs of all tokens, and of a core's share, that are compared as vectors instead of counted in histograms: no more,
+// so that the work stays small; where the two take as long was not measured.
 constexpr uint32_t compared_pairs = 1280;
 constexpr uint32_t compared_own = 64;
 // Bytes that a sum of them needs: one float for each 256 bytes, in whole blocks.

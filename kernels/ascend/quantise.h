@@ -24,7 +24,8 @@ class RowQuantiser {
         element_ = layout.element;
         element_bytes_ = static_cast<uint32_t>(layout.out_row_bytes / layout.hidden);
         tile_ = Least(hidden_, QuantisedTile(element_bytes_));
-        pipe.InitBuffer(loads_, 2, tile_ * element_bytes_);
+        // One: with two, a load may be announced again before the vector unit has seen that of the tile before.
+        pipe.InitBuffer(loads_, 1, tile_ * element_bytes_);
         pipe.InitBuffer(floats_, tile_ * sizeof(float));
         pipe.InitBuffer(scratch_, tile_ * sizeof(float));
         scale_at_ = (tile_ + EXCHANGE_UNIT_BYTES - 1) / EXCHANGE_UNIT_BYTES * EXCHANGE_UNIT_BYTES;

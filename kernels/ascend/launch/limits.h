@@ -27,7 +27,7 @@ inline uint64_t RowBufferBytes(const ExchangeLayout &layout) {
         return 2 * InBlocks(Least(layout.row_bytes, uint64_t{tile_bytes}));
     const uint64_t element_bytes = layout.out_row_bytes / layout.hidden;
     const uint64_t tile = Least(layout.hidden, QuantisedTile(static_cast<uint32_t>(element_bytes)));
-    const uint64_t loads = 2 * InBlocks(tile * element_bytes);
+    const uint64_t loads = InBlocks(tile * element_bytes);
     const uint64_t floats = 2 * InBlocks(tile * sizeof(float)), stores = 2 * (InBlocks(tile) + EXCHANGE_UNIT_BYTES);
     return loads + floats + stores;
 }
