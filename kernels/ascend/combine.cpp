@@ -7,21 +7,21 @@ namespace {
 
 class Combine {
   public:
-    __aicore__ inline void Run(const CombineArguments &arguments) {
+    __aicore__ inline void Run(TPipe &pipe, const CombineArguments &arguments) {
         arguments_ = arguments;
-        control_.Init(pipe_, arguments_.common);
+        control_.Init(pipe, arguments_.common);
         const ExchangeLayout &layout = control_.layout();
         part_ = {arguments_.slot, arguments_.part};
         topk_ = layout.topk;
         hidden_ = layout.hidden;
         tokens_in_piece_ = PairsInPiece(topk_) / topk_;
         const uint32_t tile = Least(hidden_, sum_tile);
-        pipe_.InitBuffer(positions_, tokens_in_piece_ * topk_ * sizeof(int64_t));
-        pipe_.InitBuffer(weights_, tokens_in_piece_ * topk_ * sizeof(float));
-        pipe_.InitBuffer(loads_, sum_loads, tile * ElementBytes());
-        pipe_.InitBuffer(stores_, 2, tile * ElementBytes());
-        pipe_.InitBuffer(products_, tile * sizeof(float));
-        pipe_.InitBuffer(sums_, tile * sizeof(float));
+        pipe.InitBuffer(positions_, tokens_in_piece_ * topk_ * sizeof(int64_t));
+        pipe.InitBuffer(weights_, tokens_in_piece_ * topk_ * sizeof(float));
+        pipe.InitBuffer(loads_, sum_loads, tile * ElementBytes());
+        pipe.InitBuffer(stores_, 2, tile * ElementBytes());
+        pipe.InitBuffer(products_, tile * sizeof(float));
+        pipe.InitBuffer(sums_, tile * sizeof(float));
 
         Verdict found = Meet();
         if (found.result == EXCHANGE_OK && arguments_.only_meet == 0)
@@ -67,7 +67,6 @@ class Combine {
     // The slot's state changes, and the host is told, once all cores have seen the one and found what they find.
     __aicore__ inline void End(const Verdict &found) {
         control_.StoreVerdict(0, found);
-        PipeBarrier<PIPE_ALL>();
         SyncAll<true>();
         if (control_.core() != 0)
             return;
@@ -181,7 +180,6 @@ class Combine {
         return control_.Window(static_cast<uint32_t>(position >> 32)) + layout.out + row * layout.out_row_bytes;
     }
 
-    TPipe pipe_;
     CombineArguments arguments_;
     Control control_;
     Part part_ = {};
@@ -201,7 +199,8 @@ class Combine {
 
 #ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
 extern "C" __global__ __aicore__ void moe_combine(ascend_kernels::CombineArguments arguments) {
+    AscendC::TPipe pipe;
     ascend_kernels::Combine combine;
-    combine.Run(arguments);
+    combine.Run(pipe, arguments);
 }
 #endif

@@ -142,6 +142,7 @@ class Counts {
     static constexpr uint32_t unit_halves = EXCHANGE_UNIT_BYTES / sizeof(uint32_t);
     // Whole lines of them, so that no two cores share one; units of the unified buffer as well.
     static constexpr uint32_t totals_of_core = EXCHANGE_LINE_BYTES / sizeof(int64_t);
+    static constexpr uint32_t served_words = 512 / sizeof(uint64_t);
     // Polls that only see whether everything is there, to one that looks at what is missing, at the time and at the
     // others.
     static constexpr uint32_t polls_between_looks = 8;
@@ -186,11 +187,19 @@ class Counts {
                 return verdict;
         }
     }
+    __aicore__ inline void LoadWords(uint32_t begin, uint32_t end) {
+        Load(records_.Get<uint64_t>()[begin],
+             Global<uint64_t>(control_->Own(Record(first_)) + begin * sizeof(uint64_t)), end - begin);
+    }
+    // In two parts: memory serves cores slowly that ask for the same 512 bytes at a time.
     __aicore__ inline void LoadThese() {
+        const uint32_t words = number_ * (1 + units_) * unit_words;
+        const uint32_t middle = control_->core() * words / control_->cores() / served_words * served_words;
         Order<HardEvent::S_MTE2>();
         Order<HardEvent::V_MTE2>();
-        Load(records_.Get<uint64_t>(), Global<uint64_t>(control_->Own(Record(first_))),
-             number_ * (1 + units_) * unit_words);
+        LoadWords(middle, words);
+        if (middle > 0)
+            LoadWords(0, middle);
         Order<HardEvent::MTE2_S>();
     }
     // Whether every unit at hand has the word that is waited for: the greatest and the least are it.

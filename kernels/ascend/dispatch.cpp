@@ -9,14 +9,14 @@ namespace {
 
 class Dispatch {
   public:
-    __aicore__ inline void Run(const DispatchArguments &arguments) {
+    __aicore__ inline void Run(TPipe &pipe, const DispatchArguments &arguments) {
         arguments_ = arguments;
-        control_.Init(pipe_, arguments_.common);
-        routing_.Init(pipe_, arguments_);
-        pairs_.Init(pipe_, control_, arguments_);
-        counts_.Init(pipe_, control_, arguments_);
-        rows_.Init(pipe_, control_, routing_, arguments_);
-        pipe_.InitBuffer(positions_, PairsInPiece(control_.layout().topk) * sizeof(int64_t));
+        control_.Init(pipe, arguments_.common);
+        routing_.Init(pipe, arguments_);
+        pairs_.Init(pipe, control_, arguments_);
+        counts_.Init(pipe, control_, arguments_);
+        rows_.Init(pipe, control_, routing_, arguments_);
+        pipe.InitBuffer(positions_, PairsInPiece(control_.layout().topk) * sizeof(int64_t));
 
         if (const Verdict verdict = Announce(); verdict.result != EXCHANGE_OK) {
             if (control_.core() == 0)
@@ -56,7 +56,6 @@ class Dispatch {
         if (found.result == EXCHANGE_OK)
             pairs_.Prepare(routing_);
         // Histograms and verdicts are there before another core loads them.
-        PipeBarrier<PIPE_ALL>();
         SyncAll<true>();
 
         const Verdict input = control_.MergeVerdicts(0);
@@ -135,8 +134,7 @@ class Dispatch {
     // what this core found before.
     __aicore__ inline Verdict MeetAtArrivals(const Verdict &found) {
         control_.StoreVerdict(1, found);
-        // Every row that this core stored is visible, and with SyncAll those of all cores, before a word says so.
-        PipeBarrier<PIPE_ALL>();
+        // It begins when all pipes of a core have ended: the rows of all cores are visible before a word says so.
         SyncAll<true>();
         if (control_.core() >= control_.ranks())
             return found;
@@ -161,7 +159,6 @@ class Dispatch {
         return verdict;
     }
 
-    TPipe pipe_;
     DispatchArguments arguments_;
     Control control_;
     Routing routing_;
@@ -180,7 +177,8 @@ class Dispatch {
 
 #ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
 extern "C" __global__ __aicore__ void moe_dispatch(ascend_kernels::DispatchArguments arguments) {
+    AscendC::TPipe pipe;
     ascend_kernels::Dispatch dispatch;
-    dispatch.Run(arguments);
+    dispatch.Run(pipe, arguments);
 }
 #endif

@@ -137,7 +137,10 @@ class OwnPairs {
 
     // All ids as floats, which have room for every expert.
     __aicore__ inline void LoadIds(Routing &routing) {
-        for (uint32_t begin = 0; begin < pairs_; begin += loaded_pairs) {
+        const uint32_t pieces = (pairs_ + loaded_pairs - 1) / loaded_pairs;
+        for (uint32_t i = 0; i < pieces; ++i) {
+            // Each core begins with another one.
+            const uint32_t begin = (i + control_->core()) % pieces * loaded_pairs;
             const uint32_t count = Least(pairs_ - begin, loaded_pairs);
             routing.LoadPairs(begin, count);
             Order<HardEvent::MTE2_V>();

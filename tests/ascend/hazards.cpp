@@ -179,12 +179,11 @@ const Hazard hazards[] = {
      [](Bench &bench) {
          bench.load();
          Order<HardEvent::MTE2_MTE3>();
-         if (on_core(0))
-             Store(global(workspace), bench.first, elements);
-         SyncAll<true>();
+         if (!on_core(0))
+             return;
+         Store(global(workspace), bench.first, elements);
          Order<HardEvent::MTE3_MTE2>();
-         if (on_core(1))
-             Load(bench.first, global(workspace), elements);
+         Load(bench.first, global(workspace), elements);
      }},
     {"barrier-of-some-cores",
      [](Bench &) {

@@ -44,17 +44,9 @@ COMBINE_TERM = f"""            if constexpr (sizeof(Element) == sizeof(float)) {
 MUTATIONS = [
     # Barriers, events and the order of stores.
     Mutation(
-        "rows-not-fenced-before-arrive",
-        "dispatch.cpp",
-        "before a word says so.\n        PipeBarrier<PIPE_ALL>();",
-        "before a word says so.",
-        BITS,
-        bits("top4"),
-    ),
-    Mutation(
         "cores-not-joined-before-arrive",
         "dispatch.cpp",
-        "before a word says so.\n        PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();",
+        "before a word says so.\n        SyncAll<true>();",
         "before a word says so.\n        PipeBarrier<PIPE_ALL>();",
         SPLIT,
         ALL_CORES,
@@ -68,17 +60,9 @@ MUTATIONS = [
         bits("top4"),
     ),
     Mutation(
-        "histograms-not-fenced",
-        "dispatch.cpp",
-        "another core loads them.\n        PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();\n\n",
-        "another core loads them.\n        SyncAll<true>();\n\n",
-        SPLIT,
-        ALL_CORES,
-    ),
-    Mutation(
         "cores-not-joined-after-histograms",
         "dispatch.cpp",
-        "PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();\n\n        const Verdict input",
+        "SyncAll<true>();\n\n        const Verdict input",
         "PipeBarrier<PIPE_ALL>();\n\n        const Verdict input",
         SPLIT,
         ALL_CORES,
@@ -86,7 +70,7 @@ MUTATIONS = [
     Mutation(
         "sums-end-before-the-cores-are-joined",
         "combine.cpp",
-        "PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();\n        if (control_.core() != 0)",
+        "SyncAll<true>();\n        if (control_.core() != 0)",
         "PipeBarrier<PIPE_ALL>();\n        if (control_.core() != 0)",
         BITS,
         bits("top4"),
@@ -102,8 +86,8 @@ MUTATIONS = [
     Mutation(
         "a-core-leaves-before-the-barrier",
         "combine.cpp",
-        "PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();",
-        "PipeBarrier<PIPE_ALL>();\n        if (control_.core() != 1)\n            SyncAll<true>();",
+        "        SyncAll<true>();",
+        "        PipeBarrier<PIPE_ALL>();\n        if (control_.core() != 1)\n            SyncAll<true>();",
         BITS,
         bits("top4"),
     ),
@@ -512,9 +496,9 @@ MUTATIONS = [
     Mutation(
         "state-told-before-all-have-seen-it",
         "combine.cpp",
-        "        PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();\n        if (control_.core() != 0)",
+        "        SyncAll<true>();\n        if (control_.core() != 0)",
         "        control_.StoreState(control_.PartState(part_), control_.epoch, rendezvous_);\n"
-        "        PipeBarrier<PIPE_ALL>();\n        SyncAll<true>();\n        if (control_.core() != 0)",
+        "        SyncAll<true>();\n        if (control_.core() != 0)",
         BITS,
         bits("top4"),
     ),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 _SHARED_MEMORY = Path("/dev/shm")
+STAYS_S = 5.0
 
 
 class Mapping(NamedTuple):
@@ -47,9 +49,14 @@ def names_in_shared_memory() -> set[str]:
 
 
 def names_left_in_shared_memory(before: set[str]) -> set[str]:
-    """Names that appeared since `before` and that no living process holds: those of other programs are in use."""
-    new = names_in_shared_memory() - before
-    return {name for name in new if not _in_use(_SHARED_MEMORY / name)}
+    """Names that appeared since `before`, stay, and that no living process holds: those of other programs are in use,
+    or go at once."""
+    until = time.monotonic() + STAYS_S
+    while True:
+        new = names_in_shared_memory() - before
+        left = {name for name in new if not _in_use(_SHARED_MEMORY / name)}
+        if not left or time.monotonic() > until:
+            return left
 
 
 def _in_use(path: Path) -> bool:

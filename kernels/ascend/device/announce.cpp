@@ -12,11 +12,11 @@ constexpr uint32_t block_tile_bytes = 4096;
 
 class Announce {
   public:
-    __aicore__ inline void Run(const AnnounceArguments &arguments) {
+    __aicore__ inline void Run(TPipe &pipe, const AnnounceArguments &arguments) {
         arguments_ = arguments;
-        control_.Init(pipe_, arguments_.common);
-        pipe_.InitBuffer(header_, EXCHANGE_UNIT_BYTES);
-        pipe_.InitBuffer(tile_, block_tile_bytes);
+        control_.Init(pipe, arguments_.common);
+        pipe.InitBuffer(header_, EXCHANGE_UNIT_BYTES);
+        pipe.InitBuffer(tile_, block_tile_bytes);
         control_.Conclude(Meet());
     }
 
@@ -125,15 +125,13 @@ class Announce {
                ((control_.epoch & 1) * layout.ranks + source) * (1 + layout.count_units) * EXCHANGE_UNIT_BYTES;
     }
 
-    TPipe pipe_;
     AnnounceArguments arguments_;
     Control control_;
     TBuf<TPosition::VECCALC> header_, tile_;
 };
 
 // Writes the status line of this rank in every window.
-__aicore__ inline void Tell(const TellArguments &arguments) {
-    TPipe pipe;
+__aicore__ inline void Tell(TPipe &pipe, const TellArguments &arguments) {
     Control control;
     control.Init(pipe, arguments.common);
     // @protocol push-status
@@ -146,11 +144,13 @@ __aicore__ inline void Tell(const TellArguments &arguments) {
 
 #ifndef ASCEND_KERNELS_HAVE_OTHER_ENTRIES
 extern "C" __global__ __aicore__ void moe_announce(ascend_kernels::AnnounceArguments arguments) {
+    AscendC::TPipe pipe;
     ascend_kernels::Announce announce;
-    announce.Run(arguments);
+    announce.Run(pipe, arguments);
 }
 
 extern "C" __global__ __aicore__ void moe_tell(ascend_kernels::TellArguments arguments) {
-    ascend_kernels::Tell(arguments);
+    AscendC::TPipe pipe;
+    ascend_kernels::Tell(pipe, arguments);
 }
 #endif

@@ -153,7 +153,11 @@ template <pipe_t Which> void PipeBarrier() {
         core.effect(ascend_model::pipe_mte3, [&core, &device] { device.make_visible(core); });
 }
 
-template <bool AivOnly = true> void SyncAll() { ascend_model::Device::current()->wait_for_all_cores(); }
+// By default it begins when all pipes of a core have ended.
+template <bool AivOnly = true> void SyncAll() {
+    PipeBarrier<PIPE_ALL>();
+    ascend_model::Device::current()->wait_for_all_cores();
+}
 
 inline int64_t GetBlockIdx() { return ascend_model::this_core().index(); }
 inline int64_t GetBlockNum() { return ascend_model::Device::current()->cores(); }

@@ -53,7 +53,8 @@ class NodeLink:
     def close(self) -> None:
         """Other nodes see this one as gone, unless they were told before."""
         self._closing = True
-        for channel in self._channels.values():
+        # The thread that listens may drop one meanwhile.
+        for channel in list(self._channels.values()):
             channel.close()
 
     def _account(self, node: int, reports: list[Report], findings: list[Finding]) -> NodeAccount:

@@ -108,12 +108,16 @@ def test_a_captured_exchange_advances_its_epochs_and_needs_no_update(run_on_asce
 
 
 class RunnerCore:
-    """In the place of SGLang's Ascend runner: like it, it learns from a tensor which rows belong to which expert."""
+    """In the place of SGLang's Ascend runner: like it, it learns from a tensor which rows belong to which expert, and
+    `product`, its last one, has a place for the result."""
 
-    def run(self, taken: Any, weights: Any, _state: dict[str, Any]) -> Any:
+    def __init__(self, product: Any) -> None:
+        self._product = product
+
+    def run(self, taken: Any, weights: Any, _state: dict[str, Any]) -> None:
         ends = taken.expert_tokens.cumsum(0)
         expert = (torch.arange(len(taken.hidden_states))[:, None] >= ends).sum(dim=1).clamp(max=len(ends) - 1)
-        return SimpleNamespace(hidden_states=taken.hidden_states * weights.w13_weight[expert])
+        self._product.place.copy_(taken.hidden_states * weights.w13_weight[expert])
 
 
 def replay_the_layer_of_npus(rank: Rank) -> list[float]:
@@ -121,9 +125,11 @@ def replay_the_layer_of_npus(rank: Rank) -> list[float]:
 
     with ascend_setting(rank) as setting:
         weights = torch.arange(1.0, 1 + EXPERTS).view(2, EXPERTS // 2, 1)[rank.rank]
+        product = SimpleNamespace(place=None)
         moe = SimpleNamespace(
-            layer_id=0, runner=SimpleNamespace(runner_core=RunnerCore()), w13_weight=weights, w2_weight=weights
-        )
+            layer_id=0, runner=SimpleNamespace(runner_core=RunnerCore(product)), w13_weight=weights, w2_weight=weights,
+            w2_kernel=SimpleNamespace(matmul=product),
+        )  # fmt: skip
 
         def experts(rows: ExpertRows) -> None:
             # As a ticket says it of a launch that is captured, whose counts the host does not know.

@@ -7,7 +7,8 @@ import socket
 import time
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -53,6 +54,15 @@ def launchers() -> Iterator[list[Launcher]]:
     yield made
     for launcher in made:
         launcher.link.close()
+
+
+def test_a_link_is_closed_while_another_node_goes():
+    channels: dict[int, Any] = {}
+    for node in (1, 2):
+        channels[node] = SimpleNamespace(close=lambda: link._channels.pop(2, None))
+    link = NodeLink(Nodes(0, channels, "server"))
+    link.close()
+    assert list(link._channels) == [1]
 
 
 @pytest.mark.parametrize("node", [0, 1, 2])

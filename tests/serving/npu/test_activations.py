@@ -14,8 +14,10 @@ from torch import Tensor
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.native import device_session
 from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import Options
+from tests.npu.operators.experts import product_into
 from tests.serving.npu.bounded import FP32, SWIGLU, Activation, Bounded, activated, routed_sum
 from tests.serving.npu.dequantised import layer_output
 from tests.serving.npu.layers import EXPERTS, HIDDEN, TOKENS, host_layer, npu_layer, tokens_of
@@ -62,6 +64,11 @@ MODELS = {
         Activation(lambda gate: bounded(gate, 1.0) * gate.sigmoid(), lambda up: bounded(up, 0.75)),
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def products_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_session, "torch_streams", lambda: SimpleNamespace(grouped_product=product_into))
 
 
 def run(moe: Any, x: Tensor, routed: Any) -> Tensor:
