@@ -322,7 +322,14 @@ MUTATIONS = [
         int8("normal"),
     ),
     # Epochs, slots and the words of the protocol.
-    Mutation("epoch-not-advanced", "dispatch.cpp", "        ++control_.epoch;\n", "", BITS, bits("top4")),
+    Mutation(
+        "epoch-not-advanced",
+        "dispatch.cpp",
+        "        ++control_.epoch;\n",
+        "",
+        test_exchange.test_calls_that_alternate_schedules,
+        {"ranks": 2, "calls": 300},
+    ),
     Mutation(
         "epoch-not-kept",
         "dispatch.cpp",
