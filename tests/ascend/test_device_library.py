@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -190,13 +191,19 @@ def test_more_rows_than_a_graph_was_promised_are_refused_before_they_are_handed_
     assert other.startswith(("PeerTimeout", "SessionPoisoned"))
 
 
+def open_and_prepare(rank: Rank, streams: OneStream) -> tuple[Exchange, Callable[[], object], Callable[[], None]]:
+    """An exchange that has run once; a call of the same layer; and the layer for a graph."""
+    x, ids, weights = tokens_of(rank.rank)
+    experts = repeat_rows(streams)
+    exchange = Exchange.create(rank.group, **OPTIONS)
+    run = partial(exchange.run, x, ids, weights, experts)
+    run()
+    return exchange, run, exchange.prepare(x, ids, weights, experts, torch.empty_like(x))
+
+
 def lose_a_peer_in_a_replay(rank: Rank, library: str, check: Check) -> str | None:
     with on_device_library(library, 2) as streams:
-        x, ids, weights = tokens_of(rank.rank)
-        experts = repeat_rows(streams)
-        exchange = Exchange.create(rank.group, **OPTIONS)
-        exchange.run(x, ids, weights, experts)
-        prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x))
+        exchange, run, prepared = open_and_prepare(rank, streams)
         with streams.cann.capture(streams.stream) as graph:
             prepared()
         # A rank that ends while another still reads its words would end that one's call, too.
@@ -207,17 +214,13 @@ def lose_a_peer_in_a_replay(rank: Rank, library: str, check: Check) -> str | Non
         with pytest.raises(PeerLost) as lost:
             check(exchange, streams)
         with pytest.raises((PeerLost, SessionPoisoned), match="rank 1"):
-            exchange.run(x, ids, weights, experts)
+            run()
         return str(lost.value)
 
 
 def lose_a_peer_in_a_capture(rank: Rank, library: str) -> str | None:
     with on_device_library(library, 2) as streams:
-        x, ids, weights = tokens_of(rank.rank)
-        experts = repeat_rows(streams)
-        exchange = Exchange.create(rank.group, **OPTIONS)
-        exchange.run(x, ids, weights, experts)
-        prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x))
+        exchange, _, prepared = open_and_prepare(rank, streams)
         dist.barrier(rank.group)
         if rank.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
