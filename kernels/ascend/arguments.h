@@ -70,6 +70,9 @@ __aicore__ inline uint32_t UnitOf(uint32_t hidden, uint32_t element_bytes) {
         unit *= 2;
     return unit;
 }
+// GetSystemCycle counts 50 a microsecond.
+constexpr uint64_t cycle_ns = 20;
+
 // What the cores divide in combine, in elements.
 __aicore__ inline uint32_t SumUnit(const ExchangeLayout &layout) {
     return UnitOf(layout.hidden, static_cast<uint32_t>(layout.out_row_bytes / layout.hidden));

@@ -18,8 +18,6 @@ namespace {
 
 using namespace ascend_kernels;
 
-// GetSystemCycle counts 50 a microsecond.
-constexpr uint64_t cycle_ns = 20;
 constexpr int32_t signals_ms = 50;
 
 std::vector<int32_t> duplicates(const ExchangeSession &session) {

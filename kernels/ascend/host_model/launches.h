@@ -16,8 +16,6 @@ namespace ascend_model {
 
 using namespace ascend_kernels;
 
-constexpr uint64_t cycle_ns = 20;
-
 inline uint64_t address_of(const void *pointer) { return reinterpret_cast<uint64_t>(pointer); }
 
 inline Region region(const char *name, Region::Kind kind, uint64_t begin, uint64_t bytes, uint32_t window = 0) {
