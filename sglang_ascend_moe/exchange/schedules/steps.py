@@ -127,9 +127,9 @@ class ExchangeSteps:
         first, last = _HALVES[part]
         self._holders[2 * slot + first] = self._holders[2 * slot + last] = call
         rows, scales, out = self._views[slot][part]
-        if torch.is_grad_enabled():
-            # What is written into a tensor leaves its history with it, and these are handed out again and again.
-            rows, scales, out = rows.detach(), None if scales is None else scales.detach(), out.detach()
+        if out.requires_grad or rows.requires_grad or (scales is not None and scales.requires_grad):
+            # What was written into a tensor left its history with it, and these are handed out again and again.
+            self._views[slot][part] = rows, scales, out = _without_history(rows, scales, out)
         if not ticket.epoch:
             # A launch that was only captured: how many rows there are, each replay learns for itself.
             ticket.at_most = most_rows or rows.shape[0]
@@ -153,10 +153,10 @@ class ExchangeSteps:
         rows = window.view(offsets.rows + begin * p.row_bytes, (count, p.hidden), row_dtype)
         out = window.view(offsets.out + begin * p.out_row_bytes, (count, p.hidden), self.dtype)
         if not p.quant:
-            return rows, None, out
+            return _without_history(rows, None, out)
         # A scale lies at the beginning of a line of its own.
         lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
-        return rows, lines[:, 0], out
+        return _without_history(rows, lines[:, 0], out)
 
     def source_tokens(self, rows: ExpertRows) -> Tensor:
         """int32 [capacity]: which token of its source each row of a padded window is; a view, valid as long as rows."""
@@ -248,6 +248,11 @@ class ExchangeSteps:
         for expert, count in enumerate(rows.counts.tolist()):
             begin = expert * pitch
             rows.out[begin : begin + count].copy_(expert_out[begin : begin + count])
+
+
+def _without_history(rows: Tensor, scales: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The same memory as tensors that are views of none, so that what is written into one stays with it."""
+    return rows.detach(), None if scales is None else scales.detach(), out.detach()
 
 
 def _in_place(expert_out: Tensor, out: Tensor) -> bool:

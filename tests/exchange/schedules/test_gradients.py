@@ -37,6 +37,7 @@ def exchange_with_parameters(rank: Rank, implementation: str, opened: str, used:
             results = [exchange.run(*given, experts, phase=phase)]
             rows = exchange.dispatch(*given, phase=phase)
             assert not rows.rows.requires_grad
+            assert not rows.out.requires_grad
             experts(rows)
             results.append(exchange.combine(rows.out, rows))
             results.append(exchange.combine(rows.out * 1, rows))
