@@ -25,13 +25,14 @@ SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin curl:curl clang++:clang
 
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help venv demo demo-npu test test-nightly lint format bench bench-docs wheel lock system-packages clean
+.PHONY: help venv demo demo-npu test test-nightly check-sglang lint format bench bench-docs wheel lock system-packages clean
 
 help:
 	@echo "make demo          serve a small MoE model with --ascend-moe and compare it with stock SGLang"
 	@echo "make demo-npu      the same on emulated NPUs: test equipment, on the cores of this machine"
 	@echo "make test          run the test suite (PYTEST_ARGS=... to choose tests)"
 	@echo "make test-nightly  run the tests that take long"
+	@echo "make check-sglang  what serving another SGLang would take; VERSION=0.5.22, else the newest"
 	@echo "make lint, format  check, or rewrite, the source files"
 	@echo "make bench         measure what docs/benchmarks.md shows; bench-docs writes its tables and pictures"
 	@echo "make wheel         build a wheel into dist/"
@@ -99,6 +100,9 @@ test-nightly: venv system-packages
 	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
 	$(BIN)/python -m pytest --granting tests/exchange tests/deep_ep tests/soak
 	$(BIN)/python -m pytest --delayed $(addprefix tests/ascend/test_,$(DELAYED))
+
+check-sglang: venv
+	@$(BIN)/python -m tests.versions.check $(VERSION)
 
 lint: venv
 	$(BIN)/ruff check .

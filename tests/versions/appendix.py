@@ -64,23 +64,27 @@ def hook_problem(hook: Hook, sources: WheelSources) -> str:
     return next(filter(None, (hooks.call_misfit(hook, signature(found)) for found in functions)), "")
 
 
-def imported_names() -> set[str]:
-    """Everything that the package imports from SGLang, by dotted name."""
-    found = set()
-    for path in modules().values():
+def imported_names() -> dict[str, set[str]]:
+    """Everything that the package imports from SGLang, by dotted name -> our modules that do."""
+    found: dict[str, set[str]] = {}
+    for module, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sglang":
-                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+                for alias in node.names:
+                    found.setdefault(f"{node.module}.{alias.name}", set()).add(module)
     return found
+
+
+def hooks_into_sglang() -> list[Hook]:
+    """Those whose targets are SGLang's: its wheel says nothing of hooks into uvicorn."""
+    return [hook for hook in plugin.TABLE if hook.target.startswith("sglang.")]
 
 
 @cache
 def problems(version: str) -> Mapping[str, str]:
     """Dotted name -> what is wrong with it in this version of SGLang. Raises `NoWheel`."""
     sources = WheelSources(download(version))
-    # Its wheel says nothing of hooks into uvicorn.
-    of_sglang = [hook for hook in plugin.TABLE if hook.target.startswith("sglang.")]
-    found = {hook.target: hook_problem(hook, sources) for hook in of_sglang}
+    found = {hook.target: hook_problem(hook, sources) for hook in hooks_into_sglang()}
     found |= {name: ABSENT for name in imported_names() if not sources.has(name)}
     return {name: problem for name, problem in found.items() if problem}
 
@@ -105,23 +109,23 @@ def _block(lines: Iterable[str]) -> str:
     return "\n".join(["```", *lines, "```", ""])
 
 
-def mended(hooks_into_sglang: Iterable[Hook]) -> str:
+def mended(table: Iterable[Hook]) -> str:
     """The hooks that mend a fault of SGLang, each function once, as a block. The page says until when, but for those of
     which more is known."""
     lines = {
         f"{hook.target.removeprefix('sglang.')}{'' if hook.mends == SglangFault() else '  # ' + hook.mends.until()}"
-        for hook in hooks_into_sglang
+        for hook in table
         if hook.mends is not None
     }
     return _block(sorted(lines))
 
 
-def outlived(hooks_into_sglang: Iterable[Hook], served: Iterable[str]) -> list[str]:
+def outlived(table: Iterable[Hook], served: Iterable[str]) -> list[str]:
     """Targets of hooks that mend what some served version of SGLang has mended itself."""
     newest = max(map(Version, served))
     return [
         hook.target
-        for hook in hooks_into_sglang
+        for hook in table
         if hook.mends is not None and hook.mends.mended_in and Version(hook.mends.mended_in) <= newest
     ]
 

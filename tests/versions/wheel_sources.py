@@ -35,6 +35,22 @@ class WheelSources:
         """Whether the dotted `name` is a module or defined in one."""
         return self._module(name) is not None or bool(self.definitions(name))
 
+    def text(self, module: str) -> str:
+        """The source of a module, empty if there is none."""
+        path = self._path(module)
+        return self._wheel.read(path).decode() if path else ""
+
+    def settings(self) -> set[str]:
+        """The names that SGLang's server arguments have: its fields, and the methods of their class."""
+        found = set()
+        for path in self._files:
+            if path == "sglang/srt/server_args.py" or path.startswith("sglang/srt/arg_groups/"):
+                for node in ast.walk(ast.parse(self._wheel.read(path))) if path.endswith(".py") else ():
+                    match node:
+                        case ast.AnnAssign(target=ast.Name(id=name)) | ast.FunctionDef(name=name):
+                            found.add(name)
+        return found
+
     def _inside(self, module: str, path: list[str], way: tuple[str, ...] = ()) -> Iterator[Definition]:
         """`way`: names whose imports led here. Modules import each other's for checkers of types."""
         here = f"{module}.{path[0]}"
@@ -84,14 +100,14 @@ class WheelSources:
 
     def _module(self, name: str) -> ast.Module | None:
         if name not in self._parsed:
-            path = name.replace(".", "/")
-            for candidate in (f"{path}.py", f"{path}/__init__.py"):
-                if candidate in self._files:
-                    self._parsed[name] = ast.parse(self._wheel.read(candidate))
-                    break
-            else:
-                self._parsed[name] = None
+            path = self._path(name)
+            self._parsed[name] = ast.parse(self._wheel.read(path)) if path else None
         return self._parsed[name]
+
+    def _path(self, module: str) -> str | None:
+        path = module.replace(".", "/")
+        candidates = (f"{path}.py", f"{path}/__init__.py")
+        return next((candidate for candidate in candidates if candidate in self._files), None)
 
     def _is_package(self, name: str) -> bool:
         return f"{name.replace('.', '/')}/__init__.py" in self._files

@@ -79,11 +79,16 @@ def source_digest(block: type) -> str:
     """Of the source of a class of a module; empty if it has none."""
     try:
         # As it is in the file: `inspect.getsource` ends a class elsewhere in other versions of Python.
-        lines = Path(inspect.getfile(block)).read_text().splitlines(keepends=True)
+        return class_digest(Path(inspect.getfile(block)).read_text(), block.__name__)
     except (OSError, TypeError):
         return ""
-    for statement in ast.parse("".join(lines)).body:
-        if isinstance(statement, ast.ClassDef) and statement.name == block.__name__:
+
+
+def class_digest(module: str, name: str) -> str:
+    """Of the source of a class in the text of its module; empty if it is not there."""
+    for statement in ast.parse(module).body:
+        if isinstance(statement, ast.ClassDef) and statement.name == name:
+            lines = module.splitlines(keepends=True)
             text = "".join(lines[statement.lineno - 1 : statement.end_lineno])
             return hashlib.sha256(text.encode()).hexdigest()[:16]
     return ""
