@@ -1,6 +1,7 @@
 """Python sources inside a wheel, looked up by dotted name and parsed; nothing of them is imported or run."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from inspect import Parameter, Signature
@@ -41,14 +42,15 @@ class WheelSources:
         return self._wheel.read(path).decode() if path else ""
 
     def settings(self) -> set[str]:
-        """The names that SGLang's server arguments have: its fields, and the methods of their class."""
+        """The names that SGLang's server arguments may have: all that is annotated or defined where they are made."""
         found = set()
         for path in self._files:
-            if path == "sglang/srt/server_args.py" or path.startswith("sglang/srt/arg_groups/"):
-                for node in ast.walk(ast.parse(self._wheel.read(path))) if path.endswith(".py") else ():
-                    match node:
-                        case ast.AnnAssign(target=ast.Name(id=name)) | ast.FunctionDef(name=name):
-                            found.add(name)
+            if not re.fullmatch(r"sglang/srt/(server_args|arg_groups/.+)\.py", path):
+                continue
+            for node in ast.walk(ast.parse(self._wheel.read(path))):
+                match node:
+                    case ast.AnnAssign(target=ast.Name(id=name)) | ast.FunctionDef(name=name):
+                        found.add(name)
         return found
 
     def _inside(self, module: str, path: list[str], way: tuple[str, ...] = ()) -> Iterator[Definition]:

@@ -152,11 +152,11 @@ class ExchangeSteps:
         row_dtype = torch.int8 if p.quant else self.dtype
         rows = window.view(offsets.rows + begin * p.row_bytes, (count, p.hidden), row_dtype)
         out = window.view(offsets.out + begin * p.out_row_bytes, (count, p.hidden), self.dtype)
-        if not p.quant:
-            return _without_history(rows, None, out)
-        # A scale lies at the beginning of a line of its own.
-        lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
-        return _without_history(rows, lines[:, 0], out)
+        scales = None
+        if p.quant:
+            # A scale lies at the beginning of a line of its own.
+            scales = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)[:, 0]
+        return _without_history(rows, scales, out)
 
     def source_tokens(self, rows: ExpertRows) -> Tensor:
         """int32 [capacity]: which token of its source each row of a padded window is; a view, valid as long as rows."""
