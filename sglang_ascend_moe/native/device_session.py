@@ -75,6 +75,7 @@ class DeviceSession(NativeSession):
     """One rank's open exchange on the current device. Not thread-safe."""
 
     takes_host_tensors = False
+    packs_scales = True
 
     def __init__(
         self,

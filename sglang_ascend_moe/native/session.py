@@ -60,6 +60,8 @@ class NativeSession:
     """One rank's open exchange, as the kernels see it. Not thread-safe."""
 
     takes_host_tensors: ClassVar[bool] = True
+    packs_scales: ClassVar[bool] = False
+    """Whether a dispatch leaves the scales of int8 rows one after the other, not each at the beginning of a line."""
 
     def __init__(
         self,

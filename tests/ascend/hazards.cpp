@@ -12,7 +12,7 @@ using ascend_model::Region;
 constexpr uint32_t elements = 64;
 constexpr uint32_t bytes = elements * sizeof(float);
 
-alignas(64) float input[elements], workspace[elements], rows[elements], flags[elements];
+alignas(64) float input[elements], workspace[elements], rows[elements], remote[elements], flags[elements];
 
 GlobalTensor<float> global(float *address) { return Global<float>(reinterpret_cast<uint64_t>(address)); }
 
@@ -44,6 +44,13 @@ void store_and_fence(const Bench &bench, float *to) {
     Order<HardEvent::MTE2_MTE3>();
     Store(global(to), bench.first, elements);
     PipeBarrier<PIPE_ALL>();
+}
+
+void look_and_move(Bench &bench) {
+    Load(bench.second, global(flags), 8);
+    Load(bench.first, global(rows), elements);
+    Order<HardEvent::MTE2_MTE3>();
+    Store(global(rows), bench.first, elements);
 }
 
 struct Hazard {
@@ -173,7 +180,18 @@ const Hazard hazards[] = {
          Order<HardEvent::MTE2_MTE3>();
          Store(global(input), bench.first, elements);
      }},
-    {"remote-rows-read", [](Bench &bench) { Load(bench.first, global(rows), elements); }},
+    {"rows-read-before-flags", [](Bench &bench) { Load(bench.first, global(rows), elements); }},
+    {"remote-rows-read",
+     [](Bench &bench) {
+         Load(bench.second, global(flags), 8);
+         Load(bench.first, global(remote), elements);
+     }},
+    {"rows-moved-by-two-cores", look_and_move},
+    {"rows-moved-after-flags",
+     [](Bench &bench) {
+         if (on_core(0))
+             look_and_move(bench);
+     }},
     {"unwritten-workspace-read", [](Bench &bench) { Load(bench.first, global(workspace), elements); }},
     {"store-not-fenced",
      [](Bench &bench) {
@@ -279,8 +297,8 @@ const Hazard hazards[] = {
      }},
 };
 
-Region region(const char *name, Region::Kind kind, float *begin, bool exclusive) {
-    return {name, kind, reinterpret_cast<uint64_t>(begin), bytes, 0, exclusive, false};
+Region region(const char *name, Region::Kind kind, float *begin, bool exclusive, bool is_remote = false) {
+    return {name, kind, reinterpret_cast<uint64_t>(begin), bytes, 0, exclusive, false, is_remote};
 }
 
 } // namespace
@@ -293,14 +311,15 @@ extern "C" [[gnu::visibility("default")]] const char *run_hazard(const char *nam
         for (uint32_t i = 0; i < elements; ++i)
             input[i] = static_cast<float>(i + 1);
         ascend_model::Device device;
-        device.launch(2,
-                      {region("input", Region::input, input, false),
-                       region("workspace", Region::workspace, workspace, false),
-                       region("rows", Region::payload, rows, false), region("flags", Region::flags, flags, true)},
-                      [&hazard] {
-                          Bench bench;
-                          hazard.kernel(bench);
-                      });
+        device.launch(
+            2,
+            {region("input", Region::input, input, false), region("workspace", Region::workspace, workspace, false),
+             region("rows", Region::payload, rows, false), region("remote", Region::payload, remote, false, true),
+             region("flags", Region::flags, flags, true)},
+            [&hazard] {
+                Bench bench;
+                hazard.kernel(bench);
+            });
         said = device.violation();
         return said.c_str();
     }

@@ -321,6 +321,38 @@ MUTATIONS = [
         INT8,
         int8("normal"),
     ),
+    Mutation(
+        "scales-packed-before-they-arrive",
+        "dispatch.cpp",
+        "        control_.BeginWait();\n",
+        "        rows_.PackScales(part_.FirstRow(layout), total_);\n        control_.BeginWait();\n",
+        INT8,
+        int8("normal"),
+    ),
+    Mutation(
+        "scales-packed-by-two-cores",
+        "dispatch.cpp",
+        "        if (control_.core() != 0)\n            return verdict;",
+        "        if (control_.core() > 1)\n            return verdict;",
+        INT8,
+        int8("normal"),
+    ),
+    Mutation(
+        "scales-overwritten-while-stored",
+        "quantise.h",
+        "            Order<HardEvent::MTE3_V>();\n",
+        "",
+        INT8,
+        int8("rows-of-a-quarter-line"),
+    ),
+    Mutation(
+        "lines-loaded-over-scales-that-are-packed",
+        "quantise.h",
+        "            Order<HardEvent::V_MTE2>();\n",
+        "",
+        INT8,
+        int8("rows-of-a-quarter-line"),
+    ),
     # Epochs, slots and the words of the protocol.
     Mutation(
         "epoch-not-advanced",

@@ -46,7 +46,9 @@ HAZARDS = {
     "queue-not-freed": "ends with a tensor of a queue in use",
     "outside-global-memory": "lie in no region",
     "input-written": "must not be written",
+    "rows-read-before-flags": "must not be read",
     "remote-rows-read": "must not be read",
+    "rows-moved-by-two-cores": "meet in rows",
     "unwritten-workspace-read": "which nobody wrote",
     "store-not-fenced": "is not yet visible",
     "barrier-of-some-cores": "barrier mismatch",
@@ -59,7 +61,7 @@ HAZARDS = {
     "dma-past-a-dirty-line": "which the scalar cache holds changed",
     "stale-scalar-load": "hits a cached line that has changed",
 }
-HARMLESS = ("nothing", "scalar-load-after-invalidation", "stores-are-held-back")
+HARMLESS = ("nothing", "rows-moved-after-flags", "scalar-load-after-invalidation", "stores-are-held-back")
 
 
 @pytest.fixture(scope="module")

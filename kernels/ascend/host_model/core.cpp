@@ -99,7 +99,7 @@ void Core::charge_scalar() {
 
 void Core::charge_vector(uint64_t bytes, VectorCost cost) {
     constexpr uint64_t repeat_bytes = 256;
-    const double of_repeat[] = {times.vector_unary, times.vector_binary, times.vector_sum};
+    const double of_repeat[] = {times.vector_unary, times.vector_binary, times.vector_sum, times.vector_gather};
     double cycles = of_repeat[static_cast<int>(cost)] * static_cast<double>((bytes + repeat_bytes - 1) / repeat_bytes);
     const double start = clock.start(pipe_v);
     if (clock.is_idle(pipe_v))

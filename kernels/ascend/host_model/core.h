@@ -26,7 +26,7 @@ struct Violation {};
 [[noreturn, gnu::format(printf, 1, 2)]] void violate(const char *format, ...);
 
 // What a vector instruction costs for every 256 bytes.
-enum class VectorCost { one_operand, two_operands, sum };
+enum class VectorCost { one_operand, two_operands, sum, gather };
 
 // What a launch cost one core.
 struct CoreCosts {

@@ -25,7 +25,7 @@ struct Region {
         output,    // written, and read back
         workspace, // of this launch: reading what no core wrote is an error
         flags,     // in a window: every store announces what was stored to that window before
-        payload,   // in a window: must not be stored to after the flag
+        payload,   // in a window: must not be stored to after the flag, nor read; the own by cores that look at flags
         control,   // in a window: self-contained units that announce nothing else
         results    // in a window, read only
     };
@@ -106,6 +106,7 @@ class Device {
     void switch_away(State state);
     bool release_barrier();
     uint32_t region_of(uint64_t address, uint64_t bytes, bool write, const char *what) const;
+    bool may_have_arrived(const Region &region) const;
     void note(const Core &core, uint64_t begin, uint64_t bytes, uint32_t region, bool write);
     void check_flag_order(const Core &core, const Region &flag) const;
     void check_posted(uint64_t begin, uint64_t bytes, const char *what) const;
@@ -124,6 +125,7 @@ class Device {
     std::vector<std::vector<bool>> workspace_written_;             // per region, per byte
     std::vector<CoreCosts> costs_;
     std::vector<uint32_t> flagged_windows_;
+    std::vector<bool> looked_; // per core, at flags
     std::function<void()> kernel_, beside_;
     Machine *machine_ = nullptr;
     uint32_t rank_ = 0;

@@ -154,8 +154,8 @@ class ExchangeSteps:
         out = window.view(offsets.out + begin * p.out_row_bytes, (count, p.hidden), self.dtype)
         scales = None
         if p.quant:
-            # A scale lies at the beginning of a line of its own.
-            scales = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)[:, 0]
+            lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
+            scales = lines.flatten()[:count] if self.session.packs_scales else lines[:, 0]
         return _without_history(rows, scales, out)
 
     def source_tokens(self, rows: ExpertRows) -> Tensor:
