@@ -112,7 +112,7 @@ class Call:
         """int64 [local experts] of the last dispatch."""
     @property
     def epoch(self) -> int:
-        """0: the dispatch was only captured."""
+        """0: nobody waited for the dispatch."""
     @property
     def slot(self) -> int: ...
     @property
@@ -206,7 +206,7 @@ class Ticket:
         """Rows that a tensor of results has to have at least."""
     @property
     def at_most(self) -> int:
-        """Rows that can have arrived: `total`, but of a dispatch that was only captured as many as a replay may get."""
+        """Rows that can have arrived: `total`, but of a dispatch that nobody waited for as many as may come."""
     @property
     def kind(self) -> int: ...
     @property
@@ -239,9 +239,19 @@ class Slots:
         """Dispatches into a whole slot, with weights that are kept, if the kernels on the host take the tensors as they
         are. None: they do not, and nothing is done; a number: the `codes.Result` of a failure."""
     def hand_out(
-        self, call: Call, weights: Tensor, kind: int, part: int, begun_ns: int, most_rows: int, first_round: bool, /
+        self,
+        call: Call,
+        weights: Tensor,
+        kind: int,
+        part: int,
+        begun_ns: int,
+        at_most: int,
+        planned_rows: int,
+        first_round: bool,
+        /,
     ) -> ExpertRows:
-        """The rows of a call that has just been dispatched, which hold their slot from now on."""
+        """The rows of a call that has just been dispatched, which hold their slot from now on. If nobody waited for it:
+        `at_most` as in its ticket, and as many rows as were planned, which are counted."""
     def combine_fitting(self, ticket: Ticket, out: Tensor, /) -> int | None:
         """The first combine of results that are in place, into what the kernels on the host take as it is. None: it is
         not that, and nothing is done; else its `codes.Result`."""

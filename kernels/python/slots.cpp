@@ -29,7 +29,8 @@ PyTypeObject *ticket_type = nullptr;
 // What of a dispatch is in neither its call nor its tensors.
 struct Begun {
     uint32_t kind, part;
-    uint64_t begun_ns, most_rows;
+    uint64_t begun_ns;
+    uint64_t at_most, planned_rows; // of what nobody waited for, whose call does not know what came
     bool first_round;
 };
 
@@ -69,7 +70,6 @@ struct Slots {
                value_of<Call>(call).arguments.combine.epoch == ticket.epoch;
     }
 
-    uint64_t rows_of(uint32_t part) const { return part == EXCHANGE_WHOLE ? capacity : capacity / 2; }
     PyObject *hand_out(PyObject *held, PyObject *weights, const Begun &begun);
 };
 
@@ -121,8 +121,8 @@ PyObject *Slots::hand_out(PyObject *held, PyObject *weights, const Begun &begun)
     ticket.epoch = place.epoch;
     ticket.total = place.total;
     ticket.rows_needed = expert_rows != 0 ? capacity : place.total;
-    // A launch that was only captured: how many rows there are, each replay learns for itself.
-    ticket.at_most = place.epoch != 0 ? place.total : begun.most_rows != 0 ? begun.most_rows : rows_of(begun.part);
+    const bool waited = place.epoch != 0;
+    ticket.at_most = waited ? place.total : begun.at_most;
     ticket.kind = begun.kind;
     ticket.part = begun.part;
     ticket.slot = place.slot;
@@ -130,7 +130,7 @@ PyObject *Slots::hand_out(PyObject *held, PyObject *weights, const Begun &begun)
     for (Reference *half : held_by(place.slot, begun.part))
         *half = Reference::to(held);
     auto &counted = value_of<Counters>(counters.get());
-    counted.dispatched({begun.kind, begun.begun_ns, place.tokens, place.total,
+    counted.dispatched({begun.kind, begun.begun_ns, place.tokens, waited ? place.total : begun.planned_rows,
                         largest_rows(call, counted.measures_imbalance), begun.first_round});
     PyObject *tensors = view.get();
     const Reference rows(PyTuple_Pack(5, PyTuple_GetItem(tensors, 0), PyTuple_GetItem(tensors, 1), call.counts.get(),
@@ -184,20 +184,20 @@ PyObject *dispatch_fitting(PyObject *self, PyObject *const *arguments, Py_ssize_
     const int result = call.run_dispatch(call.session->functions.dispatch);
     if (result != EXCHANGE_OK || PyErr_Occurred() != nullptr)
         return result_of(result);
-    return slots.hand_out(held.get(), arguments[2], {kind, EXCHANGE_WHOLE, begun_ns, 0, true});
+    return slots.hand_out(held.get(), arguments[2], {kind, EXCHANGE_WHOLE, begun_ns, 0, 0, true});
 }
 
-// hand_out(call, weights, kind, part, begun_ns, most_rows, first_round)
+// hand_out(call, weights, kind, part, begun_ns, at_most, planned_rows, first_round)
 PyObject *hand_out(PyObject *self, PyObject *arguments) {
     PyObject *call, *weights;
     Begun begun;
-    unsigned long long begun_ns, most_rows;
+    unsigned long long begun_ns, at_most, planned_rows;
     int first_round;
-    if (!PyArg_ParseTuple(arguments, "O!OIIKKp", call_type, &call, &weights, &begun.kind, &begun.part, &begun_ns,
-                          &most_rows, &first_round))
+    if (!PyArg_ParseTuple(arguments, "O!OIIKKKp", call_type, &call, &weights, &begun.kind, &begun.part, &begun_ns,
+                          &at_most, &planned_rows, &first_round))
         return nullptr;
     return value_of<Slots>(self).hand_out(call, weights,
-                                          {begun.kind, begun.part, begun_ns, most_rows, first_round != 0});
+                                          {begun.kind, begun.part, begun_ns, at_most, planned_rows, first_round != 0});
 }
 
 // combine_fitting(ticket, out)

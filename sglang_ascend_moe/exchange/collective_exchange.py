@@ -251,6 +251,8 @@ class CollectiveExchange:
         *,
         phase: Phase = "decode",
         out: Tensor | None = None,
+        wait: bool = True,  # noqa: ARG002 - a collective waits
+        most_tokens: int | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Dispatch, `experts`, combine. `experts` writes `rows.out` and is called once, also with zero rows.
 
@@ -268,6 +270,11 @@ class CollectiveExchange:
     def prepare(self, *_: object, **__: object) -> Callable[[], None]:
         """Raises `CaptureRefused`: what a collective allocates and waits for cannot be replayed."""
         raise CaptureRefused("the collective schedule does not run in graphs; use another, or no graphs")
+
+    unverified = False
+
+    def note_replay(self) -> None:
+        """Nothing: there are none."""
 
     def check_replays(self) -> None:
         """Nothing: there are none."""
