@@ -165,23 +165,26 @@ class Call:
         """As if nothing had been dispatched: epoch, slot and total are 0."""
 
 class Counters:
-    """What an exchange has done, counted by its calls. Times are nanoseconds of `time.perf_counter_ns`."""
+    """What an exchange has done, counted by its calls. Beginnings are nanoseconds of `time.perf_counter_ns`."""
 
     measures_imbalance: bool
-    """Whether `largest_rows` are looked for."""
+    """Whether rows of all ranks are looked at."""
 
+    def __init__(self, ranks: int, /) -> None: ...
     @property
     def rounds(self) -> int:
         """Of both phases."""
     def dispatched(
-        self, kind: int, begun_ns: int, tokens: int, rows: int, largest_rows: int, first_round: bool, /
+        self, kind: int, begun_ns: int, tokens: int, rows: int, largest_rows: int, rows_of_all: int, /
     ) -> None:
-        """A dispatch that began then has ended."""
-    def planned(self, begun_ns: int, /) -> None:
+        """The only dispatch of a call, which began then, has ended."""
+    def planned(self, begun_ns: int, rounds: int, /) -> None:
         """The plan of a prefill call that began then is known; its time counts as that of the dispatch."""
     def combined(self, kind: int, begun_ns: int, /) -> None: ...
-    def of(self, kind: int, /) -> tuple[int, ...]:
+    def sums(self, kind: int, /) -> tuple[int, ...]:
         """The fields of `PhaseCounts`."""
+    def histograms(self, kind: int, /) -> dict[str, tuple[list[float], list[int], float]]:
+        """The fields of `Histogram`, by name."""
 
 class Ticket:
     """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
@@ -255,5 +258,7 @@ class Slots:
     def combine_fitting(self, ticket: Ticket, out: Tensor, /) -> int | None:
         """The first combine of results that are in place, into what the kernels on the host take as it is. None: it is
         not that, and nothing is done; else its `codes.Result`."""
+    def combined(self, ticket: Ticket, begun_ns: int, /) -> None:
+        """A combine that began then has ended."""
     def holds(self, ticket: Ticket, /) -> bool:
         """Whether the rows are still there."""

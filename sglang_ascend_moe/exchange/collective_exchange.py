@@ -93,7 +93,7 @@ class CollectiveExchange:
         self.rank = dist.get_rank(group)
         self.parameters = parameters
         self.epoch = 0
-        self.observation = Observation()
+        self.observation = Observation(parameters.ranks)
         self.rows_by_rank = [0] * parameters.ranks
         self._dtype = getattr(torch, parameters.dtype)
         self._poison: str | None = None
@@ -209,7 +209,7 @@ class CollectiveExchange:
         rows = arrived[order]
         self.rows_by_rank = rows_by_rank(matrix)
         self.observation.counters.dispatched(
-            ticket.kind, begun_ns, len(tokens.x), len(rows), max(self.rows_by_rank), True
+            ticket.kind, begun_ns, len(tokens.x), len(rows), max(self.rows_by_rank), sum(self.rows_by_rank)
         )
         return ExpertRows(rows=rows, scales=None, counts=arriving.sum(0), out=torch.empty_like(rows), ticket=ticket)
 

@@ -117,11 +117,14 @@ def run_prefill(
     capacity, parameters = steps.layout.capacity, steps.layout.parameters
     rows_per_token, most = parameters.rows_per_token, parameters.max_tokens
     rounds = plan_rounds(plans, capacity, rows_per_token, most)
-    steps.observation.counters.planned(begun_ns)
-    if len(rounds) == 1 or not overlap or capacity // 2 < len(plans) * rows_per_token:
-        _run_in_turn(steps, rank, tokens, rounds, experts, out, wait=wait)
+    overlap = overlap and len(rounds) > 1 and capacity // 2 >= len(plans) * rows_per_token
+    if overlap:
+        rounds = plan_rounds(plans, capacity // 2, rows_per_token, most)
+    steps.observation.counters.planned(begun_ns, len(rounds))
+    if overlap:
+        _run_overlapped(steps, rank, tokens, rounds, experts, out)
     else:
-        _run_overlapped(steps, rank, tokens, plan_rounds(plans, capacity // 2, rows_per_token, most), experts, out)
+        _run_in_turn(steps, rank, tokens, rounds, experts, out, wait=wait)
 
 
 def _run_in_turn(

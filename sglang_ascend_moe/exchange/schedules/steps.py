@@ -36,7 +36,7 @@ class ExchangeSteps:
     ) -> None:
         """`windows` [ranks] stay mapped as long as this object lives, the own one as long as its tensors do too."""
         self.session = session
-        self.observation = Observation()
+        self.observation = Observation(layout.parameters.ranks)
         self.layout = layout
         self.dtype = dtype
         self.device = windows[rank].device
@@ -144,7 +144,7 @@ class ExchangeSteps:
         self._begin_combine(rows)
         self._copy_results(expert_out, rows)
         self.session.combine(rows.ticket.call, out, wait=wait)
-        self.observation.counters.combined(rows.ticket.kind, begun_ns)
+        self._slots.combined(rows.ticket, begun_ns)
 
     def combine_fitting(self, rows: ExpertRows, out: Tensor) -> bool:
         """The first `combine` of results that are in place, if the kernels take `out` as it is; else False, and
@@ -172,7 +172,7 @@ class ExchangeSteps:
         """The second part: waits for everyone's results and reduces them into `out` [tokens, hidden]."""
         begun_ns = perf_counter_ns()
         self.session.combine_receive(rows.ticket.call, out)
-        self.observation.counters.combined(rows.ticket.kind, begun_ns)
+        self._slots.combined(rows.ticket, begun_ns)
 
     def rejoin(self, rows: ExpertRows) -> None:
         """Makes `rows.out` writable again after a combine: waits until every rank begins its next one.
