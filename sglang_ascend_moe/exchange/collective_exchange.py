@@ -208,8 +208,8 @@ class CollectiveExchange:
         )
         rows = arrived[order]
         self.rows_by_rank = rows_by_rank(matrix)
-        self.observation.dispatched(
-            ticket.kind, begun_ns, tokens=len(tokens.x), rows=len(rows), counted=matrix, first_round=True
+        self.observation.counters.dispatched(
+            ticket.kind, begun_ns, len(tokens.x), len(rows), max(self.rows_by_rank), True
         )
         return ExpertRows(rows=rows, scales=None, counts=arriving.sum(0), out=torch.empty_like(rows), ticket=ticket)
 
@@ -239,7 +239,7 @@ class CollectiveExchange:
         for k in range(self.parameters.topk if len(returned) else 0):
             addend = ticket.weights[:, k : k + 1] * returned[ticket.position[:, k]].float()
             total = torch.where(ticket.routed[:, k : k + 1], total + addend, total)
-        self.observation.combined(ticket.kind, begun_ns)
+        self.observation.counters.combined(ticket.kind, begun_ns)
         return total.to(self._dtype) if out is None else out.copy_(total)
 
     def run(

@@ -28,8 +28,9 @@ from sglang_ascend_moe.exchange.schedules.inputs import (
 )
 from sglang_ascend_moe.exchange.schedules.prefill import run_prefill
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
-from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps, Ticket
+from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.native.codes import Kind, Step
+from sglang_ascend_moe.native.library import native_types
 from sglang_ascend_moe.native.session import StepHook
 from sglang_ascend_moe.windows.layout import (
     ExchangeParameters,
@@ -178,20 +179,22 @@ class Exchange:
         `SessionPoisoned`.
         """
         ticket = rows.ticket if isinstance(rows, ExpertRows) else rows
-        if not isinstance(ticket, Ticket):
+        if not isinstance(ticket, native_types().Ticket):
             raise InvalidInput(f"rows of {type(ticket).__name__} were not dispatched by an Exchange")
-        if expert_out is not rows.out:
-            steps = self._steps
-            if problem := problem_with_expert_out(
-                expert_out, rows=ticket.rows_needed, hidden=self.parameters.hidden, dtype=steps.dtype,
-                device=steps.device,
-            ):  # fmt: skip
-                raise InvalidInput(problem)
-        if out is None:
-            out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=self._steps.dtype, device=self._steps.device)
-        elif not ticket.call.fits_out(out) and (problem := self._problem_with_result(out, ticket.tokens)):
+        steps = self._steps
+        in_place = expert_out is rows.out
+        if not in_place and (problem := problem_with_expert_out(
+            expert_out, rows=ticket.rows_needed, hidden=self.parameters.hidden, dtype=steps.dtype, device=steps.device
+        )):  # fmt: skip
             raise InvalidInput(problem)
-        self._steps.combine(expert_out, rows, out)
+        given = out
+        if out is None:
+            out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=steps.dtype, device=steps.device)
+        if in_place and steps.combine_fitting(rows, out):
+            return out
+        if not ticket.call.fits_out(out) and (problem := self._problem_with_result(given, ticket.tokens)):
+            raise InvalidInput(problem)
+        steps.combine(expert_out, rows, out)
         return out
 
     def run(

@@ -99,7 +99,7 @@ class DeviceSession(NativeSession):
         self._shared = self._tensors_of_call(layout.parameters.max_tokens)
         self._shared.positions.fill_(-1)
         if result := self._native.open_device(cores):
-            self._raise(result)
+            self.fail(result)
         # The tensors are written in the order of the current stream; the first call may be on another one.
         self.check_replays()
 
@@ -162,7 +162,7 @@ class DeviceSession(NativeSession):
         """Waits for the stream and raises what launches that nobody waited for have found, replays included."""
         self._enter()
         if result := self._native.check_device():
-            self._raise(result)
+            self.fail(result)
 
     def fetch_verdicts(self) -> int:
         """Has what launches before it found copied to the host, in the order of the stream, without a wait.
@@ -183,7 +183,7 @@ class DeviceSession(NativeSession):
             # Only now, for it makes torch's queue run empty.
             self._enter()
             self._native.forget_fault()
-            self._raise(result)
+            self.fail(result)
 
     def leave(self, result: Result, step: Step, epoch: int) -> None:
         super().leave(result, step, epoch)

@@ -172,48 +172,37 @@ class NativeSession:
     def dispatch(self, call: Call, most_rows: int = 0) -> None:  # noqa: ARG002 - for devices
         """Steps announce to arrivals; `most_rows`: in a capture, how many rows a rank gets at most, 0: a window's."""
         if result := call.dispatch():
-            self._raise(result)
-
-    def dispatch_fitting(
-        self, call: Call, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind
-    ) -> bool:
-        """`dispatch` of a caller's tensors into a whole slot, if the kernels take them as they are; else False, and
-        nothing is done. Keeps the weights."""
-        if not call.take_fitting(x, ids, weights, kind):
-            return False
-        if result := call.dispatch():
-            self._raise(result)
-        return True
+            self.fail(result)
 
     def dispatch_send(self, call: Call) -> None:
         """Steps announce to place; afterwards what the call points at may change."""
         if result := call.dispatch_send():
-            self._raise(result)
+            self.fail(result)
 
     def dispatch_receive(self, call: Call) -> None:
         """Step arrivals of a dispatch that was sent."""
         if result := call.dispatch_receive():
-            self._raise(result)
+            self.fail(result)
 
     def refuse(self, kind: Kind, problem: str) -> None:
         """Takes part in an exchange of `kind` only to tell every rank why this one's arguments are wrong; raises."""
         if result := self._native.refuse(kind, problem):
-            self._raise(result)
+            self.fail(result)
 
     def combine(self, call: Call, out: torch.Tensor) -> None:
         """Steps done and reduce; out [tokens, hidden] with dense rows."""
         if result := call.combine(out):
-            self._raise(result)
+            self.fail(result)
 
     def combine_send(self, call: Call) -> None:
         """Step done without its wait; afterwards the results in the window stay as they are."""
         if result := call.combine_send():
-            self._raise(result)
+            self.fail(result)
 
     def combine_receive(self, call: Call, out: torch.Tensor) -> None:
         """The wait of step done, and step reduce, of a combine that was sent; `out` as for `combine`."""
         if result := call.combine_receive(out):
-            self._raise(result)
+            self.fail(result)
 
     def check_replays(self) -> None:
         """Raises what replays of captured launches found wrong: on the host, where calls are waited for, nothing."""
@@ -228,7 +217,7 @@ class NativeSession:
     def rejoin(self, call: Call) -> None:
         """The rendezvous before another combine: afterwards no rank reads this one's expert outputs any more."""
         if result := call.rejoin():
-            self._raise(result)
+            self.fail(result)
 
     def plan(self, block: bytes, tokens: int, error: InputError, detail: int) -> list[bytes]:
         """Exchanges one serialised block per rank through the mailboxes."""
@@ -237,7 +226,7 @@ class NativeSession:
             raise InvalidInput(f"a control block of {len(block)} bytes does not fit a mailbox of {size}")
         result, blocks = self._native.plan(block, tokens, error, detail)
         if result:
-            self._raise(result)
+            self.fail(result)
         return blocks
 
     def count_chunks(self, ids: torch.Tensor, chunk_tokens: int) -> ChunkCounts:
@@ -264,7 +253,8 @@ class NativeSession:
         """Tells every rank that this one does not go on from where it is."""
         self.leave(Result.PEER_FAILED, self.step, self.epoch)
 
-    def _raise(self, result: int) -> NoReturn:
+    def fail(self, result: int) -> NoReturn:
+        """Raises what a call that did not return `Result.OK` found."""
         if self.inherited:
             refuse_forked()
         fault = self._fault()

@@ -54,6 +54,19 @@ def test_rounds_of_a_prefill_are_planned_over_the_device(pools, device_library, 
     assert rounds[0] > 1
 
 
+def count_waits_of_a_prefill(rank: Rank, library: str) -> int:
+    with on_device_library(library, 2) as streams, Exchange.create(rank.group, **OPTIONS) as exchange:
+        streams.cann.calls()
+        exchange.run(*tokens_of(rank.rank), repeat_rows(streams), phase="prefill")
+        return sum(call.startswith("aclrtSynchronizeStream") for call in streams.cann.calls())
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_prefill_waits_as_often_for_many_ranks_as_for_one(pools, device_library, ranks):
+    # Its ids twice, the plan, headers, blocks, and the verdicts of dispatch and combine.
+    assert pools.run(ranks, count_waits_of_a_prefill, device_library) == [7] * ranks
+
+
 def test_handles_and_epochs(pools, device_library):
     pools.run(2, on_device, device_library, 2, combine_again_and_again, "windows")
     pools.run(2, on_device, device_library, 2, hold_two_handles, "windows", (1, 0))

@@ -40,7 +40,7 @@ def observe(rank: Rank, implementation: str, phase: str, options: dict[str, obje
         compute(rows, scale_by_expert, rank)
 
     with open_exchange(implementation, rank, SCENARIO, **options) as exchange:
-        exchange.observation.measures_imbalance = True
+        exchange.observation.counters.measures_imbalance = True
         for _ in range(CALLS):
             exchange.run(*SCENARIO.inputs(rank.size)[rank.rank], experts, phase=phase)
         kinds = {"decode": Kind.DECODE, "prefill": Kind.PREFILL}

@@ -34,7 +34,8 @@ std::vector<int32_t> duplicates(const ExchangeSession &session) {
 uint64_t staging_bytes(const ExchangeLayout &layout, uint32_t cores) {
     const uint64_t ids = uint64_t{layout.max_tokens} * layout.topk * sizeof(int64_t);
     const uint64_t segments = (cores + 1) * sizeof(uint64_t);
-    return std::max<uint64_t>({ids, segments, layout.ranks * layout.mailbox_bytes, EXCHANGE_REFUSAL_BYTES});
+    const uint64_t headers = layout.ranks * uint64_t{EXCHANGE_UNIT_BYTES};
+    return std::max<uint64_t>({ids, segments, headers, layout.ranks * layout.mailbox_bytes, EXCHANGE_REFUSAL_BYTES});
 }
 
 template <class Arguments> ExchangeLaunch launch_of(Kernel kernel, uint32_t cores, const Arguments &arguments) {
@@ -253,14 +254,28 @@ void DeviceSession::wait() {
 }
 
 void DeviceSession::fetch(void *to, uint64_t from, uint64_t bytes) {
-    if (bytes == 0)
-        return;
+    if (bytes > 0)
+        fetch({{to, from, bytes}});
+}
+
+void DeviceSession::fetch(const std::vector<Piece> &pieces) {
+    uint64_t bytes = 0;
+    for (const Piece &piece : pieces)
+        bytes += piece.bytes;
     if (bytes > staging_bytes_)
-        throw std::length_error("a copy of " + std::to_string(bytes) + " bytes for " + std::to_string(staging_bytes_));
-    copy_async(staging_.at(), reinterpret_cast<const void *>(from), bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream_);
+        throw std::length_error("copies of " + std::to_string(bytes) + " bytes for " + std::to_string(staging_bytes_));
+    uint8_t *staged = staging_.at();
+    for (const Piece &piece : pieces) {
+        copy_async(staged, reinterpret_cast<const void *>(piece.from), piece.bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream_);
+        staged += piece.bytes;
+    }
     synchronise(stream_);
-    if (to != staging_.at())
-        memcpy(to, staging_.at(), bytes);
+    staged = staging_.at();
+    for (const Piece &piece : pieces) {
+        if (piece.to != staged)
+            memcpy(piece.to, staged, piece.bytes);
+        staged += piece.bytes;
+    }
 }
 
 std::optional<uint32_t> DeviceSession::dead_peer() const {

@@ -112,7 +112,7 @@ def run_prefill(
     capacity, parameters = steps.layout.capacity, steps.layout.parameters
     rows_per_token, most = parameters.rows_per_token, parameters.max_tokens
     rounds = plan_rounds(plans, capacity, rows_per_token, most)
-    steps.observation.planned(begun_ns)
+    steps.observation.counters.planned(begun_ns)
     if len(rounds) == 1 or not overlap or capacity // 2 < len(plans) * rows_per_token:
         _run_in_turn(steps, rank, tokens, rounds, experts, out)
     else:

@@ -141,7 +141,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         refuse_what_does_not_fit(Demand(len(ranks), _windows(parameters)), read_limits())
     opened = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
     for exchange in opened.values():
-        exchange.observation.measures_imbalance = bool(model_runner.server_args.enable_metrics)
+        exchange.observation.counters.measures_imbalance = bool(model_runner.server_args.enable_metrics)
     if _serving is not None:
         _serving.exchanges.update(opened)
         return

@@ -74,8 +74,9 @@ class Exporter:
         """Bring the counters up to what the exchanges have counted."""
         exchanges = list(exchanges)
         observations = [exchange.observation for exchange in exchanges]
+        phases = [counted.phases for counted in observations]
         for (metric, kind), child in self._phases.items():
-            total = sum(getattr(counted.phases[kind], metric.field) for counted in observations)
+            total = sum(getattr(counted[kind], metric.field) for counted in phases)
             self._add(child, total * metric.unit)
         waited = zip(*(exchange.waited_s for exchange in exchanges), strict=True)
         # Shorter where an exchange does not know whom it waited for.
@@ -91,7 +92,7 @@ class Exporter:
 
 
 def _rounds(observations: Iterable[Observation]) -> int:
-    return sum(counts.rounds for counted in observations for counts in counted.phases.values())
+    return sum(counted.rounds for counted in observations)
 
 
 _exporter: Exporter | None = None
