@@ -57,11 +57,16 @@ HAZARDS = {
     "rows-not-visible-before-flag": "is not yet visible there",
     "rows-after-flag": "after the flag that announces it",
     "flag-without-barrier-of-cores": "without a barrier after the rows|after the flag that announces it",
+    "end-not-waited-for": "meet in workspace|which nobody wrote|is not yet visible",
+    "end-told-before-a-store-is-visible": "earlier loads or stores of the core are under way",
+    "end-told-during-a-load": "earlier loads or stores of the core are under way",
+    "load-after-the-end": "loads after it has told that it ends",
+    "store-after-the-end": "stores after it has told that it ends",
     "scalar-store-not-written-back": "no cache maintenance wrote back",
     "dma-past-a-dirty-line": "which the scalar cache holds changed",
     "stale-scalar-load": "hits a cached line that has changed",
 }
-HARMLESS = ("nothing", "rows-moved-after-flags", "scalar-load-after-invalidation", "stores-are-held-back")
+HARMLESS = ("nothing", "rows-moved-after-flags", "end-waited-for", "scalar-load-after-invalidation", "stores-are-held-back")
 
 
 @pytest.fixture(scope="module")
