@@ -37,10 +37,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     memory: bytes. products: multiplications and additions per second by format of weights; the parts of it, and of
     `memory_rate` (bytes/s), that products and attention reach. exchange: by schedule, phase and rows, such as
-    `relay-free decode int8`, for `ranks` ranks; each doubling of them costs `doubling_us` more. link_rate, link_us: of
-    collectives of attention. step_us, layer_us: of each step and of each layer in it, whatever is in it, by number of
-    ranks where the key is one, else under `any`. imbalance: of the busiest rank's rows over the mean. transfer_rate:
-    keys and values to a decode server, bytes/s of a rank. request_us: of a server for a request that comes.
+    `relay-free decode int8`, for `ranks` ranks; each doubling of them costs `doubling_us` more; with a number behind
+    it, for so many ranks. link_rate, link_us: of collectives of attention. step_us, layer_us: of each step and of each
+    layer in it, whatever is in it, by schedule, phase and ranks, or under `any`. imbalance: of the busiest rank's rows
+    over the mean. transfer_rate: keys and values to a decode server, bytes/s of a rank. request_us: of a server for a
+    request that comes.
     other_bytes: that neither weights, keys and values nor windows take. relay_bytes: of relay buffers for prefill.
     """
 
@@ -77,19 +78,23 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
         Raises `InvalidInput` if the machine has no times for such rows.
         """
-        times = self.exchange.get(f"{schedule} {phase} {rows}")
+        key, more = f"{schedule} {phase} {rows}", 0.0
+        times = self.exchange.get(f"{key} {ranks}")
         if times is None:
-            raise InvalidInput(f"--machine: {self.name} has no times for {schedule} {phase} {rows}; calibrate it again")
-        more = 2 * self.doubling_us / 1e6 * log2(ranks / self.ranks)
+            times, more = self.exchange.get(key), 2 * self.doubling_us / 1e6 * log2(ranks / self.ranks)
+        if times is None:
+            raise InvalidInput(
+                f"--machine: {self.name} has no times for {key} on {ranks} ranks; calibrate it with these"
+            )
         return max(0.0, times.dispatch.seconds(dispatched) + times.combine.seconds(combined) + more)
 
 
-def of_ranks(times: dict[str, float], ranks: int) -> float:
-    """The time under the number of ranks, else under `any`; seconds. Raises `InvalidInput` if there is neither."""
-    found = times.get(str(ranks), times.get("any"))
+def fixed_seconds(times: dict[str, float], schedule: Schedule, phase: Phase, ranks: int) -> float:
+    """The time of a step like this, else of any. Raises `InvalidInput` if there is neither."""
+    found = times.get(f"{schedule} {phase} {ranks}", times.get("any"))
     if found is None:
         measured = ", ".join(times)
-        raise InvalidInput(f"--machine: nothing was measured on {ranks} ranks, only on {measured}; calibrate it")
+        raise InvalidInput(f"--machine: {schedule} on {ranks} ranks was not measured, only {measured}; calibrate it")
     return found / 1e6
 
 

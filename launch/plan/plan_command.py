@@ -13,6 +13,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported, WindowTooSmall
 from sglang_ascend_moe.launch.parser import Parser
+from sglang_ascend_moe.launch.plan import calibrate_command, schedule_command
 from sglang_ascend_moe.launch.plan.argument_types import positive, size_in_bytes
 from sglang_ascend_moe.launch.plan.memory_plan import MemoryPlan, Request, Role, plan_memory
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape, read_moe_shape
@@ -260,6 +261,9 @@ def _parser() -> argparse.ArgumentParser:
         "--repeated-experts", action="store_true", help="a token may name an expert twice (no SGLang router does)"
     )
     memory.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+    schedule_command.add_command(commands)
+    calibrate_command.add_commands(commands)
 
     compare = commands.add_parser("compare", help="the same guarantee in other libraries, as a Markdown table")
     compare.set_defaults(run=lambda parsed: comparison(parsed.max_tokens, parsed.ep))

@@ -19,6 +19,10 @@ MOST_STEPS_AT_ONCE = 16
 """After so many decode steps of the same requests the time of a step is computed anew."""
 
 
+STEADY = (0.4, 0.8)
+"""The part of the requests that sees servers as full as they stay, if three times as many come as are under way."""
+
+
 class Steps(Protocol):
     """Seconds of the steps of one server."""
 
@@ -59,12 +63,17 @@ class SimulatedRole(NamedTuple):
 
 class Latencies(NamedTuple):
     """Seconds, by request. ttft: until the first token; tpot: between later tokens, mean of each. elapsed: until
-    the last token of all."""
+    the last token of all. In the order in which requests came."""
 
     ttft: list[float]
     tpot: list[float]
     elapsed: float
     output_tokens: int
+
+    def steady(self) -> Latencies:
+        """Of the requests that came after the servers had filled and before the last ones left them."""
+        begin, end = (round(part * len(self.ttft)) for part in STEADY)
+        return self._replace(ttft=self.ttft[begin:end], tpot=self.tpot[begin:end])
 
     @property
     def output_rate(self) -> float:
@@ -194,7 +203,7 @@ class _Queues:
     def __init__(self, load: Workload, roles: Sequence[SimulatedRole], transfer: float, arrival: float) -> None:
         self.load = load
         self.clock = simpy.Environment()
-        self.ended: list[_Request] = []
+        self.asked: list[_Request] = []
         self._transfer, self._arrival = transfer, arrival
         first, *rest = roles
         self._first = [_Server(self, first, reads=True, writes=not rest) for _ in range(first.instances)]
@@ -203,6 +212,7 @@ class _Queues:
 
     def ask(self) -> _Request:
         request = _Request(self.clock.now, self.clock.event())
+        self.asked.append(request)
         self.clock.process(self._deliver(self._first, request, self._arrival))
         return request
 
@@ -216,7 +226,6 @@ class _Queues:
 
     def end(self, request: _Request) -> None:
         self.times[request] = self.clock.now
-        self.ended.append(request)
         request.done.succeed()
 
     def arrive(self, drawn: random.Random) -> Generator[simpy.Event, Any, None]:
@@ -251,7 +260,7 @@ def simulate(
         for client in range(clients):
             queues.clock.process(queues.client(len(range(client, load.requests, clients))))
     queues.clock.run()
-    ttft = [request.first - request.came for request in queues.ended]
+    ttft = [request.first - request.came for request in queues.asked]
     later = max(1, load.output_tokens - 1)
-    tpot = [(queues.times[request] - request.first) / later for request in queues.ended]
+    tpot = [(queues.times[request] - request.first) / later for request in queues.asked]
     return Latencies(ttft, tpot, max(queues.times.values()), load.requests * load.output_tokens)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import NamedTuple
 
-from sglang_ascend_moe.launch.plan.machine_times import Machine, Phase, Schedule, of_ranks
+from sglang_ascend_moe.launch.plan.machine_times import Machine, Phase, Schedule, fixed_seconds
 from sglang_ascend_moe.launch.plan.model_work import NUMBER_BYTES, ModelWork
 
 BF16 = 2
@@ -98,7 +99,8 @@ class StepTimes(NamedTuple):
         layers = work.sizes.layers + (place.drafts if phase == "decode" else 0)
         moe = layers - work.dense_layers
         rows = tokens * groups * work.topk / place.tp * (machine.imbalance if place.tp > 1 else 1.0)
-        mean = work.experts / place.tp
+        # Where ranks do not divide the experts, some experts are there twice.
+        mean = ceil(work.experts / place.tp)
         touched = mean * (1 - (1 - work.topk / work.experts) ** (tokens * groups))
         products = layers * self._product(work.attention / share, tokens)
         products += work.dense_layers * self._product(work.dense / place.tp, tokens * groups)
@@ -124,7 +126,10 @@ class StepTimes(NamedTuple):
                 self.schedule, phase, place.rows, place.tp, brought * (1 if place.rows == "int8" else 2),
                 brought * BF16,
             ) * (machine.imbalance if phase == "prefill" else 1.0)  # fmt: skip
-        fixed = of_ranks(machine.step_us, place.tp) + layers * of_ranks(machine.layer_us, place.tp)
+        fixed = sum(
+            times * fixed_seconds(each, self.schedule, phase, place.tp)
+            for each, times in ((machine.step_us, 1), (machine.layer_us, layers))
+        )
         return StepTime(products, attention, exchanged, collectives, fixed)
 
     def _product(self, numbers: float, tokens: float, *, expert: bool = False, wide: bool = False) -> float:
