@@ -18,11 +18,13 @@ from sglang_ascend_moe.launch.plan.topologies import (
     topologies,
 )
 
-Binding = Literal["TTFT", "TPOT", "both"]
-LEAST_REQUESTS, MOST_REQUESTS = 300, 3000
+Binding = Literal["TTFT", "TPOT", "both", "memory"]
+LEAST_REQUESTS = 400
+TIMES_UNDER_WAY = 2.5
+"""See `STEADY`."""
 MOST_ABOVE, MOST_BELOW = 4, 64
 """Times the bound of a topology, between which the best rate is looked for."""
-HALVINGS = 5
+HALVINGS = 6
 """Then between a rate and its double."""
 
 
@@ -39,7 +41,8 @@ class RatePoint(msgspec.Struct, frozen=True):
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment. feasible: whether it keeps the limits at `best`, the highest rate that was found, or that was asked
-    for. binds: the limit that a higher rate misses, or that this one misses. points: what was simulated, by rate."""
+    for. binds: the limit that a higher rate misses, or that this one misses; memory, where requests wait for room for
+    their keys and values until they miss the TTFT. points: what was simulated, by rate."""
 
     schedule: Schedule
     first: ServerChoice
@@ -65,7 +68,8 @@ def best_rate(question: Question, topology: Topology) -> Choice:
 
     def missed(rate: float) -> Binding | None:
         found = _simulated(question, topology, rate)
-        points[rate] = (point_of(found, rate), _missed(question, found))
+        point = point_of(found, rate)
+        points[rate] = (point, _cause(question, topology, point, _missed(question, found)))
         return points[rate][1]
 
     if question.rate is not None:
@@ -91,9 +95,9 @@ def best_rate(question: Question, topology: Topology) -> Choice:
 
 
 def requests_of(question: Question, rate: float) -> int:
-    """Enough for three times those that are under way at once, if tokens come as slowly as they may."""
+    """Enough to fill the servers and keep them full, if tokens come as slowly as they may."""
     under_way = rate * (question.ttft + question.output_tokens * question.tpot)
-    return min(MOST_REQUESTS, max(LEAST_REQUESTS, ceil(3 * under_way)))
+    return max(LEAST_REQUESTS, ceil(TIMES_UNDER_WAY * under_way))
 
 
 def transfer_seconds(question: Question, topology: Topology) -> float:
@@ -122,6 +126,15 @@ def _missed(question: Question, found: Latencies) -> Binding | None:
         case False, True:
             return "TPOT"
     return None
+
+
+def _cause(question: Question, topology: Topology, point: RatePoint, missed: Binding | None) -> Binding | None:
+    """Memory, if requests miss the TTFT and as many would be under way as there is room for (Little's law)."""
+    writers = topology.second or topology.first
+    room = topology.bytes[-1].tokens // (question.input_tokens + question.output_tokens)
+    under_way = point.rate * question.output_tokens * point.tpot_ms / 1e3
+    full = room < writers.running and under_way >= room * writers.instances
+    return "memory" if missed == "TTFT" and full else missed
 
 
 def point_of(found: Latencies, rate: float) -> RatePoint:

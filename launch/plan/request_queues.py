@@ -19,8 +19,9 @@ MOST_STEPS_AT_ONCE = 16
 """After so many decode steps of the same requests the time of a step is computed anew."""
 
 
-STEADY = (0.4, 0.8)
-"""The part of the requests that sees servers as full as they stay, if three times as many come as are under way."""
+STEADY = (0.4, 0.6)
+"""The part of the requests that sees servers as full as they stay, if 2.5 times as many come as are under way: one
+time fills them, half a time is looked at, and one time comes while these are answered."""
 
 
 class Steps(Protocol):

@@ -54,7 +54,7 @@ def add_command(commands: Any) -> None:
         "--constant", action="append", default=[], metavar="NAME=VALUE",
         help="another value of a constant of Atlas A3 (docs/benchmarks/schedule.md)",
     )  # fmt: skip
-    parser.add_argument("--candidates", type=positive, default=4, help="deployments of each kind to simulate (4)")
+    parser.add_argument("--candidates", type=positive, default=3, help="deployments of each kind to simulate (3)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was simulated there")
     parser.add_argument("--plot", type=plot_path, metavar="PATH", help="draw it; .svg, .png or .pdf")
     parser.add_argument(

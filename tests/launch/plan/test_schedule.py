@@ -26,12 +26,12 @@ from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits
 from tests.launch.plan.model_configs import DEEPSEEK_V3, QWEN3_235B
 
 NOWHERE = Path("/nowhere")
-FAST = ["--input", "512", "--output", "32", "--candidates", "1"]
+FAST = ["--input", "512", "--output", "32", "--candidates", "1", "--ttft", "1000"]
 
 
 def question(config: dict = QWEN3_235B, **changed) -> Question:
     work = model_work("model", NOWHERE, config.get, "--model")
-    asked = Question(work, a3_machine(), 32, 64 * 10**9, 512, 32, 5.0, 0.05, weights="w8a8")
+    asked = Question(work, a3_machine(), 32, 64 * 10**9, 512, 32, 1.0, 0.05, weights="w8a8")
     return asked._replace(**changed)
 
 
@@ -89,7 +89,7 @@ def test_less_exchange_is_feasible_at_a_higher_rate():
 
 @pytest.mark.parametrize(
     ("changed", "binds"),
-    [({"ttft": 0.4}, "TTFT"), ({"tpot": 0.04, "input_tokens": 2048, "output_tokens": 256}, "TPOT")],
+    [({"ttft": 0.4}, "TTFT"), ({"ttft": 5.0, "tpot": 0.04, "input_tokens": 2048, "output_tokens": 256}, "TPOT")],
 )
 def test_the_limit_that_binds_is_named(changed: dict[str, float], binds: str):
     asked = question(**changed)
@@ -97,6 +97,14 @@ def test_the_limit_that_binds_is_named(changed: dict[str, float], binds: str):
     found = best_rate(asked, one)
     assert found.feasible
     assert found.binds == binds
+
+
+def test_memory_binds_where_requests_wait_for_it():
+    """25 GB hold the weights of 16 dies and little else."""
+    asked = question(npus=16, memory=25 * 10**9, output_tokens=256, tpot=0.2)
+    (one,) = [one for one in topologies(asked, "relay-free") if one.second is None and one.first.dp == 1]
+    assert one.bytes[0].tokens < one.first.running * 768
+    assert best_rate(asked, one).binds == "memory"
 
 
 def test_a_rate_that_is_asked_for_is_judged_as_it_is():
