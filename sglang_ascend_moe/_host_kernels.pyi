@@ -5,9 +5,11 @@ it, and is raised.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 
 class Layout:
     """Where everything lies in a window. Raises `TypeError` for a field too many or too few, `OverflowError` for a
@@ -110,7 +112,7 @@ class Call:
         """int64 [local experts] of the last dispatch."""
     @property
     def epoch(self) -> int:
-        """0: the dispatch was only captured."""
+        """0: nobody waited for the dispatch."""
     @property
     def slot(self) -> int: ...
     @property
@@ -123,9 +125,6 @@ class Call:
     def dispatch_address(self) -> int: ...
     @property
     def combine_address(self) -> int: ...
-    def take_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: int, /) -> bool:
-        """`take` for a whole slot, with weights that are kept, if the kernels on the host take the tensors as they are;
-        else nothing is done."""
     def take(
         self,
         x: Tensor,
@@ -164,3 +163,102 @@ class Call:
         """`take_out` first."""
     def forget_place(self) -> None:
         """As if nothing had been dispatched: epoch, slot and total are 0."""
+
+class Counters:
+    """What an exchange has done, counted by its calls. Beginnings are nanoseconds of `time.perf_counter_ns`."""
+
+    measures_imbalance: bool
+    """Whether rows of all ranks are looked at."""
+
+    def __init__(self, ranks: int, /) -> None: ...
+    @property
+    def rounds(self) -> int:
+        """Of both phases."""
+    def dispatched(
+        self, kind: int, begun_ns: int, tokens: int, rows: int, largest_rows: int, rows_of_all: int, /
+    ) -> None:
+        """The only dispatch of a call, which began then, has ended."""
+    def planned(self, begun_ns: int, rounds: int, /) -> None:
+        """The plan of a prefill call that began then is known; its time counts as that of the dispatch."""
+    def combined(self, kind: int, begun_ns: int, /) -> None: ...
+    def sums(self, kind: int, /) -> tuple[int, ...]:
+        """The fields of `PhaseCounts`."""
+    def histograms(self, kind: int, /) -> dict[str, tuple[list[float], list[int], float]]:
+        """The fields of `Histogram`, by name."""
+
+class Ticket:
+    """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
+
+    combines: int
+    rejoined: bool
+
+    @property
+    def session(self) -> Any: ...
+    @property
+    def call(self) -> Call: ...
+    @property
+    def weights(self) -> Tensor:
+        """[tokens, topk], kept alive, for combine may read them."""
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def total(self) -> int:
+        """Rows that arrived."""
+    @property
+    def rows_needed(self) -> int:
+        """Rows that a tensor of results has to have at least."""
+    @property
+    def at_most(self) -> int:
+        """Rows that can have arrived: `total`, but of a dispatch that nobody waited for as many as may come."""
+    @property
+    def kind(self) -> int: ...
+    @property
+    def part(self) -> int: ...
+    @property
+    def slot(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+class Slots:
+    """The slots of one rank's window: whose rows lie in each half, and what is handed out of them."""
+
+    def __init__(
+        self,
+        session: object,
+        counters: Counters,
+        make_call: Callable[[], Call],
+        rows_type: type[ExpertRows],
+        renew: Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor | None, Tensor]],
+        views: tuple[tuple[Tensor, Tensor | None, Tensor], ...],
+        capacity: int,
+        expert_rows: int,
+        /,
+    ) -> None:
+        """views [slots * parts]: rows, scales and results of each slot and of its halves; `renew` makes such a view
+        anew, without the history that was written into it."""
+    def free_call(self) -> Call:
+        """One that holds no rows."""
+    def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: int, /) -> ExpertRows | int | None:
+        """Dispatches into a whole slot, with weights that are kept, if the kernels on the host take the tensors as they
+        are. None: they do not, and nothing is done; a number: the `codes.Result` of a failure."""
+    def hand_out(
+        self,
+        call: Call,
+        weights: Tensor,
+        kind: int,
+        part: int,
+        begun_ns: int,
+        at_most: int,
+        planned_rows: int,
+        first_round: bool,
+        /,
+    ) -> ExpertRows:
+        """The rows of a call that has just been dispatched, which hold their slot from now on. If nobody waited for it:
+        `at_most` as in its ticket, and as many rows as were planned, which are counted."""
+    def combine_fitting(self, ticket: Ticket, out: Tensor, /) -> int | None:
+        """The first combine of results that are in place, into what the kernels on the host take as it is. None: it is
+        not that, and nothing is done; else its `codes.Result`."""
+    def combined(self, ticket: Ticket, begun_ns: int, /) -> None:
+        """A combine that began then has ended."""
+    def holds(self, ticket: Ticket, /) -> bool:
+        """Whether the rows are still there."""

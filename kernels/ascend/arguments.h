@@ -24,6 +24,7 @@ struct KernelArguments {
     ExchangeLayout layout;
     uint64_t windows;        // [ranks] addresses of the windows as this device sees them
     uint64_t workspace;      // of WorkspaceBytes(layout, cores)
+    uint64_t ends;           // a line per core, zero before the first launch, by which it says that it has ended
     uint64_t fault;          // a line that keeps the first fault of launches nobody waits for; 0: somebody does
     uint64_t timeout_cycles; // of each wait
     uint32_t rank;

@@ -8,32 +8,16 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "arguments.h"
 #include "tensors.h"
 
 namespace binding {
+
+PyTypeObject *call_type = nullptr;
+
 namespace {
-
-struct Call {
-    Arguments arguments;
-    Session *session; // the value of `owner`
-    Reference owner;
-    Reference positions, weights, counts, matrix, totals;
-
-    // Points at what the kernels take as it is; else false, and nothing is done.
-    bool take_fitting(PyObject *const *tensors, const Manner &manner) {
-        return session->takes_host_tensors && arguments.take_fitting(session->layout, tensors, manner);
-    }
-    bool take_fitting_out(PyObject *out) {
-        return session->takes_host_tensors && arguments.take_fitting_out(session->layout, out);
-    }
-    bool take_out(PyObject *out) { return take_fitting_out(out) || arguments.take_any_out(out); }
-};
 
 // Python reads members of it by their offsets.
 static_assert(std::is_standard_layout_v<Object<Call>>);
-
-PyTypeObject *call_type = nullptr;
 
 uint32_t number(PyObject *argument) { return static_cast<uint32_t>(PyLong_AsLong(argument)); }
 
@@ -47,14 +31,6 @@ bool read_named(PyObject *name, PyObject *value, Manner &manner) {
     else
         PyErr_Format(PyExc_TypeError, "take has no argument %R", name);
     return PyErr_Occurred() == nullptr;
-}
-
-// take_fitting(x, ids, weights, kind)
-PyObject *take_fitting(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (!expects(4, count))
-        return nullptr;
-    const bool taken = value_of<Call>(self).take_fitting(arguments, {.kind = number(arguments[3])});
-    return PyErr_Occurred() != nullptr ? nullptr : PyBool_FromLong(taken);
 }
 
 // take(x, ids, weights, kind, part, *, keep_weights, continues=False, row_bytes=0)
@@ -101,15 +77,11 @@ PyObject *take_routing(PyObject *self, PyObject *const *arguments, Py_ssize_t co
 }
 
 template <class Function> PyObject *run_dispatch(PyObject *self, Function function) {
-    Call &call = value_of<Call>(self);
-    const int result = run(*call.session, function, &call.arguments.dispatch);
-    call.arguments.keep_place();
-    return result_of(result);
+    return result_of(value_of<Call>(self).run_dispatch(function));
 }
 
 template <class Function> PyObject *run_combine(PyObject *self, Function function) {
-    const Call &call = value_of<Call>(self);
-    return result_of(run(*call.session, function, &call.arguments.combine));
+    return result_of(value_of<Call>(self).run_combine(function));
 }
 
 const Functions &functions_of(PyObject *self) { return value_of<Call>(self).session->functions; }
@@ -193,8 +165,7 @@ bool add_call_type(PyObject *module) {
                                     {}};
     static PyGetSetDef attributes[] = {
         attribute("dispatch_address", dispatch_address), attribute("combine_address", combine_address), {}};
-    static PyMethodDef methods[] = {method("take_fitting", take_fitting, METH_FASTCALL),
-                                    method("take", take, METH_FASTCALL | METH_KEYWORDS),
+    static PyMethodDef methods[] = {method("take", take, METH_FASTCALL | METH_KEYWORDS),
                                     method("fits_out", fits_out, METH_O),
                                     method("take_out", take_out, METH_O),
                                     method("take_routing", take_routing, METH_FASTCALL),

@@ -3,9 +3,11 @@
 #include "objects.h"
 
 #include "call.h"
+#include "counters.h"
 #include "layout.h"
 #include "library.h"
 #include "session.h"
+#include "slots.h"
 #include "tensors.h"
 
 namespace {
@@ -26,6 +28,7 @@ PyMODINIT_FUNC PyInit__host_kernels() {
     using namespace binding;
     Reference made(PyModule_Create(&module));
     const bool complete = made && find_torch() && add_layout_type(made.get()) && add_library_type(made.get()) &&
-                          add_session_type(made.get()) && add_call_type(made.get());
+                          add_session_type(made.get()) && add_call_type(made.get()) && add_counters_type(made.get()) &&
+                          add_slots_types(made.get());
     return complete ? made.release() : nullptr;
 }

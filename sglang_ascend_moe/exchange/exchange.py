@@ -28,8 +28,9 @@ from sglang_ascend_moe.exchange.schedules.inputs import (
 )
 from sglang_ascend_moe.exchange.schedules.prefill import run_prefill
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
-from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps, Ticket
+from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
 from sglang_ascend_moe.native.codes import Kind, Step
+from sglang_ascend_moe.native.library import native_types
 from sglang_ascend_moe.native.session import StepHook
 from sglang_ascend_moe.windows.layout import (
     ExchangeParameters,
@@ -178,20 +179,22 @@ class Exchange:
         `SessionPoisoned`.
         """
         ticket = rows.ticket if isinstance(rows, ExpertRows) else rows
-        if not isinstance(ticket, Ticket):
+        if not isinstance(ticket, native_types().Ticket):
             raise InvalidInput(f"rows of {type(ticket).__name__} were not dispatched by an Exchange")
-        if expert_out is not rows.out:
-            steps = self._steps
-            if problem := problem_with_expert_out(
-                expert_out, rows=ticket.rows_needed, hidden=self.parameters.hidden, dtype=steps.dtype,
-                device=steps.device,
-            ):  # fmt: skip
-                raise InvalidInput(problem)
-        if out is None:
-            out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=self._steps.dtype, device=self._steps.device)
-        elif not ticket.call.fits_out(out) and (problem := self._problem_with_result(out, ticket.tokens)):
+        steps = self._steps
+        in_place = expert_out is rows.out
+        if not in_place and (problem := problem_with_expert_out(
+            expert_out, rows=ticket.rows_needed, hidden=self.parameters.hidden, dtype=steps.dtype, device=steps.device
+        )):  # fmt: skip
             raise InvalidInput(problem)
-        self._steps.combine(expert_out, rows, out)
+        given = out
+        if out is None:
+            out = torch.empty(ticket.tokens, self.parameters.hidden, dtype=steps.dtype, device=steps.device)
+        if in_place and steps.combine_fitting(rows, out):
+            return out
+        if not ticket.call.fits_out(out) and (problem := self._problem_with_result(given, ticket.tokens)):
+            raise InvalidInput(problem)
+        steps.combine(expert_out, rows, out)
         return out
 
     def run(
@@ -203,12 +206,19 @@ class Exchange:
         *,
         phase: Phase = "decode",
         out: torch.Tensor | None = None,
+        wait: bool = True,
+        most_tokens: int | None = None,
     ) -> torch.Tensor:
         """The whole layer: dispatch, `experts(rows)`, combine; in prefill with as many rounds as the window needs.
 
         `experts` writes `rows.out`, without gradients (`torch.no_grad`), and is called at least once on every rank. If
         it raises, the other ranks get a `PeerLost` that names this one, and the exchange is poisoned. Arguments, result
         and errors otherwise as in `dispatch` and `combine`.
+
+        wait: False: on an NPU, with one slot, only a plan of prefill is waited for, and what the rest finds is raised
+        by `check_replays` or `raise_fetched`. In decode that takes `most_tokens`, that all ranks bring together at
+        most, and the same on each: more are refused as by a smaller window; None: not known, and dispatch is waited
+        for.
         """
         kind = self._kind(phase)
         prefill = kind == Kind.PREFILL
@@ -219,14 +229,28 @@ class Exchange:
         out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype, device=self._steps.device) if out is None else out
         watched = self._watched(experts)
         steps = self._steps
+        wait = wait or not steps.session.defers
         if prefill:
-            _run_or_leave(steps, run_prefill, steps, self._identity, tokens, watched, out, overlap=self._overlap)
+            overlap = self._overlap
+            _run_or_leave(steps, run_prefill, steps, self._identity, tokens, watched, out, overlap=overlap, wait=wait)
         else:
-            _run_or_leave(steps, run_decode, steps, tokens, watched, out)
+            most_rows = min(self.layout.capacity, (most_tokens or 0) * self.parameters.rows_per_token)
+            _run_or_leave(steps, run_decode, steps, tokens, watched, out, wait=wait, most_rows=most_rows)
         return out
 
+    @property
+    def unverified(self) -> bool:
+        """Whether there are calls, replays included, that nobody waited for and of which nobody has asked what they
+        found."""
+        return self._steps.session.unverified
+
+    def note_replay(self) -> None:
+        """To be called when a device graph that holds this exchange is replayed."""
+        self._steps.session.note_replay()
+
     def check_replays(self) -> None:
-        """Raises what replays of device graphs that hold this exchange found wrong, after waiting for them.
+        """Raises what calls that nobody waited for, in replays of device graphs too, found wrong, after waiting for
+        them.
 
         To be called before anything made of a replay's results leaves the device. Nothing on the host.
         """

@@ -1,17 +1,20 @@
-"""What an exchange has done in this process so far: whole numbers that the steps of the exchange count.
+"""What an exchange has done in this process so far: sums and histograms that the steps of the exchange count.
 
 Always counted, because it costs a few additions per MoE layer. `live_state` and `metrics` read the numbers.
 """
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import torch
 
 from sglang_ascend_moe.native.codes import Kind
+from sglang_ascend_moe.native.library import native_types
+
+if TYPE_CHECKING:
+    from sglang_ascend_moe._host_kernels import Counters
 
 PHASES = {Kind.DECODE: "decode", Kind.PREFILL: "prefill"}
 
@@ -21,7 +24,8 @@ class PhaseCounts(msgspec.Struct):
 
     calls: MoE layers; rounds: exchanges of rows, one per call in decode. tokens: brought by this rank; rows: received
     for its experts. largest_rows: rows of the rank that received most, summed over rounds; counted only if
-    `Observation.measures_imbalance`. dispatch_ns, combine_ns: nanoseconds in the two halves, waits included.
+    `Counters.measures_imbalance`, and not on a device, where counts would have to be waited for. dispatch_ns,
+    combine_ns: nanoseconds in the two halves, waits included.
     """
 
     calls: int = 0
@@ -33,52 +37,46 @@ class PhaseCounts(msgspec.Struct):
     combine_ns: int = 0
 
 
+class Histogram(NamedTuple):
+    """counts[i] values were at most bounds[i] and more than the bound before; counts[-1]: more than all bounds."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum: float
+
+
 class Observation:
-    """The numbers of one exchange. `phases` has an entry for each kind of exchange that moves rows."""
+    """The numbers of one exchange, which `counters` counts."""
 
-    def __init__(self) -> None:
-        self.phases = {kind: PhaseCounts() for kind in PHASES}
-        self.measures_imbalance = False
-        self._counted: torch.Tensor | None = None
-        self._by_rank: Any = None
+    def __init__(self, ranks: int) -> None:
+        self.counters: Counters = native_types().Counters(ranks)
 
-    def dispatched(
-        self, kind: Kind, begun_ns: int, tokens: int, rows: int, counted: torch.Tensor, first_round: bool
-    ) -> None:
-        """A dispatch, begun at `begun_ns` of `time.perf_counter_ns`, has ended; counted: as `rows_by_rank` takes it."""
-        counts = self.phases[kind]
-        counts.calls += first_round
-        counts.rounds += 1
-        counts.tokens += tokens
-        counts.rows += rows
-        # On a device the counts would have to be waited for.
-        if self.measures_imbalance and counted.is_cpu:
-            # A session writes its counts into one tensor for ever: to look at it anew takes longer than to add it up.
-            if counted is not self._counted:
-                self._counted, self._by_rank = counted, _by_rank(counted)
-            counts.largest_rows += int(self._by_rank.sum(axis=(0, 2)).max())
-        counts.dispatch_ns += time.perf_counter_ns() - begun_ns
+    @property
+    def phases(self) -> dict[Kind, PhaseCounts]:
+        """As they are now, for each kind of exchange that moves rows."""
+        return {kind: PhaseCounts(*self.counters.sums(kind)) for kind in PHASES}
 
-    def planned(self, begun_ns: int) -> None:
-        """The plan of a prefill call, begun at `begun_ns`, is known; its time counts as that of the dispatch."""
-        self.phases[Kind.PREFILL].dispatch_ns += time.perf_counter_ns() - begun_ns
+    def histograms(self, kind: Kind) -> dict[str, Histogram]:
+        """Of what each call of a kind was, so far, by name.
 
-    def combined(self, kind: Kind, begun_ns: int) -> None:
-        """The combine of a dispatch of `kind`, which began at `begun_ns`, has ended."""
-        self.phases[kind].combine_ns += time.perf_counter_ns() - begun_ns
+        dispatch_seconds, combine_seconds, wait_seconds: of an exchange, the last in both halves together; rows: of this
+        rank; imbalance: rows of the rank that got most over the mean, if measured; rounds: of a prefill call. A device
+        gives no waits, and of calls that nobody waits for no times of dispatch and no rows.
+        """
+        return {name: Histogram(*found) for name, found in self.counters.histograms(kind).items()}
+
+    @property
+    def rounds(self) -> int:
+        """Of both phases."""
+        return self.counters.rounds
 
 
 def rows_by_rank(counted: torch.Tensor) -> list[int]:
     """Rows that each rank received in a dispatch: from the counts [ranks, experts] of every source, or their sums
     [ranks]."""
-    received: list[int] = _by_rank(counted.cpu()).sum(axis=(0, 2)).tolist()
-    return received
-
-
-def _by_rank(counted: torch.Tensor) -> Any:
-    """A view [source, rank, expert of that rank], of numpy, which is quicker than torch for so few numbers."""
     ranks, last = counted.shape[0], counted.shape[-1]
-    return counted.numpy().reshape(-1, ranks, last // ranks)
+    received: list[int] = counted.reshape(-1, ranks, last // ranks).sum(dim=(0, 2)).tolist()
+    return received
 
 
 class GraphCounts(msgspec.Struct):

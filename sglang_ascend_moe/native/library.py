@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,20 +46,22 @@ def library(device: str = "cpu") -> Library:
 
 
 @cache
-def _load(path: str) -> Library:
-    own_library("cpu")  # the types for all kernels are in that of the host
-    from sglang_ascend_moe._host_kernels import Library
+def native_types() -> ModuleType:
+    """The module of the types for all kernels, `_host_kernels`. Raises `Unsupported` if it is not built."""
+    own_library("cpu")
+    return importlib.import_module("sglang_ascend_moe._host_kernels")
 
-    return Library(path)
+
+@cache
+def _load(path: str) -> Library:
+    loaded: Library = native_types().Library(path)
+    return loaded
 
 
 def native_layout(layout: WindowLayout) -> Layout:
     """The layout as kernels take it."""
-    own_library("cpu")
-    from sglang_ascend_moe._host_kernels import Layout
-
     p = layout.parameters
-    return Layout(
+    described: Layout = native_types().Layout(
         ranks=p.ranks, experts=p.num_experts, hidden=p.hidden, topk=p.topk, max_tokens=p.max_tokens, slots=p.slots,
         element=_ELEMENTS[p.dtype], distinct_topk=p.distinct_topk, verify=p.verify, quantised=p.quant is not None,
         row_bytes=p.row_bytes, out_row_bytes=p.out_row_bytes, count_units=layout.count_units,
@@ -65,6 +69,7 @@ def native_layout(layout: WindowLayout) -> Layout:
         expert_rows=layout.expert_rows, mailbox_bytes=layout.mailbox_bytes, total_bytes=layout.total_bytes,
         **msgspec.structs.asdict(layout.offsets),
     )  # fmt: skip
+    return described
 
 
 def select_kernels(name: str | None) -> str:

@@ -60,6 +60,10 @@ class NativeSession:
     """One rank's open exchange, as the kernels see it. Not thread-safe."""
 
     takes_host_tensors: ClassVar[bool] = True
+    packs_scales: ClassVar[bool] = False
+    """Whether a dispatch leaves the scales of int8 rows one after the other, not each at the beginning of a line."""
+    unverified: bool = False
+    """Whether nobody has asked what calls found that nobody waited for, replays included."""
 
     def __init__(
         self,
@@ -91,6 +95,11 @@ class NativeSession:
             workers=workers, epoch=first_epoch, takes_host_tensors=self.takes_host_tensors,
         )  # fmt: skip
         _sessions.add(self)
+
+    @property
+    def defers(self) -> bool:
+        """Whether a call can be made that nobody waits for."""
+        return False
 
     @property
     def inherited(self) -> bool:
@@ -154,7 +163,7 @@ class NativeSession:
         return self._call_over(self._tensors_of_call(tokens))
 
     def replayed_call(self, tokens: int) -> Call:
-        """A call of exactly `tokens` tokens that is made again and again, and ends before another one begins."""
+        """A call of exactly `tokens` tokens that ends, in the order of the stream, before another one begins."""
         return self.new_call(tokens)
 
     def _tensors_of_call(self, tokens: int) -> TensorsOfCall:
@@ -169,54 +178,50 @@ class NativeSession:
     def _call_over(self, tensors: TensorsOfCall) -> Call:
         return self._native.new_call(*tensors, self._matrix, self._totals)
 
-    def dispatch(self, call: Call, most_rows: int = 0) -> None:  # noqa: ARG002 - for devices
-        """Steps announce to arrivals; `most_rows`: in a capture, how many rows a rank gets at most, 0: a window's."""
-        if result := call.dispatch():
-            self._raise(result)
+    def dispatch(self, call: Call, most_rows: int = 0, *, wait: bool = True) -> None:  # noqa: ARG002 - for devices
+        """Steps announce to arrivals.
 
-    def dispatch_fitting(
-        self, call: Call, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, kind: Kind
-    ) -> bool:
-        """`dispatch` of a caller's tensors into a whole slot, if the kernels take them as they are; else False, and
-        nothing is done. Keeps the weights."""
-        if not call.take_fitting(x, ids, weights, kind):
-            return False
+        most_rows: if nobody waits, how many rows a rank gets at most, 0: a window's.
+        wait: False only if the session defers; then, as in a capture, `call` does not know what came.
+        """
         if result := call.dispatch():
-            self._raise(result)
-        return True
+            self.fail(result)
 
     def dispatch_send(self, call: Call) -> None:
         """Steps announce to place; afterwards what the call points at may change."""
         if result := call.dispatch_send():
-            self._raise(result)
+            self.fail(result)
 
     def dispatch_receive(self, call: Call) -> None:
         """Step arrivals of a dispatch that was sent."""
         if result := call.dispatch_receive():
-            self._raise(result)
+            self.fail(result)
 
     def refuse(self, kind: Kind, problem: str) -> None:
         """Takes part in an exchange of `kind` only to tell every rank why this one's arguments are wrong; raises."""
         if result := self._native.refuse(kind, problem):
-            self._raise(result)
+            self.fail(result)
 
-    def combine(self, call: Call, out: torch.Tensor) -> None:
-        """Steps done and reduce; out [tokens, hidden] with dense rows."""
+    def combine(self, call: Call, out: torch.Tensor, *, wait: bool = True) -> None:  # noqa: ARG002 - for devices
+        """Steps done and reduce; out [tokens, hidden] with dense rows; `wait` as for `dispatch`."""
         if result := call.combine(out):
-            self._raise(result)
+            self.fail(result)
 
     def combine_send(self, call: Call) -> None:
         """Step done without its wait; afterwards the results in the window stay as they are."""
         if result := call.combine_send():
-            self._raise(result)
+            self.fail(result)
 
     def combine_receive(self, call: Call, out: torch.Tensor) -> None:
         """The wait of step done, and step reduce, of a combine that was sent; `out` as for `combine`."""
         if result := call.combine_receive(out):
-            self._raise(result)
+            self.fail(result)
+
+    def note_replay(self) -> None:
+        """A graph that holds calls is replayed: on the host, where calls are waited for, nothing."""
 
     def check_replays(self) -> None:
-        """Raises what replays of captured launches found wrong: on the host, where calls are waited for, nothing."""
+        """Raises what calls that nobody waited for found wrong: on the host nothing."""
 
     def fetch_verdicts(self) -> int:
         """The same in two parts, neither of which waits: on the host nothing. Returns what the other takes."""
@@ -228,7 +233,7 @@ class NativeSession:
     def rejoin(self, call: Call) -> None:
         """The rendezvous before another combine: afterwards no rank reads this one's expert outputs any more."""
         if result := call.rejoin():
-            self._raise(result)
+            self.fail(result)
 
     def plan(self, block: bytes, tokens: int, error: InputError, detail: int) -> list[bytes]:
         """Exchanges one serialised block per rank through the mailboxes."""
@@ -237,7 +242,7 @@ class NativeSession:
             raise InvalidInput(f"a control block of {len(block)} bytes does not fit a mailbox of {size}")
         result, blocks = self._native.plan(block, tokens, error, detail)
         if result:
-            self._raise(result)
+            self.fail(result)
         return blocks
 
     def count_chunks(self, ids: torch.Tensor, chunk_tokens: int) -> ChunkCounts:
@@ -264,7 +269,8 @@ class NativeSession:
         """Tells every rank that this one does not go on from where it is."""
         self.leave(Result.PEER_FAILED, self.step, self.epoch)
 
-    def _raise(self, result: int) -> NoReturn:
+    def fail(self, result: int) -> NoReturn:
+        """Raises what a call that did not return `Result.OK` found."""
         if self.inherited:
             refuse_forked()
         fault = self._fault()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .cost_sheet import DECODE, ON_THE_PAGE, PREFILL, RANKS, Costs, Shape, measure, table
-from .host_model import REPOSITORY
-
-PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
+from .cost_sheet import DECODE, PAGE, PREFILL, Costs, Shape, measure, page
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def test_cores_move_equally_many_bytes(costs, shape):
 @pytest.mark.parametrize("shape", [*DECODE, *PREFILL], ids=str)
 def test_what_travels_besides_rows_is_little(costs, shape):
     assert costs[shape].dispatch.most("core_barriers") == 2
-    assert costs[shape].combine.most("core_barriers") == 1
+    assert costs[shape].combine.most("core_barriers") == 0
 
 
 def test_a_small_decode_step_loads_and_looks_at_little(costs):
@@ -42,6 +39,5 @@ def test_a_small_decode_step_loads_and_looks_at_little(costs):
     assert dispatch.most("scalar_accesses") <= 200
 
 
-def test_the_page_has_the_table_that_is_counted(costs):
-    assert table({shape: costs[shape] for shape in ON_THE_PAGE}) in PAGE.read_text()
-    assert f"{RANKS} ranks" in PAGE.read_text()
+def test_the_page_tells_what_is_counted(costs):
+    assert page(costs) == PAGE.read_text()

@@ -124,7 +124,8 @@ class Replacer:
         current = self._read(offset, size)
         self._turns += self.armed
         if self.armed and self._turns == self._case.turn:
-            self._write(offset, self._replaced(current))
+            begin, end = self._replaced_bytes(size)
+            self._write(offset + begin, self._replacement(current)[begin:end])
         elif not self.armed:
             self._before = current
 
@@ -159,22 +160,25 @@ class Replacer:
             case _:
                 return getattr(offsets, place) + source * LINE_BYTES, 8
 
-    def _replaced(self, current: bytes) -> bytes:
+    def _replaced_bytes(self, size: int) -> tuple[int, int]:
+        """Where what is replaced begins and ends in a record; the writer may write the rest meanwhile."""
+        if self._case.word is None:
+            return 0, size
+        begin = 8 * (self._case.word % (size // 8))
+        return begin, begin + 8
+
+    def _replacement(self, current: bytes) -> bytes:
         match self._case.replacement:
             case "random":
-                replaced = self._chance.randbytes(len(current))
+                return self._chance.randbytes(len(current))
             case "zero":
-                replaced = bytes(len(current))
+                return bytes(len(current))
             case "ones":
-                replaced = b"\xff" * len(current)
+                return b"\xff" * len(current)
             case "previous":
-                replaced = self._before or current
+                return self._before or current
             case _:
-                replaced = self._next(current)
-        if self._case.word is None:
-            return replaced
-        begin = 8 * (self._case.word % (len(current) // 8))
-        return current[:begin] + replaced[begin : begin + 8] + current[begin + 8 :]
+                return self._next(current)
 
     def _next(self, current: bytes) -> bytes:
         """As it will be, or look, an exchange later; what has no epoch, with its first number one higher."""

@@ -52,7 +52,7 @@ def see_the_same(rank: Rank, counts: str) -> list:
     x, ids, weights = scenario.inputs(rank.size)[rank.rank]
     options = {"counts": counts, "window_bytes": window_bytes_for(rank.size, scenario, tokens=3)}
     with open_exchange("windows", rank, scenario, **options) as exchange:
-        exchange.observation.measures_imbalance = True
+        exchange.observation.counters.measures_imbalance = True
         rows = exchange.dispatch(x[:1], ids[:1], weights[:1])
         phases = {kind: counts.largest_rows for kind, counts in exchange.observation.phases.items()}
         seen = [exchange.rows_by_rank, exchange.counts_matrix.tolist(), rows.counts.tolist(), phases]

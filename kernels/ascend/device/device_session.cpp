@@ -34,7 +34,8 @@ std::vector<int32_t> duplicates(const ExchangeSession &session) {
 uint64_t staging_bytes(const ExchangeLayout &layout, uint32_t cores) {
     const uint64_t ids = uint64_t{layout.max_tokens} * layout.topk * sizeof(int64_t);
     const uint64_t segments = (cores + 1) * sizeof(uint64_t);
-    return std::max<uint64_t>({ids, segments, layout.ranks * layout.mailbox_bytes, EXCHANGE_REFUSAL_BYTES});
+    const uint64_t headers = layout.ranks * uint64_t{EXCHANGE_UNIT_BYTES};
+    return std::max<uint64_t>({ids, segments, headers, layout.ranks * layout.mailbox_bytes, EXCHANGE_REFUSAL_BYTES});
 }
 
 template <class Arguments> ExchangeLaunch launch_of(Kernel kernel, uint32_t cores, const Arguments &arguments) {
@@ -57,7 +58,7 @@ bool Released::signal_wants_to_end() {
 
 DeviceSession::DeviceSession(ExchangeSession &session, uint32_t cores)
     : session_(session), device_(current_device()), cores_(cores != 0 ? cores : vector_cores(device_)),
-      windows_(session.layout->ranks * sizeof(uint64_t)),
+      windows_(session.layout->ranks * sizeof(uint64_t)), ends_(uint64_t{cores_} * EXCHANGE_LINE_BYTES),
       mailbox_(std::max<uint64_t>(session.layout->mailbox_bytes, EXCHANGE_REFUSAL_BYTES)),
       segments_((cores_ + 1) * sizeof(uint64_t)), staging_(staging_bytes(*session.layout, cores_)),
       staging_bytes_(staging_bytes(*session.layout, cores_)),
@@ -95,6 +96,7 @@ KernelArguments DeviceSession::common() const {
     arguments.layout = *session_.layout;
     arguments.windows = windows_.address();
     arguments.workspace = verdicts_.workspace();
+    arguments.ends = ends_.address();
     arguments.timeout_cycles = session_.timeout_ns / cycle_ns;
     arguments.rank = session_.rank;
     return arguments;
@@ -252,14 +254,28 @@ void DeviceSession::wait() {
 }
 
 void DeviceSession::fetch(void *to, uint64_t from, uint64_t bytes) {
-    if (bytes == 0)
-        return;
+    if (bytes > 0)
+        fetch({{to, from, bytes}});
+}
+
+void DeviceSession::fetch(const std::vector<Piece> &pieces) {
+    uint64_t bytes = 0;
+    for (const Piece &piece : pieces)
+        bytes += piece.bytes;
     if (bytes > staging_bytes_)
-        throw std::length_error("a copy of " + std::to_string(bytes) + " bytes for " + std::to_string(staging_bytes_));
-    copy_async(staging_.at(), reinterpret_cast<const void *>(from), bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream_);
+        throw std::length_error("copies of " + std::to_string(bytes) + " bytes for " + std::to_string(staging_bytes_));
+    uint8_t *staged = staging_.at();
+    for (const Piece &piece : pieces) {
+        copy_async(staged, reinterpret_cast<const void *>(piece.from), piece.bytes, ACL_MEMCPY_DEVICE_TO_HOST, stream_);
+        staged += piece.bytes;
+    }
     synchronise(stream_);
-    if (to != staging_.at())
-        memcpy(to, staging_.at(), bytes);
+    staged = staging_.at();
+    for (const Piece &piece : pieces) {
+        if (piece.to != staged)
+            memcpy(piece.to, staged, piece.bytes);
+        staged += piece.bytes;
+    }
 }
 
 std::optional<uint32_t> DeviceSession::dead_peer() const {

@@ -40,6 +40,13 @@ class Released {
     void *released_ = nullptr;
 };
 
+// Bytes on the device, and where they go on the host.
+struct Piece {
+    void *to;
+    uint64_t from;
+    uint64_t bytes; // at least one
+};
+
 class DeviceSession {
   public:
     // On the device that the calling thread uses.
@@ -71,6 +78,8 @@ class DeviceSession {
 
     // Copies to the host what earlier work on the stream has written on the device.
     void fetch(void *to, uint64_t from, uint64_t bytes);
+    // Several, with one wait.
+    void fetch(const std::vector<Piece> &pieces);
     uint64_t own(uint64_t offset) const { return window_of(session_.rank) + offset; }
 
     // The first peer whose process ended without closing, if any.
@@ -102,6 +111,7 @@ class DeviceSession {
     const uint32_t cores_;
     uint32_t cores_of_stream_ = 0; // at most cores_: a launch waits for all of its own at once
     DeviceMemory windows_;
+    DeviceMemory ends_;
     DeviceMemory mailbox_;
     DeviceMemory segments_;
     PinnedMemory staging_;

@@ -20,6 +20,7 @@ namespace {
 
 using namespace ascend_kernels;
 using ascend_device::DeviceSession;
+using ascend_device::Piece;
 
 std::mutex sessions_mutex;
 // Never destroyed: when a process ends, CANN's runtime may be gone before this library.
@@ -81,14 +82,13 @@ int fail_corrupt(ExchangeSession &session, DeviceSession &device, uint32_t regio
     return EXCHANGE_CORRUPTION;
 }
 
-// The header unit of `source` in the exchange of this rank's epoch, in words.
-std::array<uint64_t, EXCHANGE_UNIT_BYTES / sizeof(uint64_t)> fetch_header(const ExchangeSession &session,
-                                                                          DeviceSession &device, uint32_t source) {
+using Header = std::array<uint64_t, EXCHANGE_UNIT_BYTES / sizeof(uint64_t)>;
+
+// Where the header unit of `source` in the exchange of this rank's epoch lies.
+uint64_t header_at(const ExchangeSession &session, const DeviceSession &device, uint32_t source) {
     const ExchangeLayout &layout = *session.layout;
     const uint64_t record = ((session.epoch & 1) * layout.ranks + source) * (1 + layout.count_units);
-    std::array<uint64_t, EXCHANGE_UNIT_BYTES / sizeof(uint64_t)> header;
-    device.fetch(header.data(), device.own(layout.records + record * EXCHANGE_UNIT_BYTES), sizeof header);
-    return header;
+    return device.own(layout.records + record * EXCHANGE_UNIT_BYTES);
 }
 
 // What `source` has put into its mailbox, of the length and checksum that its header says.
@@ -103,7 +103,9 @@ int check_block(ExchangeSession &session, DeviceSession &device, uint32_t source
 // Keeps the text with which `source` refused its arguments.
 int fetch_refusal(ExchangeSession &session, DeviceSession &device, uint32_t source) {
     const ExchangeLayout &layout = *session.layout;
-    const uint64_t announced = fetch_header(session, device, source)[header_block];
+    Header header;
+    device.fetch(header.data(), header_at(session, device, source), sizeof header);
+    const uint64_t announced = header[header_block];
     const uint64_t box = (session.epoch & 1) * layout.ranks + source;
     memset(session.refusal, 0, sizeof session.refusal);
     if (static_cast<uint32_t>(announced) > EXCHANGE_REFUSAL_BYTES)
@@ -203,15 +205,25 @@ int combine(ExchangeSession *session, const ExchangeCombine *call, bool only_mee
 int fetch_blocks(ExchangeSession &session, DeviceSession &device, ExchangePlan &call) {
     const ExchangeLayout &layout = *session.layout;
     const uint64_t first = (session.epoch & 1) * layout.ranks;
+    std::vector<Header> headers(layout.ranks);
+    std::vector<Piece> pieces;
+    for (uint32_t source = 0; source < layout.ranks; ++source)
+        pieces.push_back({headers[source].data(), header_at(session, device, source), sizeof(Header)});
+    device.fetch(pieces);
+    pieces.clear();
+    const auto block_of = [&](uint32_t source) { return call.blocks + source * layout.mailbox_bytes; };
     for (uint32_t source = 0; source < layout.ranks; ++source) {
-        const uint64_t announced = fetch_header(session, device, source)[header_block];
-        call.lengths[source] = static_cast<uint32_t>(announced);
+        call.lengths[source] = static_cast<uint32_t>(headers[source][header_block]);
         if (call.lengths[source] > layout.mailbox_bytes)
             return fail_corrupt(session, device, EXCHANGE_REGION_RECORDS, source, call.lengths[source]);
-        uint8_t *block = call.blocks + source * layout.mailbox_bytes;
-        device.fetch(block, device.own(layout.mailboxes + (first + source) * layout.mailbox_bytes),
-                     call.lengths[source]);
-        if (const int result = check_block(session, device, source, block, announced); result != EXCHANGE_OK)
+        const uint64_t box = device.own(layout.mailboxes + (first + source) * layout.mailbox_bytes);
+        if (call.lengths[source] > 0)
+            pieces.push_back({block_of(source), box, call.lengths[source]});
+    }
+    device.fetch(pieces);
+    for (uint32_t source = 0; source < layout.ranks; ++source) {
+        const int result = check_block(session, device, source, block_of(source), headers[source][header_block]);
+        if (result != EXCHANGE_OK)
             return result;
     }
     return EXCHANGE_OK;

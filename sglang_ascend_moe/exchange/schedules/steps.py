@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,42 +16,16 @@ from sglang_ascend_moe.exchange.observation import Observation
 from sglang_ascend_moe.exchange.schedules.inputs import RoutedTokens
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.native.codes import Kind, Part
+from sglang_ascend_moe.native.library import native_types
 from sglang_ascend_moe.native.session import NativeSession
 from sglang_ascend_moe.windows.layout import LINE_BYTES, WindowLayout
 from sglang_ascend_moe.windows.window import Window
 
 if TYPE_CHECKING:
-    from sglang_ascend_moe._host_kernels import Call
+    from sglang_ascend_moe._host_kernels import Call, Slots, Ticket
 
 MAX_COMBINES = 2**15
 """Combines of one dispatch: the tag of a done word has 16 bits, and every combine but the first takes two."""
-
-
-_HALVES = {Part.WHOLE: (0, 1), Part.FIRST_HALF: (0, 0), Part.SECOND_HALF: (1, 1)}
-"""The first and the last half of a slot that a part takes."""
-
-
-class Ticket:
-    """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
-
-    __slots__ = (
-        "at_most", "call", "combines", "epoch", "kind", "part", "rejoined", "rows_needed", "session", "slot", "tokens",
-        "total", "weights",
-    )  # fmt: skip
-
-    def __init__(self, session: NativeSession, call: Call, kind: Kind, part: Part, weights: Tensor) -> None:
-        """`call` has just been dispatched. `weights` [tokens, topk] are kept alive, for combine may read them."""
-        self.session = session
-        self.call = call
-        self.kind = kind
-        self.part = part
-        self.weights = weights
-        self.epoch = call.epoch
-        self.slot = call.slot
-        self.tokens = call.tokens
-        self.rows_needed = self.at_most = self.total = call.total
-        self.combines = 0
-        self.rejoined = False
 
 
 class ExchangeSteps:
@@ -61,44 +36,58 @@ class ExchangeSteps:
     ) -> None:
         """`windows` [ranks] stay mapped as long as this object lives, the own one as long as its tensors do too."""
         self.session = session
-        self.observation = Observation()
+        self.observation = Observation(layout.parameters.ranks)
         self.layout = layout
         self.dtype = dtype
         self.device = windows[rank].device
         self._rank = rank
         self._windows = windows
-        self._counted = session.counted
-        self._views = [
-            {part: self._view(windows[rank], slot, part) for part in Part} for slot in range(layout.parameters.slots)
-        ]
-        # The call whose rows lie in each half of a slot: [2 * slot + half]. The whole slot is held by one call.
-        self._holders: list[Call | None] = [None] * (2 * layout.parameters.slots)
-        self._calls: list[Call] = []
+        views = tuple(self._view(windows[rank], slot, part) for slot in range(layout.parameters.slots) for part in Part)
+        self._slots: Slots = native_types().Slots(
+            session, self.observation.counters, partial(session.new_call, layout.parameters.max_tokens), ExpertRows,
+            _without_history, views, layout.capacity, layout.expert_rows,
+        )  # fmt: skip
 
     def dispatch(
         self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, keep_weights: bool, continues: bool = False
     ) -> ExpertRows:
         """Places every routed row and waits for everyone's; see `Exchange.dispatch` and `Call.take`."""
-        call = self._free_call()
+        call = self._slots.free_call()
         call.take(*tokens, kind, part, keep_weights=keep_weights, continues=continues)
         return self.received(call, kind, part, tokens.weights, first_round=not continues)
 
     def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: Kind) -> ExpertRows | None:
         """`dispatch` of a caller's tensors if the kernels take them as they are; else nothing has been done."""
-        begun_ns = perf_counter_ns()
-        call = self._free_call()
-        if not self.session.dispatch_fitting(call, x, ids, weights, kind):
-            return None
-        return self._dispatched(call, kind, weights, begun_ns)
+        rows = self._slots.dispatch_fitting(x, ids, weights, kind)
+        if isinstance(rows, int):
+            self.session.fail(rows)
+        return rows
+
+    def dispatch_deferred(
+        self, tokens: RoutedTokens, kind: Kind, *, most_rows: int = 0, planned_rows: int | None = None,
+        continues: bool = False,
+    ) -> ExpertRows:  # fmt: skip
+        """`dispatch` that nobody waits for, into a whole slot; arguments as those of `received` and `Call.take`."""
+        call = self.session.replayed_call(len(tokens.x))
+        call.take(*tokens, kind, Part.WHOLE, keep_weights=False, continues=continues)
+        return self.received(
+            call, kind, Part.WHOLE, tokens.weights, first_round=not continues, most_rows=most_rows,
+            planned_rows=planned_rows, wait=False,
+        )  # fmt: skip
 
     def received(
-        self, call: Call, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True, most_rows: int = 0
-    ) -> ExpertRows:
-        """Dispatches a call that has taken its tokens, observed, and returns its rows; `most_rows` as for the session's
-        `dispatch`."""
+        self, call: Call, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True, most_rows: int = 0,
+        planned_rows: int | None = None, wait: bool = True,
+    ) -> ExpertRows:  # fmt: skip
+        """Dispatches a call that has taken its tokens, observed, and returns its rows.
+
+        most_rows, wait: as for the session's `dispatch`. planned_rows: how many rows will have come, if that is known.
+        """
         begun_ns = perf_counter_ns()
-        self.session.dispatch(call, most_rows)
-        return self._dispatched(call, kind, weights, begun_ns, part, first_round=first_round, most_rows=most_rows)
+        self.session.dispatch(call, most_rows, wait=wait)
+        capacity = self.layout.capacity if part is Part.WHOLE else self.layout.capacity // 2
+        at_most = planned_rows if planned_rows is not None else most_rows or capacity
+        return self._slots.hand_out(call, weights, kind, part, begun_ns, at_most, planned_rows or 0, first_round)
 
     def dispatch_send(self, tokens: RoutedTokens, kind: Kind = Kind.DECODE, *, row_bytes: int = 0) -> ExpertRows:
         """The first part of a dispatch: announces, and places every routed row. `dispatch_receive` follows.
@@ -107,42 +96,14 @@ class ExchangeSteps:
         slot none. `row_bytes` as for `Call.take`. Weights and ids are those of combine.
         """
         begun_ns = perf_counter_ns()
-        call = self._free_call()
+        call = self._slots.free_call()
         call.take(*tokens, kind, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
         self.session.dispatch_send(call)
-        return self._dispatched(call, kind, tokens.weights, begun_ns)
+        return self._slots.hand_out(call, tokens.weights, kind, Part.WHOLE, begun_ns, 0, 0, True)
 
     def dispatch_receive(self, rows: ExpertRows) -> None:
         """The second part: waits until everyone's rows are there."""
         self.session.dispatch_receive(rows.ticket.call)
-
-    def _dispatched(
-        self, call: Call, kind: Kind, weights: Tensor, begun_ns: int, part: Part = Part.WHOLE, *,
-        first_round: bool = True, most_rows: int = 0,
-    ) -> ExpertRows:  # fmt: skip
-        ticket = Ticket(self.session, call, kind, part, weights)
-        if self.layout.expert_rows:
-            ticket.rows_needed = self.layout.capacity
-        slot = ticket.slot
-        first, last = _HALVES[part]
-        self._holders[2 * slot + first] = self._holders[2 * slot + last] = call
-        rows, scales, out = self._views[slot][part]
-        if out.requires_grad or rows.requires_grad or (scales is not None and scales.requires_grad):
-            # What was written into a tensor left its history with it, and these are handed out again and again.
-            self._views[slot][part] = rows, scales, out = _without_history(rows, scales, out)
-        if not ticket.epoch:
-            # A launch that was only captured: how many rows there are, each replay learns for itself.
-            ticket.at_most = most_rows or rows.shape[0]
-        self.observation.dispatched(kind, begun_ns, ticket.tokens, ticket.total, self._counted, first_round)
-        return ExpertRows(rows, scales, call.counts, out, ticket)
-
-    def _free_call(self) -> Call:
-        """One that holds no rows: those of others have to survive a dispatch that is refused."""
-        for call in self._calls:
-            if call not in self._holders:
-                return call
-        self._calls.append(self.session.new_call(self.layout.parameters.max_tokens))
-        return self._calls[-1]
 
     def _view(self, window: Window, slot: int, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
         """Rows, scales and results of a slot or half of one."""
@@ -154,8 +115,8 @@ class ExchangeSteps:
         out = window.view(offsets.out + begin * p.out_row_bytes, (count, p.hidden), self.dtype)
         scales = None
         if p.quant:
-            # A scale lies at the beginning of a line of its own.
-            scales = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)[:, 0]
+            lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
+            scales = lines.flatten()[:count] if self.session.packs_scales else lines[:, 0]
         return _without_history(rows, scales, out)
 
     def source_tokens(self, rows: ExpertRows) -> Tensor:
@@ -176,13 +137,22 @@ class ExchangeSteps:
             self.session.refuse(kind, problem)
         raise InvalidInput(f"this rank ({self._rank}): {problem}")
 
-    def combine(self, expert_out: Tensor, rows: ExpertRows, out: Tensor) -> None:
-        """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
+    def combine(self, expert_out: Tensor, rows: ExpertRows, out: Tensor, *, wait: bool = True) -> None:
+        """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`, and the session's for
+        `wait`."""
         begun_ns = perf_counter_ns()
         self._begin_combine(rows)
         self._copy_results(expert_out, rows)
-        self.session.combine(rows.ticket.call, out)
-        self.observation.combined(rows.ticket.kind, begun_ns)
+        self.session.combine(rows.ticket.call, out, wait=wait)
+        self._slots.combined(rows.ticket, begun_ns)
+
+    def combine_fitting(self, rows: ExpertRows, out: Tensor) -> bool:
+        """The first `combine` of results that are in place, if the kernels take `out` as it is; else False, and
+        nothing has been done."""
+        result = self._slots.combine_fitting(rows.ticket, out)
+        if result:
+            self.session.fail(result)
+        return result is not None
 
     def combine_send(
         self, expert_out: Tensor, rows: ExpertRows, weights: Tensor | None = None, positions: Tensor | None = None
@@ -202,7 +172,7 @@ class ExchangeSteps:
         """The second part: waits for everyone's results and reduces them into `out` [tokens, hidden]."""
         begun_ns = perf_counter_ns()
         self.session.combine_receive(rows.ticket.call, out)
-        self.observation.combined(rows.ticket.kind, begun_ns)
+        self._slots.combined(rows.ticket, begun_ns)
 
     def rejoin(self, rows: ExpertRows) -> None:
         """Makes `rows.out` writable again after a combine: waits until every rank begins its next one.
@@ -224,14 +194,11 @@ class ExchangeSteps:
 
     def _held_ticket(self, rows: ExpertRows) -> Ticket:
         ticket: Ticket = rows.ticket
-        call, slot = ticket.call, ticket.slot
         if ticket.session is not self.session:
             raise InvalidInput("these rows were dispatched by another Exchange; combine them there")
-        first, last = _HALVES[ticket.part]
-        held = self._holders[2 * slot + first] is call and self._holders[2 * slot + last] is call
-        if not held or call.epoch != ticket.epoch:
+        if not self._slots.holds(ticket):
             raise InvalidInput(
-                f"the rows of epoch {ticket.epoch} are gone: slot {slot} has been dispatched into "
+                f"the rows of epoch {ticket.epoch} are gone: slot {ticket.slot} has been dispatched into "
                 f"again; combine before the next dispatch, or create with more slots"
             )
         return ticket

@@ -141,7 +141,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         refuse_what_does_not_fit(Demand(len(ranks), _windows(parameters)), read_limits())
     opened = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
     for exchange in opened.values():
-        exchange.observation.measures_imbalance = bool(model_runner.server_args.enable_metrics)
+        exchange.observation.counters.measures_imbalance = bool(model_runner.server_args.enable_metrics)
     if _serving is not None:
         _serving.exchanges.update(opened)
         return
@@ -321,13 +321,24 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
         return original(layer, hidden_states, topk_output)
     if launches.capturing():
         return _forward_in_graph(serving, layer, hidden_states.contiguous(), topk_output)
+    # On an NPU what is found wrong comes to the host with the tokens of the step (`replay_verdicts`).
     return serving.exchanges[shape_of(layer)].run(
         hidden_states.contiguous(),
         topk_output.topk_ids,
         topk_output.topk_weights,
         lambda rows: compute_experts(serving, layer, rows),
         phase=_phase(serving.options),
+        wait=False,
+        most_tokens=_tokens_of_all_ranks(),
     )
+
+
+def _tokens_of_all_ranks() -> int | None:
+    """What the running step's ranks bring together at most; None where SGLang does not tell each other's batches."""
+    from sglang.srt.layers.dp_attention import get_dp_global_num_tokens, is_dp_attention_enabled
+
+    tokens = get_dp_global_num_tokens() if is_dp_attention_enabled() else None
+    return sum(tokens) if tokens else None
 
 
 def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:

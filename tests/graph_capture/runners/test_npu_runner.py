@@ -133,8 +133,8 @@ def replay_the_layer_of_npus(rank: Rank) -> list[float]:
 
         def experts(rows: ExpertRows) -> None:
             # As a ticket says it of a launch that is captured, whose counts the host does not know.
-            rows.ticket.at_most = len(rows.rows)
-            compute(moe, rows)
+            captured = SimpleNamespace(at_most=len(rows.rows))
+            compute(moe, rows._replace(ticket=captured))
 
         for model in setting.models.values():
             model.experts = experts

@@ -186,7 +186,7 @@ MUTATIONS = [
     ),
     Mutation(
         "what comes from the device is read before it is there", LIBRARY,
-        "    synchronise(stream_);\n    if (to != staging_.at())", "    if (to != staging_.at())", calls,
+        "    synchronise(stream_);\n    staged = staging_.at();", "    staged = staging_.at();", calls,
     ),
     Mutation(
         "a mailbox is filled in the order of another stream", LIBRARY,
