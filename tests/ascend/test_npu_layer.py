@@ -6,6 +6,7 @@ the kernels' host model. No NPU has run this.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ DEADLINE_S = 240.0
 """Each rank imports SGLang first."""
 
 
+class AwaitedStream(OneStream):
+    """Nothing runs late, for operators of the CPU, and the allocator of its tensors, do not wait for a stream."""
+
+    def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int, most_rows: int) -> None:
+        super().launch(tensors, kernel, session, call, most_rows)
+        assert self.cann.library.aclrtSynchronizeStream(self.stream) == 0
+
+
 def outputs(exchange: Exchange, moe: object, options: Options, rank: Rank, *, on_npu: bool) -> list[torch.Tensor]:
     """Of batches that differ from rank to rank, one of them empty."""
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +53,7 @@ def on_device(rank: Rank, path: str, folder: Path, program, *arguments: object) 
     cann = Cann(path)
     cann.library.cann_stand_in_use_cores(2)
     with in_place_of_devices(folder) as shared, pytest.MonkeyPatch.context() as patch:
-        streams = OneStream(cann)
+        streams = AwaitedStream(cann)
         patch.setattr(device_session, "torch_streams", lambda: streams)
         try:
             return program(rank, shared, *arguments)
