@@ -66,7 +66,13 @@ HAZARDS = {
     "dma-past-a-dirty-line": "which the scalar cache holds changed",
     "stale-scalar-load": "hits a cached line that has changed",
 }
-HARMLESS = ("nothing", "rows-moved-after-flags", "end-waited-for", "scalar-load-after-invalidation", "stores-are-held-back")
+HARMLESS = (
+    "nothing",
+    "rows-moved-after-flags",
+    "end-waited-for",
+    "scalar-load-after-invalidation",
+    "stores-are-held-back",
+)
 
 
 @pytest.fixture(scope="module")
