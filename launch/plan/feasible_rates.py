@@ -19,7 +19,7 @@ from sglang_ascend_moe.launch.plan.topologies import (
 )
 
 Binding = Literal["TTFT", "TPOT", "both", "memory"]
-LEAST_REQUESTS = 400
+LEAST_REQUESTS, MOST_REQUESTS = 400, 10_000
 TIMES_UNDER_WAY = 2.5
 """See `STEADY`."""
 MOST_ABOVE, MOST_BELOW = 4, 64
@@ -95,9 +95,10 @@ def best_rate(question: Question, topology: Topology) -> Choice:
 
 
 def requests_of(question: Question, rate: float) -> int:
-    """Enough to fill the servers and keep them full, if tokens come as slowly as they may."""
+    """Enough to fill the servers and keep them full, if tokens come as slowly as they may; at rates of hundreds, which
+    small models reach, fewer."""
     under_way = rate * (question.ttft + question.output_tokens * question.tpot)
-    return max(LEAST_REQUESTS, ceil(TIMES_UNDER_WAY * under_way))
+    return min(MOST_REQUESTS, max(LEAST_REQUESTS, ceil(TIMES_UNDER_WAY * under_way)))
 
 
 def transfer_seconds(question: Question, topology: Topology) -> float:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Generator, Sequence
+from heapq import heappop, heappush
+from itertools import count
 from math import ceil
 from statistics import median
 from typing import Any, NamedTuple, Protocol
 
 import simpy
 
+CLOSE = 1e-9
+"""Sums of tokens and of times that are nearer than this are equal."""
 MOST_STEPS_AT_ONCE = 16
 """After so many decode steps of the same requests the time of a step is computed anew."""
 
@@ -96,14 +100,13 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 
 class _Request:
-    __slots__ = ("came", "done", "first", "left", "read")
+    __slots__ = ("came", "done", "first", "read")
 
     def __init__(self, came: float, done: simpy.Event) -> None:
         self.came = came
         self.done = done
         self.read = 0
         self.first = 0.0
-        self.left = 0.0
 
 
 class _Server:
@@ -117,7 +120,10 @@ class _Server:
         self._steps, self._limits = role.steps, role.limits
         self._reads, self._writes = reads, writes
         self.waiting: deque[_Request] = deque()
-        self.running: list[_Request] = []
+        # By the tokens that the server will have given to each when a request ends; the sum of these; given so far.
+        self.running: list[tuple[float, int, _Request]] = []
+        self._ends = self._given = 0.0
+        self._numbers = count()
         self._woken = queues.clock.event()
         queues.clock.process(self._work())
 
@@ -171,31 +177,32 @@ class _Server:
     def _begin(self, request: _Request) -> None:
         """The first token is there."""
         request.first = self._queues.clock.now
-        request.left = float(self._queues.load.output_tokens - 1)
-        if request.left:
-            self.running.append(request)
+        left = self._queues.load.output_tokens - 1
+        if left:
+            heappush(self.running, (self._given + left, next(self._numbers), request))
+            self._ends += self._given + left
         else:
             self._queues.end(request)
 
     def _decode(self) -> Generator[simpy.Event, Any, None]:
         load, per_step = self._queues.load, self._limits.per_step
-        written = load.output_tokens - sum(request.left for request in self.running) / len(self.running)
+        written = load.output_tokens - (self._ends / len(self.running) - self._given)
         step = self._steps.decode_seconds(len(self.running), load.input_tokens + written)
-        steps = min(MOST_STEPS_AT_ONCE, max(1, ceil(min(request.left for request in self.running) / per_step)))
+        steps = min(MOST_STEPS_AT_ONCE, max(1, ceil((self.running[0][0] - self._given - CLOSE) / per_step)))
         clock = self._queues.clock
         if steps > 1 and self._room() > 0:
             began = clock.now
             yield clock.timeout(steps * step) | self._woken
             # Who comes in the middle of a step waits for its end.
-            steps = max(1, min(steps, ceil((clock.now - began) / step - 1e-9)))
+            steps = max(1, min(steps, ceil((clock.now - began) / step - CLOSE)))
             yield clock.timeout(max(0.0, began + steps * step - clock.now))
         else:
             yield clock.timeout(steps * step)
-        for request in self.running:
-            request.left = max(0.0, request.left - steps * per_step)
-        for request in [request for request in self.running if not request.left]:
+        self._given += steps * per_step
+        while self.running and self.running[0][0] <= self._given + CLOSE:
+            end, _, request = heappop(self.running)
+            self._ends -= end
             self._queues.end(request)
-        self.running = [request for request in self.running if request.left]
 
 
 class _Queues:

@@ -143,7 +143,7 @@ def test_the_winner_is_written_as_flags_that_a_server_takes_and_a_file_that_disa
 
 def test_a_checkpoint_counts_as_start_up_counts_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_checkpoint(tmp_path / "model")
-    assert plan(folder, "--npus", "4", *FAST) == OK
+    assert plan(folder, "--npus", "4", *FAST, "--rate", "10") == OK
     assert "Qwen3MoeForCausalLM in bf16 on 4 NPUs" in capsys.readouterr().out
 
 
