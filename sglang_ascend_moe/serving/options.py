@@ -48,6 +48,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     mixed_sizes: prefill and decode instances of one deployment may have different numbers of ranks.
     host_memory: on a host, bytes that all ranks of the server may take together; None: what is left.
     stay_awake: on a host idle ranks look for requests without a pause, in place of sleeping.
+    strict_version: refuse a release of SGLang that was never tested, even if every hook applies.
     """
 
     schedule: Schedule = "auto"
@@ -65,6 +66,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     mixed_sizes: bool = False
     host_memory: int | None = None
     stay_awake: bool = False
+    strict_version: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -274,6 +276,14 @@ FLAGS: Mapping[str, Flag] = {
         "",
         "With --device cpu: idle ranks look for requests without a pause. Without it they sleep (--sleep-on-idle),"
         " because each would burn a core.",
+    ),
+    "strict_version": Flag(
+        "--ascend-moe-strict-version",
+        bool,
+        _switch("strict_version"),
+        "",
+        "Refuse a release of SGLang that was never tested. Without it such a release is served, with a warning, if"
+        " everything that is changed in SGLang is there as expected.",
     ),
 }
 

@@ -40,6 +40,7 @@ def any_options(draw: st.DrawFn) -> Options:
         secret_file=draw(folders) if ours else None,
         quant=draw(st.sampled_from(["none", "int8"])) if ours else "none",
         stay_awake=draw(st.booleans()),
+        strict_version=draw(st.booleans()),
     )
 
 

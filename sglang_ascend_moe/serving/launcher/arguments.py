@@ -24,6 +24,7 @@ from sglang_ascend_moe.serving.launcher.context_parallelism import Attention, re
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
 from sglang_ascend_moe.serving.launcher.modelslim import expert_formats
+from sglang_ascend_moe.serving.launcher.served_releases import allow_release
 from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
 from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
 from sglang_ascend_moe.serving.options import Options
@@ -91,7 +92,10 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
             refuse_written_values(settings)
         with command_line.refusals_end(server_args, CANNOT):
             hooks.require_all()
+            warning = allow_release(asked)
             refuse_machine(server_args, asked)
+        if warning:
+            logger.warning("%s", warning)
         if line := replaced_settings.replaced(settings, asked):
             logger.info("%s", line)
         _choose_backend(server_args, asked)

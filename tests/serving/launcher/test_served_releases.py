@@ -1,0 +1,64 @@
+"""A release of SGLang that nobody tested is served with one line that says so, or refused if the user wants that."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+
+import pytest
+
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.serving.launcher import arguments
+from sglang_ascend_moe.serving.launcher.served_releases import SERVED, allow_release
+from sglang_ascend_moe.serving.options import Options
+
+
+@pytest.fixture
+def newer(monkeypatch) -> None:
+    monkeypatch.setattr("sglang.version.__version__", "0.5.99")
+
+
+def test_the_installed_release_is_served():
+    assert version("sglang") in SERVED
+    assert allow_release(Options(strict_version=True)) == ""
+
+
+@pytest.mark.usefixtures("newer")
+def test_another_release_is_served_and_named():
+    assert "0.5.99" in allow_release(Options())
+
+
+@pytest.mark.usefixtures("newer")
+def test_another_release_is_refused_if_the_user_wants_that():
+    with pytest.raises(Unsupported, match=r"SGLang 0\.5\.99.*leave out --ascend-moe-strict-version"):
+        allow_release(Options(strict_version=True))
+
+
+class Reached(Exception):
+    """SGLang's own resolution, which a test does not need."""
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, **keywords: bool) -> None:
+    """As far as SGLang's own part, of an engine whose machine and hooks are as needed."""
+
+    def stop(_server_args: object) -> None:
+        raise Reached
+
+    for name in ("require_all",):
+        monkeypatch.setattr(arguments.hooks, name, lambda: None)
+    for name in ("refuse_machine", "_choose_backend", "refuse_attention"):
+        monkeypatch.setattr(arguments, name, lambda *_: None)
+    server_args = arguments.engine_server_args(model_path="dummy", device="cpu", ascend_moe=True, **keywords)
+    with pytest.raises((Reached, Unsupported)) as end:
+        arguments.resolve_once(stop, server_args)
+    if isinstance(end.value, Unsupported):
+        raise end.value
+
+
+@pytest.mark.usefixtures("newer")
+def test_an_engine_warns_of_another_release_or_refuses_it(monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING):
+        resolve(monkeypatch)
+    assert [record for record in caplog.records if "0.5.99" in record.getMessage()] != []
+    with pytest.raises(Unsupported, match=r"0\.5\.99"):
+        resolve(monkeypatch, ascend_moe_strict_version=True)
