@@ -9,7 +9,7 @@
 
 #include "exchange.h"
 
-#define EXCHANGE_DEVICE_ABI_VERSION 3u
+#define EXCHANGE_DEVICE_ABI_VERSION 4u
 
 // The cause of an EXCHANGE_PEER_FAILED of this rank: CANN refused a call, and its words are in session.refusal.
 #define EXCHANGE_CAUSE_RUNTIME 255u
@@ -19,7 +19,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define EXCHANGE_DEVICE_ARGUMENT_WORDS 40
+#define EXCHANGE_DEVICE_ARGUMENT_WORDS 41
 
 // A kernel with its arguments, which travel with it: it may be copied, launched and captured any number of times.
 typedef struct ExchangeLaunch {

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from .cost_sheet import DECODE, ON_THE_PAGE, PREFILL, RANKS, Costs, Shape, measure, table
-from .host_model import REPOSITORY
+from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
+from tests.exchange.scenario import Scenario
+from tests.native.lone_rank import LoneRank
+
+from .cost_sheet import CORES, DECODE, ON_THE_PAGE, PREFILL, RANKS, Costs, Shape, measure, table
+from .host_model import REPOSITORY, CoreCosts, on_model
 
 PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
 
@@ -45,3 +49,33 @@ def test_a_small_decode_step_loads_and_looks_at_little(costs):
 def test_the_page_has_the_table_that_is_counted(costs):
     assert table({shape: costs[shape] for shape in ON_THE_PAGE}) in PAGE.read_text()
     assert f"{RANKS} ranks" in PAGE.read_text()
+
+
+def control_of_lone_rank(library: str, ranks: int, experts: int) -> list[CoreCosts]:
+    """Of a dispatch that places nothing, where all others have granted places already."""
+    layout = plan_window(
+        ExchangeParameters(ranks=ranks, num_experts=experts, hidden=16, max_tokens=1, topk=1, counts="grants")
+    )
+    with on_model(library, CORES) as model:
+        LoneRank(layout).dispatch()
+        return model.costs()
+
+
+def test_what_is_copied_where_places_are_granted_grows_with_the_ranks(library):
+    by_ranks = [control_of_lone_rank(library, ranks, ranks) for ranks in (96, 192, 384)]
+    for name in ("stores", "stored_other_bytes"):
+        one, two, four = (sum(getattr(core, name) for core in cores) for cores in by_ranks)
+        assert four - two == 2 * (two - one)
+    assert len({sum(core.loads for core in cores) for cores in by_ranks}) == 1
+    # Of stores beside the words of arrival: the record and the grant of each rank, 64 bytes each.
+    added = sum(core.stored_other_bytes for core in by_ranks[2]) - sum(core.stored_other_bytes for core in by_ranks[1])
+    assert added == 192 * (64 + 64 + 32 + 4 + 8)
+
+
+def test_what_is_looked_at_where_places_are_granted_grows_with_the_ranks(clock):
+    def looked_at(ranks: int) -> int:
+        scenario = Scenario(tokens=(1,), hidden=16, topk=8, experts_per_rank=1, routing="distinct")
+        return sum(core.scalar_accesses for core in clock.run(scenario, ranks, 8, counts="grants").dispatch[0].cores)
+
+    one, two, four = map(looked_at, (16, 32, 64))
+    assert 1.8 * (two - one) < four - two < 2.2 * (two - one)
