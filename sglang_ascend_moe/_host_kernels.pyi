@@ -112,7 +112,7 @@ class Call:
         """int64 [local experts] of the last dispatch."""
     @property
     def epoch(self) -> int:
-        """0: the dispatch was only captured."""
+        """0: nobody waited for the dispatch."""
     @property
     def slot(self) -> int: ...
     @property
@@ -165,23 +165,26 @@ class Call:
         """As if nothing had been dispatched: epoch, slot and total are 0."""
 
 class Counters:
-    """What an exchange has done, counted by its calls. Times are nanoseconds of `time.perf_counter_ns`."""
+    """What an exchange has done, counted by its calls. Beginnings are nanoseconds of `time.perf_counter_ns`."""
 
     measures_imbalance: bool
-    """Whether `largest_rows` are looked for."""
+    """Whether rows of all ranks are looked at."""
 
+    def __init__(self, ranks: int, /) -> None: ...
     @property
     def rounds(self) -> int:
         """Of both phases."""
     def dispatched(
-        self, kind: int, begun_ns: int, tokens: int, rows: int, largest_rows: int, first_round: bool, /
+        self, kind: int, begun_ns: int, tokens: int, rows: int, largest_rows: int, rows_of_all: int, /
     ) -> None:
-        """A dispatch that began then has ended."""
-    def planned(self, begun_ns: int, /) -> None:
+        """The only dispatch of a call, which began then, has ended."""
+    def planned(self, begun_ns: int, rounds: int, /) -> None:
         """The plan of a prefill call that began then is known; its time counts as that of the dispatch."""
     def combined(self, kind: int, begun_ns: int, /) -> None: ...
-    def of(self, kind: int, /) -> tuple[int, ...]:
+    def sums(self, kind: int, /) -> tuple[int, ...]:
         """The fields of `PhaseCounts`."""
+    def histograms(self, kind: int, /) -> dict[str, tuple[list[float], list[int], float]]:
+        """The fields of `Histogram`, by name."""
 
 class Ticket:
     """What combine needs to find the rows of one dispatch again, and how often it has been combined."""
@@ -206,7 +209,7 @@ class Ticket:
         """Rows that a tensor of results has to have at least."""
     @property
     def at_most(self) -> int:
-        """Rows that can have arrived: `total`, but of a dispatch that was only captured as many as a replay may get."""
+        """Rows that can have arrived: `total`, but of a dispatch that nobody waited for as many as may come."""
     @property
     def kind(self) -> int: ...
     @property
@@ -239,11 +242,23 @@ class Slots:
         """Dispatches into a whole slot, with weights that are kept, if the kernels on the host take the tensors as they
         are. None: they do not, and nothing is done; a number: the `codes.Result` of a failure."""
     def hand_out(
-        self, call: Call, weights: Tensor, kind: int, part: int, begun_ns: int, most_rows: int, first_round: bool, /
+        self,
+        call: Call,
+        weights: Tensor,
+        kind: int,
+        part: int,
+        begun_ns: int,
+        at_most: int,
+        planned_rows: int,
+        first_round: bool,
+        /,
     ) -> ExpertRows:
-        """The rows of a call that has just been dispatched, which hold their slot from now on."""
+        """The rows of a call that has just been dispatched, which hold their slot from now on. If nobody waited for it:
+        `at_most` as in its ticket, and as many rows as were planned, which are counted."""
     def combine_fitting(self, ticket: Ticket, out: Tensor, /) -> int | None:
         """The first combine of results that are in place, into what the kernels on the host take as it is. None: it is
         not that, and nothing is done; else its `codes.Result`."""
+    def combined(self, ticket: Ticket, begun_ns: int, /) -> None:
+        """A combine that began then has ended."""
     def holds(self, ticket: Ticket, /) -> bool:
         """Whether the rows are still there."""

@@ -16,7 +16,6 @@ from sglang_ascend_moe.errors import CaptureRefused
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.exchange.observation import graphs
 from sglang_ascend_moe.graph_capture.agreement import check_together, require_same
-from sglang_ascend_moe.graph_capture.runners import replay_verdicts
 from sglang_ascend_moe.graph_capture.runners.eager import refused_drafts, refused_steps, switched_off
 from sglang_ascend_moe.serving.host.graph_buckets import aligned, within
 from sglang_ascend_moe.serving.options import options_of
@@ -130,7 +129,8 @@ def replay_draft_extend(original: Callable[..., Any], runner: Any, forward_batch
 
 def _replayed(execute: Callable[..., Any], *arguments: Any) -> Any:
     graphs.replays += 1
-    replay_verdicts.note_replay()
+    for exchange in layer.exchanges():
+        exchange.note_replay()
     return execute(*arguments)
 
 

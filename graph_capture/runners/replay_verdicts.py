@@ -1,4 +1,4 @@
-"""What replays on an NPU have found reaches the host with the tokens of their step, so that nothing waits for it alone.
+"""What calls on an NPU have found reaches the host with the tokens of their step, so that nothing waits for it alone.
 
 A step's tokens are sampled, and the next step begins, before the host knows; but no token of a failed step leaves.
 Functions whose description begins with Before or Around are hooks: see `runner_hooks`. No NPU has run any of this.
@@ -13,20 +13,6 @@ from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
 from sglang_ascend_moe.serving.worker import layer
 
 
-class _Replays:
-    """Whether a replay has been put on the stream since verdicts were fetched or waited for the last time."""
-
-    pending = False
-
-
-_replays = _Replays()
-
-
-def note_replay() -> None:
-    """A replay is on the stream."""
-    _replays.pending = True
-
-
 class VerifiedTokens:
     """SGLang's event behind the copy of a step's tokens to the host, and what was fetched before it."""
 
@@ -35,7 +21,7 @@ class VerifiedTokens:
         self._fetched = fetched
 
     def synchronize(self) -> None:
-        """Wait for the copy, then raise what the replays before it found wrong."""
+        """Wait for the copy, then raise what was found wrong before it."""
         self._copy_done.synchronize()
         for exchange, place in self._fetched:
             exchange.raise_fetched(place)
@@ -47,13 +33,10 @@ class VerifiedTokens:
 
 def copy_with_tokens(original: Callable[..., None], result: Any, *arguments: Any, **named: Any) -> None:
     """Around `GenerationBatchResult.copy_to_cpu`, which ends with the event."""
-    if not _replays.pending:
-        original(result, *arguments, **named)
-        return
-    _replays.pending = False
-    fetched = [(exchange, exchange.fetch_verdicts()) for exchange in layer.exchanges()]
+    fetched = [(exchange, exchange.fetch_verdicts()) for exchange in _unverified()]
     original(result, *arguments, **named)
-    result.copy_done = VerifiedTokens(result.copy_done, fetched)
+    if fetched:
+        result.copy_done = VerifiedTokens(result.copy_done, fetched)
 
 
 def check_uncopied(scheduler: Any, _batch: Any, result: Any) -> None:
@@ -69,8 +52,10 @@ def check_before_handing_on(_scheduler: Any, *_: Any, **__: Any) -> None:
 
 
 def _wait_for_verdicts() -> None:
-    """Raise what replays have found wrong since verdicts were looked at for the last time."""
-    if _replays.pending:
-        _replays.pending = False
-        for exchange in layer.exchanges():
-            exchange.check_replays()
+    """Raise what has been found wrong since verdicts were looked at for the last time."""
+    for exchange in _unverified():
+        exchange.check_replays()
+
+
+def _unverified() -> list[ExpertExchange]:
+    return [exchange for exchange in layer.exchanges() if exchange.unverified]

@@ -24,6 +24,7 @@ struct KernelArguments {
     ExchangeLayout layout;
     uint64_t windows;        // [ranks] addresses of the windows as this device sees them
     uint64_t workspace;      // of WorkspaceBytes(layout, cores)
+    uint64_t ends;           // a line per core, zero before the first launch, by which it says that it has ended
     uint64_t fault;          // a line that keeps the first fault of launches nobody waits for; 0: somebody does
     uint64_t timeout_cycles; // of each wait
     uint32_t rank;
@@ -105,9 +106,10 @@ __aicore__ inline uint32_t RecordBytes(const ExchangeLayout &layout) {
 __aicore__ inline uint32_t RecordsAtOnce(const ExchangeLayout &layout) {
     return layout.granting != 0 ? layout.ranks : Least(layout.ranks, Most(1u, records_bytes / RecordBytes(layout)));
 }
-// What half of them, and an odd one, are folded into.
-__aicore__ inline uint32_t FoldedBytes(const ExchangeLayout &layout) {
-    return (RecordsAtOnce(layout) + 1) / 2 * RecordBytes(layout);
+// Into so many they are folded: what takes less of the unified buffer takes more instructions.
+constexpr uint32_t folded_bytes = 4 * 1024;
+__aicore__ inline uint32_t FoldedAtOnce(const ExchangeLayout &layout) {
+    return Least((RecordsAtOnce(layout) + 1) / 2, Most(1u, folded_bytes / RecordBytes(layout)));
 }
 
 // Ranks [begin, end), which a core serves alone.

@@ -64,15 +64,17 @@ class Combine {
         };
         return control_.WaitForWords(EXCHANGE_REGION_DONE, lines_, begin, end, are_done_, judge);
     }
-    // The slot's state changes, and the host is told, once all cores have seen the one and found what they find.
+    // The host is told, and the slot's state changes, once all cores have seen the one and found what they find. Each
+    // has read the same words there, even if they were no state, so that all make the same stamp of them.
     __aicore__ inline void End(const Verdict &found) {
-        control_.StoreVerdict(0, found);
-        SyncAll<true>();
-        if (control_.core() != 0)
+        const uint64_t stamp = SequenceWord(control_.epoch, rendezvous_);
+        if (control_.core() != 0) {
+            control_.StoreEnd(stamp, found);
             return;
+        }
+        control_.Conclude(control_.WaitForEnds(stamp, found));
+        // Last: who still comes to see it finds that the session was lost. It changes in any case, and the stamp so.
         control_.StoreState(control_.PartState(part_), control_.epoch, rendezvous_);
-        const Verdict verdict = control_.MergeVerdicts(0);
-        control_.Conclude(verdict);
     }
 
     // Sums up this core's share of all tokens' elements, which may begin and end within a token.

@@ -116,6 +116,41 @@ class Control {
                 worst = other;
         return LoadLine(arguments_->workspace + VerdictOffset(stage, worst, cores()));
     }
+    // Tells core 0 that this core has ended, and with what: by `stamp`, which no earlier launch has left, or where it
+    // found a fault by the complement. The core does nothing after it.
+    __aicore__ inline void StoreEnd(uint64_t stamp, const Verdict &found) {
+        if (found.result != EXCHANGE_OK)
+            StoreVerdict(0, found);
+        FillUnit(found.result == EXCHANGE_OK ? stamp : ~stamp, 0, 0);
+        // What this core loads has been loaded, what it stores is visible before its word is.
+        PipeBarrier<PIPE_ALL>();
+        Store(Global<uint64_t>(arguments_->ends + core() * EXCHANGE_LINE_BYTES), unit_.Get<uint64_t>(), unit_words);
+    }
+    // On core 0, which found `found`: waits until the others have ended, and returns what all found together. A rank
+    // one of whose cores does not end is at fault itself.
+    __aicore__ inline Verdict WaitForEnds(uint64_t stamp, const Verdict &found) {
+        Verdict worst = found;
+        uint32_t other = 1;
+        for (bool is_first = true, is_late = false;; is_first = false) {
+            // A word is visible after all that its core did.
+            LoadLines(verdicts_.Get<uint64_t>(), arguments_->ends, cores());
+            for (; other < cores(); ++other) {
+                const uint64_t word = Word(verdicts_, other);
+                if (word == ~stamp)
+                    worst = Worse(worst, LoadLine(arguments_->workspace + VerdictOffset(0, other, cores())));
+                else if (word != stamp)
+                    break;
+            }
+            if (other >= cores())
+                return worst;
+            if (is_late)
+                return Worse(worst, Fault(EXCHANGE_PEER_TIMEOUT, rank()));
+            if (is_first)
+                BeginWait();
+            else
+                is_late = IsLate();
+        }
+    }
     // Ends the kernel: tells the host, and where the session is lost also every rank. One core does it.
     __aicore__ inline void Conclude(const Verdict &verdict) {
         if (Poisons(verdict.result))
@@ -168,7 +203,7 @@ class Control {
     __aicore__ inline void BeginWait() { wait_began_ = GetSystemCycle(); }
     // Time and statuses are looked at before words: what a peer did in time still counts.
     __aicore__ inline void LookAround() {
-        expired_ = static_cast<uint64_t>(GetSystemCycle() - wait_began_) >= arguments_->timeout_cycles;
+        expired_ = IsLate();
         LoadStatuses();
     }
     // Whether a wait for `missing` can still end well.
@@ -187,6 +222,12 @@ class Control {
     uint64_t epoch = 0;
 
   private:
+    __aicore__ inline bool IsLate() const {
+        return static_cast<uint64_t>(GetSystemCycle() - wait_began_) >= arguments_->timeout_cycles;
+    }
+    __aicore__ static inline Verdict Worse(const Verdict &one, const Verdict &other) {
+        return Outweighs(GetWord(other, 0), GetWord(one, 0)) ? other : one;
+    }
     __aicore__ inline void FillUnit(uint64_t first, uint64_t second, uint64_t third) {
         const auto unit = unit_.Get<uint64_t>();
         unit.SetValue(0, first);

@@ -254,14 +254,22 @@ class Counts {
         if (begin == end)
             return;
         auto from = records_->LanesAt(begin);
-        for (uint32_t count = end - begin; count > 1;) {
-            const uint32_t half = (count + 1) / 2;
+        const uint32_t number = end - begin, lanes = record_ * unit_halves;
+        if (number > 1) {
+            uint32_t count = Least(records_->Strip(), (number + 1) / 2);
             PipeBarrier<PIPE_V>();
-            if (count == end - begin && half > count - half)
-                Adds(folded[(half - 1) * RecordLanes()], from[(half - 1) * RecordLanes()], 0, RecordLanes());
-            Add(folded, from, from[half * RecordLanes()], static_cast<int32_t>(count - half) * RecordLanes());
+            Adds(folded, from, 0, static_cast<int32_t>(count * lanes));
+            for (uint32_t first = count; first < number; first += count) {
+                PipeBarrier<PIPE_V>();
+                Add(folded, folded, from[first * lanes], static_cast<int32_t>(Least(count, number - first) * lanes));
+            }
+            while (count > 1) {
+                const uint32_t half = (count + 1) / 2;
+                PipeBarrier<PIPE_V>();
+                Add(folded, folded, folded[half * lanes], static_cast<int32_t>((count - half) * lanes));
+                count = half;
+            }
             from = folded;
-            count = half;
         }
         PipeBarrier<PIPE_V>();
         Add(sums, sums, from, RecordLanes());

@@ -159,6 +159,8 @@ class Dispatch {
         bool are_all;
         verdict = control_.WaitForWords(EXCHANGE_REGION_ARRIVE, lines, 0, control_.ranks(), are_all,
                                         [word](uint64_t seen) __aicore__ { return SeenOf(seen, word); });
+        if (verdict.result == EXCHANGE_OK)
+            rows_.PackScales(part_.FirstRow(layout), total_);
         verdict.total = total_;
         verdict.slot = part_.slot;
         return verdict;

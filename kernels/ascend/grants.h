@@ -60,15 +60,21 @@ class Grants {
 
     // What the host sees of the totals; one core does it.
     __aicore__ inline void StoreTotals() {
-        const auto count = static_cast<uint16_t>(control_->ranks());
         constexpr uint32_t word = sizeof(uint64_t);
+        const auto record = static_cast<uint32_t>(RecordBytes(control_->layout()));
         const auto units = records_->Greatest().Get<uint64_t>();
+        const uint32_t ranks = control_->ranks();
         Order<HardEvent::S_MTE2>();
-        DataCopyPad(units, Global<uint64_t>(control_->Own(control_->layout().grants) + grant_total * word),
-                    DataCopyExtParams{count, word, static_cast<uint32_t>(RecordBytes(control_->layout())) - word, 0, 0},
-                    DataCopyPadExtParams<uint64_t>{false, 0, 0, 0});
-        Order<HardEvent::MTE2_MTE3>();
-        DataCopyPad(Global<uint64_t>(arguments_->totals), units, DataCopyExtParams{count, word, 0, 0, 0});
+        for (uint32_t owner = 0; owner < ranks; owner += records_->Strip()) {
+            const auto count = static_cast<uint16_t>(Least(records_->Strip(), ranks - owner));
+            Order<HardEvent::MTE3_MTE2>();
+            DataCopyPad(
+                units, Global<uint64_t>(control_->Own(control_->layout().grants) + owner * record + grant_total * word),
+                DataCopyExtParams{count, word, record - word, 0, 0}, DataCopyPadExtParams<uint64_t>{false, 0, 0, 0});
+            Order<HardEvent::MTE2_MTE3>();
+            DataCopyPad(Global<uint64_t>(arguments_->totals + owner * word), units,
+                        DataCopyExtParams{count, word, 0, 0, 0});
+        }
     }
 
   private:

@@ -72,6 +72,33 @@ class RowQuantiser {
     }
     __aicore__ inline void FreeTile(PlacedTile &tile) { stores_.FreeTensor(tile.values); }
 
+    // Moves `count` scales, each at the beginning of a line from `lines` on, one after the other to where the lines
+    // begin. A line is loaded before its place is taken, for a scale never moves up.
+    __aicore__ inline void PackScales(uint64_t lines, uint64_t count) {
+        constexpr uint32_t unit_floats = EXCHANGE_UNIT_BYTES / sizeof(float);
+        constexpr uint8_t first_of_two = 1, first_of_four = 3;
+        const uint64_t at_once = tile_ / unit_floats;
+        const auto units = floats_.Get<float>(), quarters = scratch_.Get<float>();
+        const auto packed = quarters[tile_ / 2];
+        uint64_t kept;
+        for (uint64_t first = 0; first < count; first += at_once) {
+            const auto number = static_cast<uint32_t>(Least(count - first, at_once));
+            Order<HardEvent::V_MTE2>();
+            DataCopyPad(units, Global<float>(lines + first * EXCHANGE_LINE_BYTES),
+                        DataCopyExtParams{static_cast<uint16_t>(number), EXCHANGE_UNIT_BYTES,
+                                          EXCHANGE_LINE_BYTES - EXCHANGE_UNIT_BYTES, 0, 0},
+                        DataCopyPadExtParams<float>{false, 0, 0, 0});
+            Order<HardEvent::MTE2_V>();
+            GatherMask(quarters, units, first_of_four, true, number * unit_floats, GatherMaskParams{1, 1, 0, 0}, kept);
+            PipeBarrier<PIPE_V>();
+            Order<HardEvent::MTE3_V>();
+            GatherMask(packed, quarters, first_of_two, true, number * unit_floats / 4, GatherMaskParams{1, 1, 0, 0},
+                       kept);
+            Order<HardEvent::V_MTE3>();
+            Store(Global<float>(lines + first * sizeof(float)), packed, number);
+        }
+    }
+
   private:
     __aicore__ inline int32_t LoadGreatest() {
         int32_t greatest = 0;

@@ -32,9 +32,10 @@ class Records {
         const ExchangeLayout &layout = control.layout();
         units_ = 1 + layout.count_units;
         at_once_ = RecordsAtOnce(layout);
+        strip_ = FoldedAtOnce(layout);
         pipe.InitBuffer(records_, at_once_ * RecordBytes(layout));
-        pipe.InitBuffer(greatest_, FoldedBytes(layout));
-        pipe.InitBuffer(least_, FoldedBytes(layout));
+        pipe.InitBuffer(greatest_, strip_ * RecordBytes(layout));
+        pipe.InitBuffer(least_, strip_ * RecordBytes(layout));
     }
 
     // Waits for the records of up to AtOnce() ranks from `first` on, whose first lies at `region` of the own window, or
@@ -100,15 +101,22 @@ class Records {
     // In Greatest() and Least() what is greatest and least, lane by lane, of the records at hand: one record each.
     __aicore__ inline void FoldToRecord() {
         const auto greatest = greatest_.Get<int32_t>(), least = least_.Get<int32_t>();
-        uint32_t count = (number_ + 1) / 2;
-        const auto lanes = static_cast<int32_t>(count * units_ * unit_halves);
+        const uint32_t count = Least(strip_, (number_ + 1) / 2), last = number_ - count;
+        const uint32_t lanes = units_ * unit_halves;
         Order<HardEvent::S_V>();
         PipeBarrier<PIPE_V>();
-        Max(greatest, LanesAt(0), LanesAt(number_ - count), lanes);
-        Min(least, LanesAt(0), LanesAt(number_ - count), lanes);
-        Fold(count, units_ * unit_halves);
+        Max(greatest, LanesAt(0), LanesAt(last), static_cast<int32_t>(count * lanes));
+        Min(least, LanesAt(0), LanesAt(last), static_cast<int32_t>(count * lanes));
+        for (uint32_t first = count; first < last; first += count) {
+            const auto some = static_cast<int32_t>(Least(count, last - first) * lanes);
+            PipeBarrier<PIPE_V>();
+            Max(greatest, greatest, LanesAt(first), some);
+            Min(least, least, LanesAt(first), some);
+        }
+        Fold(count, lanes);
     }
-    // Room for the sum of half the records at hand, or for what has as many units as a record.
+    // So many records they have room for.
+    __aicore__ inline uint32_t Strip() const { return strip_; }
     __aicore__ inline TBuf<TPosition::VECCALC> &Greatest() { return greatest_; }
     __aicore__ inline TBuf<TPosition::VECCALC> &Smallest() { return least_; }
 
@@ -165,6 +173,7 @@ class Records {
     uint32_t kind_ = 0;
     uint32_t units_ = 1; // of a record
     uint32_t at_once_ = 1;
+    uint32_t strip_ = 1;
     uint32_t first_ = 0;
     uint32_t number_ = 0;
     uint32_t middle_ = 0;

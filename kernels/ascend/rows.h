@@ -35,6 +35,12 @@ class RowPlacer {
             PlaceAsItIs(token, positions, first, last);
     }
 
+    // Packs the scales of `count` rows of the own window from row `first` on, which have arrived, for the experts.
+    __aicore__ inline void PackScales(uint64_t first, uint64_t count) {
+        if (quantised_)
+            quantiser_.PackScales(Scale(static_cast<int64_t>(uint64_t(control_->rank()) << 32 | first)), count);
+    }
+
   private:
     __aicore__ inline void PlaceAsItIs(uint64_t token, const LocalTensor<int64_t> &positions, uint32_t first,
                                        uint32_t last) {

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define EXCHANGE_DEVICE_ARGUMENT_WORDS 41
+#define EXCHANGE_DEVICE_ARGUMENT_WORDS 48
 
 // A kernel with its arguments, which travel with it: it may be copied, launched and captured any number of times.
 typedef struct ExchangeLaunch {

@@ -29,7 +29,8 @@ PyTypeObject *ticket_type = nullptr;
 // What of a dispatch is in neither its call nor its tensors.
 struct Begun {
     uint32_t kind, part;
-    uint64_t begun_ns, most_rows;
+    uint64_t begun_ns;
+    uint64_t at_most, planned_rows; // of what nobody waited for, whose call does not know what came
     bool first_round;
 };
 
@@ -69,8 +70,8 @@ struct Slots {
                value_of<Call>(call).arguments.combine.epoch == ticket.epoch;
     }
 
-    uint64_t rows_of(uint32_t part) const { return part == EXCHANGE_WHOLE ? capacity : capacity / 2; }
     PyObject *hand_out(PyObject *held, PyObject *weights, const Begun &begun);
+    void count_combine(const Ticket &ticket, uint64_t begun_ns);
 };
 
 bool has_history(PyObject *tensor) {
@@ -90,20 +91,20 @@ bool renew_view(Reference &view, PyObject *renew) {
     return PyErr_Occurred() == nullptr;
 }
 
-// Rows of the rank that got most in the last dispatch, if that is to be known and is known on the host.
-uint64_t largest_rows(const Call &call, bool wanted) {
+// Rows that each rank got in the last dispatch; none where that is not known on the host.
+std::vector<uint64_t> rows_by_rank(const Call &call) {
     const ExchangeLayout &layout = call.session->layout;
-    if (!wanted || !call.session->takes_host_tensors)
-        return 0;
+    if (!call.session->takes_host_tensors)
+        return {};
     const ExchangeDispatch &dispatch = call.arguments.dispatch;
     if (layout.granting != 0)
-        return static_cast<uint64_t>(*std::max_element(dispatch.totals, dispatch.totals + layout.ranks));
+        return {dispatch.totals, dispatch.totals + layout.ranks};
     const uint32_t own = layout.experts / layout.ranks;
     std::vector<uint64_t> rows(layout.ranks);
     for (uint32_t source = 0; source < layout.ranks; ++source)
         for (uint32_t expert = 0; expert < layout.experts; ++expert)
             rows[expert / own] += dispatch.matrix[source * layout.experts + expert];
-    return *std::max_element(rows.begin(), rows.end());
+    return rows;
 }
 
 // The new ExpertRows of a call that was just dispatched.
@@ -121,8 +122,8 @@ PyObject *Slots::hand_out(PyObject *held, PyObject *weights, const Begun &begun)
     ticket.epoch = place.epoch;
     ticket.total = place.total;
     ticket.rows_needed = expert_rows != 0 ? capacity : place.total;
-    // A launch that was only captured: how many rows there are, each replay learns for itself.
-    ticket.at_most = place.epoch != 0 ? place.total : begun.most_rows != 0 ? begun.most_rows : rows_of(begun.part);
+    const bool waited = place.epoch != 0;
+    ticket.at_most = waited ? place.total : begun.at_most;
     ticket.kind = begun.kind;
     ticket.part = begun.part;
     ticket.slot = place.slot;
@@ -130,8 +131,20 @@ PyObject *Slots::hand_out(PyObject *held, PyObject *weights, const Begun &begun)
     for (Reference *half : held_by(place.slot, begun.part))
         *half = Reference::to(held);
     auto &counted = value_of<Counters>(counters.get());
-    counted.dispatched({begun.kind, begun.begun_ns, place.tokens, place.total,
-                        largest_rows(call, counted.measures_imbalance), begun.first_round});
+    Dispatched ended = {.kind = begun.kind,
+                        .begun_ns = begun.begun_ns,
+                        .tokens = place.tokens,
+                        .rows = waited ? place.total : begun.planned_rows,
+                        .largest_rows = 0,
+                        .rows_of_all = 0,
+                        .first_round = begun.first_round,
+                        .waited = waited};
+    if (counted.measures_imbalance)
+        for (const uint64_t rows : rows_by_rank(call)) {
+            ended.largest_rows = std::max(ended.largest_rows, rows);
+            ended.rows_of_all += rows;
+        }
+    counted.dispatched(ended);
     PyObject *tensors = view.get();
     const Reference rows(PyTuple_Pack(5, PyTuple_GetItem(tensors, 0), PyTuple_GetItem(tensors, 1), call.counts.get(),
                                       PyTuple_GetItem(tensors, 2), made.get()));
@@ -141,6 +154,14 @@ PyObject *Slots::hand_out(PyObject *held, PyObject *weights, const Begun &begun)
     // What its own __new__ does, which is a function in Python.
     const auto make = reinterpret_cast<newfunc>(PyType_GetSlot(&PyTuple_Type, Py_tp_new));
     return make(reinterpret_cast<PyTypeObject *>(rows_type.get()), arguments.get(), nullptr);
+}
+
+void Slots::count_combine(const Ticket &ticket, uint64_t begun_ns) {
+    // The kernels of a device do not say whom they wait for.
+    const Session &session_of = *value_of<Call>(ticket.call.get()).session;
+    value_of<Counters>(counters.get())
+        .combined(ticket.kind, begun_ns,
+                  session_of.takes_host_tensors ? session_of.waited_ns : std::vector<uint64_t>());
 }
 
 PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *) {
@@ -184,20 +205,20 @@ PyObject *dispatch_fitting(PyObject *self, PyObject *const *arguments, Py_ssize_
     const int result = call.run_dispatch(call.session->functions.dispatch);
     if (result != EXCHANGE_OK || PyErr_Occurred() != nullptr)
         return result_of(result);
-    return slots.hand_out(held.get(), arguments[2], {kind, EXCHANGE_WHOLE, begun_ns, 0, true});
+    return slots.hand_out(held.get(), arguments[2], {kind, EXCHANGE_WHOLE, begun_ns, 0, 0, true});
 }
 
-// hand_out(call, weights, kind, part, begun_ns, most_rows, first_round)
+// hand_out(call, weights, kind, part, begun_ns, at_most, planned_rows, first_round)
 PyObject *hand_out(PyObject *self, PyObject *arguments) {
     PyObject *call, *weights;
     Begun begun;
-    unsigned long long begun_ns, most_rows;
+    unsigned long long begun_ns, at_most, planned_rows;
     int first_round;
-    if (!PyArg_ParseTuple(arguments, "O!OIIKKp", call_type, &call, &weights, &begun.kind, &begun.part, &begun_ns,
-                          &most_rows, &first_round))
+    if (!PyArg_ParseTuple(arguments, "O!OIIKKKp", call_type, &call, &weights, &begun.kind, &begun.part, &begun_ns,
+                          &at_most, &planned_rows, &first_round))
         return nullptr;
     return value_of<Slots>(self).hand_out(call, weights,
-                                          {begun.kind, begun.part, begun_ns, most_rows, first_round != 0});
+                                          {begun.kind, begun.part, begun_ns, at_most, planned_rows, first_round != 0});
 }
 
 // combine_fitting(ticket, out)
@@ -216,8 +237,18 @@ PyObject *combine_fitting(PyObject *self, PyObject *const *arguments, Py_ssize_t
     ticket.combines = 1;
     const int result = call.run_combine(call.session->functions.combine);
     if (result == EXCHANGE_OK)
-        value_of<Counters>(slots.counters.get()).combined(ticket.kind, begun_ns);
+        slots.count_combine(ticket, begun_ns);
     return result_of(result);
+}
+
+// combined(ticket, begun_ns)
+PyObject *combined(PyObject *self, PyObject *arguments) {
+    PyObject *ticket;
+    unsigned long long begun_ns;
+    if (!PyArg_ParseTuple(arguments, "O!K", ticket_type, &ticket, &begun_ns))
+        return nullptr;
+    value_of<Slots>(self).count_combine(value_of<Ticket>(ticket), begun_ns);
+    Py_RETURN_NONE;
 }
 
 // holds(ticket)
@@ -294,6 +325,7 @@ bool add_slots_types(PyObject *module) {
                                     method("dispatch_fitting", dispatch_fitting, METH_FASTCALL),
                                     method("hand_out", hand_out, METH_VARARGS),
                                     method("combine_fitting", combine_fitting, METH_FASTCALL),
+                                    method("combined", combined, METH_VARARGS),
                                     method("holds", holds, METH_O),
                                     {}};
     static PyType_Slot slots[] = {

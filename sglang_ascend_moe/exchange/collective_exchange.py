@@ -93,7 +93,7 @@ class CollectiveExchange:
         self.rank = dist.get_rank(group)
         self.parameters = parameters
         self.epoch = 0
-        self.observation = Observation()
+        self.observation = Observation(parameters.ranks)
         self.rows_by_rank = [0] * parameters.ranks
         self._dtype = getattr(torch, parameters.dtype)
         self._poison: str | None = None
@@ -209,7 +209,7 @@ class CollectiveExchange:
         rows = arrived[order]
         self.rows_by_rank = rows_by_rank(matrix)
         self.observation.counters.dispatched(
-            ticket.kind, begun_ns, len(tokens.x), len(rows), max(self.rows_by_rank), True
+            ticket.kind, begun_ns, len(tokens.x), len(rows), max(self.rows_by_rank), sum(self.rows_by_rank)
         )
         return ExpertRows(rows=rows, scales=None, counts=arriving.sum(0), out=torch.empty_like(rows), ticket=ticket)
 
@@ -251,6 +251,8 @@ class CollectiveExchange:
         *,
         phase: Phase = "decode",
         out: Tensor | None = None,
+        wait: bool = True,  # noqa: ARG002 - a collective waits
+        most_tokens: int | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Dispatch, `experts`, combine. `experts` writes `rows.out` and is called once, also with zero rows.
 
@@ -268,6 +270,11 @@ class CollectiveExchange:
     def prepare(self, *_: object, **__: object) -> Callable[[], None]:
         """Raises `CaptureRefused`: what a collective allocates and waits for cannot be replayed."""
         raise CaptureRefused("the collective schedule does not run in graphs; use another, or no graphs")
+
+    unverified = False
+
+    def note_replay(self) -> None:
+        """Nothing: there are none."""
 
     def check_replays(self) -> None:
         """Nothing: there are none."""

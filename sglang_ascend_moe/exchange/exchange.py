@@ -206,12 +206,19 @@ class Exchange:
         *,
         phase: Phase = "decode",
         out: torch.Tensor | None = None,
+        wait: bool = True,
+        most_tokens: int | None = None,
     ) -> torch.Tensor:
         """The whole layer: dispatch, `experts(rows)`, combine; in prefill with as many rounds as the window needs.
 
         `experts` writes `rows.out`, without gradients (`torch.no_grad`), and is called at least once on every rank. If
         it raises, the other ranks get a `PeerLost` that names this one, and the exchange is poisoned. Arguments, result
         and errors otherwise as in `dispatch` and `combine`.
+
+        wait: False: on an NPU, with one slot, only a plan of prefill is waited for, and what the rest finds is raised
+        by `check_replays` or `raise_fetched`. In decode that takes `most_tokens`, that all ranks bring together at
+        most, and the same on each: more are refused as by a smaller window; None: not known, and dispatch is waited
+        for.
         """
         kind = self._kind(phase)
         prefill = kind == Kind.PREFILL
@@ -222,14 +229,28 @@ class Exchange:
         out = torch.empty(tokens.x.shape, dtype=tokens.x.dtype, device=self._steps.device) if out is None else out
         watched = self._watched(experts)
         steps = self._steps
+        wait = wait or not steps.session.defers
         if prefill:
-            _run_or_leave(steps, run_prefill, steps, self._identity, tokens, watched, out, overlap=self._overlap)
+            overlap = self._overlap
+            _run_or_leave(steps, run_prefill, steps, self._identity, tokens, watched, out, overlap=overlap, wait=wait)
         else:
-            _run_or_leave(steps, run_decode, steps, tokens, watched, out)
+            most_rows = min(self.layout.capacity, (most_tokens or 0) * self.parameters.rows_per_token)
+            _run_or_leave(steps, run_decode, steps, tokens, watched, out, wait=wait, most_rows=most_rows)
         return out
 
+    @property
+    def unverified(self) -> bool:
+        """Whether there are calls, replays included, that nobody waited for and of which nobody has asked what they
+        found."""
+        return self._steps.session.unverified
+
+    def note_replay(self) -> None:
+        """To be called when a device graph that holds this exchange is replayed."""
+        self._steps.session.note_replay()
+
     def check_replays(self) -> None:
-        """Raises what replays of device graphs that hold this exchange found wrong, after waiting for them.
+        """Raises what calls that nobody waited for, in replays of device graphs too, found wrong, after waiting for
+        them.
 
         To be called before anything made of a replay's results leaves the device. Nothing on the host.
         """

@@ -76,6 +76,8 @@ class ExpertExchange(Protocol):
         *,
         phase: Phase = "decode",
         out: torch.Tensor | None = None,
+        wait: bool = True,
+        most_tokens: int | None = None,
     ) -> torch.Tensor: ...
 
     def prepare(
@@ -88,6 +90,11 @@ class ExpertExchange(Protocol):
         *,
         alike: bool = False,
     ) -> Callable[[], None]: ...
+
+    @property
+    def unverified(self) -> bool: ...
+
+    def note_replay(self) -> None: ...
 
     def check_replays(self) -> None: ...
 

@@ -1,11 +1,11 @@
-"""What an exchange has done in this process so far: whole numbers that the steps of the exchange count.
+"""What an exchange has done in this process so far: sums and histograms that the steps of the exchange count.
 
 Always counted, because it costs a few additions per MoE layer. `live_state` and `metrics` read the numbers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import torch
@@ -37,16 +37,33 @@ class PhaseCounts(msgspec.Struct):
     combine_ns: int = 0
 
 
+class Histogram(NamedTuple):
+    """counts[i] values were at most bounds[i] and more than the bound before; counts[-1]: more than all bounds."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum: float
+
+
 class Observation:
     """The numbers of one exchange, which `counters` counts."""
 
-    def __init__(self) -> None:
-        self.counters: Counters = native_types().Counters()
+    def __init__(self, ranks: int) -> None:
+        self.counters: Counters = native_types().Counters(ranks)
 
     @property
     def phases(self) -> dict[Kind, PhaseCounts]:
         """As they are now, for each kind of exchange that moves rows."""
-        return {kind: PhaseCounts(*self.counters.of(kind)) for kind in PHASES}
+        return {kind: PhaseCounts(*self.counters.sums(kind)) for kind in PHASES}
+
+    def histograms(self, kind: Kind) -> dict[str, Histogram]:
+        """Of what each call of a kind was, so far, by name.
+
+        dispatch_seconds, combine_seconds, wait_seconds: of an exchange, the last in both halves together; rows: of this
+        rank; imbalance: rows of the rank that got most over the mean, if measured; rounds: of a prefill call. A device
+        gives no waits, and of calls that nobody waits for no times of dispatch and no rows.
+        """
+        return {name: Histogram(*found) for name, found in self.counters.histograms(kind).items()}
 
     @property
     def rounds(self) -> int:

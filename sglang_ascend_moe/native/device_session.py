@@ -1,8 +1,8 @@
 """Sessions whose windows and tensors lie on an Ascend device (`kernels/include/exchange_device.h`), never run on one.
 
-A call made outside a capture waits for its verdict, as on the host. Within the capture of a device graph calls are only
-put on the stream; what replays of them found is looked at by `check_replays`, or by `fetch_verdicts` and then
-`raise_fetched`, before anything uses their results.
+A call waits for its verdict, as on the host, unless it says otherwise or is in the capture of a device graph: then it
+is only put on the stream. What it found, or replays of it, is looked at by `check_replays`, or by `fetch_verdicts` and
+then `raise_fetched`, before anything uses the results.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class DeviceSession(NativeSession):
     """One rank's open exchange on the current device. Not thread-safe."""
 
     takes_host_tensors = False
+    packs_scales = True
 
     def __init__(
         self,
@@ -103,26 +104,32 @@ class DeviceSession(NativeSession):
         # The tensors are written in the order of the current stream; the first call may be on another one.
         self.check_replays()
 
+    @property
+    def defers(self) -> bool:
+        """With one slot, whose beginning needs not be told; not the first call, for the combine of a dispatch that was
+        refused runs in the place of an earlier one."""
+        return self._window_layout.parameters.slots == 1 and self.epoch > 0
+
     def replayed_call(self, tokens: int) -> Call:
         """As that of the base, in memory that all such calls share.
 
-        In a graph the combine of a dispatch that was refused runs all the same, on the positions of one that was not:
-        there are rows, or there are none.
+        If nobody waits, the combine of a dispatch that was refused runs all the same, on the positions of one that was
+        not: there are rows, or there are none.
         """
         shared = self._shared
         return self._call_over(shared._replace(positions=shared.positions[:tokens], weights=shared.weights[:tokens]))
 
-    def dispatch(self, call: Call, most_rows: int = 0) -> None:
-        """Steps announce to arrivals; in a capture only put on the stream, and refused if it brings more rows."""
-        if self._enter():
+    def dispatch(self, call: Call, most_rows: int = 0, *, wait: bool = True) -> None:
+        """Steps announce to arrivals; if nobody waits only put on the stream, and refused if it brings more rows."""
+        if self._is_deferred(wait):
             self._put(_DISPATCH, call, call.dispatch_address, most_rows)
             call.forget_place()
         else:
             super().dispatch(call)
 
-    def combine(self, call: Call, out: torch.Tensor) -> None:
-        """Steps done and reduce; in a capture only put on the stream."""
-        if self._enter():
+    def combine(self, call: Call, out: torch.Tensor, *, wait: bool = True) -> None:
+        """Steps done and reduce; if nobody waits only put on the stream."""
+        if self._is_deferred(wait):
             call.take_out(out)
             self._put(_COMBINE, call, call.combine_address)
         else:
@@ -158,9 +165,14 @@ class DeviceSession(NativeSession):
         self._enter()
         return super().count_chunks(ids, chunk_tokens)
 
+    def note_replay(self) -> None:
+        """A graph that holds calls is replayed."""
+        self.unverified = True
+
     def check_replays(self) -> None:
         """Waits for the stream and raises what launches that nobody waited for have found, replays included."""
         self._enter()
+        self.unverified = False
         if result := self._native.check_device():
             self.fail(result)
 
@@ -171,6 +183,7 @@ class DeviceSession(NativeSession):
         """
         if self.inherited:
             refuse_forked()
+        self.unverified = False
         self._place = (self._place + 1) % FETCHES
         self._streams.fetch_verdicts(self._matrix, self._native.address, self._place)
         return self._place
@@ -195,5 +208,14 @@ class DeviceSession(NativeSession):
             refuse_forked()
         return self._streams.use_stream(self._matrix, self._native.address)
 
+    def _is_deferred(self, wait: bool) -> bool:
+        """Whether a call is only put on the stream. It empties torch's queue of launches if not."""
+        if wait:
+            return self._enter()
+        if self.inherited:
+            refuse_forked()
+        return True
+
     def _put(self, kernel: int, call: Call, arguments: int, most_rows: int = 0) -> None:
+        self.unverified = True
         self._streams.launch([self._matrix, call.positions], kernel, self._native.address, arguments, most_rows)

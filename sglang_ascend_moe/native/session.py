@@ -60,6 +60,10 @@ class NativeSession:
     """One rank's open exchange, as the kernels see it. Not thread-safe."""
 
     takes_host_tensors: ClassVar[bool] = True
+    packs_scales: ClassVar[bool] = False
+    """Whether a dispatch leaves the scales of int8 rows one after the other, not each at the beginning of a line."""
+    unverified: bool = False
+    """Whether nobody has asked what calls found that nobody waited for, replays included."""
 
     def __init__(
         self,
@@ -91,6 +95,11 @@ class NativeSession:
             workers=workers, epoch=first_epoch, takes_host_tensors=self.takes_host_tensors,
         )  # fmt: skip
         _sessions.add(self)
+
+    @property
+    def defers(self) -> bool:
+        """Whether a call can be made that nobody waits for."""
+        return False
 
     @property
     def inherited(self) -> bool:
@@ -154,7 +163,7 @@ class NativeSession:
         return self._call_over(self._tensors_of_call(tokens))
 
     def replayed_call(self, tokens: int) -> Call:
-        """A call of exactly `tokens` tokens that is made again and again, and ends before another one begins."""
+        """A call of exactly `tokens` tokens that ends, in the order of the stream, before another one begins."""
         return self.new_call(tokens)
 
     def _tensors_of_call(self, tokens: int) -> TensorsOfCall:
@@ -169,8 +178,12 @@ class NativeSession:
     def _call_over(self, tensors: TensorsOfCall) -> Call:
         return self._native.new_call(*tensors, self._matrix, self._totals)
 
-    def dispatch(self, call: Call, most_rows: int = 0) -> None:  # noqa: ARG002 - for devices
-        """Steps announce to arrivals; `most_rows`: in a capture, how many rows a rank gets at most, 0: a window's."""
+    def dispatch(self, call: Call, most_rows: int = 0, *, wait: bool = True) -> None:  # noqa: ARG002 - for devices
+        """Steps announce to arrivals.
+
+        most_rows: if nobody waits, how many rows a rank gets at most, 0: a window's.
+        wait: False only if the session defers; then, as in a capture, `call` does not know what came.
+        """
         if result := call.dispatch():
             self.fail(result)
 
@@ -189,8 +202,8 @@ class NativeSession:
         if result := self._native.refuse(kind, problem):
             self.fail(result)
 
-    def combine(self, call: Call, out: torch.Tensor) -> None:
-        """Steps done and reduce; out [tokens, hidden] with dense rows."""
+    def combine(self, call: Call, out: torch.Tensor, *, wait: bool = True) -> None:  # noqa: ARG002 - for devices
+        """Steps done and reduce; out [tokens, hidden] with dense rows; `wait` as for `dispatch`."""
         if result := call.combine(out):
             self.fail(result)
 
@@ -204,8 +217,11 @@ class NativeSession:
         if result := call.combine_receive(out):
             self.fail(result)
 
+    def note_replay(self) -> None:
+        """A graph that holds calls is replayed: on the host, where calls are waited for, nothing."""
+
     def check_replays(self) -> None:
-        """Raises what replays of captured launches found wrong: on the host, where calls are waited for, nothing."""
+        """Raises what calls that nobody waited for found wrong: on the host nothing."""
 
     def fetch_verdicts(self) -> int:
         """The same in two parts, neither of which waits: on the host nothing. Returns what the other takes."""

@@ -1,6 +1,6 @@
-"""What the Ascend kernels cost each core at the paper's shapes, counted by the model.
+"""Writes kernels/ascend/costs.md: what the Ascend kernels cost each core at the paper's shapes, counted by the model.
 
-`python -m tests.ascend.cost_sheet` prints the table of docs/ascend-kernels.md for all shapes.
+python -m tests.ascend.cost_sheet
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from tests.exchange.scenario import Scenario
 from tests.exchange.surface import open_exchange
 
 from .conftest import compile_objects, link_library
-from .host_model import CoreCosts, on_model
+from .host_model import KERNELS, CoreCosts, on_model
 from .modelled_time import Clock
 
+PAGE = KERNELS / "ascend" / "costs.md"
 RANKS = 2
 CORES = 48
 """AIV cores of one NPU."""
@@ -43,7 +44,6 @@ DECODE = [
     Shape(tokens, hidden, quant) for hidden in (4096, 7168) for quant in (None, "int8") for tokens in (16, 48, 96, 144)
 ]
 PREFILL = [Shape(1024, 4096, phase="prefill")]
-ON_THE_PAGE = [Shape(16, 4096), Shape(144, 7168, "int8")]
 
 
 class KernelCosts(NamedTuple):
@@ -134,9 +134,23 @@ def measure(clock: Clock) -> dict[Shape, Costs]:
     return {shape: costs_of(clock, shape) for shape in (*DECODE, *PREFILL)}
 
 
+TEXT = f"""# Counted costs
+
+{RANKS} ranks, {CORES} AIV cores, 256 experts, top-8, counted by the model (`python -m tests.ascend.cost_sheet` writes
+this page): the core with the most, without repeated polls. Every row is loaded and stored no more often than needed, no
+core moves more than a tenth or a unit more than another (`tests/ascend/test_costs.py`). *Scalar*: polls included.
+
+{{costs}}
+"""
+
+
+def page(costs: dict[Shape, Costs]) -> str:
+    return TEXT.format(costs=table(costs))
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
-        print(table(measure(Clock(link_library(compile_objects(Path(name)))))))
+        PAGE.write_text(page(measure(Clock(link_library(compile_objects(Path(name)))))))
     return 0
 
 

@@ -33,7 +33,7 @@ pointer, u32 = ctypes.c_void_p, ctypes.c_uint32
 
 
 class Launch(ctypes.Structure):
-    _fields_ = [("kernel", u32), ("cores", u32), ("arguments", ctypes.c_uint64 * 40)]
+    _fields_ = [("kernel", u32), ("cores", u32), ("arguments", ctypes.c_uint64 * 48)]
 
 
 class Cann:

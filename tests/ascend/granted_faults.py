@@ -50,8 +50,8 @@ GRANTED_FAULTS = [
     Mutation(
         "an-odd-record-forgotten",
         "counts.h",
-        "if (count == end - begin && half > count - half)",
-        "if (count == end - begin && half > count)",
+        "first < number; first += count",
+        "first + count <= number; first += count",
         test_grants.test_ranks_with_host_kernels_and_ranks_with_ascend_kernels_work_together,
         {"name": "top8"},
     ),
@@ -136,7 +136,7 @@ GRANTED_FAULTS = [
     Mutation(
         "totals-stored-while-they-are-loaded",
         "grants.h",
-        "        Order<HardEvent::MTE2_MTE3>();\n",
+        "            Order<HardEvent::MTE2_MTE3>();\n",
         "",
         GRANTED,
         SHARED,
@@ -156,5 +156,13 @@ GRANTED_FAULTS = [
         "total > most",
         test_grants.test_a_grant_of_another_sum_is_named,
         {"cores": 1},
+    ),
+    Mutation(
+        "a-header-judged-while-it-is-loaded",
+        "records.h",
+        "        Order<HardEvent::MTE2_S>();\n    }\n    // Of so many pieces",
+        "    }\n    // Of so many pieces",
+        GRANTED,
+        SHARED,
     ),
 ]

@@ -1,4 +1,5 @@
 // Small kernels that each break one rule of the host model, by name. run_hazard returns what the model said.
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -12,7 +13,8 @@ using ascend_model::Region;
 constexpr uint32_t elements = 64;
 constexpr uint32_t bytes = elements * sizeof(float);
 
-alignas(64) float input[elements], workspace[elements], rows[elements], flags[elements];
+alignas(64) float input[elements], workspace[elements], rows[elements], remote[elements], flags[elements],
+    ends[elements];
 
 GlobalTensor<float> global(float *address) { return Global<float>(reinterpret_cast<uint64_t>(address)); }
 
@@ -44,6 +46,27 @@ void store_and_fence(const Bench &bench, float *to) {
     Order<HardEvent::MTE2_MTE3>();
     Store(global(to), bench.first, elements);
     PipeBarrier<PIPE_ALL>();
+}
+
+void look_and_move(Bench &bench) {
+    Load(bench.second, global(flags), 8);
+    Load(bench.first, global(rows), elements);
+    Order<HardEvent::MTE2_MTE3>();
+    Store(global(rows), bench.first, elements);
+}
+
+// Says on the other core that it has ended, after a store that core 0 depends on.
+void store_and_end(const Bench &bench) {
+    store_and_fence(bench, workspace);
+    Store(global(ends), bench.first, 8);
+}
+void wait_for_end(const Bench &bench) {
+    do {
+        GetSystemCycle();
+        Order<HardEvent::S_MTE2>();
+        Load(bench.second, global(ends), 8);
+        Order<HardEvent::MTE2_S>();
+    } while (bench.second.GetValue(0) != input[0]);
 }
 
 struct Hazard {
@@ -173,7 +196,18 @@ const Hazard hazards[] = {
          Order<HardEvent::MTE2_MTE3>();
          Store(global(input), bench.first, elements);
      }},
-    {"remote-rows-read", [](Bench &bench) { Load(bench.first, global(rows), elements); }},
+    {"rows-read-before-flags", [](Bench &bench) { Load(bench.first, global(rows), elements); }},
+    {"remote-rows-read",
+     [](Bench &bench) {
+         Load(bench.second, global(flags), 8);
+         Load(bench.first, global(remote), elements);
+     }},
+    {"rows-moved-by-two-cores", look_and_move},
+    {"rows-moved-after-flags",
+     [](Bench &bench) {
+         if (on_core(0))
+             look_and_move(bench);
+     }},
     {"unwritten-workspace-read", [](Bench &bench) { Load(bench.first, global(workspace), elements); }},
     {"store-not-fenced",
      [](Bench &bench) {
@@ -230,6 +264,57 @@ const Hazard hazards[] = {
          Order<HardEvent::MTE2_MTE3>();
          Store(global(flags), bench.first, 8);
      }},
+    {"end-not-waited-for",
+     [](Bench &bench) {
+         if (!on_core(0)) {
+             store_and_end(bench);
+             return;
+         }
+         for (int i = 0; i < 4; ++i)
+             GetSystemCycle();
+         Load(bench.first, global(workspace), elements);
+     }},
+    {"end-waited-for",
+     [](Bench &bench) {
+         if (!on_core(0)) {
+             store_and_end(bench);
+             return;
+         }
+         wait_for_end(bench);
+         Load(bench.first, global(workspace), elements);
+     }},
+    {"end-told-before-a-store-is-visible",
+     [](Bench &bench) {
+         bench.load();
+         Order<HardEvent::MTE2_MTE3>();
+         if (!on_core(0))
+             return;
+         Store(global(workspace), bench.first, elements);
+         Store(global(ends), bench.first, 8);
+     }},
+    {"end-told-during-a-load",
+     [](Bench &bench) {
+         bench.load();
+         Order<HardEvent::MTE2_MTE3>();
+         if (!on_core(0))
+             return;
+         Load(bench.second, global(input), elements);
+         Store(global(ends), bench.first, 8);
+     }},
+    {"load-after-the-end",
+     [](Bench &bench) {
+         if (on_core(0))
+             return;
+         store_and_end(bench);
+         Load(bench.second, global(input), elements);
+     }},
+    {"store-after-the-end",
+     [](Bench &bench) {
+         if (on_core(0))
+             return;
+         store_and_end(bench);
+         Store(global(rows), bench.first, elements);
+     }},
     {"scalar-store-not-written-back",
      [](Bench &) {
          if (on_core(0))
@@ -279,8 +364,8 @@ const Hazard hazards[] = {
      }},
 };
 
-Region region(const char *name, Region::Kind kind, float *begin, bool exclusive) {
-    return {name, kind, reinterpret_cast<uint64_t>(begin), bytes, 0, exclusive, false};
+Region region(const char *name, Region::Kind kind, float *begin, bool exclusive, bool is_remote = false) {
+    return {name, kind, reinterpret_cast<uint64_t>(begin), bytes, 0, exclusive, false, is_remote};
 }
 
 } // namespace
@@ -292,15 +377,17 @@ extern "C" [[gnu::visibility("default")]] const char *run_hazard(const char *nam
             continue;
         for (uint32_t i = 0; i < elements; ++i)
             input[i] = static_cast<float>(i + 1);
+        std::fill_n(ends, elements, 0.0f);
         ascend_model::Device device;
-        device.launch(2,
-                      {region("input", Region::input, input, false),
-                       region("workspace", Region::workspace, workspace, false),
-                       region("rows", Region::payload, rows, false), region("flags", Region::flags, flags, true)},
-                      [&hazard] {
-                          Bench bench;
-                          hazard.kernel(bench);
-                      });
+        device.launch(
+            2,
+            {region("input", Region::input, input, false), region("workspace", Region::workspace, workspace, false),
+             region("rows", Region::payload, rows, false), region("remote", Region::payload, remote, false, true),
+             region("flags", Region::flags, flags, true), region("ends", Region::ends, ends, true)},
+            [&hazard] {
+                Bench bench;
+                hazard.kernel(bench);
+            });
         said = device.violation();
         return said.c_str();
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sglang_ascend_moe.native.library import native_layout, use_library
+from sglang_ascend_moe.native.session import NativeSession
 from sglang_ascend_moe.windows.layout import WindowLayout
 from tests.exchange.pool import Program, Rank
 
@@ -135,10 +136,12 @@ def on_model(path: str, cores: int) -> Iterator[Model]:
     model = Model(path)
     model.use_cores(cores)
     use_library(path)
+    NativeSession.packs_scales = True
     try:
         yield model
     finally:
         use_library(None)
+        NativeSession.packs_scales = False
         if text := model.violation():
             raise ModelViolated(text)
 

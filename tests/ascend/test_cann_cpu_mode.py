@@ -29,7 +29,6 @@ HEADERS = (
 PROJECT = Path(__file__).with_name("cann_cpu_mode")
 SCENARIO = Scenario(tokens=(5,), experts_per_rank=11, hidden=16 * 37, topk=3, routing="sparse")
 CORES = 4
-LINE_FLOATS = 16
 
 
 @pytest.fixture(scope="module")
@@ -99,5 +98,5 @@ def test_int8_rows_are_within_one_step_of_the_host_kernels(program, tmp_path):
     values, scales = quantise(reference.dispatch(SCENARIO.inputs(1), SCENARIO.num_experts(1))[0].rows)
     rows = load(tmp_path / "rows", torch.int8, SCENARIO.hidden)[: len(values)]
     assert (rows.int() - values.int()).abs().max() <= 1
-    placed = load(tmp_path / "scales", torch.float32, LINE_FLOATS)[: len(scales), 0]
-    assert torch.allclose(placed, scales, rtol=1e-6)
+    packed = load(tmp_path / "scales", torch.float32, 1)[: len(scales), 0]
+    assert torch.allclose(packed, scales, rtol=1e-6)

@@ -8,10 +8,8 @@ from sglang_ascend_moe.windows.layout import ExchangeParameters, plan_window
 from tests.exchange.scenario import Scenario
 from tests.native.lone_rank import LoneRank
 
-from .cost_sheet import CORES, DECODE, ON_THE_PAGE, PREFILL, RANKS, Costs, Shape, measure, table
-from .host_model import REPOSITORY, CoreCosts, on_model
-
-PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
+from .cost_sheet import CORES, DECODE, PAGE, PREFILL, Costs, Shape, measure, page
+from .host_model import CoreCosts, on_model
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def test_cores_move_equally_many_bytes(costs, shape):
 @pytest.mark.parametrize("shape", [*DECODE, *PREFILL], ids=str)
 def test_what_travels_besides_rows_is_little(costs, shape):
     assert costs[shape].dispatch.most("core_barriers") == 2
-    assert costs[shape].combine.most("core_barriers") == 1
+    assert costs[shape].combine.most("core_barriers") == 0
 
 
 def test_a_small_decode_step_loads_and_looks_at_little(costs):
@@ -46,9 +44,8 @@ def test_a_small_decode_step_loads_and_looks_at_little(costs):
     assert dispatch.most("scalar_accesses") <= 200
 
 
-def test_the_page_has_the_table_that_is_counted(costs):
-    assert table({shape: costs[shape] for shape in ON_THE_PAGE}) in PAGE.read_text()
-    assert f"{RANKS} ranks" in PAGE.read_text()
+def test_the_page_tells_what_is_counted(costs):
+    assert page(costs) == PAGE.read_text()
 
 
 def control_of_lone_rank(library: str, ranks: int, experts: int) -> list[CoreCosts]:
@@ -63,13 +60,13 @@ def control_of_lone_rank(library: str, ranks: int, experts: int) -> list[CoreCos
 
 def test_what_is_copied_where_places_are_granted_grows_with_the_ranks(library):
     by_ranks = [control_of_lone_rank(library, ranks, ranks) for ranks in (96, 192, 384)]
-    for name in ("stores", "stored_other_bytes"):
+    # To each rank a record and a grant of 64 bytes and a word of arrival; its count and its total for the host.
+    one, two, four = (sum(core.stored_other_bytes for core in cores) for cores in by_ranks)
+    assert (two - one, four - two) == (96 * (64 + 64 + 32 + 4 + 8), 192 * (64 + 64 + 32 + 4 + 8))
+    for name in ("stores", "loads"):
         one, two, four = (sum(getattr(core, name) for core in cores) for cores in by_ranks)
-        assert four - two == 2 * (two - one)
-    assert len({sum(core.loads for core in cores) for cores in by_ranks}) == 1
-    # Of stores beside the words of arrival: the record and the grant of each rank, 64 bytes each.
-    added = sum(core.stored_other_bytes for core in by_ranks[2]) - sum(core.stored_other_bytes for core in by_ranks[1])
-    assert added == 192 * (64 + 64 + 32 + 4 + 8)
+        # Totals are copied 64 at a time.
+        assert abs(four - two - 2 * (two - one)) <= 2
 
 
 def test_what_is_looked_at_where_places_are_granted_grows_with_the_ranks(clock):

@@ -10,12 +10,13 @@ import os
 import signal
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, PeerLost, SessionPoisoned
+from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, PeerLost, SessionPoisoned, WindowTooSmall
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from tests.exchange.pool import Ended, Rank
@@ -54,16 +55,21 @@ def test_rounds_of_a_prefill_are_planned_over_the_device(pools, device_library, 
     assert rounds[0] > 1
 
 
+def waits(calls: list[str]) -> int:
+    """How often the host waited, which takes more than one call if it takes long."""
+    return [call for call, _ in groupby(calls)].count("aclrtSynchronizeStream")
+
+
 def count_waits_of_a_prefill(rank: Rank, library: str) -> int:
     with on_device_library(library, 2) as streams, Exchange.create(rank.group, **OPTIONS) as exchange:
         streams.cann.calls()
         exchange.run(*tokens_of(rank.rank), repeat_rows(streams), phase="prefill")
-        return sum(call.startswith("aclrtSynchronizeStream") for call in streams.cann.calls())
+        return waits(streams.cann.calls())
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_prefill_waits_as_often_for_many_ranks_as_for_one(pools, device_library, ranks):
-    # Its ids twice, the plan, headers, blocks, and the verdicts of dispatch and combine.
+    # For its ids twice, the plan, its headers, its blocks, and the verdicts of dispatch and combine.
     assert pools.run(ranks, count_waits_of_a_prefill, device_library) == [7] * ranks
 
 
@@ -143,6 +149,89 @@ def replay_and_call_in_turn(rank: Rank, library: str, check: Check) -> None:
 @in_either_way
 def test_a_captured_call_is_two_launches_and_is_replayed_beside_calls(pools, device_library, check):
     pools.run(2, replay_and_call_in_turn, device_library, check)
+
+
+def call_without_waiting(rank: Rank, library: str, phase: str, check: Check) -> list[str]:
+    """What such a call has CANN do, after calls with other tokens gave the sums of those that are waited for."""
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+        experts = repeat_rows(streams)
+        found, waited = torch.empty_like(x), torch.empty_like(x)
+        with Exchange.create(rank.group, **OPTIONS) as exchange:
+            for turn in range(4):
+                ids.copy_((ids + turn) % 6)
+                exchange.run(x, ids, weights, experts, phase=phase, out=waited)
+                assert not exchange.unverified
+                exchange.run(x, ids, weights, experts, phase=phase, out=found, wait=False, most_tokens=5 * rank.size)
+                assert exchange.unverified
+                check(exchange, streams)
+                assert not exchange.unverified
+                assert torch.equal(found, waited)
+            streams.cann.calls()
+            exchange.run(x, ids, weights, experts, phase=phase, out=found, wait=False, most_tokens=5 * rank.size)
+            calls = streams.cann.calls()
+            check(exchange, streams)
+            return calls
+
+
+@in_either_way
+def test_a_decode_call_is_two_launches_if_nobody_waits_for_it(pools, device_library, check):
+    for calls in pools.run(2, call_without_waiting, device_library, "decode", check):
+        assert calls == ["moe_dispatch", "aclrtMemcpyAsync", "moe_combine"]
+
+
+@in_either_way
+def test_of_a_prefill_call_only_its_ids_and_plan_are_waited_for(pools, device_library, check):
+    for calls in pools.run(2, call_without_waiting, device_library, "prefill", check):
+        last_wait = max(place for place, call in enumerate(calls) if call.startswith("aclrtSynchronizeStream"))
+        assert waits(calls) == 4
+        assert calls[last_wait + 1 :] == ["moe_dispatch", "aclrtMemcpyAsync", "moe_combine"]
+
+
+def fail_without_waiting(rank: Rank, library: str, phase: str, check: Check) -> str:
+    """Rank 1 brings an expert that is not there; calls that follow before anyone looks go well."""
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+        experts, good = repeat_rows(streams), ids.clone()
+        with Exchange.create(rank.group, **OPTIONS) as exchange:
+            # The first call is waited for.
+            expected = exchange.run(x, ids, weights, experts, wait=False, most_tokens=5 * rank.size)
+            assert not exchange.unverified
+            if rank.rank == 1:
+                ids[3, 1] = 7
+            # What a launch writes lives until it has run: no allocator of a device stands in here.
+            out, more = torch.empty_like(x), torch.empty_like(x)
+            exchange.run(x, ids, weights, experts, phase=phase, out=out, wait=False, most_tokens=5 * rank.size)
+            exchange.run(x, good, weights, experts, out=more, wait=False, most_tokens=5 * rank.size)
+            with pytest.raises(InvalidInput) as refusal:
+                check(exchange, streams)
+            exchange.run(x, good, weights, experts, out=out, wait=False, most_tokens=5 * rank.size)
+            check(exchange, streams)
+            assert torch.equal(out, expected)
+            return str(refusal.value)
+
+
+@in_either_way
+def test_what_a_call_found_that_nobody_waited_for_is_raised_by_the_next_check(pools, device_library, check):
+    for message in pools.run(2, fail_without_waiting, device_library, "decode", check):
+        assert "expert id 7" in message
+
+
+def bring_more_than_most_tokens(rank: Rank, library: str, check: Check) -> str:
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+        with Exchange.create(rank.group, **OPTIONS) as exchange:
+            out = exchange.run(x, ids, weights, repeat_rows(streams))
+            ids.zero_()
+            exchange.run(x, ids, weights, repeat_rows(streams), out=out, wait=False, most_tokens=3)
+            with pytest.raises(WindowTooSmall) as refusal:
+                check(exchange, streams)
+            return str(refusal.value)
+
+
+@in_either_way
+def test_more_tokens_than_most_tokens_are_refused_as_by_a_smaller_window(pools, device_library, check):
+    assert len(set(pools.run(2, bring_more_than_most_tokens, device_library, check))) == 1
 
 
 def replay_what_is_refused(rank: Rank, library: str, check: Check) -> None:

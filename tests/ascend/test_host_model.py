@@ -46,7 +46,9 @@ HAZARDS = {
     "queue-not-freed": "ends with a tensor of a queue in use",
     "outside-global-memory": "lie in no region",
     "input-written": "must not be written",
+    "rows-read-before-flags": "must not be read",
     "remote-rows-read": "must not be read",
+    "rows-moved-by-two-cores": "meet in rows",
     "unwritten-workspace-read": "which nobody wrote",
     "store-not-fenced": "is not yet visible",
     "barrier-of-some-cores": "barrier mismatch",
@@ -55,11 +57,22 @@ HAZARDS = {
     "rows-not-visible-before-flag": "is not yet visible there",
     "rows-after-flag": "after the flag that announces it",
     "flag-without-barrier-of-cores": "without a barrier after the rows|after the flag that announces it",
+    "end-not-waited-for": "meet in workspace|which nobody wrote|is not yet visible",
+    "end-told-before-a-store-is-visible": "earlier loads or stores of the core are under way",
+    "end-told-during-a-load": "earlier loads or stores of the core are under way",
+    "load-after-the-end": "loads after it has told that it ends",
+    "store-after-the-end": "stores after it has told that it ends",
     "scalar-store-not-written-back": "no cache maintenance wrote back",
     "dma-past-a-dirty-line": "which the scalar cache holds changed",
     "stale-scalar-load": "hits a cached line that has changed",
 }
-HARMLESS = ("nothing", "scalar-load-after-invalidation", "stores-are-held-back")
+HARMLESS = (
+    "nothing",
+    "rows-moved-after-flags",
+    "end-waited-for",
+    "scalar-load-after-invalidation",
+    "stores-are-held-back",
+)
 
 
 @pytest.fixture(scope="module")

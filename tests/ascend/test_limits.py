@@ -94,8 +94,9 @@ def be_refused(rank: Rank, library: str, options: dict[str, object]) -> str:
     [
         ({"verify": True}, "verify=False"),
         ({"layout": "padded", "distinct_topk": True}, "layout='compact'"),
+        ({"counts": "grants", "num_experts": 20_000}, "counts='matrix'"),
     ],
-    ids=["verify", "padded"],
+    ids=["verify", "padded", "experts-of-grants"],
 )
 def test_what_the_kernels_lack_is_refused_when_an_exchange_is_created(pools, library, options, words):
     assert all(words in text for text in pools.run(2, be_refused, library, options))

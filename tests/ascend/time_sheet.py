@@ -52,8 +52,8 @@ class Counted(NamedTuple):
 
 
 COUNTED = [
-    *(Counted(ranks, EXPERTS) for ranks in (8, 16, 32, 64)),
-    *(Counted(ranks, ranks) for ranks in (16, 32, 64, 96)),
+    *(Counted(ranks, EXPERTS) for ranks in (8, 16, 32)),
+    *(Counted(ranks, ranks) for ranks in (16, 32, 64)),
 ]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import resource
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.exchange import Exchange
-from sglang_ascend_moe.exchange.observation import PhaseCounts, rows_by_rank
+from sglang_ascend_moe.exchange.observation import Histogram, PhaseCounts, rows_by_rank
 from sglang_ascend_moe.native.codes import Kind
 from sglang_ascend_moe.serving.machine_limits import descriptors_needed
 
@@ -30,8 +31,15 @@ def test_rows_by_rank_are_the_columns_of_its_experts():
     assert rows_by_rank(matrix) == [33, 77, 128]
 
 
-def observe(rank: Rank, implementation: str, phase: str, options: dict[str, object]) -> tuple[PhaseCounts, int]:
-    """What one rank counted in CALLS calls of `phase`, and how often its experts were called."""
+class Observed(NamedTuple):
+    """What one rank counted in CALLS calls of a phase, and how often its experts were called."""
+
+    counts: PhaseCounts
+    histograms: dict[str, Histogram]
+    rounds: int
+
+
+def observe(rank: Rank, implementation: str, phase: str, options: dict[str, object]) -> Observed:
     rounds = 0
 
     def experts(rows) -> None:
@@ -50,14 +58,15 @@ def observe(rank: Rank, implementation: str, phase: str, options: dict[str, obje
             raise AssertionError(f"{phase} was counted as {other}: {unused}")
         if implementation == "windows" and exchange.epochs != [exchange.epoch] * rank.size:
             raise AssertionError(f"{exchange.epochs} are not everyone's {exchange.epoch}")
-        return exchange.observation.phases[kinds[phase]], rounds
+        observation, kind = exchange.observation, kinds[phase]
+        return Observed(observation.phases[kind], observation.histograms(kind), rounds)
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
 def test_every_rank_counts_what_it_did(pools, implementation, ranks, phase):
     tokens = SCENARIO.tokens_of(ranks)
     rows = sum(tokens) * SCENARIO.topk
-    for rank, (counts, rounds) in enumerate(pools.run(ranks, observe, implementation, phase, {})):
+    for rank, (counts, _, rounds) in enumerate(pools.run(ranks, observe, implementation, phase, {})):
         assert (counts.calls, counts.rounds, rounds) == (CALLS, CALLS, CALLS)
         assert counts.tokens == CALLS * tokens[rank]
         assert counts.rows == (CALLS * rows if rank == ranks - 1 else 0)
@@ -65,15 +74,41 @@ def test_every_rank_counts_what_it_did(pools, implementation, ranks, phase):
         assert min(counts.dispatch_ns, counts.combine_ns) > 0
 
 
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_every_call_is_in_the_histograms(pools, implementation, ranks, phase):
+    over_windows = implementation == "windows"
+    for counts, histograms, _ in pools.run(ranks, observe, implementation, phase, {}):
+        of_calls = {"rounds": CALLS if over_windows and phase == "prefill" else 0, "wait_seconds": CALLS * over_windows}
+        for name, (bounds, numbers, _) in histograms.items():
+            assert sorted(set(bounds)) == bounds
+            assert len(numbers) == len(bounds) + 1
+            assert sum(numbers) == of_calls.get(name, CALLS), name
+        assert histograms["rows"].sum == counts.rows
+        # Every row goes to one rank.
+        assert histograms["imbalance"].sum == CALLS * ranks
+        assert histograms["combine_seconds"].sum == pytest.approx(counts.combine_ns * 1e-9)
+        if phase == "decode":
+            assert histograms["dispatch_seconds"].sum == pytest.approx(counts.dispatch_ns * 1e-9)
+
+
+def test_a_value_is_counted_at_the_first_bound_that_it_does_not_exceed(pools):
+    [observed] = pools.run(1, observe, "windows", "decode", {})
+    bounds, numbers, _ = observed.histograms["rows"]
+    rows = observed.counts.rows // CALLS
+    place = next(number for number, bound in enumerate(bounds) if rows <= bound)
+    assert numbers[place] == CALLS
+
+
 @pytest.mark.parametrize("workers", [1, 2], ids=["in-turn", "overlapped"])
 def test_every_round_is_counted(pools, workers):
     ranks = 2
     options = {"window_bytes": window_bytes_for(ranks, SCENARIO, tokens=2), "workers": workers}
     found = pools.run(ranks, observe, "windows", "prefill", options)
-    for rank, (counts, rounds) in enumerate(found):
+    for rank, (counts, histograms, rounds) in enumerate(found):
         assert counts.rounds == rounds > CALLS
+        assert histograms["rounds"].sum == rounds
         assert (counts.calls, counts.tokens) == (CALLS, CALLS * SCENARIO.tokens_of(ranks)[rank])
-    assert sum(counts.rows for counts, _ in found) == CALLS * sum(SCENARIO.tokens_of(ranks)) * SCENARIO.topk
+    assert sum(observed.counts.rows for observed in found) == CALLS * sum(SCENARIO.tokens_of(ranks)) * SCENARIO.topk
 
 
 def open_within(rank: Rank, exchanges: int) -> int:

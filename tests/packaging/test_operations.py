@@ -13,7 +13,7 @@ from sglang_ascend_moe.launch.doctor.examination import DISTRIBUTIONS, DoctorRep
 from sglang_ascend_moe.serving import options
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker.live_state import RankState
-from sglang_ascend_moe.serving.worker.metrics import PHASE_METRICS, REPLAY_METRIC, WAIT_METRIC
+from sglang_ascend_moe.serving.worker.metrics import HISTOGRAMS, PHASE_METRICS, REPLAY_METRIC, WAIT_METRIC
 from tests.packaging.source_tree import ROOT
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()
@@ -69,4 +69,5 @@ def test_every_version_is_named():
 
 def test_every_metric_is_explained_and_exists():
     metrics = [*PHASE_METRICS, WAIT_METRIC, REPLAY_METRIC]
-    assert sorted(listed("## Metrics")) == sorted(f"{metric.name}_total" for metric in metrics)
+    names = [*(f"{metric.name}_total" for metric in metrics), *(metric.name for metric in HISTOGRAMS.values())]
+    assert sorted(listed("## Metrics")) == sorted(names)

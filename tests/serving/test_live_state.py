@@ -125,6 +125,18 @@ def test_metrics_are_those_of_the_known_routing(observed, tokens, calls, phase):
     assert brought >= tokens[phase] * SIZES.layers
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_every_exchange_is_in_the_histograms(observed, calls, phase):
+    _, numbers = observed
+    for rank in range(RANKS):
+        labels = (("moe_ep_rank", str(rank)), ("phase", phase))
+        for name in ("dispatch_duration_seconds", "combine_duration_seconds", "exchange_wait_seconds", "exchange_rows"):
+            assert numbers.samples[f"ascend_moe_{name}_count", labels] == calls[phase], name
+        assert numbers.samples["ascend_moe_exchange_rows_sum", labels] == numbers("rows", moe_ep_rank=rank, phase=phase)
+        # All rows go to rank 0.
+        assert numbers.samples["ascend_moe_exchange_imbalance_sum", labels] == RANKS * calls[phase]
+
+
 def test_waits_are_counted_by_peer(observed):
     states, numbers = observed
     for state in states:

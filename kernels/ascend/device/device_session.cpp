@@ -58,7 +58,7 @@ bool Released::signal_wants_to_end() {
 
 DeviceSession::DeviceSession(ExchangeSession &session, uint32_t cores)
     : session_(session), device_(current_device()), cores_(cores != 0 ? cores : vector_cores(device_)),
-      windows_(session.layout->ranks * sizeof(uint64_t)),
+      windows_(session.layout->ranks * sizeof(uint64_t)), ends_(uint64_t{cores_} * EXCHANGE_LINE_BYTES),
       mailbox_(std::max<uint64_t>(session.layout->mailbox_bytes, EXCHANGE_REFUSAL_BYTES)),
       segments_((cores_ + 1) * sizeof(uint64_t)), staging_(staging_bytes(*session.layout, cores_)),
       staging_bytes_(staging_bytes(*session.layout, cores_)),
@@ -96,6 +96,7 @@ KernelArguments DeviceSession::common() const {
     arguments.layout = *session_.layout;
     arguments.windows = windows_.address();
     arguments.workspace = verdicts_.workspace();
+    arguments.ends = ends_.address();
     arguments.timeout_cycles = session_.timeout_ns / cycle_ns;
     arguments.rank = session_.rank;
     return arguments;

@@ -111,6 +111,7 @@ class DeviceSession {
     const uint32_t cores_;
     uint32_t cores_of_stream_ = 0; // at most cores_: a launch waits for all of its own at once
     DeviceMemory windows_;
+    DeviceMemory ends_;
     DeviceMemory mailbox_;
     DeviceMemory segments_;
     PinnedMemory staging_;

@@ -50,6 +50,15 @@ bool Core::knows(Pipe pipe, Pipe other, uint32_t instruction) const {
     return late_.are_late() || instruction <= known_[pipe][other] || (pipe == other && instruction == issued_[pipe]);
 }
 
+bool Core::is_last(Pipe pipe) const {
+    if (late_.are_late())
+        return true;
+    for (uint32_t other = pipe_v; other < pipe_count; ++other)
+        if (known_[pipe][other] + (other == static_cast<uint32_t>(pipe) ? 1 : 0) < issued_[other])
+            return false;
+    return true;
+}
+
 void Core::check_range(uint32_t offset, uint32_t bytes, const char *what) const {
     if (uint64_t{offset} + bytes > allocated_)
         violate("%s: bytes %u..%u of the unified buffer, of which %u are allocated", what, offset, offset + bytes,
@@ -99,7 +108,7 @@ void Core::charge_scalar() {
 
 void Core::charge_vector(uint64_t bytes, VectorCost cost) {
     constexpr uint64_t repeat_bytes = 256;
-    const double of_repeat[] = {times.vector_unary, times.vector_binary, times.vector_sum};
+    const double of_repeat[] = {times.vector_unary, times.vector_binary, times.vector_sum, times.vector_gather};
     double cycles = of_repeat[static_cast<int>(cost)] * static_cast<double>((bytes + repeat_bytes - 1) / repeat_bytes);
     const double start = clock.start(pipe_v);
     if (clock.is_idle(pipe_v))

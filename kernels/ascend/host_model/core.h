@@ -26,7 +26,7 @@ struct Violation {};
 [[noreturn, gnu::format(printf, 1, 2)]] void violate(const char *format, ...);
 
 // What a vector instruction costs for every 256 bytes.
-enum class VectorCost { one_operand, two_operands, sum };
+enum class VectorCost { one_operand, two_operands, sum, gather };
 
 // What a launch cost one core.
 struct CoreCosts {
@@ -80,6 +80,8 @@ class Core {
     // The current instruction of `pipe` reads, or writes, [offset, offset + bytes) of the unified buffer.
     void read(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
     void write(Pipe pipe, uint32_t offset, uint32_t bytes, const char *what);
+    // Whether everything that was issued is known to be done before the instruction that `pipe` began last.
+    bool is_last(Pipe pipe) const;
     // Bytes of the last write that hold nothing defined (padding).
     void mark_undefined(uint32_t offset, uint32_t bytes);
     // Charges an access of the unified buffer by the scalar unit, or a vector instruction on `bytes` of its widest

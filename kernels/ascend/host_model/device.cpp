@@ -21,7 +21,9 @@ constexpr uint64_t line_bytes = 64;
 
 thread_local Device *running_device = nullptr;
 
-bool polled(const Region &region) { return region.kind == Region::flags || region.kind == Region::control; }
+bool polled(const Region &region) {
+    return region.kind == Region::flags || region.kind == Region::control || region.kind == Region::ends;
+}
 bool readable(const Region &region) { return region.kind != Region::payload; }
 bool writable(const Region &region) { return region.kind != Region::input && region.kind != Region::results; }
 
@@ -79,7 +81,10 @@ void Device::prepare(uint32_t cores, std::vector<Region> memory, std::function<v
     kernel_ = std::move(kernel);
     beside_ = nullptr;
     accesses_.clear();
+    ends_.clear();
+    seen_ends_.clear();
     flagged_windows_.clear();
+    looked_.assign(cores, false);
     phase_ = 0;
     caches_.assign(cores, {});
     ++launches_;
@@ -265,7 +270,7 @@ uint32_t Device::region_of(uint64_t address, uint64_t bytes, bool write, const c
         const Region &region = memory_[index];
         if (address < region.begin || address + bytes > region.begin + region.bytes)
             continue;
-        if (write ? !writable(region) : !readable(region))
+        if (write ? !writable(region) : !readable(region) && !may_have_arrived(region))
             violate("%s: region %s of window %u must not be %s", what, region.name, region.window,
                     write ? "written" : "read");
         return index;
@@ -274,13 +279,45 @@ uint32_t Device::region_of(uint64_t address, uint64_t bytes, bool write, const c
             static_cast<unsigned long long>(bytes));
 }
 
+// Rows of the own window are their owner's once it has looked at the flags.
+bool Device::may_have_arrived(const Region &region) const {
+    return region.kind == Region::payload && !region.remote && looked_[running_];
+}
+
 void Device::note(const Core &core, uint64_t begin, uint64_t bytes, uint32_t region, bool write) {
     uint64_t end = begin + bytes;
     if (write && memory_[region].exclusive_lines) {
         begin = line_of(begin);
         end = line_of(end + line_bytes - 1);
     }
-    accesses_.push_back({begin, end, core.index(), phase_, region, write});
+    accesses_.push_back({begin, end, core.index(), phase_, region, write, accesses_.size()});
+}
+
+// A core that has ended has nothing under way.
+void Device::note_end(Core &core, const Region &ends, uint64_t to, const uint8_t *word) {
+    if (!core.posted.empty() || !core.is_last(pipe_mte3))
+        violate("%s are stored to while earlier loads or stores of the core are under way", ends.name);
+    End end = {core.index(), to, 0, accesses_.size()};
+    memcpy(&end.word, word, sizeof end.word);
+    ends_.push_back(end);
+}
+
+// What a core makes of the words that it loads is seen by the accounting of the unified buffer.
+void Device::note_seen_ends(const Core &core, uint64_t from, const uint8_t *loaded, uint64_t bytes) {
+    for (const End &end : ends_) {
+        const bool is_known = std::any_of(seen_ends_.begin(), seen_ends_.end(), [&](const SeenEnd &seen) {
+            return seen.by == core.index() && seen.end.core == end.core;
+        });
+        if (!is_known && from <= end.address && end.address + sizeof end.word <= from + bytes &&
+            memcmp(&end.word, loaded + (end.address - from), sizeof end.word) == 0)
+            seen_ends_.push_back({core.index(), end, accesses_.size()});
+    }
+}
+
+void Device::check_running(const Core &core, const char *what) const {
+    for (const End &end : ends_)
+        if (end.core == core.index())
+            violate("%s after it has told that it ends", what);
 }
 
 void Device::check_posted(uint64_t begin, uint64_t bytes, const char *what) const {
@@ -296,6 +333,7 @@ void Device::check_posted(uint64_t begin, uint64_t bytes, const char *what) cons
 bool Device::load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes) {
     const uint32_t index = region_of(from, bytes, false, "load");
     const Region &region = memory_[index];
+    check_running(core, "loads");
     if (!polled(region))
         check_posted(from, bytes, "load");
     for (const auto &[line, cached] : caches_[core.index()])
@@ -306,8 +344,10 @@ bool Device::load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes) {
             if (!workspace_written_[index][byte])
                 violate("load of byte %llu of %s, which nobody wrote", static_cast<unsigned long long>(byte),
                         region.name);
-    if (region.kind == Region::workspace || region.kind == Region::output)
+    if (region.kind == Region::workspace || region.kind == Region::output || region.kind == Region::payload)
         note(core, from, bytes, index, false);
+    if (region.kind == Region::flags)
+        looked_[core.index()] = true;
     if (!polled(region)) {
         (region.rows ? core.costs.loaded_row_bytes : core.costs.loaded_other_bytes) += bytes;
         memcpy(to, reinterpret_cast<const void *>(from), bytes);
@@ -325,6 +365,8 @@ bool Device::load(Core &core, uint8_t *to, uint64_t from, uint64_t bytes) {
             memcpy(to + unit, reinterpret_cast<const void *>(from + unit), length);
         }
     }
+    if (region.kind == Region::ends)
+        note_seen_ends(core, from, to, bytes);
     return true;
 }
 
@@ -345,11 +387,14 @@ void Device::check_flag_order(const Core &core, const Region &flag) const {
 void Device::store(Core &core, uint64_t to, const uint8_t *from, uint64_t bytes, double visible) {
     const uint32_t index = region_of(to, bytes, true, "store");
     const Region &region = memory_[index];
+    check_running(core, "stores");
+    if (region.kind == Region::ends)
+        note_end(core, region, to, from);
     if (region.kind == Region::flags) {
         check_flag_order(core, region);
         flagged_windows_.push_back(region.window);
     }
-    if (region.kind == Region::payload &&
+    if (region.kind == Region::payload && !may_have_arrived(region) &&
         std::find(flagged_windows_.begin(), flagged_windows_.end(), region.window) != flagged_windows_.end())
         violate("store to %s of window %u after the flag that announces it", region.name, region.window);
     if (region.kind == Region::workspace)
@@ -420,7 +465,7 @@ uint8_t *Device::cached(Core &core, uint64_t address, uint64_t bytes, bool write
     if (write) {
         for (uint64_t byte = 0; byte < bytes; ++byte)
             cached.dirty |= uint64_t{1} << (address - line + byte);
-        accesses_.push_back({line, line + line_bytes, core.index(), phase_, index, true});
+        accesses_.push_back({line, line + line_bytes, core.index(), phase_, index, true, accesses_.size()});
     } else if (region.kind == Region::workspace || region.kind == Region::output) {
         note(core, address, bytes, index, false);
     }
@@ -452,7 +497,17 @@ void Device::end_core(Core &core) {
     core.end_time();
 }
 
-// Two cores met in the same bytes, one of them writing, with no SyncAll between.
+// Whether one core had ended, and the other seen it, between two accesses.
+bool Device::are_ordered(const Access &one, const Access &other) const {
+    const auto &[early, late] =
+        std::minmax(one, other, [](const Access &a, const Access &b) { return a.number < b.number; });
+    return std::any_of(seen_ends_.begin(), seen_ends_.end(), [&](const SeenEnd &seen) {
+        return seen.end.core == early.core && early.number < seen.end.after && seen.by == late.core &&
+               seen.at <= late.number;
+    });
+}
+
+// Two cores met in the same bytes, one of them writing, with neither SyncAll nor an end between.
 void Device::check_races() {
     std::sort(accesses_.begin(), accesses_.end(),
               [](const Access &one, const Access &other) { return one.begin < other.begin; });
@@ -460,7 +515,8 @@ void Device::check_races() {
     for (const Access &access : accesses_) {
         std::erase_if(open, [&](const Access &earlier) { return earlier.end <= access.begin; });
         for (const Access &other : open)
-            if (other.core != access.core && other.phase == access.phase && (other.write || access.write)) {
+            if (other.core != access.core && other.phase == access.phase && (other.write || access.write) &&
+                !are_ordered(other, access)) {
                 violation_ = "cores " + std::to_string(other.core) + " and " + std::to_string(access.core) +
                              " meet in " + memory_[access.region].name + " of window " +
                              std::to_string(memory_[access.region].window) + " without a barrier between them";

@@ -24,8 +24,9 @@ struct Region {
         input,     // read only
         output,    // written, and read back
         workspace, // of this launch: reading what no core wrote is an error
+        ends,      // words of which each is the last that a core does: who sees one comes after all that
         flags,     // in a window: every store announces what was stored to that window before
-        payload,   // in a window: must not be stored to after the flag
+        payload,   // in a window: must not be stored to after the flag, nor read; the own by cores that look at flags
         control,   // in a window: self-contained units that announce nothing else
         results    // in a window, read only
     };
@@ -94,6 +95,19 @@ class Device {
         uint64_t begin, end;
         uint32_t core, phase, region;
         bool write;
+        size_t number;
+    };
+    // The word that a core has ended with, after so many accesses of all cores.
+    struct End {
+        uint32_t core;
+        uint64_t address, word;
+        size_t after;
+    };
+    // So many accesses had been made when a core saw the end of another.
+    struct SeenEnd {
+        uint32_t by;
+        End end;
+        size_t at;
     };
     struct CachedLine {
         uint8_t bytes[64];
@@ -106,8 +120,13 @@ class Device {
     void switch_away(State state);
     bool release_barrier();
     uint32_t region_of(uint64_t address, uint64_t bytes, bool write, const char *what) const;
+    bool may_have_arrived(const Region &region) const;
     void note(const Core &core, uint64_t begin, uint64_t bytes, uint32_t region, bool write);
     void check_flag_order(const Core &core, const Region &flag) const;
+    void note_end(Core &core, const Region &ends, uint64_t to, const uint8_t *word);
+    void note_seen_ends(const Core &core, uint64_t from, const uint8_t *loaded, uint64_t bytes);
+    void check_running(const Core &core, const char *what) const;
+    bool are_ordered(const Access &one, const Access &other) const;
     void check_posted(uint64_t begin, uint64_t bytes, const char *what) const;
     void check_races();
     void post(Core &core, uint64_t to, uint32_t region, const uint8_t *from, uint64_t bytes, double visible);
@@ -120,10 +139,13 @@ class Device {
     std::vector<Region> memory_;
     std::vector<Fiber> fibers_;
     std::vector<Access> accesses_;
+    std::vector<End> ends_;
+    std::vector<SeenEnd> seen_ends_;
     std::vector<std::unordered_map<uint64_t, CachedLine>> caches_; // per core
     std::vector<std::vector<bool>> workspace_written_;             // per region, per byte
     std::vector<CoreCosts> costs_;
     std::vector<uint32_t> flagged_windows_;
+    std::vector<bool> looked_; // per core, at flags
     std::function<void()> kernel_, beside_;
     Machine *machine_ = nullptr;
     uint32_t rank_ = 0;

@@ -98,6 +98,8 @@ int combine(ExchangeSession *session, const ExchangeCombine *call, uint32_t only
     if (const int result = wrapped.begin_step(only_meet ? EXCHANGE_STEP_REJOIN : EXCHANGE_STEP_DONE); result != 0)
         return result;
     Launch launch(*session, cores_in_use, WorkspaceBytes(*session->layout, cores_in_use));
+    const auto &state = wrapped.own().part({call->slot, call->part});
+    launch.leave_ends(SequenceWord(state.epoch, state.rendezvous));
     // The own arrive word tells of which kind the dispatch was.
     const auto &arrived = wrapped.own().arrive({call->slot, call->part}, session->rank);
     const uint32_t kind = ascend_moe::tag_of(arrived.load(std::memory_order_relaxed));

@@ -268,6 +268,29 @@ inline void ReduceSum(const LocalTensor<float> &to, const LocalTensor<float> &fr
     instruction.run([=] { *result = std::accumulate(between, between + sums, 0.0f); });
 }
 
+struct GatherMaskParams {
+    uint8_t src0BlockStride;
+    uint16_t repeatTimes;
+    uint16_t src0RepeatStride;
+    uint8_t src1RepeatStride;
+};
+
+// Of each 2 or 4 floats the first, by the patterns 1 and 3; `counter`: of the first `mask` floats.
+inline void GatherMask(const LocalTensor<float> &to, const LocalTensor<float> &from, uint8_t pattern, bool counter,
+                       uint32_t mask, const GatherMaskParams &params, uint64_t &kept) {
+    if ((pattern != 1 && pattern != 3) || !counter || params.src0BlockStride != 1 || params.repeatTimes != 1)
+        ascend_model::violate("the model gathers the first of 2 or 4 floats, in counter mode, and once");
+    const uint32_t every = pattern == 1 ? 2 : 4;
+    kept = (mask + every - 1) / every;
+    VectorInstruction instruction("GatherMask", VectorCost::gather);
+    const float *source = instruction.read(from, static_cast<int32_t>(mask));
+    float *result = instruction.write(to, static_cast<int32_t>(kept));
+    instruction.run([=] {
+        for (uint32_t i = 0; i < mask; i += every)
+            result[i / every] = source[i];
+    });
+}
+
 enum class RoundMode { CAST_NONE, CAST_RINT, CAST_FLOOR, CAST_CEIL, CAST_ROUND, CAST_TRUNC };
 
 float dequantisation_scale();

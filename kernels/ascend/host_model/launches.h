@@ -52,10 +52,12 @@ inline void add_windows(std::vector<Region> &memory, const ExchangeSession &sess
 class Launch {
   public:
     Launch(const ExchangeSession &session, uint32_t cores, uint64_t workspace_bytes)
-        : session_(session), cores_(cores), workspace_(workspace_bytes) {
+        : session_(session), cores_(cores), workspace_(workspace_bytes), ends_(cores * EXCHANGE_LINE_BYTES) {
         add_windows(memory_, session);
         add("windows", Region::input, address_of(session.windows), session.layout->ranks * sizeof(void *));
         add("workspace", Region::workspace, address_of(workspace_.data()), workspace_bytes);
+        memory_.push_back(region("ends", Region::ends, address_of(ends_.data()), cores * EXCHANGE_LINE_BYTES));
+        memory_.back().exclusive_lines = true;
     }
     void add(const char *name, Region::Kind kind, uint64_t begin, uint64_t bytes) {
         if (bytes > 0)
@@ -73,6 +75,7 @@ class Launch {
         arguments.layout = *session_.layout;
         arguments.windows = address_of(session_.windows);
         arguments.workspace = address_of(workspace_.data());
+        arguments.ends = address_of(ends_.data());
         arguments.timeout_cycles = session_.timeout_ns / cycle_ns;
         arguments.rank = session_.rank;
         return arguments;
@@ -141,6 +144,11 @@ class Launch {
         }
         return arguments;
     }
+    // As a launch before has left them.
+    void leave_ends(uint64_t stamp) {
+        for (uint32_t core = 0; core < cores_; ++core)
+            memcpy(ends_.data() + core * EXCHANGE_LINE_BYTES, &stamp, sizeof stamp);
+    }
     const std::vector<Region> &memory() const { return memory_; }
     Verdict verdict() const {
         Verdict found;
@@ -152,6 +160,7 @@ class Launch {
     const ExchangeSession &session_;
     const uint32_t cores_;
     Pages<uint8_t> workspace_;
+    Pages<uint8_t> ends_;
     std::vector<Region> memory_;
     std::optional<Pages<uint64_t>> segments_;
 };

@@ -18,6 +18,7 @@
     TIME_CONSTANT(vector_unary, 1, "cycles per 256 bytes, one operand", 1, 1, "pto-isa, cce_costmodel") \
     TIME_CONSTANT(vector_binary, 2, "cycles per 256 bytes, two operands or a cast", 2, 2, "pto-isa, cce_costmodel") \
     TIME_CONSTANT(vector_sum, 7, "cycles per 256 bytes, ReduceSum", 7, 7, "pto-isa, cce_costmodel (vcadd)") \
+    TIME_CONSTANT(vector_gather, 14, "cycles per 256 bytes, GatherMask", 14, 14, "pto-isa, cce_costmodel (vreducev2)") \
     TIME_CONSTANT(vector_tail, 16, "cycles until a result is there", 12, 22, "pto-isa, cce_costmodel") \
     TIME_CONSTANT(vector_odd, 16, "cycles more if not of whole 256 bytes", 12, 18, "pto-isa, cce_costmodel_core.hpp") \
     TIME_CONSTANT(copy_start, 20, "ns per copy", 10, 60, "assumed") \

@@ -43,7 +43,7 @@ inline uint64_t PairBufferBytes(const ExchangeLayout &layout) {
 // Of records.h, counts.h and grants.h.
 inline uint64_t CountBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
     const uint64_t record = RecordBytes(layout);
-    const uint64_t records = RecordsAtOnce(layout) * record + 2 * uint64_t{FoldedBytes(layout)};
+    const uint64_t records = (RecordsAtOnce(layout) + 2 * uint64_t{FoldedAtOnce(layout)}) * record;
     const uint64_t sums = (1 + uint64_t{MostServed(layout, cores)}) * record;
     const uint64_t starts = InBlocks((uint64_t{layout.ranks} + 1) * sizeof(uint32_t));
     const uint64_t totals = InBlocks(uint64_t{layout.experts / layout.ranks} * sizeof(int64_t));
@@ -79,9 +79,10 @@ inline const char *RefuseLayout(const ExchangeLayout &layout, uint32_t cores, ch
     snprintf(
         text, bytes,
         "num_experts=%u, ranks=%u, hidden=%u and topk=%u take %llu bytes of an Ascend core's unified buffer, which "
-        "has %llu; use fewer experts or ranks%s",
+        "has %llu; use fewer experts or ranks%s%s",
         layout.experts, layout.ranks, layout.hidden, layout.topk, static_cast<unsigned long long>(needed),
-        static_cast<unsigned long long>(unified_buffer_bytes), layout.quantised ? ", or quant=None" : "");
+        static_cast<unsigned long long>(unified_buffer_bytes), layout.quantised ? ", or quant=None" : "",
+        layout.granting ? ", or counts='matrix'" : "");
     return text;
 }
 

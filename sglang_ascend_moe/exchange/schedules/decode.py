@@ -14,12 +14,24 @@ from sglang_ascend_moe.native.codes import Kind, Part
 
 
 def run_decode(
-    steps: ExchangeSteps, tokens: RoutedTokens, experts: Callable[[ExpertRows], None], out: torch.Tensor
+    steps: ExchangeSteps,
+    tokens: RoutedTokens,
+    experts: Callable[[ExpertRows], None],
+    out: torch.Tensor,
+    *,
+    wait: bool = True,
+    most_rows: int = 0,
 ) -> None:
-    """The whole layer in one exchange; the result goes into `out` [tokens, hidden]."""
-    rows = steps.dispatch(tokens, Kind.DECODE, keep_weights=False)
+    """The whole layer in one exchange; the result goes into `out` [tokens, hidden].
+
+    If it is not to wait but `most_rows`, that a rank gets at most, is 0, it waits to learn how many rows came.
+    """
+    if wait or not most_rows:
+        rows = steps.dispatch(tokens, Kind.DECODE, keep_weights=False)
+    else:
+        rows = steps.dispatch_deferred(tokens, Kind.DECODE, most_rows=most_rows)
     experts(rows)
-    steps.combine(rows.out, rows, out)
+    steps.combine(rows.out, rows, out, wait=wait)
 
 
 def prepare_decode(

@@ -28,6 +28,8 @@ class Round(NamedTuple):
 
     begins: tuple[int, ...]
     ends: tuple[int, ...]
+    rows: tuple[int, ...] | None
+    """What each rank gets; None: not known, but no more than fits."""
 
 
 def chunk_tokens(tokens: int, chunks: int) -> int:
@@ -71,18 +73,18 @@ def plan_rounds(plans: list[PrefillPlan], capacity: int, rows_per_token: int, ma
             load, ends = joint, chunk_ends
             continue
         if ends != begins:
-            rounds.append(Round(begins, ends))
+            rounds.append(Round(begins, ends, tuple(load)))
             begins = ends
         if max(chunk_load) <= capacity:
             load, ends = chunk_load, chunk_ends
             continue
         while begins != chunk_ends:
             ends = tuple(min(begin + piece, end) for begin, end in zip(begins, chunk_ends, strict=True))
-            rounds.append(Round(begins, ends))
+            rounds.append(Round(begins, ends, None))
             begins = ends
         load = [0] * ranks
     if ends != begins or not rounds:
-        rounds.append(Round(begins, ends))
+        rounds.append(Round(begins, ends, tuple(load)))
     return rounds
 
 
@@ -94,8 +96,11 @@ def run_prefill(
     out: torch.Tensor,
     *,
     overlap: bool,
+    wait: bool = True,
 ) -> None:
     """The whole layer in as many rounds as needed; the result goes into `out` [tokens, hidden].
+
+    If it is not to wait, it waits for the plan alone.
 
     `identity` is the session's id and this rank. `experts` is called once per round. With `overlap` (the same on every
     rank), more than one round goes through the halves of the window: the rows of a round are placed while the experts
@@ -112,11 +117,14 @@ def run_prefill(
     capacity, parameters = steps.layout.capacity, steps.layout.parameters
     rows_per_token, most = parameters.rows_per_token, parameters.max_tokens
     rounds = plan_rounds(plans, capacity, rows_per_token, most)
-    steps.observation.counters.planned(begun_ns)
-    if len(rounds) == 1 or not overlap or capacity // 2 < len(plans) * rows_per_token:
-        _run_in_turn(steps, rank, tokens, rounds, experts, out)
+    overlap = overlap and len(rounds) > 1 and capacity // 2 >= len(plans) * rows_per_token
+    if overlap:
+        rounds = plan_rounds(plans, capacity // 2, rows_per_token, most)
+    steps.observation.counters.planned(begun_ns, len(rounds))
+    if overlap:
+        _run_overlapped(steps, rank, tokens, rounds, experts, out)
     else:
-        _run_overlapped(steps, rank, tokens, plan_rounds(plans, capacity // 2, rows_per_token, most), experts, out)
+        _run_in_turn(steps, rank, tokens, rounds, experts, out, wait=wait)
 
 
 def _run_in_turn(
@@ -126,12 +134,19 @@ def _run_in_turn(
     rounds: list[Round],
     experts: Callable[[ExpertRows], None],
     out: torch.Tensor,
+    *,
+    wait: bool,
 ) -> None:
     for number, one_round in enumerate(rounds):
         begin, end = one_round.begins[rank], one_round.ends[rank]
-        rows = steps.dispatch(tokens.between(begin, end), Kind.PREFILL, keep_weights=False, continues=number > 0)
+        taken, continues = tokens.between(begin, end), number > 0
+        if wait:
+            rows = steps.dispatch(taken, Kind.PREFILL, keep_weights=False, continues=continues)
+        else:
+            planned = None if one_round.rows is None else one_round.rows[rank]
+            rows = steps.dispatch_deferred(taken, Kind.PREFILL, planned_rows=planned, continues=continues)
         experts(rows)
-        steps.combine(rows.out, rows, out[begin:end])
+        steps.combine(rows.out, rows, out[begin:end], wait=wait)
 
 
 def _run_overlapped(

@@ -36,7 +36,7 @@ class ExchangeSteps:
     ) -> None:
         """`windows` [ranks] stay mapped as long as this object lives, the own one as long as its tensors do too."""
         self.session = session
-        self.observation = Observation()
+        self.observation = Observation(layout.parameters.ranks)
         self.layout = layout
         self.dtype = dtype
         self.device = windows[rank].device
@@ -63,14 +63,31 @@ class ExchangeSteps:
             self.session.fail(rows)
         return rows
 
+    def dispatch_deferred(
+        self, tokens: RoutedTokens, kind: Kind, *, most_rows: int = 0, planned_rows: int | None = None,
+        continues: bool = False,
+    ) -> ExpertRows:  # fmt: skip
+        """`dispatch` that nobody waits for, into a whole slot; arguments as those of `received` and `Call.take`."""
+        call = self.session.replayed_call(len(tokens.x))
+        call.take(*tokens, kind, Part.WHOLE, keep_weights=False, continues=continues)
+        return self.received(
+            call, kind, Part.WHOLE, tokens.weights, first_round=not continues, most_rows=most_rows,
+            planned_rows=planned_rows, wait=False,
+        )  # fmt: skip
+
     def received(
-        self, call: Call, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True, most_rows: int = 0
-    ) -> ExpertRows:
-        """Dispatches a call that has taken its tokens, observed, and returns its rows; `most_rows` as for the session's
-        `dispatch`."""
+        self, call: Call, kind: Kind, part: Part, weights: Tensor, *, first_round: bool = True, most_rows: int = 0,
+        planned_rows: int | None = None, wait: bool = True,
+    ) -> ExpertRows:  # fmt: skip
+        """Dispatches a call that has taken its tokens, observed, and returns its rows.
+
+        most_rows, wait: as for the session's `dispatch`. planned_rows: how many rows will have come, if that is known.
+        """
         begun_ns = perf_counter_ns()
-        self.session.dispatch(call, most_rows)
-        return self._slots.hand_out(call, weights, kind, part, begun_ns, most_rows, first_round)
+        self.session.dispatch(call, most_rows, wait=wait)
+        capacity = self.layout.capacity if part is Part.WHOLE else self.layout.capacity // 2
+        at_most = planned_rows if planned_rows is not None else most_rows or capacity
+        return self._slots.hand_out(call, weights, kind, part, begun_ns, at_most, planned_rows or 0, first_round)
 
     def dispatch_send(self, tokens: RoutedTokens, kind: Kind = Kind.DECODE, *, row_bytes: int = 0) -> ExpertRows:
         """The first part of a dispatch: announces, and places every routed row. `dispatch_receive` follows.
@@ -82,7 +99,7 @@ class ExchangeSteps:
         call = self._slots.free_call()
         call.take(*tokens, kind, Part.WHOLE, keep_weights=False, row_bytes=row_bytes)
         self.session.dispatch_send(call)
-        return self._slots.hand_out(call, tokens.weights, kind, Part.WHOLE, begun_ns, 0, True)
+        return self._slots.hand_out(call, tokens.weights, kind, Part.WHOLE, begun_ns, 0, 0, True)
 
     def dispatch_receive(self, rows: ExpertRows) -> None:
         """The second part: waits until everyone's rows are there."""
@@ -98,8 +115,8 @@ class ExchangeSteps:
         out = window.view(offsets.out + begin * p.out_row_bytes, (count, p.hidden), self.dtype)
         scales = None
         if p.quant:
-            # A scale lies at the beginning of a line of its own.
-            scales = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)[:, 0]
+            lines = window.view(offsets.scales + begin * LINE_BYTES, (count, LINE_BYTES // 4), torch.float32)
+            scales = lines.flatten()[:count] if self.session.packs_scales else lines[:, 0]
         return _without_history(rows, scales, out)
 
     def source_tokens(self, rows: ExpertRows) -> Tensor:
@@ -120,13 +137,14 @@ class ExchangeSteps:
             self.session.refuse(kind, problem)
         raise InvalidInput(f"this rank ({self._rank}): {problem}")
 
-    def combine(self, expert_out: Tensor, rows: ExpertRows, out: Tensor) -> None:
-        """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`."""
+    def combine(self, expert_out: Tensor, rows: ExpertRows, out: Tensor, *, wait: bool = True) -> None:
+        """Reduces the experts' results into `out` [tokens, hidden]; see `Exchange.combine`, and the session's for
+        `wait`."""
         begun_ns = perf_counter_ns()
         self._begin_combine(rows)
         self._copy_results(expert_out, rows)
-        self.session.combine(rows.ticket.call, out)
-        self.observation.counters.combined(rows.ticket.kind, begun_ns)
+        self.session.combine(rows.ticket.call, out, wait=wait)
+        self._slots.combined(rows.ticket, begun_ns)
 
     def combine_fitting(self, rows: ExpertRows, out: Tensor) -> bool:
         """The first `combine` of results that are in place, if the kernels take `out` as it is; else False, and
@@ -154,7 +172,7 @@ class ExchangeSteps:
         """The second part: waits for everyone's results and reduces them into `out` [tokens, hidden]."""
         begun_ns = perf_counter_ns()
         self.session.combine_receive(rows.ticket.call, out)
-        self.observation.counters.combined(rows.ticket.kind, begun_ns)
+        self._slots.combined(rows.ticket, begun_ns)
 
     def rejoin(self, rows: ExpertRows) -> None:
         """Makes `rows.out` writable again after a combine: waits until every rank begins its next one.

@@ -105,7 +105,7 @@ def compute(layer: Any, rows: ExpertRows) -> None:
     count = rows.ticket.at_most
     if not count:
         return
-    scales = None if rows.scales is None else rows.scales[:count].contiguous()
+    scales = None if rows.scales is None else rows.scales[:count]
     weights = {name: getattr(layer, name, None) for name in AscendQuantInfo.__dataclass_fields__}
     taken = AscendRunnerInput(
         hidden_states=rows.rows[:count], hidden_states_scale=scales, expert_tokens=rows.counts, group_list_type=COUNTS

@@ -320,13 +320,24 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
         return original(layer, hidden_states, topk_output)
     if launches.capturing():
         return _forward_in_graph(serving, layer, hidden_states.contiguous(), topk_output)
+    # On an NPU what is found wrong comes to the host with the tokens of the step (`replay_verdicts`).
     return serving.exchanges[shape_of(layer)].run(
         hidden_states.contiguous(),
         topk_output.topk_ids,
         topk_output.topk_weights,
         lambda rows: compute_experts(serving, layer, rows),
         phase=_phase(serving.options),
+        wait=False,
+        most_tokens=_tokens_of_all_ranks(),
     )
+
+
+def _tokens_of_all_ranks() -> int | None:
+    """What the running step's ranks bring together at most; None where SGLang does not tell each other's batches."""
+    from sglang.srt.layers.dp_attention import get_dp_global_num_tokens, is_dp_attention_enabled
+
+    tokens = get_dp_global_num_tokens() if is_dp_attention_enabled() else None
+    return sum(tokens) if tokens else None
 
 
 def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from sglang_ascend_moe.exchange import observation
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
-from sglang_ascend_moe.exchange.observation import PHASES, Observation
+from sglang_ascend_moe.exchange.observation import PHASES, Histogram, Observation
+from sglang_ascend_moe.native.codes import Kind
 from sglang_ascend_moe.serving.worker import layer
 
 INTERVAL_NS = 10**9
@@ -35,6 +36,15 @@ PHASE_METRICS = (
     Metric("ascend_moe_dispatch_seconds", "dispatch_ns", "time in dispatch, waits and plans included", NANOSECONDS),
     Metric("ascend_moe_combine_seconds", "combine_ns", "time in combine, waits included", NANOSECONDS),
 )
+HISTOGRAMS = {
+    "dispatch_seconds": Metric("ascend_moe_dispatch_duration_seconds", "", "time of a dispatch, waits included"),
+    "combine_seconds": Metric("ascend_moe_combine_duration_seconds", "", "time of a combine, waits included"),
+    "wait_seconds": Metric("ascend_moe_exchange_wait_seconds", "", "time for which peers held an exchange up"),
+    "rows": Metric("ascend_moe_exchange_rows", "", "rows that this rank received in an exchange"),
+    "imbalance": Metric("ascend_moe_exchange_imbalance", "", "rows of the busiest rank over the mean of an exchange"),
+    "rounds": Metric("ascend_moe_call_rounds", "", "rounds of a prefill call"),
+}
+"""By the name in `Observation.histograms`."""
 WAIT_METRIC = Metric("ascend_moe_wait_seconds", "", "time for which `peer` held this rank up")
 REPLAY_METRIC = Metric("ascend_moe_graph_replays", "", "decode graphs replayed")
 
@@ -44,7 +54,7 @@ class Exporter:
 
     def __init__(self, rank: int, ranks: int, stage: int | None = None) -> None:
         """stage: of the pipeline; None: there is only one, and no label for it."""
-        from prometheus_client import Counter
+        from prometheus_client import Counter, Histogram
 
         own = {"moe_ep_rank": rank} | ({} if stage is None else {"pp_rank": stage})
 
@@ -55,6 +65,13 @@ class Exporter:
             (metric, kind): phases.labels(*own.values(), phase)
             for metric in PHASE_METRICS
             for phases in [counter(metric, "phase")]
+            for kind, phase in PHASES.items()
+        }
+        bounds = {name: found.bounds for name, found in Observation(ranks).histograms(Kind.DECODE).items()}
+        self._histograms = {
+            (name, kind): phases.labels(*own.values(), phase)
+            for name, metric in HISTOGRAMS.items()
+            for phases in [Histogram(metric.name, metric.meaning, [*own, "phase"], buckets=bounds[name])]
             for kind, phase in PHASES.items()
         }
         waits = counter(WAIT_METRIC, "peer")
@@ -74,6 +91,10 @@ class Exporter:
         """Bring the counters up to what the exchanges have counted."""
         exchanges = list(exchanges)
         observations = [exchange.observation for exchange in exchanges]
+        for kind in PHASES:
+            found = [counted.histograms(kind) for counted in observations]
+            for name in HISTOGRAMS:
+                self._add_to_histogram(self._histograms[name, kind], [histograms[name] for histograms in found])
         phases = [counted.phases for counted in observations]
         for (metric, kind), child in self._phases.items():
             total = sum(getattr(counted[kind], metric.field) for counted in phases)
@@ -85,6 +106,12 @@ class Exporter:
         self._add(self._replays, observation.graphs.replays)
         self._exported_ns = time.monotonic_ns()
         self._exported_rounds = _rounds(observations)
+
+    def _add_to_histogram(self, child: Any, found: list[Histogram]) -> None:
+        """What `observe` does for each value, for all of them at once: prometheus_client has no other way."""
+        for bucket, counts in zip(child._buckets, zip(*(one.counts for one in found), strict=True), strict=True):
+            self._add(bucket, sum(counts))
+        self._add(child._sum, sum(one.sum for one in found))
 
     def _add(self, child: Any, total: float) -> None:
         child.inc(total - self._exported.get(child, 0))

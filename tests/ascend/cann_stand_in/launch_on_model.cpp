@@ -35,7 +35,7 @@ template <class Arguments> class Located {
         for (uint32_t rank = 0; rank < common.layout.ranks; ++rank)
             windows_.first.at(rank) = cann_stand_in::on_host(windows[rank]);
         common.windows = reinterpret_cast<uint64_t>(windows_.first.data());
-        locate_each(common.workspace, common.fault);
+        locate_each(common.workspace, common.ends, common.fault);
         locate(arguments_);
     }
     const Arguments &operator*() const { return arguments_; }
@@ -72,6 +72,7 @@ class Memory {
             add("window", Region::control, windows[rank], layout_.total_bytes);
         add("windows", Region::input, common.windows, layout_.ranks * sizeof(uint64_t));
         add("workspace", Region::workspace, common.workspace, WorkspaceBytes(layout_, cores));
+        add("ends", Region::ends, common.ends, cores * EXCHANGE_LINE_BYTES);
         add("fault", Region::output, common.fault, EXCHANGE_LINE_BYTES);
     }
     void add(const char *name, Region::Kind kind, uint64_t begin, uint64_t bytes) {

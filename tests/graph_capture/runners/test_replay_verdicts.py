@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -18,9 +17,14 @@ class WatchedExchange:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.fault: PeerLost | None = None
+        self.unverified = False
+
+    def note_replay(self) -> None:
+        self.unverified = True
 
     def fetch_verdicts(self) -> int:
         self.asked.append("fetch")
+        self.unverified = False
         return 5
 
     def raise_fetched(self, place: int) -> None:
@@ -31,6 +35,7 @@ class WatchedExchange:
 
     def check_replays(self) -> None:
         self.asked.append("wait")
+        self.unverified = False
         if self.fault is not None:
             raise self.fault
 
@@ -49,11 +54,10 @@ class Result:
 
 
 @pytest.fixture
-def exchange(monkeypatch) -> Iterator[WatchedExchange]:
+def exchange(monkeypatch) -> WatchedExchange:
     watched = WatchedExchange()
     monkeypatch.setattr(layer, "exchanges", lambda: [watched])
-    yield watched
-    replay_verdicts._replays.pending = False
+    return watched
 
 
 OVERLAPPING, WITHOUT_OVERLAP = SimpleNamespace(enable_overlap=True), SimpleNamespace(enable_overlap=False)
@@ -65,7 +69,7 @@ def copy(result: Result) -> None:
 
 def test_what_a_replay_found_is_fetched_before_the_event_and_looked_at_behind_it(exchange):
     result = Result(exchange.asked)
-    replay_verdicts.note_replay()
+    exchange.note_replay()
     copy(result)
     assert exchange.asked == ["fetch", "tokens copied"]
     assert result.copy_done.query() is True
@@ -77,7 +81,7 @@ def test_what_a_replay_found_is_fetched_before_the_event_and_looked_at_behind_it
 def test_tokens_of_a_failed_step_are_not_read(exchange):
     exchange.fault = PeerLost("rank 1 has died", rank=1)
     result = Result(exchange.asked)
-    replay_verdicts.note_replay()
+    exchange.note_replay()
     copy(result)
     with pytest.raises(PeerLost, match="rank 1"):
         result.copy_done.synchronize()
@@ -94,7 +98,7 @@ def test_a_step_without_replays_is_left_as_it_is(exchange):
 
 def test_each_step_is_fetched_once_however_many_replays_it_has(exchange):
     for _ in range(3):
-        replay_verdicts.note_replay()
+        exchange.note_replay()
     copy(Result(exchange.asked))
     copy(Result(exchange.asked))
     assert exchange.asked == ["fetch", "tokens copied", "tokens copied"]
@@ -102,7 +106,7 @@ def test_each_step_is_fetched_once_however_many_replays_it_has(exchange):
 
 def test_without_overlap_a_replay_is_waited_for_before_its_tokens_are_read(exchange):
     exchange.fault = PeerLost("rank 1 has died", rank=1)
-    replay_verdicts.note_replay()
+    exchange.note_replay()
     result = Result(exchange.asked, overlap=False)
     with pytest.raises(PeerLost):
         replay_verdicts.check_uncopied(WITHOUT_OVERLAP, None, result)
@@ -112,7 +116,7 @@ def test_without_overlap_a_replay_is_waited_for_before_its_tokens_are_read(excha
 
 def test_a_step_that_is_sampled_later_is_looked_at_when_its_tokens_are_copied(exchange):
     """With overlap, the result before it is processed in between."""
-    replay_verdicts.note_replay()
+    exchange.note_replay()
     replay_verdicts.check_uncopied(OVERLAPPING, None, Result(exchange.asked, overlap=False))
     assert exchange.asked == []
     copy(Result(exchange.asked))
@@ -122,11 +126,11 @@ def test_a_step_that_is_sampled_later_is_looked_at_when_its_tokens_are_copied(ex
 def test_a_stage_waits_for_its_replays_before_it_hands_anything_on(exchange):
     replay_verdicts.check_before_handing_on(WITHOUT_OVERLAP, {}, async_send=True)
     assert exchange.asked == []
-    replay_verdicts.note_replay()
+    exchange.note_replay()
     replay_verdicts.check_before_handing_on(WITHOUT_OVERLAP, {}, async_send=True)
     replay_verdicts.check_uncopied(WITHOUT_OVERLAP, None, Result(exchange.asked, overlap=False))
     assert exchange.asked == ["wait"]
     exchange.fault = PeerLost("rank 1 has died", rank=1)
-    replay_verdicts.note_replay()
+    exchange.note_replay()
     with pytest.raises(PeerLost):
         replay_verdicts.check_before_handing_on(WITHOUT_OVERLAP)

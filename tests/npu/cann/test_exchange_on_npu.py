@@ -76,7 +76,10 @@ def call_in_turn(exchange: Exchange, batch: Batch, phase: str) -> list[torch.Ten
     scale_rows(rows)
     seen.append(exchange.combine(rows.out, rows).cpu())
     seen.append(exchange.run(*batch, scale_rows, phase=phase).cpu())
-    return seen
+    most = MAX_TOKENS * exchange.parameters.ranks
+    unwaited = exchange.run(*batch, scale_rows, phase=phase, wait=False, most_tokens=most)
+    exchange.check_replays()
+    return [*seen, unwaited.cpu()]
 
 
 def compare_with_host(rank: Rank, turns: int, options: dict[str, Any]) -> list[int]:
