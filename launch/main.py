@@ -78,7 +78,7 @@ COMMANDS = {
     "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
     "bench": Command(_bench, "measure the exchange against other ways to move the same rows", True),
     "build-kernels": Command(_build_kernels, "the kernels for Ascend devices, with CANN"),
-    "plan": Command(_plan, "the bytes of a configuration, before anything is allocated", True),
+    "plan": Command(_plan, "bytes and modelled latencies of configurations, before anything is allocated", True),
 }
 
 

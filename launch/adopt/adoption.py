@@ -23,9 +23,10 @@ from sglang_ascend_moe.launch.adopt.environment_changes import (
 )
 from sglang_ascend_moe.launch.adopt.flag_changes import change_flags
 from sglang_ascend_moe.launch.adopt.server_command import ServerCommand
+from sglang_ascend_moe.launch.plan.memory_plan import MemoryPlan
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan.peer_memory import sgl_kernel_npu_bytes
-from sglang_ascend_moe.launch.plan.plan_command import MIB, MemoryPlan
+from sglang_ascend_moe.launch.plan.plan_command import MIB
 from sglang_ascend_moe.launch.plan.server_window import attention_groups, hccl_buffer_mb, plan_server_window
 from sglang_ascend_moe.serving.launcher import given_flags, refusals
 from sglang_ascend_moe.serving.launcher.asked_device import device_of

@@ -39,12 +39,12 @@ def plot_path(text: str) -> Path:
     return path
 
 
-def can_plot() -> bool:
-    """Whether plots can be made here; says so if not."""
+def can_plot(command: str = "bench") -> bool:
+    """Whether plots can be made here; `command` says so if not."""
     if importlib.util.find_spec("matplotlib") is not None:
         return True
     print(
-        "ascend-moe bench: --plot and page need matplotlib: pip install 'sglang-ascend-moe[bench]'",
+        f"ascend-moe {command}: --plot and page need matplotlib: pip install 'sglang-ascend-moe[bench]'",
         file=sys.stderr,
     )
     return False

@@ -22,12 +22,16 @@ class ClientFailed(Exception):
 
 
 class Load(NamedTuple):
-    """What the client asks for. Tokens are those of each request; `concurrency` requests are under way at a time."""
+    """What the client asks for. Tokens are those of each request; `concurrency` requests are under way at a time.
+
+    rate: requests per second, by a Poisson process; None: as soon as there is room.
+    """
 
     requests: int
     concurrency: int
     input_tokens: int
     output_tokens: int
+    rate: float | None = None
 
 
 class _Report(msgspec.Struct):
@@ -52,7 +56,7 @@ def drive(url: str, tokenizer: str, load: Load, *, variant: str, round_number: i
             "--random-input-len", str(load.input_tokens), "--random-output-len", str(load.output_tokens),
             "--random-range-ratio", "1.0", "--num-prompts", str(load.requests), "--seed", str(round_number),
             "--max-concurrency", str(load.concurrency), "--warmup-requests", str(load.concurrency),
-            "--output-file", str(report),
+            "--output-file", str(report), *([] if load.rate is None else ["--request-rate", str(load.rate)]),
         ]  # fmt: skip
         try:
             client = subprocess.run(command, capture_output=True, text=True, timeout=CLIENT_SECONDS, check=False)
@@ -67,7 +71,10 @@ def drive(url: str, tokenizer: str, load: Load, *, variant: str, round_number: i
     return ServingRecord(
         variant=variant,
         round=round_number,
-        **load._asdict(),
+        requests=load.requests,
+        concurrency=load.concurrency,
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
         completed=found.completed,
         median_ttft_ms=found.median_ttft_ms,
         p99_ttft_ms=found.p99_ttft_ms,

@@ -12,8 +12,8 @@ from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
 from sglang_ascend_moe.launch.disagg.router_flags import WATCHFUL
 from sglang_ascend_moe.launch.disagg.server_flags import NodePlace, server_flags, written
+from sglang_ascend_moe.launch.plan.memory_plan import MemoryPlan
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
-from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan
 from sglang_ascend_moe.launch.plan.server_window import hccl_buffer_mb, plan_server_window
 from sglang_ascend_moe.launch.plan.sizes import exactly
 from sglang_ascend_moe.serving.launcher import given_flags

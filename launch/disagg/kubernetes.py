@@ -17,8 +17,8 @@ from sglang_ascend_moe.launch.disagg.ascend import (
     window_plan,
 )
 from sglang_ascend_moe.launch.disagg.deployment import Deployment, RoleName
+from sglang_ascend_moe.launch.plan.memory_plan import MemoryPlan
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
-from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan
 
 # Set by LeaderWorkerSet in every pod; Kubernetes puts them into command lines.
 OF_POD = MachineAddress(host="0.0.0.0", leader="$(LWS_LEADER_ADDRESS)", node_rank="$(LWS_WORKER_INDEX)")

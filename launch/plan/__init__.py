@@ -1,1 +1,1 @@
-"""`ascend-moe plan`: the bytes of a configuration, before anything is allocated, and those of other libraries."""
+"""`ascend-moe plan`: bytes of a configuration before it is allocated, and which deployments keep limits of latency."""

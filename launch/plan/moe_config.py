@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,16 @@ def read_moe_shape(path: Path, asked_by: str = "--model") -> MoeShape:
         expert_formats=expert_formats(file.parent),
         multiplied_out=quantisation == "modelslim" or is_multiplied_out(settings_of(config)),
     )
+
+
+def config_values(path: Path, asked_by: str = "--model") -> Callable[[str], Any]:
+    """What a config says under a name, first in the part that has the experts; None if it does not.
+
+    Raises as `read_moe_shape`.
+    """
+    config = _read_object(path / "config.json" if path.is_dir() else path, f"{asked_by} {path}")
+    parts = _parts(config) or [config]
+    return lambda name: next((part[name] for part in parts if part.get(name) is not None), None)
 
 
 def _read_object(file: Path, asked: str) -> dict[str, Any]:

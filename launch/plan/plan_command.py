@@ -7,38 +7,36 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import msgspec
 
-from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, Unsupported, WindowTooSmall
+from sglang_ascend_moe.errors import InvalidInput, Unsupported, WindowTooSmall
 from sglang_ascend_moe.launch.parser import Parser
+from sglang_ascend_moe.launch.plan import calibrate_command, schedule_command
+from sglang_ascend_moe.launch.plan.argument_types import positive, size_in_bytes
+from sglang_ascend_moe.launch.plan.memory_plan import MemoryPlan, Request, Role, plan_memory
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape, read_moe_shape
 from sglang_ascend_moe.launch.plan.peer_memory import (
     deepep_bytes,
     sgl_kernel_npu_bytes,
     sgl_kernel_npu_documented_bytes,
 )
-from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
+from sglang_ascend_moe.launch.plan.sizes import in_units
 from sglang_ascend_moe.serving.host.checkpoint_bytes import weight_bytes
 from sglang_ascend_moe.serving.host_platform import ascend_device_nodes
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.refusals import Division, refuse_model
-from sglang_ascend_moe.serving.options import FLAGS, WINDOW_FACTOR, Options, parse_bytes
+from sglang_ascend_moe.serving.options import FLAGS, WINDOW_FACTOR, Options
 from sglang_ascend_moe.serving.worker.moe_blocks import COMPARED_ARCHITECTURES
 from sglang_ascend_moe.serving.worker.sizing import DEVICE_PART, SchedulerLimits, sized
 from sglang_ascend_moe.serving.worker.sizing import Role as SchedulerRole
 from sglang_ascend_moe.windows.layout import (
     ELEMENT_BYTES,
     ExchangeParameters,
-    WindowMemory,
-    bytes_for_capacity,
-    expected_rounds,
     plan_window,
-    window_memory,
 )
 
-Role = Literal["prefill", "decode", "both"]
 # Name, experts, top-k and hidden of the models that `plan compare` shows.
 COMPARED = (("DeepSeek-V3", 256, 8, 7168), ("Qwen3-235B-A22B", 128, 8, 4096))
 COMPARED_RANKS = (8, 16, 32, 64, 128)
@@ -49,67 +47,6 @@ _FLAGS = {
     "max_tokens": "--max-tokens", "num_experts": "--experts", "window_bytes": "--window-bytes", "hidden": "--hidden",
     "topk": "--topk", "dtype": "--dtype", "slots": "--slots", "ranks": "--ranks",
 }  # fmt: skip
-
-
-class MemoryPlan(msgspec.Struct, frozen=True):
-    """What one rank maps, and how many rounds a prefill chunk takes in it.
-
-    decode_tokens: tokens per rank that fit into one round whatever their routing. `rounds_worst`: rounds of
-    `max_tokens` tokens per rank whatever their routing; `rounds_even`: if every rank receives the same. expert_bytes:
-    of the routed experts of a rank in the format that they are served in; None where no weights can be read. stages: of
-    a pipeline, each with as many ranks.
-    """
-
-    model: str
-    role: Role
-    parameters: ExchangeParameters
-    memory: WindowMemory
-    decode_tokens: int
-    rounds_worst: int
-    rounds_even: int
-    expert_bytes: int | None = None
-    stages: int = 1
-
-
-class Request(NamedTuple):
-    """The question, with nothing left open. `decode_tokens` have to fit into one round. expert_bytes: see
-    `MemoryPlan`."""
-
-    model: str
-    role: Role
-    parameters: ExchangeParameters
-    decode_tokens: int
-    expert_bytes: int | None = None
-    stages: int = 1
-
-
-def plan_memory(request: Request) -> MemoryPlan:
-    """Lays the window out without allocating it.
-
-    Raises `InvalidInput`, `Unsupported`, and `WindowTooSmall` if `decode_tokens` may need more than one round.
-    """
-    p = request.parameters
-    layout = plan_window(p)
-    per_token = p.ranks * p.rows_per_token
-    fitting = layout.capacity // per_token
-    if fitting < request.decode_tokens:
-        needed = bytes_for_capacity(p, request.decode_tokens * per_token)
-        raise WindowTooSmall(
-            f"--window-bytes {p.window_bytes}: a decode step of {request.decode_tokens} tokens per rank needs"
-            f" {exactly(needed)}. Raise it to {needed}, or lower --decode-tokens (or --max-tokens) to {fitting}"
-        )
-    rounds = expected_rounds(p, layout.capacity)
-    return MemoryPlan(
-        model=request.model,
-        role=request.role,
-        parameters=p,
-        memory=window_memory(layout),
-        decode_tokens=fitting,
-        rounds_worst=rounds.worst,
-        rounds_even=rounds.alike,
-        expert_bytes=request.expert_bytes,
-        stages=request.stages,
-    )
 
 
 def main(arguments: list[str]) -> int:
@@ -282,22 +219,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     memory.set_defaults(run=_memory)
     memory.add_argument("--model", type=Path, metavar="PATH", help="a model's folder or config.json")
-    memory.add_argument("--hidden", type=_positive, help="elements per row (default: from --model)")
-    memory.add_argument("--experts", type=_positive, help="of all ranks together (default: from --model)")
-    memory.add_argument("--topk", type=_positive, help="experts per token (default: from --model)")
+    memory.add_argument("--hidden", type=positive, help="elements per row (default: from --model)")
+    memory.add_argument("--experts", type=positive, help="of all ranks together (default: from --model)")
+    memory.add_argument("--topk", type=positive, help="experts per token (default: from --model)")
     memory.add_argument("--dtype", choices=ELEMENT_BYTES, help="of rows (default: from --model, else bfloat16)")
     memory.add_argument(
         "--device", choices=("cpu", "npu"), default="npu" if ascend_device_nodes() else "cpu",
         help="that the model is for (default: npu where there are NPUs)",
     )  # fmt: skip
     memory.add_argument("--quant", choices=("none", "int8"), default="none", help="how rows travel to experts")
-    memory.add_argument("--ranks", type=_positive, required=True, help="of the exchange")
+    memory.add_argument("--ranks", type=positive, required=True, help="of the exchange")
     memory.add_argument(
-        "--stages", type=_positive, default=1,
+        "--stages", type=positive, default=1,
         help="of a pipeline, each with --ranks of its own and a part of the layers (default 1)",
     )  # fmt: skip
     memory.add_argument(
-        "--max-tokens", type=_positive, required=True,
+        "--max-tokens", type=positive, required=True,
         help="most that one rank brings to one layer; with drafts every request brings all tokens of its tree",
     )  # fmt: skip
     memory.add_argument(
@@ -305,46 +242,37 @@ def _parser() -> argparse.ArgumentParser:
         help="decode: --max-tokens have to fit into one round; prefill: they may take several; both: --decode-tokens"
         " have to fit (default both)",
     )  # fmt: skip
-    memory.add_argument("--decode-tokens", type=_positive, help="with --role both (default: --max-tokens)")
+    memory.add_argument("--decode-tokens", type=positive, help="with --role both (default: --max-tokens)")
     memory.add_argument(
-        "--window-bytes", type=_size, metavar="SIZE", help="of each rank, such as 64MiB (default: as a server has them)"
-    )
+        "--window-bytes", type=size_in_bytes, metavar="SIZE",
+        help="of each rank, such as 64MiB (default: as a server has them)",
+    )  # fmt: skip
     memory.add_argument(
         "--window-factor", type=float, metavar="FACTOR",
         help=f"as a server's --ascend-moe-window-factor (default {WINDOW_FACTOR:g})",
     )  # fmt: skip
     memory.add_argument(
-        "--device-memory", type=_size, metavar="SIZE",
+        "--device-memory", type=size_in_bytes, metavar="SIZE",
         help=f"of an NPU, of which prefill makes windows take at most 1/{DEVICE_PART}",
     )  # fmt: skip
-    memory.add_argument("--slots", type=_positive, default=1, help="dispatches that can be open at a time (default 1)")
+    memory.add_argument("--slots", type=positive, default=1, help="dispatches that can be open at a time (default 1)")
     memory.add_argument("--verify", action="store_true", help="with a checksum for every row")
     memory.add_argument(
         "--repeated-experts", action="store_true", help="a token may name an expert twice (no SGLang router does)"
     )
     memory.add_argument("--json", action="store_true", help="print the plan as JSON")
 
+    schedule_command.add_command(commands)
+    calibrate_command.add_commands(commands)
+
     compare = commands.add_parser("compare", help="the same guarantee in other libraries, as a Markdown table")
     compare.set_defaults(run=lambda parsed: comparison(parsed.max_tokens, parsed.ep))
-    compare.add_argument("--max-tokens", type=_positive, default=128, help="per rank and decode step (default 128)")
+    compare.add_argument("--max-tokens", type=positive, default=128, help="per rank and decode step (default 128)")
     compare.add_argument(
-        "--ep", type=lambda text: [_positive(item) for item in text.split(",")], default=list(COMPARED_RANKS),
+        "--ep", type=lambda text: [positive(item) for item in text.split(",")], default=list(COMPARED_RANKS),
         metavar="R,...", help="numbers of ranks (default 8 to 128)",
     )  # fmt: skip
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except AscendMoeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 67108864, 64MiB or 1.5GiB") from error
 
 
 def _with_flags(message: str) -> str:

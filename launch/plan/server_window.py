@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.launch.plan.memory_plan import MemoryPlan, Request, Role, plan_memory
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
-from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan, Request, Role, plan_memory
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits, sized, tokens_per_rank
 from sglang_ascend_moe.windows.layout import ELEMENT_BYTES, ExchangeParameters

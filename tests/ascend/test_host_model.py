@@ -67,12 +67,8 @@ HAZARDS = {
     "stale-scalar-load": "hits a cached line that has changed",
 }
 HARMLESS = (
-    "nothing",
-    "rows-moved-after-flags",
-    "end-waited-for",
-    "scalar-load-after-invalidation",
-    "stores-are-held-back",
-)
+    "nothing", "rows-moved-after-flags", "end-waited-for", "scalar-load-after-invalidation", "stores-are-held-back",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

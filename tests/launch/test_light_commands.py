@@ -18,7 +18,8 @@ MOST_MODULES = 400
 HELP = (
     "serve", "demo", "adopt", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "bench",
     "bench exchange", "bench graphs", "bench serving", "bench products", "bench report", "bench page", "build-kernels",
-    "plan", "plan memory",
+    "plan", "plan memory", "plan schedule", "plan calibrate",
+    "plan check",
 )  # fmt: skip
 MISTAKES = {
     "no command": "",
@@ -48,6 +49,10 @@ MISTAKES = {
     "bench graphs: a file that cannot be": "bench graphs --json no/such/run.json",
     "bench report: a file": "bench report no/such.json",
     "plan memory: no ranks": "plan memory --model .",
+    "plan schedule: no model": "plan schedule --npus 8",
+    "plan schedule: a model that is not there": "plan schedule --npus 8 --model no/such",
+    "plan calibrate: no file": "plan calibrate",
+    "plan check: a machine that is not there": "plan check --machine no/such.json",
     "doctor: a flag": "doctor --hoks",
     "doctor: an address": "doctor --url localhost",
     "doctor: an address without host": "doctor --url http://",

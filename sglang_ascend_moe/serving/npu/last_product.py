@@ -34,10 +34,12 @@ class ProductIntoWindow:
     ) -> Tensor:
         """As that of `GroupedMatmul`, with the result in `place`; rows past the counts keep what they hold.
 
-        expert_tokens: counts. float16 results of int8 rows are made in bfloat16, and copied: CANN scales no others.
+        expert_tokens: counts. float16 results of W8A8 weights are made in bfloat16, and copied: CANN makes no others
+        with scales of channels in bfloat16, in which SGLang keeps these.
         """
         place = self.place
-        if place is None or place.dtype != output_dtype:
+        of_four_bits = bool(scale) and not scale[0].is_floating_point()
+        if place is None or (place.dtype != output_dtype and not of_four_bits):
             given = {"bias": bias, "scale": scale, "per_token_scale": per_token_scale}
             made: Tensor = self._original.forward(
                 layer, weight_prefix, hidden_states, expert_tokens, output_dtype, group_list_type, transposed,

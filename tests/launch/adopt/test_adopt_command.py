@@ -11,7 +11,7 @@ import pytest
 
 from sglang_ascend_moe.launch.adopt.adopt_command import main
 from sglang_ascend_moe.launch.adopt.shell_script import read_script
-from sglang_ascend_moe.launch.plan.plan_command import Request, plan_memory
+from sglang_ascend_moe.launch.plan.memory_plan import Request, plan_memory
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
 from sglang_ascend_moe.serving.launcher.modelslim import MODELSLIM_FILE

@@ -10,13 +10,13 @@ import pytest
 
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.launch import main as command
+from sglang_ascend_moe.launch.plan.memory_plan import MemoryPlan
 from sglang_ascend_moe.launch.plan.moe_config import MODELOPT_FILE, MODELSLIM_FILE, MoeShape, read_moe_shape
 from sglang_ascend_moe.launch.plan.peer_memory import (
     deepep_bytes,
     sgl_kernel_npu_bytes,
     sgl_kernel_npu_documented_bytes,
 )
-from sglang_ascend_moe.launch.plan.plan_command import MemoryPlan
 from sglang_ascend_moe.launch.plan.sizes import exactly, in_units
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE

@@ -21,10 +21,11 @@ EXPERTS, FROM, TO = 8, 48, 64
 """Of the second product of `npu_layer`."""
 CAPACITY, UNTOUCHED = 40, 7.0
 COUNTS = (3, 0, 5, 0, 7, 1, 4, 0)
-WEIGHTS = [None, "W8A8_DYNAMIC", "W4A8_DYNAMIC"]
+WEIGHTS = [(None, "bfloat16"), ("W8A8_DYNAMIC", "bfloat16"), ("W4A8_DYNAMIC", "bfloat16"), ("W4A8_DYNAMIC", "float16")]
+"""And what their results are."""
 
 
-def arguments_of(weights: str | None) -> dict[str, Any]:
+def arguments_of(weights: str | None, dtype: str) -> dict[str, Any]:
     """Of one product, on the CPU."""
     moe = npu_layer(weights=weights)
     generator = torch.Generator().manual_seed(1)
@@ -37,7 +38,7 @@ def arguments_of(weights: str | None) -> dict[str, Any]:
         "scale": scale,
         "row_scale": None if weights is None else torch.rand(CAPACITY, generator=generator),
         "counts": torch.tensor(COUNTS),
-        "out": torch.full((CAPACITY, TO), UNTOUCHED, dtype=torch.bfloat16),
+        "out": torch.full((CAPACITY, TO), UNTOUCHED, dtype=getattr(torch, dtype)),
     }
 
 
@@ -52,11 +53,11 @@ def there(given: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: moved(value) for name, value in given.items()}
 
 
-def multiply(rank: Rank, libraries: str, weights: str | None, laid_out: bool) -> None:
+def multiply(rank: Rank, libraries: str, weights: str | None, dtype: str, laid_out: bool) -> None:
     library = ctypes.CDLL(f"{libraries}/{CANN}")
     library.emulated_cann_described.restype = ctypes.c_int64
     product = device_session.torch_streams().grouped_product
-    expected = arguments_of(weights)
+    expected = arguments_of(weights, dtype)
     given = there(expected, device_of(rank))
     product_into(**expected)
     library.emulated_cann_lay_weights_out(ctypes.c_int64(laid_out))
@@ -83,6 +84,6 @@ def multiply(rank: Rank, libraries: str, weights: str | None, laid_out: bool) ->
 
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
 @pytest.mark.parametrize("laid_out", [False, True], ids=["in-order", "laid-out"])
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_the_result_is_written_where_the_caller_says(npu_ranks, libraries, weights, laid_out, seed):
-    npu_ranks.run(1, multiply, str(libraries), weights, laid_out, seed=seed)
+@pytest.mark.parametrize(("weights", "dtype"), WEIGHTS)
+def test_the_result_is_written_where_the_caller_says(npu_ranks, libraries, weights, dtype, laid_out, seed):
+    npu_ranks.run(1, multiply, str(libraries), weights, dtype, laid_out, seed=seed)

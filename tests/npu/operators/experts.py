@@ -96,6 +96,8 @@ def grouped_matmul(
         _refuse_four_bits(rows, weights, scale or [], bias, group_list_type)
     elif bias:
         _refuse_bias(rows, weights, bias)
+    if quantised and not packed and out.dtype == torch.float16 and scale[0].dtype != torch.float32:
+        raise WrongArguments(name, f"{scale[0].dtype} scales of weights of 8 bits, results in float16")
     counts = counts_of(group_list, group_list_type, name)
     if sum(counts) > len(rows):
         raise WrongArguments(name, f"{sum(counts)} rows are counted, {len(rows)} are there")

@@ -425,6 +425,17 @@ REFUSED = {
     "too many rows": ({"group_list": torch.tensor([2, 3])}, WrongArguments, "5 rows are counted, 4 are there"),
     "another type of counts": ({"group_list": torch.tensor([2, 2]).int()}, WrongArguments, "torch.int32 counts"),
     "weights of others": ({"group_list": torch.tensor([4])}, WrongArguments, "counts of 1 groups, 2 weights"),
+    "float16 of scales in bfloat16": (
+        {
+            "x": [ROWS.to(torch.int8)],
+            "weight": [WEIGHTS.to(torch.int8)],
+            "scale": [numbers(2, 24)],
+            "per_token_scale": [torch.ones(4)],
+            "output_dtype": 5,
+        },
+        WrongArguments,
+        "torch.bfloat16 scales of weights of 8 bits, results in float16",
+    ),
     "scales of bf16 rows": ({"scale": [ROWS], "per_token_scale": [ROWS]}, NotEmulated, "rows of torch.bfloat16"),
 }
 
@@ -432,7 +443,7 @@ REFUSED = {
 @pytest.mark.parametrize(("change", "kind", "words"), REFUSED.values(), ids=REFUSED)
 def test_what_is_not_there_is_named(change, kind, words):
     with pytest.raises(kind, match=words):
-        torch.ops.npu.npu_grouped_matmul([ROWS], [WEIGHTS], **GROUPED | change)
+        torch.ops.npu.npu_grouped_matmul(**{"x": [ROWS], "weight": [WEIGHTS], **GROUPED, **change})
 
 
 def test_an_operator_that_is_not_there_is_named():

@@ -176,18 +176,20 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("weights", [None, *BITS])
+@pytest.mark.parametrize(
+    ("weights", "dtype"), [*((weights, torch.bfloat16) for weights in (None, *BITS)), ("W4A8_DYNAMIC", torch.float16)]
+)
 @pytest.mark.parametrize("known", [True, False], ids=["eager", "captured"])
-def test_the_host_reads_no_value_and_the_last_product_writes_into_the_window(weights, known, monkeypatch):
+def test_the_host_reads_no_value_and_the_last_product_writes_into_the_window(weights, dtype, known, monkeypatch):
     """In a capture the number of rows is not known, and everything has the size of what can come."""
-    moe = npu_layer(weights=weights)
+    moe = npu_layer(weights=weights, dtype=dtype)
     experts.prepare(moe, Options(quant="int8" if weights else "none"))
     watch = Watch()
     capacity, total = 32, 20
     counts = torch.tensor([3, 0, 5, 0, 7, 1, 4, 0])
-    rows = torch.randint(-9, 9, (capacity, HIDDEN)).to(torch.int8 if weights else torch.bfloat16)
+    rows = torch.randint(-9, 9, (capacity, HIDDEN)).to(torch.int8 if weights else dtype)
     scales = torch.rand(capacity) if weights else None
-    out = torch.full((capacity, HIDDEN), 7.0, dtype=torch.bfloat16)
+    out = torch.full((capacity, HIDDEN), 7.0, dtype=dtype)
     places = []
 
     def multiply(*given: torch.Tensor) -> None:
@@ -211,11 +213,13 @@ def test_the_host_reads_no_value_and_the_last_product_writes_into_the_window(wei
     assert (out[total:] == 7).all()
 
 
-def test_int8_rows_of_float16_layers_are_multiplied_in_bfloat16_and_copied(output):
-    moe = npu_layer(weights="W8A8_DYNAMIC", dtype=torch.float16)
+@pytest.mark.parametrize("weights", BITS)
+def test_int8_rows_of_float16_layers_give_float16(output, weights):
+    """By W8A8 weights in bfloat16, and copied."""
+    moe = npu_layer(weights=weights, dtype=torch.float16)
     found = output(moe, TOKENS, "decode", on_npu=True, quant="int8")
     assert found.dtype == torch.float16
-    assert not beyond(found, "W8A8_DYNAMIC").any()
+    assert not beyond(found, weights).any()
 
 
 def test_layers_that_the_runner_cannot_compute_are_refused():

@@ -1,0 +1,190 @@
+"""Measures this host for `plan`: its rates, its exchange, and what a step of its servers costs besides."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import msgspec
+
+from sglang_ascend_moe.launch.bench.records import Record, read_records
+from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
+from sglang_ascend_moe.launch.bench.serving_command import PRESET, READY_SECONDS
+from sglang_ascend_moe.launch.bench.serving_records import ServingRecord
+from sglang_ascend_moe.launch.plan.machine_times import ExchangeTimes, Line, Machine, Phase, Schedule
+from sglang_ascend_moe.launch.plan.model_work import ModelWork, model_work
+from sglang_ascend_moe.launch.plan.moe_config import config_values
+from sglang_ascend_moe.launch.plan.request_queues import Latencies, ServerLimits, SimulatedRole, Workload, simulate
+from sglang_ascend_moe.launch.plan.step_time import Placement, StepTimes
+from sglang_ascend_moe.launch.servers.server_process import Progress, ServerProcess
+from sglang_ascend_moe.serving.machine_limits import read_limits
+
+VARIANTS: dict[Schedule, str] = {"relay-free": "relay-free", "buffer-centric": "collective"}
+"""Hosts serve none with relay buffers: `collective`, torch.distributed's all-to-all without graphs, stands for it."""
+ALONE = Load(requests=8, concurrency=1, input_tokens=256, output_tokens=48)
+"""What each server is asked for calibration: one request at a time."""
+MOST_RUNNING = 8
+CHUNK = 2048
+"""`--max-running-requests` and `--chunked-prefill-size` of the servers."""
+ROOMY = 10**9
+"""Tokens: memory limits none of these loads."""
+TOKENS: dict[Phase, tuple[int, int]] = {"decode": (1, 8), "prefill": (64, 512)}
+"""Of each rank, the fewest and the most with which the exchange is measured."""
+SQUARE, WIDE, REPEATS = 1024, 4096, 9
+"""Sides of the matrices that are multiplied, and that are read by a vector, and how often."""
+
+
+class Asked(NamedTuple):
+    """A server, and a load that it is asked."""
+
+    schedule: Schedule
+    ranks: int
+    load: Load
+
+    @property
+    def name(self) -> str:
+        load = self.load
+        rate = f"{load.rate:g}/s" if load.rate else f"{load.concurrency} at a time"
+        return f"{self.schedule}, {self.ranks} rank(s), {load.input_tokens}+{load.output_tokens} tokens, {rate}"
+
+
+CHECKED = (
+    Load(requests=16, concurrency=4, input_tokens=256, output_tokens=48),
+    Load(requests=24, concurrency=8, input_tokens=128, output_tokens=32),
+    Load(requests=16, concurrency=8, input_tokens=256, output_tokens=32, rate=0.5),
+)
+"""Loads that were not used for calibration."""
+
+
+def servers(ranks: list[int]) -> list[tuple[Schedule, int]]:
+    """On one rank nothing is exchanged, so the schedules are one."""
+    return [(schedule, number) for schedule in VARIANTS for number in ranks if number > 1 or schedule == "relay-free"]
+
+
+@contextmanager
+def served(folder: Path, schedule: Schedule, ranks: int) -> Iterator[Callable[[Load], ServingRecord]]:
+    """A server of the model of `bench serving`, and who asks it. Raises `ServerFailed`, `ClientFailed`."""
+    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+
+    model = folder / "model"
+    if not model.exists():
+        write_checkpoint(model, sizes=PRESET)
+    flags = [
+        "--model-path", str(model), "--device", "cpu", "--ascend-moe", "--tp-size", str(ranks), "--disable-radix-cache",
+        "--max-running-requests", str(MOST_RUNNING), "--chunked-prefill-size", str(CHUNK),
+    ]  # fmt: skip
+    if schedule == "buffer-centric":
+        flags += ["--ascend-moe-schedule", "collective"]
+    with ServerProcess(flags, folder / f"{schedule}-{ranks}.log") as server:
+        server.wait_until_ready(READY_SECONDS, _show_nothing)
+        yield lambda load: drive(server.url, str(model), load, variant=schedule, round_number=1)
+
+
+def calibrated(ranks: list[int], folder: Path, tell: Callable[[str], None]) -> Machine:
+    """Fitted: for each server the time of a decode and of a prefill step that products, attention and exchange do not
+    explain, from one load (`ALONE`). Everything else is measured by itself."""
+    tell("products and memory")
+    machine = _rates()
+    for number in ranks:
+        if number > 1:
+            tell(f"exchange of {number} ranks")
+            machine = msgspec.structs.replace(machine, exchange=machine.exchange | _exchange(number, folder))
+    for schedule, number in servers(ranks):
+        tell(f"server: {schedule}, {number} rank(s)")
+        with served(folder, schedule, number) as ask:
+            found = ask(ALONE)
+        machine = fitted(machine, work_in(folder / "model"), schedule, number, found)
+    return machine
+
+
+def predicted(machine: Machine, work: ModelWork, asked: Asked) -> Latencies:
+    load = asked.load
+    waits = Workload(load.requests, load.input_tokens, load.output_tokens, load.rate, load.concurrency)
+    steps = StepTimes(work, machine, Placement(asked.ranks), asked.schedule)
+    return simulate(waits, [SimulatedRole(1, steps, ServerLimits(CHUNK, MOST_RUNNING, ROOMY))])
+
+
+def work_in(model: Path) -> ModelWork:
+    return model_work(model.name, model, config_values(model), f"--model {model}")
+
+
+def fitted(machine: Machine, work: ModelWork, schedule: Schedule, ranks: int, found: ServingRecord) -> Machine:
+    """With the step times that give the TPOT and the TTFT of one request at a time."""
+    bare = msgspec.structs.replace(machine, step_us={"any": 0.0})
+    steps = StepTimes(work, bare, Placement(ranks), schedule)
+    context = ALONE.input_tokens + ALONE.output_tokens / 2
+    decode = found.median_tpot_ms * 1e3 - steps.decode_seconds(1, context) * 1e6
+    prefill = found.median_ttft_ms * 1e3 - steps.prefill_seconds(ALONE.input_tokens, 1, 0.0) * 1e6
+    fixed = {f"{schedule} decode {ranks}": max(0.0, decode), f"{schedule} prefill {ranks}": max(0.0, prefill)}
+    return msgspec.structs.replace(machine, step_us=machine.step_us | fixed)
+
+
+def _rates() -> Machine:
+    """What all cores multiply and read together."""
+    import torch
+
+    square = torch.randn(SQUARE, SQUARE, dtype=torch.bfloat16)
+    wide, vector = torch.randn(WIDE, WIDE, dtype=torch.bfloat16), torch.randn(WIDE, 1, dtype=torch.bfloat16)
+    products = 2 * SQUARE**3 / _seconds(lambda: torch.mm(square, square))
+    read = 2 * WIDE**2 / _seconds(lambda: torch.mm(wide, vector))
+    return Machine(
+        name=f"host with {os.cpu_count()} cores", shared=True, memory=read_limits().memory_available,
+        products={"bf16": products}, product_part=1.0, attention_part=1.0, memory_rate=read, memory_part=1.0,
+        exchange={}, ranks=2, doubling_us=0.0, link_rate=read, link_us=0.0, step_us={}, layer_us={"any": 0.0},
+        imbalance=1.0, transfer_rate=read, request_us=0.0, other_bytes=0, relay_bytes=0,
+    )  # fmt: skip
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+def _exchange(ranks: int, folder: Path) -> dict[str, ExchangeTimes]:
+    """Lines through the fewest and the most tokens. Raises `ClientFailed` if the benchmark does."""
+    lines = {}
+    for phase, tokens in TOKENS.items():
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            records = Path(name, "records.json")
+            command = [
+                sys.executable, "-m", "sglang_ascend_moe.launch.main", "bench", "exchange", "--ranks", str(ranks),
+                "--hidden", str(PRESET.hidden), "--tokens", ",".join(map(str, tokens)), "--topk", str(PRESET.topk),
+                "--experts", str(PRESET.experts), "--phase", phase, "--against", ",".join(VARIANTS.values()),
+                "--json", str(records),
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode or not records.exists():
+                raise ClientFailed(f"`ascend-moe bench exchange` ended with {done.returncode}\n{done.stderr[-2000:]}")
+            found = read_records(records)
+        for schedule, variant in VARIANTS.items():
+            dispatch, combine = (line_of(found, variant, op) for op in ("dispatch", "combine"))
+            lines[f"{schedule} {phase} bf16 {ranks}"] = ExchangeTimes(dispatch, combine)
+    return lines
+
+
+def line_of(records: list[Record], variant: str, op: str) -> Line:
+    points = sorted(
+        (record.tokens * record.topk * record.hidden * 2 / 1e6, record.median_us)
+        for record in records
+        if record.variant == variant and record.op == op and record.median_us is not None
+    )
+    (low, at_low), (high, at_high) = points[0], points[-1]
+    slope = max(0.0, (at_high - at_low) / (high - low))
+    return Line(max(0.0, at_low - slope * low), slope)
+
+
+def _show_nothing(_progress: Progress) -> None:
+    """Servers start often; the line before each is enough."""

@@ -1,0 +1,159 @@
+"""What is fitted to measurements gives them back, and predictions are judged as they should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.launch import main as command
+from sglang_ascend_moe.launch.bench.records import Record
+from sglang_ascend_moe.launch.bench.serving_command import PRESET
+from sglang_ascend_moe.launch.bench.serving_records import ServingRecord
+from sglang_ascend_moe.launch.plan.a3_constants import a3_machine
+from sglang_ascend_moe.launch.plan.calibration import ALONE, CHECKED, Asked, fitted, line_of, predicted, servers
+from sglang_ascend_moe.launch.plan.machine_times import Machine, read_machine
+from sglang_ascend_moe.launch.plan.model_work import ModelWork, model_work
+from sglang_ascend_moe.launch.plan.prediction_check import (
+    GREATEST_ERROR,
+    Compared,
+    comparison_table,
+    kendall_tau,
+    verdict,
+)
+from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
+
+NOWHERE = Path("/nowhere")
+
+
+def work() -> ModelWork:
+    config = {
+        "num_hidden_layers": PRESET.layers, "num_attention_heads": PRESET.heads, "hidden_size": PRESET.hidden,
+        "vocab_size": PRESET.vocab, "max_position_embeddings": 2048, "num_key_value_heads": PRESET.kv_heads,
+        "head_dim": PRESET.head_dim, "num_experts": PRESET.experts, "num_experts_per_tok": PRESET.topk,
+        "moe_intermediate_size": PRESET.expert_hidden,
+    }  # fmt: skip
+    return model_work("", NOWHERE, config.get, "")
+
+
+def host() -> Machine:
+    return msgspec.structs.replace(
+        a3_machine(), shared=True, step_us={}, layer_us={"any": 0.0}, products={"bf16": 1e11}, memory_rate=1e10,
+        request_us=0.0,
+    )  # fmt: skip
+
+
+def measured(ttft_ms: float, tpot_ms: float) -> ServingRecord:
+    return ServingRecord(
+        variant="", round=1, requests=ALONE.requests, completed=ALONE.requests, concurrency=1,
+        input_tokens=ALONE.input_tokens, output_tokens=ALONE.output_tokens, median_ttft_ms=ttft_ms, p99_ttft_ms=ttft_ms,
+        median_tpot_ms=tpot_ms, p99_tpot_ms=tpot_ms, output_tokens_per_s=1.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("schedule", "ranks"), servers([1, 2, 4]))
+def test_what_was_measured_alone_is_predicted(schedule, ranks: int):
+    machine = fitted(host(), work(), schedule, ranks, measured(350.0, 40.0))
+    found = predicted(machine, work(), Asked(schedule, ranks, ALONE))
+    ttft, tpot = found.median
+    assert (ttft * 1e3, tpot * 1e3) == (pytest.approx(350.0), pytest.approx(40.0, rel=1e-3))
+    for load in CHECKED:
+        assert predicted(machine, work(), Asked(schedule, ranks, load)).median[0] >= ttft / 2
+
+
+def test_a_server_that_was_not_measured_is_named():
+    machine = fitted(host(), work(), "relay-free", 2, measured(350.0, 40.0))
+    with pytest.raises(InvalidInput, match=r"relay-free on 4 ranks was not measured, only relay-free decode 2, .*"):
+        predicted(machine, work(), Asked("relay-free", 4, ALONE))
+
+
+def test_the_schedules_of_one_rank_are_one():
+    assert servers([1, 2]) == [("relay-free", 1), ("relay-free", 2), ("buffer-centric", 2)]
+
+
+def test_a_line_goes_through_the_fewest_and_the_most_tokens():
+    records = [
+        Record(
+            op=op, phase="decode", ranks=2, hidden=1024, tokens=tokens, topk=8, experts=64, dtype="bf16",
+            routing="uniform", seed=1, variant=variant, median_us=median, p10_us=median, p90_us=median, iterations=9,
+            checked=True,
+        )
+        for op, variant, tokens, median in (
+            ("dispatch", "relay-free", 8, 100.0), ("dispatch", "relay-free", 1, 30.0),
+            ("dispatch", "collective", 1, 900.0), ("combine", "relay-free", 1, 700.0),
+        )
+    ]  # fmt: skip
+    line = line_of(records, "relay-free", "dispatch")
+    assert [line.seconds(tokens * 8 * 1024 * 2) * 1e6 for tokens in (1, 8)] == pytest.approx([30.0, 100.0])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "tau"),
+    [
+        ([(1, 10), (2, 20), (3, 30)], 1.0),
+        ([(3, 10), (2, 20), (1, 30)], -1.0),
+        ([(1, 10), (3, 20), (2, 30)], 1 / 3),
+        ([(1, 10), (1, 20), (2, 30)], 2 / 3),
+    ],
+)
+def test_kendalls_tau(pairs: list, tau: float):
+    assert kendall_tau(pairs) == pytest.approx(tau)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "good"),
+    [
+        ([(1.1, 1), (2.1, 2), (3.1, 3)], True),
+        ([(1.2, 1), (2.4, 2), (3.6, 3)], False),
+        ([(1, 1), (2, 2), (3 * (1 + GREATEST_ERROR) + 0.1, 3)], False),
+        ([(1.02, 1), (1.01, 1.03), (1.0, 1.04)], False),
+    ],
+    ids=["good", "all a fifth off", "one far off", "in the wrong order"],
+)
+def test_predictions_are_judged_by_all_three_bounds(pairs: list, good: bool):
+    assert verdict(pairs).is_good == good
+
+
+def test_the_table_says_what_is_not_good_enough():
+    compared = [
+        Compared(name=f"server {number}", ttft_ms=(number, number), tpot_ms=(2 * number, number),
+                 output_tokens_per_s=(number, number))
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    *_, ttft, tpot, rate = comparison_table(compared).splitlines()
+    assert ttft == "TTFT, ms: median error 0%, greatest 0%, Kendall's tau 1.00: good"
+    assert tpot == "TPOT, ms: median error 100%, greatest 100%, Kendall's tau 1.00: not good enough"
+    assert rate.endswith("good")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["calibrate", "--json", "no/such/x.json"], "--json no/such/x.json: there is no folder"),
+        (["calibrate", "--json", "x.json", "--ranks", "0"], "not a whole number"),
+        (["check", "--machine", "no/such.json"], "`ascend-moe plan calibrate` writes one"),
+    ],
+)
+def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], words: list[str], said: str):
+    try:
+        code = command.main(["plan", *words])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == WRONG_USAGE
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_this_host_is_calibrated_and_predictions_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Whether they are good is for an idle machine to say; that all is measured and compared, for any."""
+    machine, compared = tmp_path / "machine.json", tmp_path / "compared.json"
+    assert command.main(["plan", "calibrate", "--json", str(machine), "--ranks", "2"]) == OK
+    assert set(read_machine(machine).step_us) == {
+        f"{schedule} {phase} 2" for schedule in ("relay-free", "buffer-centric") for phase in ("decode", "prefill")
+    }
+    command.main(["plan", "check", "--machine", str(machine), "--ranks", "2", "--json", str(compared)])
+    assert len(json.loads(compared.read_bytes())) == 2 * len(CHECKED)
+    assert "Kendall's tau" in capsys.readouterr().out
