@@ -92,13 +92,14 @@ demo-npu: venv
 test: venv system-packages
 	$(BIN)/python -m pytest --numprocesses 3 $(PYTEST_ARGS)
 
-DELAYED := drawn_calls.py exchange.py limits.py quantise.py replaced_words.py segments.py waits.py
+DELAYED := drawn_calls.py exchange.py grants.py limits.py quantise.py replaced_words.py segments.py waits.py
+GRANTING := drawn_calls.py exchange.py quantise.py replaced_words.py segments.py waits.py
 
 # The row kernels of an aarch64 machine, in an emulator.
 test-nightly: SYSTEM_PACKAGES += aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
 test-nightly: venv system-packages
 	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
-	$(BIN)/python -m pytest --granting tests/exchange tests/deep_ep tests/soak
+	$(BIN)/python -m pytest --granting tests/exchange tests/deep_ep tests/soak $(addprefix tests/ascend/test_,$(GRANTING))
 	$(BIN)/python -m pytest --delayed $(addprefix tests/ascend/test_,$(DELAYED))
 
 check-sglang: venv

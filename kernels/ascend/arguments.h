@@ -38,7 +38,8 @@ struct DispatchArguments {
     uint64_t ids;       // [tokens, topk] int32 or int64; -1 = not routed
     uint64_t positions; // out [tokens, topk] int64: destination rank << 32 | row, or -1
     uint64_t counts;    // out [local experts] int64: rows of each in this rank's window
-    uint64_t matrix;    // out [ranks, experts] uint32: counts of every source
+    uint64_t matrix;    // out [ranks, counted] uint32: counts of every source
+    uint64_t totals;    // out [ranks] int64: rows in every rank's window; only if granting
     uint64_t segments;  // [cores + 1] uint64: where the units of each core begin and the last end; 0: equal parts
     uint32_t ids_bytes; // 4 or 8
     uint32_t tokens;
@@ -96,13 +97,40 @@ constexpr uint32_t compared_work =
     compared_pairs / 64 * sizeof(float) / EXCHANGE_UNIT_BYTES * EXCHANGE_UNIT_BYTES + EXCHANGE_UNIT_BYTES;
 constexpr uint32_t loaded_pairs = 512;
 
-// Records that are looked at together: as many as lie in so many bytes, and one at least.
+// Records that are looked at together: as many as lie in so many bytes, and one at least; granting all, for places are
+// taken of all.
 constexpr uint32_t records_bytes = 16 * 1024;
 __aicore__ inline uint32_t RecordBytes(const ExchangeLayout &layout) {
     return (1 + layout.count_units) * EXCHANGE_UNIT_BYTES;
 }
 __aicore__ inline uint32_t RecordsAtOnce(const ExchangeLayout &layout) {
-    return Least(layout.ranks, Most(1u, records_bytes / RecordBytes(layout)));
+    return layout.granting != 0 ? layout.ranks : Least(layout.ranks, Most(1u, records_bytes / RecordBytes(layout)));
+}
+// Into so many they are folded: what takes less of the unified buffer takes more instructions.
+constexpr uint32_t folded_bytes = 4 * 1024;
+__aicore__ inline uint32_t FoldedAtOnce(const ExchangeLayout &layout) {
+    return Least((RecordsAtOnce(layout) + 1) / 2, Most(1u, folded_bytes / RecordBytes(layout)));
+}
+
+// Ranks [begin, end), which a core serves alone.
+struct Served {
+    uint32_t begin, end;
+
+    __aicore__ inline uint32_t Number() const { return end - begin; }
+    // The `i`-th of them, where every rank begins with another.
+    __aicore__ inline uint32_t Rotated(uint32_t rank, uint32_t i) const { return begin + (rank + i) % Number(); }
+};
+__aicore__ inline Served ServedOf(uint32_t core, uint32_t cores, uint32_t ranks) {
+    return {core * ranks / cores, (core + 1) * ranks / cores};
+}
+__aicore__ inline uint32_t MostServed(const ExchangeLayout &layout, uint32_t cores) {
+    return layout.granting != 0 ? (layout.ranks + cores - 1) / cores : 1;
+}
+// Of what a core pushes of the counts, in whose place it then unpacks them.
+__aicore__ inline uint32_t PushedBytes(const ExchangeLayout &layout, uint32_t cores) {
+    const uint32_t units = Most(layout.count_units, (layout.ranks + cores - 1) / cores);
+    return Most(units * EXCHANGE_UNIT_BYTES,
+                layout.granting != 0 ? MostServed(layout, cores) * RecordBytes(layout) : 0);
 }
 
 // How a kernel, or a core's part of one, ended: an ExchangeFault, and what it found out. A line of its own each.

@@ -1,6 +1,6 @@
 // Dispatch for A2 and A3 (dav-2201), decode and prefill alike: announce, counts, place, arrivals. No NPU has run this
 // kernel; it was executed on host_model only. Launched on any number of AIV cores, all of them resident.
-#include "counts.h"
+#include "grants.h"
 #include "kernels.h"
 #include "rows.h"
 
@@ -14,7 +14,9 @@ class Dispatch {
         control_.Init(pipe, arguments_.common);
         routing_.Init(pipe, arguments_);
         pairs_.Init(pipe, control_, arguments_);
-        counts_.Init(pipe, control_, arguments_);
+        records_.Init(pipe, control_, arguments_.kind);
+        counts_.Init(pipe, control_, records_, arguments_);
+        grants_.Init(pipe, control_, records_, counts_, arguments_);
         rows_.Init(pipe, control_, routing_, arguments_);
         pipe.InitBuffer(positions_, PairsInPiece(control_.layout().topk) * sizeof(int64_t));
 
@@ -23,9 +25,11 @@ class Dispatch {
                 control_.Conclude(verdict);
             return;
         }
-        const Verdict found = Agree();
-        if (found.result == EXCHANGE_OK)
+        Verdict found = Agree();
+        if (found.result == EXCHANGE_OK) {
             PlaceRows();
+            found = grants_.Misplaced();
+        }
         const Verdict verdict = MeetAtArrivals(found);
         if (control_.core() != 0)
             return;
@@ -62,11 +66,9 @@ class Dispatch {
         if (input.result == EXCHANGE_POISONED || Poisons(input.result))
             return input;
         const uint64_t word = SequenceWord(control_.epoch, arguments_.kind);
-        if (input.result == EXCHANGE_OK) {
+        if (input.result == EXCHANGE_OK)
             pairs_.Finish();
-            counts_.FillRecord(pairs_, word);
-        }
-        counts_.PushRecord(input, word);
+        counts_.Push(pairs_, input, word);
         return control_.Fault(EXCHANGE_OK, 0);
     }
 
@@ -78,7 +80,7 @@ class Dispatch {
             return found;
         slots_before_ = dispatches_ - (arguments_.continues != 0 ? 1 : 0);
         part_ = {static_cast<uint32_t>(slots_before_ % control_.layout().slots), arguments_.part};
-        return counts_.DeriveOffsets(part_, total_);
+        return IsGranting() ? grants_.Exchange(part_, total_) : counts_.DeriveOffsets(part_, total_);
     }
 
     // Stores this core's units of each routed row where its expert reads it, and notes the place for combine.
@@ -91,6 +93,8 @@ class Dispatch {
         if (control_.core() + 1 == control_.cores())
             control_.StoreState(control_.PartState(part_), control_.epoch, 0);
         counts_.StoreCounts();
+        if (IsGranting() && control_.core() + 1 == control_.cores())
+            grants_.StoreTotals();
         for (uint64_t token = routing_.Begin(); token < routing_.End();) {
             const Piece piece = routing_.LoadPiece(token);
             PlacePiece(piece);
@@ -126,8 +130,9 @@ class Dispatch {
         if (id < 0)
             return -1;
         const auto expert = static_cast<uint32_t>(id);
-        const uint32_t row = counts_.RowOf(expert, pairs_.TakeIndex(pair, expert));
-        return static_cast<int64_t>(uint64_t(counts_.RankOf(expert)) << 32 | row);
+        const uint32_t index = pairs_.TakeIndex(pair, expert);
+        const int64_t row = IsGranting() ? grants_.RowOf(expert, index) : counts_.RowOf(expert, index);
+        return row < 0 ? -1 : static_cast<int64_t>(counts_.RankOf(expert)) << 32 | row;
     }
 
     // The first cores tell every rank that all rows of this one are there; one waits for the rows of all. `found` is
@@ -161,11 +166,15 @@ class Dispatch {
         return verdict;
     }
 
+    __aicore__ inline bool IsGranting() const { return control_.layout().granting != 0; }
+
     DispatchArguments arguments_;
     Control control_;
     Routing routing_;
     OwnPairs pairs_;
+    Records records_;
     Counts counts_;
+    Grants grants_;
     RowPlacer rows_;
     TBuf<TPosition::VECCALC> positions_;
     uint64_t dispatches_ = 0;

@@ -80,9 +80,8 @@ class OwnPairs {
         Order<HardEvent::V_S>();
     }
 
-    // Pairs of this rank that name the experts from `first` on, as the payload of a count unit has them.
-    __aicore__ inline void CountUnit(uint32_t first, const LocalTensor<uint32_t> &counts) {
-        const uint32_t number = Least(EXCHANGE_COUNTS_PER_UNIT, experts_ - first);
+    // Pairs of this rank that name the `number` experts from `first` on, as the payload of a count unit has them.
+    __aicore__ inline void CountUnit(uint32_t first, uint32_t number, const LocalTensor<uint32_t> &counts) {
         if (is_compared_)
             for (uint32_t i = 0; i < number; ++i)
                 CountOthers(equal_, i, static_cast<float>(first + i), pairs_);

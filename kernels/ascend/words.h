@@ -80,7 +80,7 @@ __aicore__ inline Verdict Told(const Verdict &own, uint32_t rank, uint32_t ranks
         return told;
     const uint32_t result = StatusResult(word), culprit = StatusCulprit(word);
     const bool is_corruption = result == EXCHANGE_CORRUPTION;
-    const bool is_explained = region > EXCHANGE_REGION_NONE && region <= EXCHANGE_REGION_OUT;
+    const bool is_explained = region > EXCHANGE_REGION_NONE && region <= EXCHANGE_REGION_GRANTS;
     if (!StatusIsPossible(word, ranks) || (is_corruption && !is_explained)) {
         told.result = EXCHANGE_CORRUPTION;
         told.culprit = source;
@@ -113,13 +113,9 @@ __aicore__ inline Verdict Told(const Verdict &own, uint32_t rank, uint32_t ranks
 // Whether a fault poisons the session, and has to be told to every rank.
 __aicore__ inline bool Poisons(uint32_t result) { return result >= EXCHANGE_PEER_LOST && result != EXCHANGE_POISONED; }
 
-// Of two findings the one that every rank would report: a lost peer before a mismatch before an input error, and of
-// two alike the one about the lower rank.
-__aicore__ inline uint32_t Severity(uint32_t result) {
-    if (result == EXCHANGE_OK || result == EXCHANGE_INVALID_INPUT)
-        return result;
-    return result == EXCHANGE_MISMATCH ? 2 : 3;
-}
+// Of two findings the one that every rank would report: a lost peer before a mismatch before too many rows before an
+// input error, in the order of the results, and of two alike the one about the lower rank.
+__aicore__ inline uint32_t Severity(uint32_t result) { return Least(result, uint32_t(EXCHANGE_PEER_LOST)); }
 // The same for the first words of two verdicts: result and culprit.
 __aicore__ inline bool Outweighs(uint64_t one, uint64_t other) {
     const uint32_t severity = Severity(static_cast<uint32_t>(one));

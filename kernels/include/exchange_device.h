@@ -9,7 +9,7 @@
 
 #include "exchange.h"
 
-#define EXCHANGE_DEVICE_ABI_VERSION 3u
+#define EXCHANGE_DEVICE_ABI_VERSION 4u
 
 // The cause of an EXCHANGE_PEER_FAILED of this rank: CANN refused a call, and its words are in session.refusal.
 #define EXCHANGE_CAUSE_RUNTIME 255u

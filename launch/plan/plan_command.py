@@ -94,7 +94,7 @@ def request_of(parsed: argparse.Namespace) -> Request:
         ranks=parsed.ranks, max_tokens=parsed.max_tokens, dtype=dtype, slots=parsed.slots, verify=parsed.verify,
         quant=None if parsed.quant == "none" else parsed.quant, window_bytes=parsed.window_bytes,
         # As the MoE layer does: routers choose distinct experts for a token.
-        distinct_topk=not parsed.repeated_experts, counts="matrix" if parsed.device == "npu" else "auto", **shape,
+        distinct_topk=not parsed.repeated_experts, **shape,
     )  # fmt: skip
     if parsed.window_bytes is None:
         parameters = sized(

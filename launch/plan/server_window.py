@@ -37,7 +37,6 @@ def plan_server_window(
         dtype=shape.dtype if shape.dtype in ELEMENT_BYTES else "bfloat16",
         quant=None if options.quant == "none" else options.quant,
         distinct_topk=True,
-        counts="matrix",
     )
     parameters = sized(parameters, options, limits, device_bytes)
     return plan_memory(Request(shape.name, role, parameters, limits.decode_tokens_per_rank or 1))

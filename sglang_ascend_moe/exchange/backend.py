@@ -44,8 +44,6 @@ class Backend(Protocol):
     """Where peers ask for this rank's window; empty if they do not."""
     overlaps_rounds: bool
     """Whether rounds can be placed while experts run on the round before."""
-    grants_places: bool
-    """Whether its kernels know `counts="grants"`, which "auto" may mean then."""
 
     def make_windows(self, meeting: Meeting) -> Sequence[Window]:
         """The windows of all ranks, [ranks], prepared by their owners.

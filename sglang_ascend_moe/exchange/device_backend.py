@@ -32,7 +32,6 @@ class DeviceBackend:
     workers = 1
     address = b""
     overlaps_rounds = False
-    grants_places = False
 
     def __init__(self, device: torch.device, windows: str | None) -> None:
         """`device`: the NPU that the calling thread uses; `windows`: the provider of pooled memory, None for the one

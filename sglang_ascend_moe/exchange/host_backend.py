@@ -20,7 +20,6 @@ class HostBackend:
     """See `Backend`."""
 
     overlaps_rounds = True
-    grants_places = True
 
     def __init__(self, workers: int | None) -> None:
         """`workers`: as in `RankOptions`. Raises `InvalidInput`."""

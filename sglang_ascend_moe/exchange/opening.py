@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import torch
 import torch.distributed as dist
 
@@ -63,8 +62,6 @@ def open_exchange(
     secret = read_secret(options.secret_file)
     patience = options.patience()
     backend = backend_of(options)
-    if parameters.counts == "auto" and not backend.grants_places:
-        parameters = msgspec.structs.replace(parameters, counts="matrix")
     # Tensors that are made here are written to in any mode of autograd.
     with torch.inference_mode(False), ExitStack() as bring_up, ExitStack() as kept:
         bring_up.callback(backend.close)

@@ -68,8 +68,7 @@ class ExchangeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         rows, so that expert e's begin at row e * ranks * max_tokens (needs distinct_topk=True).
     verify: sends a checksum with every row and compares it before the row is used; `Corruption` if it differs.
     counts: "matrix" sends the counts of all experts to every rank; "grants" sends a rank those of its own experts only,
-        and it answers with the places of their rows; "auto" takes what needs less time with so many ranks, which
-        `Exchange.open` on NPUs takes for "matrix".
+        and it answers with the places of their rows; "auto" takes what needs less time with so many ranks.
     """
 
     ranks: int

@@ -72,10 +72,17 @@ class Clock:
         self._library.ascend_model_set_constant.argtypes = [u32, ctypes.c_double]
 
     def run(
-        self, scenario: Scenario, ranks: int, cores: int, *, quant: str | None = None, phase: str = "decode"
+        self,
+        scenario: Scenario,
+        ranks: int,
+        cores: int,
+        *,
+        quant: str | None = None,
+        phase: str = "decode",
+        counts: str = "auto",
     ) -> Times:
         """One exchange; every rank brings the first number of tokens of the scenario."""
-        parameters = exchange_parameters(ranks=ranks, quant=quant, **scenario.options(ranks))
+        parameters = exchange_parameters(ranks=ranks, quant=quant, counts=counts, **scenario.options(ranks))
         layout = bytes(native_layout(plan_window(parameters)))
         tokens = scenario.tokens[0]
         ids = b"".join(given.topk_ids.long().numpy().tobytes() for given in scenario.inputs(ranks))

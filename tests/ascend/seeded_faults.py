@@ -5,6 +5,7 @@ from __future__ import annotations
 from sglang_ascend_moe.native.codes import Step
 
 from . import test_exchange, test_quantise, test_segments, test_waits
+from .granted_faults import GRANTED_FAULTS
 from .kernel_mutations import Mutation
 
 SPLIT = test_exchange.test_any_division_over_cores_gives_the_same_bits
@@ -54,8 +55,9 @@ MUTATIONS = [
     Mutation(
         "arrive-before-rows",
         "dispatch.cpp",
-        "            PlaceRows();\n        const Verdict verdict = MeetAtArrivals(found);",
-        "            (void)0;\n        const Verdict verdict = MeetAtArrivals(found);\n        PlaceRows();",
+        "            PlaceRows();\n            found = grants_.Misplaced();\n        }\n"
+        "        const Verdict verdict = MeetAtArrivals(found);",
+        "        }\n        const Verdict verdict = MeetAtArrivals(found);\n        PlaceRows();",
         BITS,
         bits("top4"),
     ),
@@ -104,14 +106,6 @@ MUTATIONS = [
         "combine.cpp",
         "stamp = SequenceWord(control_.epoch, rendezvous_);",
         "stamp = SequenceWord(control_.epoch, rendezvous_ - 1);",
-        BITS,
-        bits("top4"),
-    ),
-    Mutation(
-        "a-header-judged-while-it-is-loaded",
-        "counts.h",
-        "        Order<HardEvent::MTE2_S>();\n    }\n    // Whether every unit at hand",
-        "    }\n    // Whether every unit at hand",
         BITS,
         bits("top4"),
     ),
@@ -213,7 +207,7 @@ MUTATIONS = [
         BITS,
         bits("top4"),
     ),
-    Mutation("earlier-ranks-forgotten", "counts.h", "Lane(before_, expert) + index", "index", BITS, bits("top4")),
+    Mutation("earlier-ranks-forgotten", "counts.h", "Number(before_, expert) + index", "index", BITS, bits("top4")),
     Mutation(
         "rows-of-earlier-experts-forgotten",
         "counts.h",
@@ -437,9 +431,9 @@ MUTATIONS = [
     ),
     Mutation(
         "counts-not-waited-for",
-        "counts.h",
-        "            return false;\n        for (uint32_t i = 0; i < number_; ++i) {",
-        "            (void)0;\n        for (uint32_t i = 0; i < number_; ++i) {",
+        "records.h",
+        "            return false;\n        const uint32_t cores",
+        "            (void)0;\n        const uint32_t cores",
         test_exchange.test_calls_that_alternate_schedules,
         {"ranks": 2, "calls": 300},
     ),
@@ -485,8 +479,8 @@ MUTATIONS = [
     Mutation(
         "units-pushed-before-they-are-filled",
         "counts.h",
-        "words.SetValue(header_block, 0);\n        }\n        Order<HardEvent::S_MTE3>();\n",
-        "words.SetValue(header_block, 0);\n        }\n",
+        "pairs.CountRouted());\n        Order<HardEvent::S_MTE3>();\n",
+        "pairs.CountRouted());\n",
         BITS,
         bits("top4"),
     ),
@@ -525,8 +519,8 @@ MUTATIONS = [
     Mutation(
         "sum-read-while-it-is-folded",
         "counts.h",
-        "        Order<HardEvent::V_S>();\n        uint64_t sum = 0;",
-        "        uint64_t sum = 0;",
+        "        Order<HardEvent::V_S>();\n        const uint64_t sum = ",
+        "        const uint64_t sum = ",
         BITS,
         bits("top4"),
     ),
@@ -597,4 +591,5 @@ MUTATIONS = [
         VAIN,
         {"cores": 1, "step": Step.COUNTS},
     ),
+    *GRANTED_FAULTS,
 ]

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.exchange.pool import Program, Rank
 from tests.exchange.scenario import Scenario
 from tests.exchange.schedules.test_rounds import run_in_rounds
+from tests.exchange.surface import granting
 from tests.exchange.test_bit_exact import exchange_in_every_schedule
 from tests.exchange.test_int8 import exchange_quantised
 from tests.exchange.test_properties import scenarios
@@ -19,6 +21,14 @@ EXAMPLES = {2: 16, 4: 8}
 """Examples by number of ranks, per test and number of cores."""
 NIGHTLY_TIMES = 15
 """So many times more of them every night."""
+
+
+def by_matrix(rank: Rank, program: Program, *arguments: object) -> object:
+    """The opposite of `granting`."""
+    return program(rank, *arguments)
+
+
+schemes = st.sampled_from([by_matrix, granting])
 
 every_combination = pytest.mark.parametrize(
     ("ranks", "cores"), RANKS_AND_CORES, ids=[f"{ranks}ranks-{cores}cores" for ranks, cores in RANKS_AND_CORES]
@@ -44,9 +54,9 @@ def drawn(examples: int):
 @every_combination
 def test_drawn_exchanges_equal_the_reference_to_the_bit(pools: AscendPools, library, ranks, cores, times):
     @drawn(times * EXAMPLES[ranks])
-    @given(scenario=scenarios(ranks))
-    def equals_the_reference(scenario: Scenario) -> None:
-        pools.run_on(ranks, library, cores, exchange_in_every_schedule, "windows", scenario)
+    @given(scenario=scenarios(ranks), scheme=schemes)
+    def equals_the_reference(scenario: Scenario, scheme: Program) -> None:
+        pools.run_on(ranks, library, cores, scheme, exchange_in_every_schedule, "windows", scenario)
 
     equals_the_reference()
 
@@ -56,9 +66,9 @@ def test_drawn_exchanges_whose_instructions_take_effect_late_have_the_same_bits(
     pools: AscendPools, delayed_library, cores
 ):
     @drawn(EXAMPLES[2])
-    @given(scenario=scenarios(2))
-    def equals_the_reference(scenario: Scenario) -> None:
-        pools.run_on(2, delayed_library, cores, exchange_in_every_schedule, "windows", scenario)
+    @given(scenario=scenarios(2), scheme=schemes)
+    def equals_the_reference(scenario: Scenario, scheme: Program) -> None:
+        pools.run_on(2, delayed_library, cores, scheme, exchange_in_every_schedule, "windows", scenario)
 
     equals_the_reference()
 

@@ -16,10 +16,10 @@ PAGE = REPOSITORY / "docs" / "ascend-kernels.md"
 UNIFIED_BUFFER_BYTES = 184 * 1024 - 256
 
 
-def compare_buffers(rank: Rank, library: str, cores: int, scenario: Scenario, quant: str | None) -> None:
+def compare_buffers(rank: Rank, library: str, cores: int, scenario: Scenario, options: dict[str, str]) -> None:
     with (
         on_model(library, cores) as model,
-        open_exchange("windows", rank, scenario, quant=quant) as exchange,
+        open_exchange("windows", rank, scenario, **options) as exchange,
     ):
         rows = exchange.dispatch(*scenario.inputs(rank.size)[rank.rank])
         measured = [max(core.ub_high_water for core in model.costs())]
@@ -28,7 +28,7 @@ def compare_buffers(rank: Rank, library: str, cores: int, scenario: Scenario, qu
         assert model.buffers(exchange.layout) == tuple(measured)
 
 
-@pytest.mark.parametrize("quant", [None, "int8"], ids=["as-is", "int8"])
+@pytest.mark.parametrize("options", [{}, {"quant": "int8"}, {"counts": "grants"}], ids=["as-is", "int8", "grants"])
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -40,8 +40,8 @@ def compare_buffers(rank: Rank, library: str, cores: int, scenario: Scenario, qu
     ],
     ids=["paper", "smallest", "odd-sizes", "longer-than-a-tile-fp16", "longer-than-a-tile-fp32"],
 )
-def test_the_unified_buffer_that_kernels_take_is_known_before(pools, library, scenario, quant):
-    pools.run(2, compare_buffers, library, 3, scenario, quant)
+def test_the_unified_buffer_that_kernels_take_is_known_before(pools, library, scenario, options):
+    pools.run(2, compare_buffers, library, 3, scenario, options)
 
 
 def run_at_the_edge(rank: Rank, library: str, scenario: Scenario, quant: str | None) -> tuple[int, int, str]:
@@ -94,9 +94,9 @@ def be_refused(rank: Rank, library: str, options: dict[str, object]) -> str:
     [
         ({"verify": True}, "verify=False"),
         ({"layout": "padded", "distinct_topk": True}, "layout='compact'"),
-        ({"counts": "grants"}, "counts='matrix'"),
+        ({"counts": "grants", "num_experts": 20_000}, "counts='matrix'"),
     ],
-    ids=["verify", "padded", "grants"],
+    ids=["verify", "padded", "experts-of-grants"],
 )
 def test_what_the_kernels_lack_is_refused_when_an_exchange_is_created(pools, library, options, words):
     assert all(words in text for text in pools.run(2, be_refused, library, options))

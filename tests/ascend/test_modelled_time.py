@@ -8,7 +8,19 @@ from tests.exchange.scenario import Scenario
 
 from .cost_sheet import CORES, Shape
 from .modelled_time import Clock, RankTimes
-from .time_sheet import EXPERTS, PAGE, PAPER, RANKS, TOKENS, constants_table, modelled, page, times_rows
+from .time_sheet import (
+    EXPERTS,
+    PAGE,
+    PAPER,
+    RANKS,
+    TOKENS,
+    Counted,
+    constants_table,
+    counts_row,
+    modelled,
+    page,
+    times_rows,
+)
 
 SMALL = Scenario(tokens=(16,), hidden=4096, topk=8, experts_per_rank=64, routing="distinct", rows="constant")
 
@@ -77,6 +89,10 @@ def test_the_page_tells_the_time_of_the_smallest_batch(clock, kind):
         begin = " | ".join(row.split(" | ")[:4])
         assert begin in PAGE.read_text()
     assert f"{RANKS} ranks, {CORES} cores, {EXPERTS} experts" in PAGE.read_text()
+
+
+def test_the_page_tells_the_time_of_counts_of_few_ranks(clock):
+    assert counts_row(clock, Counted(16, 16)) in PAGE.read_text()
 
 
 def test_constants_may_be_what_they_are(clock):

@@ -13,7 +13,7 @@ from .seeded_faults import MUTATIONS
 FEWEST = 20
 
 
-OFTEN = MUTATIONS[::4]
+OFTEN = MUTATIONS[::5]
 """On every change; all at night."""
 
 

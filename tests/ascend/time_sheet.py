@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+from tests.exchange.scenario import Scenario
+
 from .conftest import compile_objects, link_library
 from .cost_sheet import CORES, Shape
 from .host_model import KERNELS
@@ -39,6 +41,19 @@ PAPER = [
     Kind(4096, "int8", 59.46, 46.02),
     Kind(7168, None, 104.48, 70.23),
     Kind(7168, "int8", 71.48, 69.80),
+]
+
+
+class Counted(NamedTuple):
+    """A line of the table of counts."""
+
+    ranks: int
+    experts: int
+
+
+COUNTED = [
+    *(Counted(ranks, EXPERTS) for ranks in (8, 16, 32)),
+    *(Counted(ranks, ranks) for ranks in (16, 32, 64)),
 ]
 
 
@@ -98,6 +113,20 @@ def times_table(clock: Clock) -> str:
     return "\n".join(lines)
 
 
+def counts_row(clock: Clock, counted: Counted) -> str:
+    scenario = Scenario(
+        tokens=(1,), hidden=16, topk=8, experts_per_rank=counted.experts // counted.ranks, routing="distinct"
+    )
+    by_scheme = (clock.run(scenario, counted.ranks, CORES, counts=counts).dispatch for counts in ("matrix", "grants"))
+    times = [f"{max(rank.us for rank in ranks):.1f}" for ranks in by_scheme]
+    return "| " + " | ".join([*map(str, counted), *times]) + " |"
+
+
+def counts_table(clock: Clock) -> str:
+    lines = ["| ranks | experts | matrix | grants |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(counts_row(clock, counted) for counted in COUNTED)])
+
+
 TEXT = f"""# Modelled time
 
 The host model has a clock: every instruction is charged, each pipe of each core works in order, cores meet at barriers,
@@ -118,11 +147,20 @@ a kernel, and to show what a launch waits for. Launches begin together on all ra
 batches of 16 to 144 tokens; it does not tell its number of ranks. `python -m tests.ascend.time_sheet` writes this page.
 
 {{times}}
+
+## Counts
+
+Dispatch of one token of 16 elements a rank, {CORES} cores, in us, the slowest rank: what `counts="matrix"` and
+`counts="grants"` take where rows take nothing.
+
+{{counts}}
 """
 
 
 def page(clock: Clock) -> str:
-    return TEXT.format(constants=constants_table(clock.constants()), times=times_table(clock))
+    return TEXT.format(
+        constants=constants_table(clock.constants()), times=times_table(clock), counts=counts_table(clock)
+    )
 
 
 def main() -> int:

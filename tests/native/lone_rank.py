@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import struct
 
 import torch
@@ -16,15 +17,17 @@ WORD = EPOCH << 16 | Kind.DECODE
 
 
 class LoneRank:
-    """Rank 0 of an exchange whose other ranks bring nothing. What it writes to them falls into one window for all."""
+    """Rank 0 of an exchange whose other ranks bring nothing."""
 
     def __init__(self, layout: WindowLayout) -> None:
         self._layout = layout
-        self._memory = [ctypes.create_string_buffer(layout.total_bytes + LINE_BYTES) for _ in range(2)]
-        own, others = (-(-ctypes.addressof(memory) // LINE_BYTES) * LINE_BYTES for memory in self._memory)
         ranks = layout.parameters.ranks
+        # Only pages that are written to take memory.
+        self._memory = mmap.mmap(-1, ranks * layout.total_bytes)
+        own = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        windows = [own + rank * layout.total_bytes for rank in range(ranks)]
         initialise_window(layout, own)
-        self._session = NativeSession(layout, 0, [own, *[others] * (ranks - 1)], [-1] * ranks)
+        self._session = NativeSession(layout, 0, windows, [-1] * ranks)
         self._call = self._session.new_call(layout.parameters.max_tokens)
         numbers = struct.pack(f"<Q{COUNTS_PER_UNIT}I", WORD, *[0] * COUNTS_PER_UNIT) * layout.count_units
         record = struct.pack("<QIIQII", WORD, 0, 0, 0, 0, 0) + numbers
@@ -40,11 +43,14 @@ class LoneRank:
     def _push(self, lines: int, source: int, word: int) -> None:
         ctypes.c_uint64.from_address(lines + source * LINE_BYTES).value = word
 
-    def exchange(self) -> None:
-        """One dispatch and one combine of a token that is not routed."""
+    def dispatch(self) -> None:
+        """Of a token that is not routed."""
         p = self._layout.parameters
         x, ids = torch.zeros(1, p.hidden, dtype=torch.bfloat16), torch.full((1, p.topk), -1)
-        weights = torch.ones(1, p.topk)
-        self._call.take(x, ids, weights, Kind.DECODE, Part.WHOLE, keep_weights=False)
+        self._call.take(x, ids, torch.ones(1, p.topk), Kind.DECODE, Part.WHOLE, keep_weights=False)
         self._session.dispatch(self._call)
-        self._session.combine(self._call, x)
+
+    def exchange(self) -> None:
+        """One dispatch and one combine of it."""
+        self.dispatch()
+        self._session.combine(self._call, torch.zeros(1, self._layout.parameters.hidden, dtype=torch.bfloat16))

@@ -166,28 +166,52 @@ def test_any_record_and_arrive_word_is_one_or_named(words, header, counts):
         assert sum(counts[: LAYOUT.parameters.num_experts]) == header.detail <= header.tokens * TOPK
 
 
-@thorough
-@given(
+class Grant(NamedTuple):
+    """What the other rank grants this one."""
+
+    words: tuple[int, int]
+    total: int
+    begins: list[int]
+    off: int
+    """From the sum that the header should have."""
+
+
+grants = st.builds(
+    Grant,
     words=st.tuples(sequence_words, sequence_words),
     total=st.integers(0, 13) | words_64,
     begins=st.lists(st.integers(0, 13) | words_32, min_size=COUNTS_PER_UNIT, max_size=COUNTS_PER_UNIT),
     off=st.sampled_from([0, 0, 0, 1, 2**63]),
 )
-def test_any_grant_is_one_or_named(words, total, begins, off):
+
+
+def dispatch_with(grant: Grant, layout: WindowLayout = GRANTING) -> None:
+    """Of one token, whose second row goes to the second expert of the rank that grants this."""
     word = EPOCH << 16 | Kind.DECODE
-    windows = Windows(GRANTING)
+    windows = Windows(layout)
     windows.write_record([header_unit(word, Header(3, 0, 2, 0, 0)), count_unit(word, [2, 0, 0, 0, 0, 0])])
-    windows.write_line(GRANTING.offsets.arrive, word)
-    total_of_grant = (total + sum(begins[:2]) + off) % 2**64
-    windows.write_grant([struct.pack("<4Q", words[0], total, total_of_grant, 0), count_unit(words[1], begins)])
-    capacity = GRANTING.capacity
+    windows.write_line(layout.offsets.arrive, word)
+    total = (grant.total + sum(grant.begins[: layout.counted_experts]) + grant.off) % 2**64
+    header = struct.pack("<4Q", grant.words[0], grant.total, total, 0)
+    windows.write_grant([header, count_unit(grant.words[1], grant.begins)])
+    windows.dispatch()
+
+
+def require_granted_or_named(grant: Grant, layout: WindowLayout = GRANTING) -> None:
+    word, capacity = EPOCH << 16 | Kind.DECODE, layout.capacity
     try:
-        windows.dispatch()
+        dispatch_with(grant, layout)
     except AscendMoeError as error:
         require_named(error, "grants")
     else:
-        # One of this rank's two rows goes to the second expert of the other rank.
-        assert (words, off, total <= capacity, begins[1] < capacity) == ((word, word), 0, True, True)
+        wanted = ((word, word), 0, True, True)
+        assert (grant.words, grant.off, grant.total <= capacity, grant.begins[1] < capacity) == wanted
+
+
+@thorough
+@given(grants)
+def test_any_grant_is_one_or_named(grant):
+    require_granted_or_named(grant)
 
 
 @pytest.mark.parametrize("changed", range(COUNTS_PER_UNIT - 2))

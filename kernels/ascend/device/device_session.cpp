@@ -111,6 +111,7 @@ DispatchArguments DeviceSession::arguments_of(const ExchangeDispatch &call) cons
     arguments.positions = reinterpret_cast<uint64_t>(call.positions);
     arguments.counts = reinterpret_cast<uint64_t>(call.counts);
     arguments.matrix = reinterpret_cast<uint64_t>(call.matrix);
+    arguments.totals = reinterpret_cast<uint64_t>(call.totals);
     arguments.ids_bytes = call.ids_bytes;
     arguments.tokens = call.tokens;
     arguments.kind = call.kind;

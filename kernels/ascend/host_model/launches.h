@@ -38,6 +38,8 @@ inline void add_windows(std::vector<Region> &memory, const ExchangeSession &sess
         const uint64_t record = (1 + layout.count_units) * EXCHANGE_UNIT_BYTES;
         add("status", Region::control, layout.status, lines, false, true);
         add("records", Region::control, layout.records, 2 * layout.ranks * record);
+        if (layout.granting)
+            add("grants", Region::control, layout.grants, layout.ranks * record);
         add("arrive", Region::flags, layout.arrive, 2 * layout.slots * lines, false, true);
         add("done", Region::flags, layout.done, 2 * layout.slots * lines, false, true);
         add("rows", Region::payload, layout.rows, slot_rows * layout.row_bytes, true);
@@ -93,6 +95,7 @@ class Launch {
                                        address_of(call.positions),
                                        address_of(call.counts),
                                        address_of(call.matrix),
+                                       address_of(call.totals),
                                        0,
                                        call.ids_bytes,
                                        call.tokens,
@@ -105,7 +108,9 @@ class Launch {
         add("ids", Region::input, arguments.ids, pairs * call.ids_bytes);
         add("positions", Region::output, arguments.positions, pairs * sizeof(int64_t));
         add("counts", Region::output, arguments.counts, layout.experts / layout.ranks * sizeof(int64_t));
-        add("matrix", Region::output, arguments.matrix, uint64_t{layout.ranks} * layout.experts * sizeof(uint32_t));
+        add("matrix", Region::output, arguments.matrix, uint64_t{layout.ranks} * layout.counted * sizeof(uint32_t));
+        if (layout.granting)
+            add("totals", Region::output, arguments.totals, layout.ranks * sizeof(int64_t));
         if (call.kind == EXCHANGE_PREFILL) {
             const ascend_moe::Routing ids(call.ids, call.ids_bytes);
             std::vector<uint32_t> routed(call.tokens);

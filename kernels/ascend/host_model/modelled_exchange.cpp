@@ -20,12 +20,12 @@ using namespace ascend_model;
 struct RankData {
     RankData(const ExchangeLayout &layout, uint64_t tokens)
         : window(layout.total_bytes), x(tokens * layout.hidden), out(tokens * layout.hidden), ids(tokens * layout.topk),
-          positions(tokens * layout.topk), counts(layout.experts / layout.ranks),
-          matrix(uint64_t{layout.ranks} * layout.experts), weights(tokens * layout.topk) {}
+          positions(tokens * layout.topk), counts(layout.experts / layout.ranks), totals(layout.ranks),
+          matrix(uint64_t{layout.ranks} * layout.counted), weights(tokens * layout.topk) {}
 
     Pages<uint8_t> window;
     Pages<uint16_t> x, out;
-    Pages<int64_t> ids, positions, counts;
+    Pages<int64_t> ids, positions, counts, totals;
     Pages<uint32_t> matrix;
     Pages<float> weights;
     ExchangeSession session = {};
@@ -65,6 +65,7 @@ class Ranks {
             call.positions = data.positions.data();
             call.counts = data.counts.data();
             call.matrix = data.matrix.data();
+            call.totals = data.totals.data();
             return launch.dispatch(call);
         });
     }

@@ -40,19 +40,21 @@ inline uint64_t PairBufferBytes(const ExchangeLayout &layout) {
     return compared + results + 4 * InBlocks(uint64_t{layout.experts} * sizeof(int32_t));
 }
 
-// Of counts.h.
-inline uint64_t CountBufferBytes(const ExchangeLayout &layout) {
-    const uint64_t records = uint64_t{RecordsAtOnce(layout)} * (1 + layout.count_units);
-    const uint64_t units =
-        1 + uint64_t{3} * layout.count_units + records + 2 * Most(uint64_t{layout.count_units}, (records + 1) / 2);
+// Of records.h, counts.h and grants.h.
+inline uint64_t CountBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
+    const uint64_t record = RecordBytes(layout);
+    const uint64_t records = (RecordsAtOnce(layout) + 2 * uint64_t{FoldedAtOnce(layout)}) * record;
+    const uint64_t sums = (1 + uint64_t{MostServed(layout, cores)}) * record;
     const uint64_t starts = InBlocks((uint64_t{layout.ranks} + 1) * sizeof(uint32_t));
-    return units * EXCHANGE_UNIT_BYTES + starts + InBlocks(uint64_t{layout.experts / layout.ranks} * sizeof(int64_t));
+    const uint64_t totals = InBlocks(uint64_t{layout.experts / layout.ranks} * sizeof(int64_t));
+    return records + PushedBytes(layout, cores) + EXCHANGE_UNIT_BYTES + sums + starts + totals +
+           (layout.granting ? record : 0);
 }
 
 // Of dispatch.cpp, with routing.h.
 inline uint64_t DispatchBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
     const uint64_t pairs = 2 * InBlocks(uint64_t{PairsInPiece(layout.topk)} * sizeof(int64_t));
-    return ControlBufferBytes(layout, cores) + PairBufferBytes(layout) + CountBufferBytes(layout) + pairs +
+    return ControlBufferBytes(layout, cores) + PairBufferBytes(layout) + CountBufferBytes(layout, cores) + pairs +
            RowBufferBytes(layout);
 }
 
@@ -70,8 +72,6 @@ inline const char *RefuseLayout(const ExchangeLayout &layout, uint32_t cores, ch
         return "the Ascend kernels make no row checksums; create the exchange with verify=False";
     if (layout.expert_rows > 0)
         return "the Ascend kernels place whole rows without gaps; use layout='compact'";
-    if (layout.granting)
-        return "the Ascend kernels send the counts of all experts to every rank; use counts='matrix' or 'auto'";
     const uint64_t dispatch = DispatchBufferBytes(layout, cores), combine = CombineBufferBytes(layout, cores);
     const uint64_t needed = dispatch > combine ? dispatch : combine;
     if (needed <= unified_buffer_bytes)
@@ -79,9 +79,10 @@ inline const char *RefuseLayout(const ExchangeLayout &layout, uint32_t cores, ch
     snprintf(
         text, bytes,
         "num_experts=%u, ranks=%u, hidden=%u and topk=%u take %llu bytes of an Ascend core's unified buffer, which "
-        "has %llu; use fewer experts or ranks%s",
+        "has %llu; use fewer experts or ranks%s%s",
         layout.experts, layout.ranks, layout.hidden, layout.topk, static_cast<unsigned long long>(needed),
-        static_cast<unsigned long long>(unified_buffer_bytes), layout.quantised ? ", or quant=None" : "");
+        static_cast<unsigned long long>(unified_buffer_bytes), layout.quantised ? ", or quant=None" : "",
+        layout.granting ? ", or counts='matrix'" : "");
     return text;
 }
 

@@ -197,7 +197,6 @@ def _parameters_by_shape(
             distinct_topk=True,
             verify=over_windows and options.verify,
             quant=options.quant if over_windows and options.quant != "none" else None,
-            counts="auto" if device is None else "matrix",
         )
         for shape in dict.fromkeys(map(shape_of, layers))
     }

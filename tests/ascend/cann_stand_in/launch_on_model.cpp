@@ -50,7 +50,7 @@ template <class Arguments> class Located {
         // Without tokens there may be no memory behind their addresses.
         if (call.tokens == 0)
             call.x = call.ids = call.positions = 0;
-        locate_each(call.x, call.ids, call.positions, call.counts, call.matrix, call.segments);
+        locate_each(call.x, call.ids, call.positions, call.counts, call.matrix, call.totals, call.segments);
     }
     static void locate(CombineArguments &call) {
         if (call.tokens == 0)
@@ -98,7 +98,8 @@ Memory memory_of(const DispatchArguments &call, uint32_t cores) {
     memory.add("ids", Region::input, call.ids, pairs * call.ids_bytes);
     memory.add("positions", Region::output, call.positions, pairs * sizeof(int64_t));
     memory.add("counts", Region::output, call.counts, layout.experts / layout.ranks * sizeof(int64_t));
-    memory.add("matrix", Region::output, call.matrix, uint64_t{layout.ranks} * layout.experts * sizeof(uint32_t));
+    memory.add("matrix", Region::output, call.matrix, uint64_t{layout.ranks} * layout.counted * sizeof(uint32_t));
+    memory.add("totals", Region::output, call.totals, layout.granting ? layout.ranks * sizeof(int64_t) : 0);
     memory.add("segments", Region::input, call.segments, (cores + 1) * sizeof(uint64_t));
     return memory;
 }

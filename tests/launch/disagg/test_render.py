@@ -263,7 +263,6 @@ def test_windows_are_those_that_the_exchange_would_map(deployment: Deployment, t
             max_tokens=tokens,
             topk=config["num_experts_per_tok"],
             distinct_topk=True,
-            counts="matrix",  # as on NPUs
         )
         limits = SchedulerLimits(batch, batch, "--chunked-prefill-size", role.tp_size, name)
         planned = plan_window(sized(parameters, Options(), limits))

@@ -109,8 +109,8 @@ def test_quantised_rows_have_the_bits_of_the_host(npu_ranks, seed):
     npu_ranks.run(2, compare_with_host, 2, {"quant": "int8"}, seed=seed)
 
 
-def test_where_a_host_grants_places_an_npu_gives_the_same_bits_by_a_matrix(npu_ranks):
-    npu_ranks.run(2, granting, compare_with_host, 1, {})
+def test_where_places_are_granted_calls_give_the_bits_of_the_host(npu_ranks):
+    npu_ranks.run(2, granting, compare_with_host, 2, {})
 
 
 def move_between_streams(rank: Rank) -> None:
