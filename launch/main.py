@@ -46,6 +46,12 @@ def _doctor(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _top(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.top.top_command import main
+
+    return main(arguments)
+
+
 def _bench(arguments: list[str]) -> int:
     from sglang_ascend_moe.launch.bench.bench_command import main
 
@@ -76,6 +82,7 @@ COMMANDS = {
     "adopt": Command(_adopt, "an existing command line of SGLang, and what becomes of it with --ascend-moe"),
     "disagg": Command(_disagg, "prefill and decode on different servers behind a router: start, check, render", True),
     "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
+    "top": Command(_top, "a live view of a running server: rows, waits, imbalance of each rank"),
     "bench": Command(_bench, "measure the exchange against other ways to move the same rows", True),
     "build-kernels": Command(_build_kernels, "the kernels for Ascend devices, with CANN"),
     "plan": Command(_plan, "bytes and modelled latencies of configurations, before anything is allocated", True),

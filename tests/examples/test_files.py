@@ -17,6 +17,7 @@ WITHOUT_EXAMPLE = {
     "demo": "is one by itself",
     "adopt": "has a page of recipes",
     "build-kernels": "needs CANN",
+    "top": "shows any server",
 }
 
 

@@ -16,7 +16,7 @@ HEAVY = ("torch", "sglang", "numpy", "transformers", "matplotlib", "safetensors"
 MOST_MODULES = 400
 """What half a second of a core imports."""
 HELP = (
-    "serve", "demo", "adopt", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "bench",
+    "serve", "demo", "adopt", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "top", "bench",
     "bench exchange", "bench graphs", "bench serving", "bench products", "bench report", "bench page", "build-kernels",
     "plan", "plan memory", "plan schedule", "plan calibrate",
     "plan check",
@@ -57,6 +57,8 @@ MISTAKES = {
     "doctor: an address": "doctor --url localhost",
     "doctor: an address without host": "doctor --url http://",
     "doctor: a port": "doctor --url http://localhost:port",
+    "top: an address": "top --url localhost",
+    "top: an interval": "top --interval 0",
     "demo: a folder that cannot be made": "demo --keep /dev/null/x",
     "build-kernels: a value": "build-kernels --npu-arch a3",
 }

@@ -15,6 +15,7 @@ import requests
 
 from sglang_ascend_moe.launch.doctor import doctor_command
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
+from sglang_ascend_moe.launch.top import top_command
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
 from tests.serving import routes
 from tests.serving.clients import Traffic, ask, malformed_requests, malformed_texts, post
@@ -67,9 +68,11 @@ def served(checkpoint: Path, prompts: list[list[int]], tmp_path_factory: pytest.
 
 
 def test_it_tells_its_state(served, capsys):
-    """The doctor and Prometheus are told of both ranks, over HTTP."""
+    """The doctor, the live view and Prometheus are told of both ranks, over HTTP."""
     assert doctor_command.main(["--url", served.url]) == OK
     assert "2 ranks, 2 of them heard" in capsys.readouterr().out
+    assert top_command.main(["--url", served.url, "--once", "--interval", "0.1"]) == OK
+    assert "the server is idle" in capsys.readouterr().out
     metrics = requests.get(f"{served.url}/metrics", timeout=60).text
     assert [rank for rank in (0, 1) if f'ascend_moe_rounds_total{{moe_ep_rank="{rank}"' not in metrics] == []
 

@@ -1,0 +1,1 @@
+"""`ascend-moe top`: what the ranks of a running server do, as it changes."""
