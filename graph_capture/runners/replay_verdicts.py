@@ -32,10 +32,13 @@ class VerifiedTokens:
 
 
 def copy_with_tokens(original: Callable[..., None], result: Any, *arguments: Any, **named: Any) -> None:
-    """Around `GenerationBatchResult.copy_to_cpu`, which ends with the event."""
+    """Around `copy_to_cpu` of SGLang's results of a batch, which ends with the event, if anything was copied."""
     fetched = [(exchange, exchange.fetch_verdicts()) for exchange in _unverified()]
     original(result, *arguments, **named)
-    if fetched:
+    if fetched and result.copy_done is None:
+        for exchange, _ in fetched:
+            exchange.check_replays()
+    elif fetched:
         result.copy_done = VerifiedTokens(result.copy_done, fetched)
 
 

@@ -67,12 +67,15 @@ HOOKS: tuple[Hook, ...] = (
         "replays are counted for the server's state, and what their exchanges found has to be looked at",
         Where.NPU,
     ),
-    Hook(
-        f"{SRT}.managers.utils.GenerationBatchResult.copy_to_cpu",
-        HookKind.AROUND,
-        replay_verdicts.copy_with_tokens,
-        "no token of a failed step may leave, and so what its exchanges found comes to the host with its tokens",
-        Where.NPU,
+    *(
+        Hook(
+            f"{SRT}.managers.utils.{result}.copy_to_cpu",
+            HookKind.AROUND,
+            replay_verdicts.copy_with_tokens,
+            "no token of a failed step may leave, and so what its exchanges found comes to the host with its tokens",
+            Where.NPU,
+        )
+        for result in ("GenerationBatchResult", "EmbeddingBatchResult")
     ),
     Hook(
         f"{SRT}.managers.scheduler.Scheduler.process_batch_result",

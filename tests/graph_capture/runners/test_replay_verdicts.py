@@ -104,6 +104,15 @@ def test_each_step_is_fetched_once_however_many_replays_it_has(exchange):
     assert exchange.asked == ["fetch", "tokens copied", "tokens copied"]
 
 
+def test_where_nothing_is_copied_what_was_found_is_waited_for(exchange):
+    """As with a batch of no embeddings."""
+    exchange.note_replay()
+    exchange.fault = PeerLost("rank 1 has died", rank=1)
+    with pytest.raises(PeerLost):
+        copy(Result(exchange.asked, overlap=False))
+    assert exchange.asked == ["fetch", "tokens copied", "wait"]
+
+
 def test_without_overlap_a_replay_is_waited_for_before_its_tokens_are_read(exchange):
     exchange.fault = PeerLost("rank 1 has died", rank=1)
     exchange.note_replay()
