@@ -258,7 +258,7 @@ class Slots:
     def combine_fitting(self, ticket: Ticket, out: Tensor, /) -> int | None:
         """The first combine of results that are in place, into what the kernels on the host take as it is. None: it is
         not that, and nothing is done; else its `codes.Result`."""
-    def combined(self, ticket: Ticket, begun_ns: int, /) -> None:
-        """A combine that began then has ended."""
+    def combined(self, ticket: Ticket, begun_ns: int, waited: bool, /) -> None:
+        """A combine that began then has ended, or was only put on a stream."""
     def holds(self, ticket: Ticket, /) -> bool:
         """Whether the rows are still there."""

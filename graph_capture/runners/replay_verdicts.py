@@ -7,6 +7,7 @@ Functions whose description begins with Before or Around are hooks: see `runner_
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from sglang_ascend_moe.exchange.expert_exchange import ExpertExchange
@@ -33,7 +34,8 @@ class VerifiedTokens:
 
 def copy_with_tokens(original: Callable[..., None], result: Any, *arguments: Any, **named: Any) -> None:
     """Around `copy_to_cpu` of SGLang's results of a batch, which ends with the event, if anything was copied."""
-    fetched = [(exchange, exchange.fetch_verdicts()) for exchange in _unverified()]
+    # A stage looks before it hands anything on; here the stream may not be behind the one that its steps run on.
+    fetched = [] if _has_stages() else [(exchange, exchange.fetch_verdicts()) for exchange in _unverified()]
     original(result, *arguments, **named)
     if fetched and result.copy_done is None:
         for exchange, _ in fetched:
@@ -45,19 +47,26 @@ def copy_with_tokens(original: Callable[..., None], result: Any, *arguments: Any
 def check_uncopied(scheduler: Any, _batch: Any, result: Any) -> None:
     """Before `Scheduler.process_batch_result`: without overlap SGLang reads tokens that it has not copied before."""
     if result.copy_done is None and not scheduler.enable_overlap:
-        _wait_for_verdicts()
+        _wait_for_verdicts(scheduler)
 
 
-def check_before_handing_on(_scheduler: Any, *_: Any, **__: Any) -> None:
+def check_before_handing_on(scheduler: Any, *_: Any, **__: Any) -> None:
     """Before `Scheduler._pp_send_dict_to_next_stage` and `_pp2_only_send_recv_output_tensors_npu`: the first stage of a
     pipeline answers with what the last hands on, before that looks at its own results."""
-    _wait_for_verdicts()
+    _wait_for_verdicts(scheduler)
 
 
-def _wait_for_verdicts() -> None:
+def _wait_for_verdicts(scheduler: Any) -> None:
     """Raise what has been found wrong since verdicts were looked at for the last time."""
-    for exchange in _unverified():
-        exchange.check_replays()
+    # A stage's steps run on a stream of their own, which these hooks are called beside.
+    with scheduler.forward_stream_ctx if _has_stages() else nullcontext():
+        for exchange in _unverified():
+            exchange.check_replays()
+
+
+def _has_stages() -> bool:
+    serving = layer.serving()
+    return serving is not None and serving.stages > 1
 
 
 def _unverified() -> list[ExpertExchange]:

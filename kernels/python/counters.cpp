@@ -73,14 +73,15 @@ void Counters::dispatched(const Dispatched &ended) {
             static_cast<double>(ended.largest_rows * ranks) / static_cast<double>(ended.rows_of_all));
 }
 
-void Counters::combined(uint32_t kind, uint64_t begun_ns, const std::vector<uint64_t> &waited) {
+void Counters::combined(uint32_t kind, uint64_t begun_ns, bool waited, const std::vector<uint64_t> &waits) {
     PhaseCounts &counts = of(kind);
     const uint64_t took_ns = now_ns() - begun_ns;
     counts.combine_ns += took_ns;
-    add(counts, combine_time, seconds(took_ns));
-    if (waited.empty())
+    if (waited)
+        add(counts, combine_time, seconds(took_ns));
+    if (waits.empty())
         return;
-    const uint64_t total = std::accumulate(waited.begin(), waited.end(), uint64_t{0});
+    const uint64_t total = std::accumulate(waits.begin(), waits.end(), uint64_t{0});
     add(counts, wait_time, seconds(total - std::exchange(waited_ns, total)));
 }
 
@@ -130,7 +131,7 @@ PyObject *combined(PyObject *self, PyObject *arguments) {
     unsigned long long begun_ns;
     if (!PyArg_ParseTuple(arguments, "IK", &kind, &begun_ns))
         return nullptr;
-    value_of<Counters>(self).combined(kind, begun_ns, {});
+    value_of<Counters>(self).combined(kind, begun_ns, true, {});
     Py_RETURN_NONE;
 }
 

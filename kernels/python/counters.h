@@ -49,8 +49,8 @@ struct Counters {
 
     PhaseCounts &of(uint32_t kind) { return phases[kind == EXCHANGE_PREFILL ? 1 : 0]; }
     void dispatched(const Dispatched &ended);
-    // `waited`: for each peer, since the exchange was opened.
-    void combined(uint32_t kind, uint64_t begun_ns, const std::vector<uint64_t> &waited);
+    // `waited`: whether the call was waited for; `waits`: for each peer, since the exchange was opened.
+    void combined(uint32_t kind, uint64_t begun_ns, bool waited, const std::vector<uint64_t> &waits);
     void planned(uint64_t begun_ns, uint64_t rounds);
 };
 

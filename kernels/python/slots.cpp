@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "call.h"
@@ -71,7 +72,7 @@ struct Slots {
     }
 
     PyObject *hand_out(PyObject *held, PyObject *weights, const Begun &begun);
-    void count_combine(const Ticket &ticket, uint64_t begun_ns);
+    void count_combine(const Ticket &ticket, uint64_t begun_ns, bool waited);
 };
 
 bool has_history(PyObject *tensor) {
@@ -85,8 +86,10 @@ bool has_history(PyObject *tensor) {
 bool renew_view(Reference &view, PyObject *renew) {
     for (Py_ssize_t i = 0; i < 3; ++i)
         if (has_history(PyTuple_GetItem(view.get(), i))) {
-            view = Reference(PyObject_CallObject(renew, view.get()));
-            return static_cast<bool>(view);
+            Reference renewed(PyObject_CallObject(renew, view.get()));
+            if (renewed)
+                view = std::move(renewed);
+            break;
         }
     return PyErr_Occurred() == nullptr;
 }
@@ -111,6 +114,8 @@ std::vector<uint64_t> rows_by_rank(const Call &call) {
 PyObject *Slots::hand_out(PyObject *held, PyObject *weights, const Begun &begun) {
     const Call &call = value_of<Call>(held);
     const ExchangeCombine &place = call.arguments.combine;
+    for (Reference *half : held_by(place.slot, begun.part))
+        *half = Reference::to(held);
     const Reference made = create<Ticket>(ticket_type);
     Reference &view = views[place.slot * parts + begun.part];
     if (!made || !renew_view(view, renew.get()))
@@ -128,8 +133,6 @@ PyObject *Slots::hand_out(PyObject *held, PyObject *weights, const Begun &begun)
     ticket.part = begun.part;
     ticket.slot = place.slot;
     ticket.tokens = place.tokens;
-    for (Reference *half : held_by(place.slot, begun.part))
-        *half = Reference::to(held);
     auto &counted = value_of<Counters>(counters.get());
     Dispatched ended = {.kind = begun.kind,
                         .begun_ns = begun.begun_ns,
@@ -156,11 +159,11 @@ PyObject *Slots::hand_out(PyObject *held, PyObject *weights, const Begun &begun)
     return make(reinterpret_cast<PyTypeObject *>(rows_type.get()), arguments.get(), nullptr);
 }
 
-void Slots::count_combine(const Ticket &ticket, uint64_t begun_ns) {
+void Slots::count_combine(const Ticket &ticket, uint64_t begun_ns, bool waited) {
     // The kernels of a device do not say whom they wait for.
     const Session &session_of = *value_of<Call>(ticket.call.get()).session;
     value_of<Counters>(counters.get())
-        .combined(ticket.kind, begun_ns,
+        .combined(ticket.kind, begun_ns, waited,
                   session_of.takes_host_tensors ? session_of.waited_ns : std::vector<uint64_t>());
 }
 
@@ -237,17 +240,18 @@ PyObject *combine_fitting(PyObject *self, PyObject *const *arguments, Py_ssize_t
     ticket.combines = 1;
     const int result = call.run_combine(call.session->functions.combine);
     if (result == EXCHANGE_OK)
-        slots.count_combine(ticket, begun_ns);
+        slots.count_combine(ticket, begun_ns, true);
     return result_of(result);
 }
 
-// combined(ticket, begun_ns)
+// combined(ticket, begun_ns, waited)
 PyObject *combined(PyObject *self, PyObject *arguments) {
     PyObject *ticket;
     unsigned long long begun_ns;
-    if (!PyArg_ParseTuple(arguments, "O!K", ticket_type, &ticket, &begun_ns))
+    int waited;
+    if (!PyArg_ParseTuple(arguments, "O!Kp", ticket_type, &ticket, &begun_ns, &waited))
         return nullptr;
-    value_of<Slots>(self).count_combine(value_of<Ticket>(ticket), begun_ns);
+    value_of<Slots>(self).count_combine(value_of<Ticket>(ticket), begun_ns, waited != 0);
     Py_RETURN_NONE;
 }
 

@@ -36,7 +36,8 @@ def _table(title: str, rates: Sequence[RankRates]) -> Table:
     for one in rates:
         table.add_row(
             str(one.rank),
-            f"{one.rows_s:,.0f}",
+            # Of what an NPU does on its own the host is not told.
+            f"{one.rows_s:,.0f}" if one.rows_s or not (one.tokens_s or one.replays_s) else "-",
             f"{one.tokens_s:,.0f}",
             _percent(one.dispatch),
             _percent(one.combine),
@@ -65,8 +66,8 @@ def _summary(rates: Sequence[RankRates]) -> Text:
     uneven = max((one for one in rates if one.imbalance is not None), key=lambda one: one.imbalance or 0, default=None)
     if uneven is not None and uneven.imbalance is not None and uneven.imbalance >= UNEVEN:
         said.append(f"rank {uneven.rank} receives {uneven.imbalance:.2f} times the mean")
-    if not any(one.rows_s for one in rates):
-        said.append("no rows move: the server is idle")
+    if not any(one.tokens_s or one.replays_s for one in rates):
+        said.append("no tokens come: the server is idle")
     return Text("; ".join(said) or "no rank is late, and none gets far more than others")
 
 

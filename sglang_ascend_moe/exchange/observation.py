@@ -24,8 +24,8 @@ class PhaseCounts(msgspec.Struct):
 
     calls: MoE layers; rounds: exchanges of rows, one per call in decode. tokens: brought by this rank; rows: received
     for its experts. largest_rows: rows of the rank that received most, summed over rounds; counted only if
-    `Counters.measures_imbalance`, and not on a device, where counts would have to be waited for. dispatch_ns,
-    combine_ns: nanoseconds in the two halves, waits included.
+    `Counters.measures_imbalance`. dispatch_ns, combine_ns: nanoseconds in the two halves, waits included. Of a device's
+    replays nothing is counted, of its decode calls that nobody waits for no rows, and no largest rows at all.
     """
 
     calls: int = 0

@@ -115,6 +115,7 @@ class OneStream:
     def launch(self, tensors: Sequence[torch.Tensor], kernel: int, session: int, call: int, most_rows: int) -> None:
         assert len(tensors) == 2
         ready, library = Launch(), self.cann.library
+        library.exchange_device_use_stream(session, self.stream, 0)
         if kernel:
             assert library.exchange_device_ready_combine(session, call, ctypes.byref(ready)) == 0
         else:

@@ -30,6 +30,7 @@ bool use_stream(const at::Tensor &like, int64_t session) {
 // torch's launches.
 void launch(at::TensorList tensors, int64_t kernel, int64_t session, int64_t call, int64_t most_rows) {
     const auto stream = c10_npu::getCurrentNPUStream(tensors.front().device().index()).stream(false);
+    exchange_device_use_stream(session_at(session), stream, 0); // it may have fewer cores than the one before
     ExchangeLaunch ready;
     const int result = kernel == 0 ? exchange_device_ready_dispatch(session_at(session),
                                                                     reinterpret_cast<const ExchangeDispatch *>(call),

@@ -144,7 +144,7 @@ class ExchangeSteps:
         self._begin_combine(rows)
         self._copy_results(expert_out, rows)
         self.session.combine(rows.ticket.call, out, wait=wait)
-        self._slots.combined(rows.ticket, begun_ns)
+        self._slots.combined(rows.ticket, begun_ns, wait)
 
     def combine_fitting(self, rows: ExpertRows, out: Tensor) -> bool:
         """The first `combine` of results that are in place, if the kernels take `out` as it is; else False, and
@@ -172,7 +172,7 @@ class ExchangeSteps:
         """The second part: waits for everyone's results and reduces them into `out` [tokens, hidden]."""
         begun_ns = perf_counter_ns()
         self.session.combine_receive(rows.ticket.call, out)
-        self._slots.combined(rows.ticket, begun_ns)
+        self._slots.combined(rows.ticket, begun_ns, True)
 
     def rejoin(self, rows: ExpertRows) -> None:
         """Makes `rows.out` writable again after a combine: waits until every rank begins its next one.

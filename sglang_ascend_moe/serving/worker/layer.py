@@ -333,11 +333,23 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
 
 
 def _tokens_of_all_ranks() -> int | None:
-    """What the running step's ranks bring together at most; None where SGLang does not tell each other's batches."""
+    """What the running step's ranks bring together at most; None where SGLang does not tell them of each other."""
     from sglang.srt.layers.dp_attention import get_dp_global_num_tokens, is_dp_attention_enabled
+    from sglang.srt.runtime_context import get_parallel
 
     tokens = get_dp_global_num_tokens() if is_dp_attention_enabled() else None
-    return sum(tokens) if tokens else None
+    if not tokens or len(tokens) == 1:
+        return None
+    # Where a text is not divided, each context-parallel rank brings all tokens of its group.
+    return sum(tokens) * int(get_parallel().attn_cp_size)
+
+
+def _replay_together() -> bool:
+    """Whether all ranks replay graphs of one size: without gathers, groups of attention choose their own."""
+    from sglang.srt.layers.dp_attention import is_dp_attention_enabled
+    from sglang.srt.utils import require_mlp_tp_gather
+
+    return not is_dp_attention_enabled() or require_mlp_tp_gather()
 
 
 def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:
@@ -349,9 +361,10 @@ def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_
             " --disable-cuda-graph"
         )
 
+    alike = _replay_together()
+
     def bind(x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> launches.Launch:
-        # SGLang's ranks replay graphs of one size together.
-        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out, alike=True)
+        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out, alike=alike)
 
     out = torch.empty_like(hidden_states)
     launches.launch(bind, [hidden_states, topk_output.topk_ids, topk_output.topk_weights], [out])

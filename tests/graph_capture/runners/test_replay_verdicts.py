@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +132,28 @@ def test_a_step_that_is_sampled_later_is_looked_at_when_its_tokens_are_copied(ex
     assert exchange.asked == []
     copy(Result(exchange.asked))
     assert exchange.asked == ["fetch", "tokens copied"]
+
+
+@pytest.mark.parametrize("look", ["uncopied", "handing-on"])
+def test_a_stage_looks_on_the_stream_of_its_steps_alone(exchange, monkeypatch, look):
+    monkeypatch.setattr(layer, "serving", lambda: SimpleNamespace(stages=2))
+
+    @contextmanager
+    def forward_stream() -> Iterator[None]:
+        exchange.asked.append("its stream")
+        yield
+        exchange.asked.append("back")
+
+    scheduler = SimpleNamespace(enable_overlap=False, forward_stream_ctx=forward_stream())
+    result = Result(exchange.asked, overlap=False)
+    exchange.note_replay()
+    copy(result)
+    assert exchange.asked == ["tokens copied"]
+    if look == "uncopied":
+        replay_verdicts.check_uncopied(scheduler, None, result)
+    else:
+        replay_verdicts.check_before_handing_on(scheduler, {})
+    assert exchange.asked == ["tokens copied", "its stream", "wait", "back"]
 
 
 def test_a_stage_waits_for_its_replays_before_it_hands_anything_on(exchange):

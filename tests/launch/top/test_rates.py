@@ -101,6 +101,13 @@ def test_an_idle_server_is_called_idle():
     assert "the server is idle" in shown(rates_between(BEFORE, BEFORE._replace(at_s=11.0)))
 
 
+def test_an_npu_that_replays_graphs_is_not_idle():
+    replaying = [
+        one._replace(rows_s=0.0, tokens_s=0.0, imbalance=None, replays_s=40.0) for one in rates_between(BEFORE, AFTER)
+    ]
+    assert "idle" not in shown(replaying)
+
+
 @pytest.mark.parametrize("field", ["imbalance", "fill"])
 def test_what_is_not_known_is_a_dash(field):
     [one, _] = rates_between(BEFORE, AFTER)

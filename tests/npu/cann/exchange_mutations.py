@@ -115,12 +115,14 @@ IN_CAPTURE = "torch.npu.is_current_stream_capturing() and self._enter()"
 MUTATIONS = [
     Mutation(
         "a dispatch takes the stream of the call before it", SESSION,
-        "if self._enter():\n            self._put(_DISPATCH", f"if {IN_CAPTURE}:\n            self._put(_DISPATCH",
+        "if self._is_deferred(wait):\n            self._put(_DISPATCH",
+        f"if not wait or {IN_CAPTURE}:\n            self._put(_DISPATCH",
         streams,
     ),
     Mutation(
         "a combine takes the stream of its dispatch", SESSION,
-        "if self._enter():\n            call.take_out", f"if {IN_CAPTURE}:\n            call.take_out", streams,
+        "if self._is_deferred(wait):\n            call.take_out",
+        f"if not wait or {IN_CAPTURE}:\n            call.take_out", streams,
     ),
     Mutation(
         "the rendezvous before a second combine takes the stream of the first", SESSION,
@@ -145,7 +147,7 @@ MUTATIONS = [
     ),
     Mutation(
         "replays are checked on the stream that was captured", SESSION,
-        "        self._enter()\n        if result", "        if result", refused_replays,
+        "        self._enter()\n        self.unverified", "        self.unverified", refused_replays,
     ),
     Mutation(
         "a fault that was fetched is forgotten on the stream that was captured", SESSION,

@@ -232,6 +232,38 @@ def test_auto_takes_the_phase_that_the_ranks_agreed_on(monkeypatch: pytest.Monke
     assert [layer._phase(Options(schedule=forced)) for forced in ("decode", "prefill")] == ["decode", "prefill"]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "divided", "most"),
+    [
+        pytest.param(None, 1, None, id="no attention of its own"),
+        pytest.param([3, 100], 1, 103, id="groups told of each other"),
+        pytest.param([3, 100], 2, 206, id="each group of two context-parallel ranks"),
+        pytest.param([3], 1, None, id="groups that know their own batch alone"),
+        pytest.param([0], 1, None, id="an idle group of these"),
+    ],
+)
+def test_what_all_ranks_bring_is_known_only_if_sglang_tells_them_of_each_other(monkeypatch, tokens, divided, most):
+    from sglang.srt import runtime_context
+    from sglang.srt.layers import dp_attention
+
+    monkeypatch.setattr(dp_attention, "is_dp_attention_enabled", lambda: tokens is not None)
+    monkeypatch.setattr(dp_attention, "get_dp_global_num_tokens", lambda: tokens)
+    monkeypatch.setattr(runtime_context, "get_parallel", lambda: argparse.Namespace(attn_cp_size=divided))
+    assert layer._tokens_of_all_ranks() == most
+
+
+@pytest.mark.parametrize(
+    ("attention", "gathers", "together"), [(False, False, True), (True, True, True), (True, False, False)]
+)
+def test_ranks_replay_graphs_of_one_size_unless_groups_choose_their_own(monkeypatch, attention, gathers, together):
+    from sglang.srt import utils
+    from sglang.srt.layers import dp_attention
+
+    monkeypatch.setattr(dp_attention, "is_dp_attention_enabled", lambda: attention)
+    monkeypatch.setattr(utils, "require_mlp_tp_gather", lambda: gathers)
+    assert layer._replay_together() is together
+
+
 def test_without_the_flag_sglang_runs_its_own_layer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(layer, "_serving", None)
     monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", argparse.Namespace)
