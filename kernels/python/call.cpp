@@ -184,8 +184,7 @@ bool add_call_type(PyObject *module) {
     };
     static PyType_Spec spec = {"sglang_ascend_moe._host_kernels.Call", sizeof(Object<Call>), 0,
                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
-    call_type = reinterpret_cast<PyTypeObject *>(PyType_FromSpec(&spec));
-    return call_type != nullptr && PyModule_AddType(module, call_type) == 0;
+    return add_type(module, call_type, spec);
 }
 
 } // namespace binding

@@ -1,7 +1,6 @@
 #include "counters.h"
 
 #include <cstddef>
-#include <ctime>
 #include <numeric>
 #include <type_traits>
 #include <utility>
@@ -9,12 +8,6 @@
 namespace binding {
 
 PyTypeObject *counters_type = nullptr;
-
-uint64_t now_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
-}
 
 void Histogram::add(double value, const double *bounds, size_t number) {
     size_t place = 0;
@@ -73,15 +66,15 @@ void Counters::dispatched(const Dispatched &ended) {
             static_cast<double>(ended.largest_rows * ranks) / static_cast<double>(ended.rows_of_all));
 }
 
-void Counters::combined(uint32_t kind, uint64_t begun_ns, bool waited, const std::vector<uint64_t> &waits) {
+void Counters::combined(uint32_t kind, uint64_t begun_ns, bool waited, const std::vector<uint64_t> *waits) {
     PhaseCounts &counts = of(kind);
     const uint64_t took_ns = now_ns() - begun_ns;
     counts.combine_ns += took_ns;
     if (waited)
         add(counts, combine_time, seconds(took_ns));
-    if (waits.empty())
+    if (waits == nullptr)
         return;
-    const uint64_t total = std::accumulate(waits.begin(), waits.end(), uint64_t{0});
+    const uint64_t total = std::accumulate(waits->begin(), waits->end(), uint64_t{0});
     add(counts, wait_time, seconds(total - std::exchange(waited_ns, total)));
 }
 
@@ -131,7 +124,7 @@ PyObject *combined(PyObject *self, PyObject *arguments) {
     unsigned long long begun_ns;
     if (!PyArg_ParseTuple(arguments, "IK", &kind, &begun_ns))
         return nullptr;
-    value_of<Counters>(self).combined(kind, begun_ns, true, {});
+    value_of<Counters>(self).combined(kind, begun_ns, true, nullptr);
     Py_RETURN_NONE;
 }
 
@@ -191,8 +184,7 @@ bool add_counters_type(PyObject *module) {
     };
     static PyType_Spec spec = {"sglang_ascend_moe._host_kernels.Counters", sizeof(Object<Counters>), 0,
                                Py_TPFLAGS_DEFAULT, slots};
-    counters_type = reinterpret_cast<PyTypeObject *>(PyType_FromSpec(&spec));
-    return counters_type != nullptr && PyModule_AddType(module, counters_type) == 0;
+    return add_type(module, counters_type, spec);
 }
 
 } // namespace binding

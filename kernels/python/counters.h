@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "exchange.h"
+#include "waiting.h"
 
 namespace binding {
 
@@ -49,13 +50,14 @@ struct Counters {
 
     PhaseCounts &of(uint32_t kind) { return phases[kind == EXCHANGE_PREFILL ? 1 : 0]; }
     void dispatched(const Dispatched &ended);
-    // `waited`: whether the call was waited for; `waits`: for each peer, since the exchange was opened.
-    void combined(uint32_t kind, uint64_t begun_ns, bool waited, const std::vector<uint64_t> &waits);
+    // `waited`: whether the call was waited for; `waits`: for each peer, since the exchange was opened; null:
+    // not known.
+    void combined(uint32_t kind, uint64_t begun_ns, bool waited, const std::vector<uint64_t> *waits);
     void planned(uint64_t begun_ns, uint64_t rounds);
 };
 
-// Nanoseconds of CLOCK_MONOTONIC, which Python has as time.perf_counter_ns.
-uint64_t now_ns();
+// Of CLOCK_MONOTONIC, which Python has as time.perf_counter_ns.
+using ascend_moe::now_ns;
 
 extern PyTypeObject *counters_type;
 

@@ -121,8 +121,7 @@ bool add_layout_type(PyObject *module) {
     };
     static PyType_Spec spec = {"sglang_ascend_moe._host_kernels.Layout", sizeof(Object<ExchangeLayout>), 0,
                                Py_TPFLAGS_DEFAULT, slots};
-    layout_type = reinterpret_cast<PyTypeObject *>(PyType_FromSpec(&spec));
-    return layout_type != nullptr && PyModule_AddType(module, layout_type) == 0;
+    return add_type(module, layout_type, spec);
 }
 
 } // namespace binding

@@ -71,6 +71,12 @@ template <class Number> Reference as_list(const Number *numbers, size_t count) {
     return list;
 }
 
+// Makes a type that stays, and puts it into the module.
+inline bool add_type(PyObject *module, PyTypeObject *&type, PyType_Spec &spec) {
+    type = reinterpret_cast<PyTypeObject *>(PyType_FromSpec(&spec));
+    return type != nullptr && PyModule_AddType(module, type) == 0;
+}
+
 // A slot of a type, for PyType_Slot.
 template <class Function> void *slot(Function *function) { return reinterpret_cast<void *>(function); }
 

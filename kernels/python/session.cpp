@@ -169,9 +169,7 @@ bool add_session_type(PyObject *module) {
     static PyType_Spec spec = {"sglang_ascend_moe._host_kernels.Session", sizeof(Object<Session>), 0,
                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
     fault_type = PyStructSequence_NewType(&fault_description);
-    session_type = reinterpret_cast<PyTypeObject *>(PyType_FromSpec(&spec));
-    return fault_type != nullptr && session_type != nullptr && PyModule_AddType(module, fault_type) == 0 &&
-           PyModule_AddType(module, session_type) == 0;
+    return fault_type != nullptr && PyModule_AddType(module, fault_type) == 0 && add_type(module, session_type, spec);
 }
 
 } // namespace binding

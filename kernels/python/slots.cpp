@@ -163,8 +163,7 @@ void Slots::count_combine(const Ticket &ticket, uint64_t begun_ns, bool waited) 
     // The kernels of a device do not say whom they wait for.
     const Session &session_of = *value_of<Call>(ticket.call.get()).session;
     value_of<Counters>(counters.get())
-        .combined(ticket.kind, begun_ns, waited,
-                  session_of.takes_host_tensors ? session_of.waited_ns : std::vector<uint64_t>());
+        .combined(ticket.kind, begun_ns, waited, session_of.takes_host_tensors ? &session_of.waited_ns : nullptr);
 }
 
 PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *) {
@@ -283,11 +282,6 @@ int traverse_ticket(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(ticket.call.get());
     Py_VISIT(ticket.weights.get());
     return 0;
-}
-
-bool add_type(PyObject *module, PyTypeObject *&type, PyType_Spec &spec) {
-    type = reinterpret_cast<PyTypeObject *>(PyType_FromSpec(&spec));
-    return type != nullptr && PyModule_AddType(module, type) == 0;
 }
 
 bool add_ticket_type(PyObject *module) {

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from sglang_ascend_moe.launch.bench import graphs_serving
-from sglang_ascend_moe.launch.bench.output_files import problem_with_file
+from sglang_ascend_moe.launch.bench.output_files import problem_with_file, write_json
 from sglang_ascend_moe.launch.bench.rank_processes import run_processes
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
 from sglang_ascend_moe.launch.parser import Parser
@@ -120,7 +120,7 @@ def run_graphs(parsed: argparse.Namespace) -> int:
         return CHECK_FAILED
     print(table(records))
     if parsed.json is not None:
-        parsed.json.write_bytes(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n")
+        write_json(parsed.json, records)
     return OK if all(record.bit_identical for record in records) else CHECK_FAILED
 
 

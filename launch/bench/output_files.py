@@ -9,6 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
+
+from sglang_ascend_moe.errors import InvalidInput
+
 PLOT_SUFFIXES = (".svg", ".png", ".pdf")
 
 
@@ -19,6 +23,17 @@ def problem_with_file(path: Path) -> str | None:
     if not os.access(path.parent, os.W_OK):
         return f"the folder {path.parent.absolute()} cannot be written"
     return "is no file that could be replaced" if path.exists() and not path.is_file() else None
+
+
+def require_file(flag: str, path: Path | None) -> None:
+    """Raises `InvalidInput`, naming the flag, for a file that cannot be written; None: there is none to write."""
+    if path is not None and (problem := problem_with_file(path)):
+        raise InvalidInput(f"{flag} {path}: {problem}; give a file in a folder that can be written")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes what msgspec can encode, for people too."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
 
 
 def problem_with_folder(path: Path) -> str | None:

@@ -11,6 +11,7 @@ import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch.bench.cases import Case, Dtype, Phase, Routing
+from sglang_ascend_moe.launch.bench.output_files import write_json
 
 Op = Literal["dispatch", "combine"]
 OPS: tuple[Op, ...] = ("dispatch", "combine")
@@ -69,7 +70,7 @@ def write_records(path: Path, records: Sequence[msgspec.Struct]) -> None:
     """The whole file at once: whoever reads it finds what was there before, or all of `records`. Raises `OSError`."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        new.write_bytes(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n")
+        write_json(new, records)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.launch.bench.output_files import write_json
 
 
 class ServingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,7 +100,7 @@ def text_table(records: list[ServingRecord]) -> str:
 
 def write_serving_records(path: Path, records: list[ServingRecord]) -> None:
     """Raises `OSError`."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n")
+    write_json(path, records)
 
 
 def read_serving_records(path: Path) -> list[ServingRecord]:

@@ -7,10 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.launch.bench.output_files import problem_with_file
+from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.launch.bench.output_files import require_file, write_json
 from sglang_ascend_moe.launch.plan.argument_types import positive
 from sglang_ascend_moe.launch.plan.machine_times import read_machine
 from sglang_ascend_moe.launch.plan.prediction_check import MEASURES, Compared, comparison_table, verdict
@@ -47,7 +45,7 @@ def add_commands(commands: Any) -> None:
 
 def run_calibrate(parsed: argparse.Namespace) -> str:
     """Raises `InvalidInput`, and `Unsupported` if what is measured fails."""
-    _check_file(parsed.json)
+    require_file("--json", parsed.json)
     from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
     from sglang_ascend_moe.launch.plan.calibration import calibrated
     from sglang_ascend_moe.launch.servers.server_process import ServerFailed
@@ -57,14 +55,13 @@ def run_calibrate(parsed: argparse.Namespace) -> str:
             machine = calibrated(parsed.ranks, Path(name), _tell)
         except (ClientFailed, ServerFailed) as error:
             raise Unsupported(f"--ranks {','.join(map(str, parsed.ranks))}: {error}") from error
-    parsed.json.write_bytes(msgspec.json.format(msgspec.json.encode(machine), indent=1) + b"\n")
+    write_json(parsed.json, machine)
     return f"{parsed.json}: {machine.name}; `ascend-moe plan check --machine {parsed.json}` tells how good it is"
 
 
 def run_check(parsed: argparse.Namespace) -> str:
     """Raises `InvalidInput`, and `Unsupported` if a server fails or predictions are not good enough."""
-    if parsed.json is not None:
-        _check_file(parsed.json)
+    require_file("--json", parsed.json)
     machine = read_machine(parsed.machine)
     from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
     from sglang_ascend_moe.launch.plan.calibration import CHECKED, Asked, predicted, served, servers, work_in
@@ -92,7 +89,7 @@ def run_check(parsed: argparse.Namespace) -> str:
         except (ClientFailed, ServerFailed) as error:
             raise Unsupported(f"--ranks {','.join(map(str, parsed.ranks))}: {error}") from error
     if parsed.json is not None:
-        parsed.json.write_bytes(msgspec.json.format(msgspec.json.encode(compared), indent=1) + b"\n")
+        write_json(parsed.json, compared)
     table = comparison_table(compared)
     wrong = [measure.title for measure in MEASURES if not verdict([measure.of(one) for one in compared]).is_good]
     if wrong:
@@ -101,11 +98,6 @@ def run_check(parsed: argparse.Namespace) -> str:
             f"predictions of {'; '.join(wrong)} are not good enough; run `ascend-moe plan calibrate` idle"
         )
     return table
-
-
-def _check_file(path: Path) -> None:
-    if problem := problem_with_file(path):
-        raise InvalidInput(f"--json {path}: {problem}; give a file in a folder that can be written")
 
 
 def _tell(what: str) -> None:

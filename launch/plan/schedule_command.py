@@ -7,10 +7,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.launch.bench.output_files import can_plot, plot_path, problem_with_file
+from sglang_ascend_moe.launch.bench.output_files import can_plot, plot_path, require_file, write_json
 from sglang_ascend_moe.launch.plan.argument_types import positive, size_in_bytes
 from sglang_ascend_moe.launch.plan.machine_times import SCHEDULES, Machine, Schedule, read_machine
 from sglang_ascend_moe.launch.plan.moe_config import config_values, read_moe_shape
@@ -65,8 +63,7 @@ def add_command(commands: Any) -> None:
 def run(parsed: argparse.Namespace) -> str:
     """Raises `InvalidInput` for flags that cannot be, `Unsupported` if no deployment keeps the limits."""
     for flag, path in (("--json", parsed.json), ("--plot", parsed.plot), ("--deployment", parsed.deployment)):
-        if path is not None and (problem := problem_with_file(path)):
-            raise InvalidInput(f"{flag} {path}: {problem}; give a file in a folder that can be written")
+        require_file(flag, path)
     if parsed.plot is not None and not can_plot("plan schedule"):
         raise SystemExit(CANNOT)
     read = read_moe_shape(parsed.model)
@@ -90,7 +87,7 @@ def run(parsed: argparse.Namespace) -> str:
         schedule: choices(question, schedule, parsed.candidates) for schedule in SCHEDULES
     }
     if parsed.json is not None:
-        parsed.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        write_json(parsed.json, found)
     if parsed.plot is not None:
         from sglang_ascend_moe.launch.plan.schedule_plot import draw_schedules
 
