@@ -38,6 +38,7 @@ class Library:
         peer_pidfds: Sequence[int],
         timeout_ns: int,
         workers: int,
+        spin_ns: int,
         epoch: int,
         takes_host_tensors: bool,
     ) -> Session:
