@@ -102,14 +102,15 @@ int clear(PyObject *self) { return set_on_step(self, nullptr, nullptr); }
 } // namespace
 
 PyObject *open_session(PyObject *library, PyObject *arguments, PyObject *named) {
-    static const char *const names[] = {
-        "layout", "rank", "windows", "peer_pidfds", "timeout_ns", "workers", "spin_ns", "epoch", "takes_host_tensors", nullptr};
+    static const char *const names[] = {"layout",  "rank",    "windows", "peer_pidfds",        "timeout_ns",
+                                        "workers", "spin_ns", "epoch",   "takes_host_tensors", nullptr};
     PyObject *layout, *windows, *peer_pidfds;
     unsigned int rank, workers, spin_ns;
     unsigned long long timeout_ns, epoch;
     int takes_host_tensors;
     if (!PyArg_ParseTupleAndKeywords(arguments, named, "O!IOOKIIKp", names_of(names), layout_type, &layout, &rank,
-                                     &windows, &peer_pidfds, &timeout_ns, &workers, &spin_ns, &epoch, &takes_host_tensors))
+                                     &windows, &peer_pidfds, &timeout_ns, &workers, &spin_ns, &epoch,
+                                     &takes_host_tensors))
         return nullptr;
     Reference made = create<Session>(session_type);
     if (!made)

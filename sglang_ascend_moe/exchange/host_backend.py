@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.exchange.backend import Meeting
 from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle
-from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener, open_windows
 from sglang_ascend_moe.exchange.control.cores import spin_ns_of, workers_of
+from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener, open_windows
 from sglang_ascend_moe.native.session import NativeSession, initialise_window
 from sglang_ascend_moe.windows.memfd import MappedWindow, create_window
 from sglang_ascend_moe.windows.window import Window
