@@ -107,6 +107,7 @@ def a3_machine(**replaced: float) -> Machine:
         layer_us={"any": value["layer_us"]},
         imbalance=value["imbalance"],
         transfer_rate=value["transfer_rate"],
+        transfer_us=0.0,  # in `request_us`
         request_us=value["request_us"],
         other_bytes=int(value["other_bytes"]),
         relay_bytes=int(value["relay_bytes"]),

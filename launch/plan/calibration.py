@@ -7,8 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -16,24 +15,26 @@ from typing import NamedTuple
 import msgspec
 
 from sglang_ascend_moe.launch.bench.records import Record, read_records
-from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
-from sglang_ascend_moe.launch.bench.serving_command import PRESET, READY_SECONDS
+from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load
+from sglang_ascend_moe.launch.bench.serving_command import PRESET
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord
 from sglang_ascend_moe.launch.plan.machine_times import ExchangeTimes, Line, Machine, Phase, Schedule
+from sglang_ascend_moe.launch.plan.measured_servers import (
+    CHUNK,
+    MOST_RUNNING,
+    VARIANTS,
+    Deployed,
+    deployments,
+    served,
+)
 from sglang_ascend_moe.launch.plan.model_work import ModelWork, model_work
 from sglang_ascend_moe.launch.plan.moe_config import config_values
 from sglang_ascend_moe.launch.plan.request_queues import Latencies, ServerLimits, SimulatedRole, Workload, simulate
-from sglang_ascend_moe.launch.plan.step_time import Placement, StepTimes
-from sglang_ascend_moe.launch.servers.server_process import Progress, ServerProcess
+from sglang_ascend_moe.launch.plan.step_time import Placement, StepTimes, handover_seconds
 from sglang_ascend_moe.serving.machine_limits import read_limits
 
-VARIANTS: dict[Schedule, str] = {"relay-free": "relay-free", "buffer-centric": "collective"}
-"""Hosts serve none with relay buffers: `collective`, torch.distributed's all-to-all without graphs, stands for it."""
 ALONE = Load(requests=8, concurrency=1, input_tokens=256, output_tokens=48)
 """What each server is asked for calibration: one request at a time."""
-MOST_RUNNING = 8
-CHUNK = 2048
-"""`--max-running-requests` and `--chunked-prefill-size` of the servers."""
 ROOMY = 10**9
 """Tokens: memory limits none of these loads."""
 TOKENS: dict[Phase, tuple[int, int]] = {"decode": (1, 8), "prefill": (64, 512)}
@@ -43,17 +44,16 @@ SQUARE, WIDE, REPEATS = 1024, 4096, 9
 
 
 class Asked(NamedTuple):
-    """A server, and a load that it is asked."""
+    """What is deployed, and a load that it is asked."""
 
-    schedule: Schedule
-    ranks: int
+    deployed: Deployed
     load: Load
 
     @property
     def name(self) -> str:
         load = self.load
         rate = f"{load.rate:g}/s" if load.rate else f"{load.concurrency} at a time"
-        return f"{self.schedule}, {self.ranks} rank(s), {load.input_tokens}+{load.output_tokens} tokens, {rate}"
+        return f"{self.deployed.name}, {load.input_tokens}+{load.output_tokens} tokens, {rate}"
 
 
 CHECKED = (
@@ -62,30 +62,6 @@ CHECKED = (
     Load(requests=16, concurrency=8, input_tokens=256, output_tokens=32, rate=0.5),
 )
 """Loads that were not used for calibration."""
-
-
-def servers(ranks: list[int]) -> list[tuple[Schedule, int]]:
-    """On one rank nothing is exchanged, so the schedules are one."""
-    return [(schedule, number) for schedule in VARIANTS for number in ranks if number > 1 or schedule == "relay-free"]
-
-
-@contextmanager
-def served(folder: Path, schedule: Schedule, ranks: int) -> Iterator[Callable[[Load], ServingRecord]]:
-    """A server of the model of `bench serving`, and who asks it. Raises `ServerFailed`, `ClientFailed`."""
-    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
-
-    model = folder / "model"
-    if not model.exists():
-        write_checkpoint(model, sizes=PRESET)
-    flags = [
-        "--model-path", str(model), "--device", "cpu", "--ascend-moe", "--tp-size", str(ranks), "--disable-radix-cache",
-        "--max-running-requests", str(MOST_RUNNING), "--chunked-prefill-size", str(CHUNK),
-    ]  # fmt: skip
-    if schedule == "buffer-centric":
-        flags += ["--ascend-moe-schedule", "collective"]
-    with ServerProcess(flags, folder / f"{schedule}-{ranks}.log") as server:
-        server.wait_until_ready(READY_SECONDS, _show_nothing)
-        yield lambda load: drive(server.url, str(model), load, variant=schedule, round_number=1)
 
 
 def calibrated(ranks: list[int], folder: Path, tell: Callable[[str], None]) -> Machine:
@@ -97,32 +73,42 @@ def calibrated(ranks: list[int], folder: Path, tell: Callable[[str], None]) -> M
         if number > 1:
             tell(f"exchange of {number} ranks")
             machine = msgspec.structs.replace(machine, exchange=machine.exchange | _exchange(number, folder))
-    for schedule, number in servers(ranks):
-        tell(f"server: {schedule}, {number} rank(s)")
-        with served(folder, schedule, number) as ask:
+    for deployed in deployments(ranks):
+        tell(f"server: {deployed.name}")
+        with served(folder, deployed) as ask:
             found = ask(ALONE)
-        machine = fitted(machine, work_in(folder / "model"), schedule, number, found)
+        machine = fitted(machine, work_in(folder / "model"), deployed, found)
     return machine
 
 
 def predicted(machine: Machine, work: ModelWork, asked: Asked) -> Latencies:
-    load = asked.load
+    load, deployed = asked.load, asked.deployed
     waits = Workload(load.requests, load.input_tokens, load.output_tokens, load.rate, load.concurrency)
-    steps = StepTimes(work, machine, Placement(asked.ranks), asked.schedule)
-    return simulate(waits, [SimulatedRole(1, steps, ServerLimits(CHUNK, MOST_RUNNING, ROOMY))])
+    steps = StepTimes(work, machine, Placement(deployed.ranks), deployed.schedule)
+    role = SimulatedRole(1, steps, ServerLimits(CHUNK, MOST_RUNNING, ROOMY))
+    if not deployed.apart:
+        return simulate(waits, [role])
+    transfer = handover_seconds(work, machine, load.input_tokens, deployed.ranks)
+    return simulate(waits, [role, role], transfer, shared=machine.shared)
 
 
 def work_in(model: Path) -> ModelWork:
     return model_work(model.name, model, config_values(model), f"--model {model}")
 
 
-def fitted(machine: Machine, work: ModelWork, schedule: Schedule, ranks: int, found: ServingRecord) -> Machine:
-    """With the step times that give the TPOT and the TTFT of one request at a time."""
-    bare = msgspec.structs.replace(machine, step_us={"any": 0.0})
+def fitted(machine: Machine, work: ModelWork, deployed: Deployed, found: ServingRecord) -> Machine:
+    """With the step times that give the TPOT and the TTFT of one request at a time; servers apart have those of one
+    server of as many ranks, and hand over in what their TTFT takes longer."""
+    schedule, ranks = deployed.schedule, deployed.ranks
+    bare = machine if deployed.apart else msgspec.structs.replace(machine, step_us={"any": 0.0})
     steps = StepTimes(work, bare, Placement(ranks), schedule)
+    prefill = found.median_ttft_ms * 1e3 - steps.prefill_seconds(ALONE.input_tokens, 1, 0.0) * 1e6
+    if deployed.apart:
+        at_once = msgspec.structs.replace(machine, transfer_us=0.0)
+        sent = handover_seconds(work, at_once, ALONE.input_tokens, ranks) * 1e6
+        return msgspec.structs.replace(machine, transfer_us=max(0.0, prefill - sent))
     context = ALONE.input_tokens + ALONE.output_tokens / 2
     decode = found.median_tpot_ms * 1e3 - steps.decode_seconds(1, context) * 1e6
-    prefill = found.median_ttft_ms * 1e3 - steps.prefill_seconds(ALONE.input_tokens, 1, 0.0) * 1e6
     fixed = {f"{schedule} decode {ranks}": max(0.0, decode), f"{schedule} prefill {ranks}": max(0.0, prefill)}
     return msgspec.structs.replace(machine, step_us=machine.step_us | fixed)
 
@@ -139,7 +125,7 @@ def _rates() -> Machine:
         name=f"host with {os.cpu_count()} cores", shared=True, memory=read_limits().memory_available,
         products={"bf16": products}, product_part=1.0, attention_part=1.0, memory_rate=read, memory_part=1.0,
         exchange={}, ranks=2, doubling_us=0.0, link_rate=read, link_us=0.0, step_us={}, layer_us={"any": 0.0},
-        imbalance=1.0, transfer_rate=read, request_us=0.0, other_bytes=0, relay_bytes=0,
+        imbalance=1.0, transfer_rate=read, transfer_us=0.0, request_us=0.0, other_bytes=0, relay_bytes=0,
     )  # fmt: skip
 
 
@@ -184,7 +170,3 @@ def line_of(records: list[Record], variant: str, op: str) -> Line:
     (low, at_low), (high, at_high) = points[0], points[-1]
     slope = max(0.0, (at_high - at_low) / (high - low))
     return Line(max(0.0, at_low - slope * low), slope)
-
-
-def _show_nothing(_progress: Progress) -> None:
-    """Servers start often; the line before each is enough."""
