@@ -105,6 +105,7 @@ def a3_machine(**replaced: float) -> Machine:
         link_us=value["link_us"],
         step_us={"any": value["step_us"]},
         layer_us={"any": value["layer_us"]},
+        token_us={"any": 0.0},
         imbalance=value["imbalance"],
         transfer_rate=value["transfer_rate"],
         transfer_us=0.0,  # in `request_us`

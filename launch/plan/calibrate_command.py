@@ -70,7 +70,7 @@ def run_check(parsed: argparse.Namespace) -> str:
         raise SystemExit(CANNOT)
     machine = read_machine(parsed.machine)
     from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
-    from sglang_ascend_moe.launch.plan.calibration import CHECKED, Asked, predicted, work_in
+    from sglang_ascend_moe.launch.plan.calibration import CHECKED, Asked, predicted, span_of, work_in
     from sglang_ascend_moe.launch.plan.measured_servers import deployments, served
     from sglang_ascend_moe.launch.servers.server_process import ServerFailed
 
@@ -83,7 +83,9 @@ def run_check(parsed: argparse.Namespace) -> str:
                     for load in CHECKED:
                         asked = Asked(deployed, load)
                         _tell(asked.name)
-                        found, mine = ask(load), predicted(machine, work_in(folder / "model"), asked)
+                        found = ask(load)
+                        span = None if load.rate is None else span_of(found)
+                        mine = predicted(machine, work_in(folder / "model"), asked, span)
                         ttft, tpot = mine.median
                         compared.append(
                             Compared(

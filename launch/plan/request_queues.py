@@ -39,14 +39,16 @@ class Steps(Protocol):
 
 
 class Workload(NamedTuple):
-    """Requests, each of `input_tokens` and `output_tokens`. rate: per second, by a Poisson process; None: a request
-    comes whenever fewer than `concurrency` are under way."""
+    """Requests, each of `input_tokens` and `output_tokens`. rate: per second, by a Poisson process, of which the last
+    comes after `span` seconds if that is known; None: a request comes whenever fewer than `concurrency` are under way.
+    """
 
     requests: int
     input_tokens: int
     output_tokens: int
     rate: float | None = None
     concurrency: int | None = None
+    span: float | None = None
 
 
 class ServerLimits(NamedTuple):
@@ -214,9 +216,10 @@ class _Queues:
     """A deployment at work."""
 
     def __init__(
-        self, load: Workload, roles: Sequence[SimulatedRole], transfer: float, arrival: float, shared: bool
+        self, load: Workload, roles: Sequence[SimulatedRole], transfer: float, arrival: float, gap: float, shared: bool
     ) -> None:
         self.load, self.shared = load, shared
+        self._gap, self._free = gap, 0.0
         self._working = 0
         self.clock = simpy.Environment()
         self.asked: list[_Request] = []
@@ -241,7 +244,8 @@ class _Queues:
     def ask(self) -> _Request:
         request = _Request(self.clock.now, self.clock.event())
         self.asked.append(request)
-        self.clock.process(self._deliver(self._first, request, self._arrival))
+        self._free = max(self._free, self.clock.now) + self._gap
+        self.clock.process(self._deliver(self._first, request, self._free - self.clock.now + self._arrival))
         return request
 
     def hand_over(self, request: _Request) -> None:
@@ -258,8 +262,10 @@ class _Queues:
 
     def arrive(self, drawn: random.Random) -> Generator[simpy.Event, Any, None]:
         """Requests by their rate."""
-        for _ in range(self.load.requests):
-            yield self.clock.timeout(drawn.expovariate(self.load.rate or 1.0))
+        gaps = [drawn.expovariate(self.load.rate or 1.0) for _ in range(self.load.requests)]
+        longer = 1.0 if self.load.span is None else self.load.span / sum(gaps)
+        for gap in gaps:
+            yield self.clock.timeout(gap * longer)
             self.ask()
 
     def client(self, requests: int) -> Generator[simpy.Event, Any, None]:
@@ -275,19 +281,21 @@ def simulate(
     arrival: float = 0.0,
     seed: int = 0,
     *,
+    gap: float = 0.0,
     shared: bool = False,
 ) -> Latencies:
     """Let `load` come until its last request is answered.
 
     roles: one that reads and writes, or one that reads and one that writes. transfer: seconds for the keys and values
-    of a request between these. arrival: seconds before a request is in a server's queue. shared: whether all servers are
+    of a request between these. arrival: seconds before a request is in a server's queue. gap: for which requests keep the one before a server that
+    takes them one after the other. shared: whether all servers are
     on the same cores. The same seed gives the same numbers. A server with no room for one request gives endless
     latencies.
     """
     length = load.input_tokens + load.output_tokens
     if any(min(role.limits.running, role.limits.tokens // length) < 1 for role in roles):
         return Latencies([float("inf")], [float("inf")], float("inf"), 0)
-    queues = _Queues(load, roles, transfer, arrival, shared)
+    queues = _Queues(load, roles, transfer, arrival, gap, shared)
     if load.rate is not None:
         queues.clock.process(queues.arrive(random.Random(seed)))
     else:

@@ -128,7 +128,7 @@ class StepTimes(NamedTuple):
             ) * (machine.imbalance if phase == "prefill" else 1.0)  # fmt: skip
         fixed = sum(
             times * fixed_seconds(each, self.schedule, phase, place.tp)
-            for each, times in ((machine.step_us, 1), (machine.layer_us, layers))
+            for each, times in ((machine.step_us, 1), (machine.layer_us, layers), (machine.token_us, tokens * groups))
         )
         return StepTime(products, attention, exchanged, collectives, fixed)
 

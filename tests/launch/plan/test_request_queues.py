@@ -162,3 +162,16 @@ def test_a_server_that_works_alone_on_shared_cores_is_as_fast_as_on_its_own():
     alone, shared = simulate(load, [server()]), simulate(load, [server()], shared=True)
     assert shared.ttft == pytest.approx(alone.ttft)
     assert shared.tpot == pytest.approx(alone.tpot)
+
+
+def test_requests_that_come_at_once_are_taken_one_after_the_other():
+    """The second comes while the first is read alone, and is read after it."""
+    load = Workload(2, 1000, 1, concurrency=2)
+    assert simulate(load, [server()]).ttft == pytest.approx([0.2, 0.2])
+    assert simulate(load, [server()], gap=0.01).ttft == pytest.approx([0.11, 0.21])
+
+
+def test_the_last_request_comes_when_it_is_known_to():
+    """Each is answered before the next one comes, the last 0.1 s after it came."""
+    found = simulate(Workload(5, 1000, 1, rate=0.01, span=600.0), [server()])
+    assert found.elapsed == pytest.approx(600.1)
