@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from sglang_ascend_moe.launch.bench.records import Record, read_records
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load
 from sglang_ascend_moe.launch.bench.serving_command import PRESET
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord
-from sglang_ascend_moe.launch.plan.machine_times import ExchangeTimes, Line, Machine, Phase, Schedule
+from sglang_ascend_moe.launch.plan.machine_times import ExchangeTimes, Line, Machine, Phase
 from sglang_ascend_moe.launch.plan.measured_servers import (
     CHUNK,
     MOST_RUNNING,
@@ -179,8 +179,8 @@ def _rates() -> Machine:
     return Machine(
         name=f"host with {os.cpu_count()} cores", shared=True, memory=read_limits().memory_available,
         products={"bf16": products}, product_part=1.0, attention_part=1.0, memory_rate=read, memory_part=1.0,
-        exchange={}, ranks=2, doubling_us=0.0, link_rate=read, link_us=0.0, step_us={}, layer_us={"any": 0.0}, token_us={},
-        imbalance=1.0, transfer_rate=read, transfer_us=0.0, request_us=0.0, other_bytes=0, relay_bytes=0,
+        exchange={}, ranks=2, doubling_us=0.0, link_rate=read, link_us=0.0, step_us={}, layer_us={"any": 0.0},
+        token_us={}, imbalance=1.0, transfer_rate=read, transfer_us=0.0, request_us=0.0, other_bytes=0, relay_bytes=0,
     )  # fmt: skip
 
 

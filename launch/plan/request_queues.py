@@ -287,10 +287,9 @@ def simulate(
     """Let `load` come until its last request is answered.
 
     roles: one that reads and writes, or one that reads and one that writes. transfer: seconds for the keys and values
-    of a request between these. arrival: seconds before a request is in a server's queue. gap: for which requests keep the one before a server that
-    takes them one after the other. shared: whether all servers are
-    on the same cores. The same seed gives the same numbers. A server with no room for one request gives endless
-    latencies.
+    of a request between these. arrival: seconds before a request is in a server's queue. gap: seconds between requests
+    that come at once, which are taken one after the other. shared: whether all servers are on the same cores. The same
+    seed gives the same numbers. A server with no room for one request gives endless latencies.
     """
     length = load.input_tokens + load.output_tokens
     if any(min(role.limits.running, role.limits.tokens // length) < 1 for role in roles):

@@ -55,8 +55,8 @@ def work() -> ModelWork:
 
 def host() -> Machine:
     return msgspec.structs.replace(
-        a3_machine(), shared=True, step_us={}, layer_us={"any": 0.0}, token_us={}, products={"bf16": 1e11}, memory_rate=1e10,
-        request_us=0.0, transfer_us=0.0,
+        a3_machine(), shared=True, step_us={}, layer_us={"any": 0.0}, token_us={}, products={"bf16": 1e11},
+        memory_rate=1e10, request_us=0.0, transfer_us=0.0,
     )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_the_time_in_which_requests_came_ends_before_the_last_answer():
 
 def test_a_server_that_was_not_measured_is_named():
     machine = fitted(host(), work(), Deployed("relay-free", 2), MEASURED)
-    with pytest.raises(InvalidInput, match=r"relay-free on 4 ranks was not measured, only relay-free decode 2, .*"):
+    with pytest.raises(InvalidInput, match=r"relay-free on 4 ranks was not measured, only relay-free prefill 2, .*"):
         predicted(machine, work(), Asked(Deployed("relay-free", 4), ALONE))
 
 
