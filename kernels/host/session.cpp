@@ -87,6 +87,7 @@ int Session::resume_exchange(uint64_t epoch) {
 
 int Session::begin_step(uint32_t step) {
     session_.step = step;
+    trace_.begin_step(step, session_.epoch);
     if (session_.on_step != nullptr && session_.on_step(session_.watcher, step) != 0)
         return fail(EXCHANGE_PEER_FAILED, rank());
     return EXCHANGE_OK;

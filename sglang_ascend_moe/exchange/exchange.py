@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch.distributed as dist
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
+from sglang_ascend_moe.exchange.control.trace_file import TraceFile
 from sglang_ascend_moe.exchange.expert_exchange import Phase
 from sglang_ascend_moe.exchange.observation import Observation, rows_by_rank
 from sglang_ascend_moe.exchange.opening import Opened, close_exchange, open_exchange
@@ -145,6 +148,19 @@ class Exchange:
     def watch_steps(self, hook: StepHook | None) -> None:
         """Calls `hook(step)` as each protocol step begins on this rank; for tests and tracing. None ends it."""
         self._steps.session.watch_steps(hook)
+
+    def trace(self, folder: str | os.PathLike[str] | None, *, stage: int | None = None) -> None:
+        """Writes down each step of this rank from now on in a file in `folder`, for `ascend-moe trace`; None ends it.
+
+        The file has room for the last 2**17 steps. stage: as in `RankOptions`.
+
+        Raises `InvalidInput` for a folder that cannot be written, `Unsupported` on a device.
+        """
+        session = self._steps.session
+        if folder is None:
+            session.trace(None)
+        else:
+            session.trace(TraceFile(Path(folder), *self._identity, self.parameters, stage))
 
     def dispatch(
         self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, phase: Phase = "decode"
