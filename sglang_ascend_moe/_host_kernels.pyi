@@ -38,6 +38,7 @@ class Library:
         peer_pidfds: Sequence[int],
         timeout_ns: int,
         workers: int,
+        spin_ns: int,
         epoch: int,
         takes_host_tensors: bool,
     ) -> Session:
@@ -242,9 +243,10 @@ class Slots:
         anew, without the history that was written into it."""
     def free_call(self) -> Call:
         """One that holds no rows."""
-    def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: int, /) -> ExpertRows | int | None:
+    def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, phase: str, /) -> ExpertRows | int | None:
         """Dispatches into a whole slot, with weights that are kept, if the kernels on the host take the tensors as they
-        are. None: they do not, and nothing is done; a number: the `codes.Result` of a failure."""
+        are. None: they do not, or there is no such phase, and nothing is done; a number: the `codes.Result` of a
+        failure."""
     def hand_out(
         self,
         call: Call,

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include <poll.h>
-#include <sched.h>
 
 #include "checksum.h"
 #include "waiting.h"
@@ -39,10 +38,7 @@ bool Session::Pause::check_due() {
     const uint64_t now = now_ns();
     if (started_ns_ == 0)
         started_ns_ = checked_ns_ = now;
-    if (now - started_ns_ < yield_ns)
-        sched_yield();
-    else
-        nanosleep(&nap, nullptr);
+    rest(now - started_ns_, spin_ns_);
     if (now - checked_ns_ < check_interval_ns)
         return false;
     checked_ns_ = now;

@@ -73,7 +73,7 @@ class Session {
 
     // Waits until look(source) has seen every source rank ready in a region; the only loop in which a kernel waits.
     template <class Look> int wait_for_all(ExchangeRegion region, Look look) {
-        Pause pause(session_.timeout_ns);
+        Pause pause(session_);
         for (uint32_t source = 0; source < ranks(); ++source) {
             const bool is_late = trace_.is_on() && look(source).seen != Seen::ready;
             const int result = wait_for(source, region, look, pause);
@@ -91,14 +91,14 @@ class Session {
     // Spins shortly, then yields, then sleeps in small steps: there may be more ranks than cores.
     class Pause {
       public:
-        explicit Pause(uint64_t timeout_ns) : timeout_ns_(timeout_ns) {}
+        explicit Pause(const ExchangeSession &session) : timeout_ns_(session.timeout_ns), spin_ns_(session.spin_ns) {}
         bool check_due(); // true about once a millisecond
         bool expired() const;
         uint64_t held_up_ns(); // since the last call, beyond a short spin
         bool signals_due();    // true at every fiftieth check
 
       private:
-        uint64_t timeout_ns_;
+        uint64_t timeout_ns_, spin_ns_;
         uint64_t started_ns_ = 0;
         uint64_t checked_ns_ = 0;
         uint64_t told_ns_ = 0;

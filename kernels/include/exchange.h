@@ -169,7 +169,7 @@ typedef struct ExchangeSession {
     ExchangeInterpreter interpreter;
     uint64_t timeout_ns; // of each wait
     uint32_t workers;    // threads that place and reduce large payloads; 1: only the calling one
-    uint32_t reserved;
+    uint32_t spin_ns;    // for which a wait keeps its core before others may have it
     uint32_t rank;
     uint32_t step;  // out: the last step begun
     uint64_t epoch; // out: that of the last call

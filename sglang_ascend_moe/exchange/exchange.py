@@ -61,6 +61,7 @@ class Exchange:
         self.parameters = self.layout.parameters
         self._identity = (opened.session_id, opened.rank)
         self._opened: Opened | None = opened
+        self._dispatch_fitting = opened.steps.dispatch_fitting
         self._watch = opened.watch
         # A padded window cannot be halved.
         self._overlap = opened.overlap and not self.layout.expert_rows
@@ -175,11 +176,15 @@ class Exchange:
         if ranks take different phases (the exchange stays usable after these); `PeerLost`, `PeerTimeout`,
         `SessionPoisoned`.
         """
-        kind = self._kind(phase)
+        # The way of nearly all calls: docs/kernels-host.md says what each object costs that it touches.
+        rows = None if launches.capturing() else self._dispatch_fitting(x, topk_ids, topk_weights, phase)
+        if rows.__class__ is ExpertRows:
+            return rows
         steps = self._steps
-        return steps.dispatch_fitting(x, topk_ids, topk_weights, kind) or steps.dispatch(
-            self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True
-        )
+        if rows is not None:
+            steps.session.fail(rows)
+        kind = self._kind(phase)
+        return steps.dispatch(self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True)
 
     def combine(self, expert_out: torch.Tensor, rows: ExpertRows, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Each token's weighted sum over its experts' results: [tokens, hidden] in the exchange's dtype.
@@ -333,6 +338,7 @@ class Exchange:
         if self._opened is not None:
             close_exchange(self._opened)
             self._opened = None
+            self._dispatch_fitting = _nothing_fits
 
     def __enter__(self) -> Exchange:
         return self
@@ -388,3 +394,7 @@ def _run_or_leave(steps: ExchangeSteps, run: Callable[..., None], *arguments: An
         # It may have come between two steps, where nothing else notices that this rank does not go on.
         steps.session.leave_interrupted()
         raise
+
+
+def _nothing_fits(_x: torch.Tensor, _ids: torch.Tensor, _weights: torch.Tensor, _phase: str, /) -> None:
+    """`Slots.dispatch_fitting` of a closed exchange."""

@@ -80,12 +80,14 @@ class NativeSession:
         workers: int = 1,
         device: torch.device | None = None,
         *,
+        spin_ns: int = 0,
         first_epoch: int = 0,
         nodes: Sequence[int] = (),
     ) -> None:
         """`window_addresses` [ranks] as mapped here; `peer_ends` [ranks]: descriptors that become readable when a rank
         is gone, -1 for one that is not watched; `workers`: threads that move large payloads; `device`: where windows
-        and tensors lie, None for the host; `first_epoch`: exchanges that the windows have behind them; `nodes`
+        and tensors lie, None for the host; `spin_ns`: for which a wait keeps its core before others may have it;
+        `first_epoch`: exchanges that the windows have behind them; `nodes`
         [ranks]: where each runs, empty where that does not matter.
         """
         p = layout.parameters
@@ -99,7 +101,7 @@ class NativeSession:
         self._ring: Ring | None = None
         self._native = library("cpu" if device is None else device.type).open_session(
             native_layout(layout), rank, window_addresses, peer_ends, timeout_ns=int(p.timeout_s * 1e9),
-            workers=workers, epoch=first_epoch, takes_host_tensors=self.takes_host_tensors,
+            workers=workers, spin_ns=spin_ns, epoch=first_epoch, takes_host_tensors=self.takes_host_tensors,
         )  # fmt: skip
         _sessions.add(self)
 
