@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch.distributed as dist
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
+from sglang_ascend_moe.exchange.control.trace_file import TraceFile
 from sglang_ascend_moe.exchange.expert_exchange import Phase
 from sglang_ascend_moe.exchange.observation import Observation, rows_by_rank
 from sglang_ascend_moe.exchange.opening import Opened, close_exchange, open_exchange
@@ -58,6 +61,7 @@ class Exchange:
         self.parameters = self.layout.parameters
         self._identity = (opened.session_id, opened.rank)
         self._opened: Opened | None = opened
+        self._dispatch_fitting = opened.steps.dispatch_fitting
         self._watch = opened.watch
         # A padded window cannot be halved.
         self._overlap = opened.overlap and not self.layout.expert_rows
@@ -145,6 +149,19 @@ class Exchange:
         """Calls `hook(step)` as each protocol step begins on this rank; for tests and tracing. None ends it."""
         self._steps.session.watch_steps(hook)
 
+    def trace(self, folder: str | os.PathLike[str] | None, *, stage: int | None = None) -> None:
+        """Writes down each step of this rank from now on in a file in `folder`, for `ascend-moe trace`; None ends it.
+
+        The file has room for the last 2**17 steps. stage: as in `RankOptions`.
+
+        Raises `InvalidInput` for a folder that cannot be written, `Unsupported` on a device.
+        """
+        session = self._steps.session
+        if folder is None:
+            session.trace(None)
+        else:
+            session.trace(TraceFile(Path(folder), *self._identity, self.parameters, stage))
+
     def dispatch(
         self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, phase: Phase = "decode"
     ) -> ExpertRows:
@@ -159,11 +176,15 @@ class Exchange:
         if ranks take different phases (the exchange stays usable after these); `PeerLost`, `PeerTimeout`,
         `SessionPoisoned`.
         """
-        kind = self._kind(phase)
+        # The way of nearly all calls: docs/kernels-host.md says what each object costs that it touches.
+        rows = None if launches.capturing() else self._dispatch_fitting(x, topk_ids, topk_weights, phase)
+        if rows.__class__ is ExpertRows:
+            return rows
         steps = self._steps
-        return steps.dispatch_fitting(x, topk_ids, topk_weights, kind) or steps.dispatch(
-            self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True
-        )
+        if rows is not None:
+            steps.session.fail(rows)
+        kind = self._kind(phase)
+        return steps.dispatch(self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True)
 
     def combine(self, expert_out: torch.Tensor, rows: ExpertRows, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Each token's weighted sum over its experts' results: [tokens, hidden] in the exchange's dtype.
@@ -317,6 +338,7 @@ class Exchange:
         if self._opened is not None:
             close_exchange(self._opened)
             self._opened = None
+            self._dispatch_fitting = _nothing_fits
 
     def __enter__(self) -> Exchange:
         return self
@@ -372,3 +394,7 @@ def _run_or_leave(steps: ExchangeSteps, run: Callable[..., None], *arguments: An
         # It may have come between two steps, where nothing else notices that this rank does not go on.
         steps.session.leave_interrupted()
         raise
+
+
+def _nothing_fits(_x: torch.Tensor, _ids: torch.Tensor, _weights: torch.Tensor, _phase: str, /) -> None:
+    """`Slots.dispatch_fitting` of a closed exchange."""

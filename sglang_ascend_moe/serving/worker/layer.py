@@ -4,8 +4,9 @@ One exchange per shape of layer and per process, shared by all layers of that sh
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -79,6 +80,7 @@ class Serving(NamedTuple):
 
 
 _serving: Serving | None = None
+_traced = False
 
 
 def serving() -> Serving | None:
@@ -89,6 +91,18 @@ def serving() -> Serving | None:
 def exchanges() -> list[ExpertExchange]:
     """The open exchanges of this process; none without `--ascend-moe`."""
     return [] if _serving is None else list(_serving.exchanges.values())
+
+
+def trace_into(folder: str | Path | None, traced: Iterable[ExpertExchange]) -> None:
+    """From now on these exchanges write down their steps in files in `folder`, or no more.
+
+    Raises `InvalidInput` for a folder that cannot be written.
+    """
+    global _traced
+    for exchange in traced:
+        if isinstance(exchange, Exchange):
+            exchange.trace(folder, stage=_stage())
+    _traced = folder is not None
 
 
 def shared_secret() -> Secret | None:
@@ -142,6 +156,8 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     opened = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
     for exchange in opened.values():
         exchange.observation.counters.measures_imbalance = bool(model_runner.server_args.enable_metrics)
+    if options.trace is not None:
+        trace_into(options.trace, opened.values())
     if _serving is not None:
         _serving.exchanges.update(opened)
         return
@@ -228,7 +244,7 @@ def _open(
         post_mortem=options.post_mortem,
         secret_file=options.secret_file,
         bring_up_timeout_s=options.bring_up_timeout_s,
-        stage=get_parallel().pp_rank if get_parallel().pp_size > 1 else None,
+        stage=_stage(),
     )
     if collective:
         return CollectiveExchange.open(group, parameters, rank_options)
@@ -250,6 +266,13 @@ def _open(
         ", ".join(f"{name} {size}" for name, size in exchange.window.by_region().items()),
     )
     return exchange
+
+
+def _stage() -> int | None:
+    """Number of this rank's pipeline stage; None if there is only one."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return get_parallel().pp_rank if get_parallel().pp_size > 1 else None
 
 
 def batch_limits(running_requests: int, context: int) -> SchedulerLimits:
@@ -389,6 +412,8 @@ def _phase(options: Options) -> Phase:
 def compute_experts(serving: Serving, layer: Any, rows: ExpertRows) -> None:
     """Run the local experts of `layer` on the rows of the window; writes `rows.out`."""
     expert_location.record_dispatch(layer, rows.counts)
+    if _traced:
+        rows.ticket.session.trace_layer(rows.ticket.epoch, layer.layer_id)
     compute = experts.compute if serving.on_npu else host_experts.compute
     compute(layer, rows)
 
