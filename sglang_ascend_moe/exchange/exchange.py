@@ -317,9 +317,7 @@ class Exchange:
         if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
             raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be as x")
         tokens = RoutedTokens(x, topk_ids, topk_weights)
-        run = prepare_decode(
-            self._steps, tokens, self._watched(experts), out, most_rows=self._most_rows(most_tokens)
-        )
+        run = prepare_decode(self._steps, tokens, self._watched(experts), out, most_rows=self._most_rows(most_tokens))
         return partial(_run_or_leave, self._steps, run)
 
     def _most_rows(self, most_tokens: int | None) -> int:
