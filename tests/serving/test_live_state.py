@@ -181,8 +181,8 @@ def test_the_state_has_every_rank_and_is_that_of_the_metrics(observed, calls):
         assert numbers("graph_replays", moe_ep_rank=state.rank) == state.graphs.replays
 
 
-def test_state_and_log_tell_options_and_the_window_that_was_planned(observed, engine):
-    states, _ = observed
+def test_state_log_and_metrics_tell_options_and_the_window_that_was_planned(observed, engine):
+    states, numbers = observed
     for state in states:
         (exchange,) = state.exchanges
         assert (state.options.schedule, state.options.verify) == ("auto", True)
@@ -198,6 +198,7 @@ def test_state_and_log_tell_options_and_the_window_that_was_planned(observed, en
         )
         assert (exchange.window_bytes, exchange.regions) == (planned.total, planned.by_region())
         assert exchange.capacity_rows == planned.capacity_rows
+        assert numbers.samples["ascend_moe_window_rows", (("moe_ep_rank", str(state.rank)),)] == planned.capacity_rows
     regions = ", ".join(f"{name} {size}" for name, size in planned.by_region().items())
     assert engine.log.read_text().count(f"Window of {planned.total} bytes on each rank: {regions}") == RANKS
 
