@@ -21,7 +21,7 @@ NATIVE := sglang_ascend_moe/_host_kernels.so
 KERNELS := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 CPP_SOURCES := $(KERNELS) $(wildcard kernels/*/*/*.cpp kernels/*/*/*.h tests/*/*.cpp tests/*/*.h tests/*/*/*.cpp tests/*/*/*.h)
 # What the tests use besides: command:Debian package.
-SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin curl:curl clang++:clang
+SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin curl:curl clang++:clang prometheus:prometheus
 
 export UV_HTTP_TIMEOUT ?= 300
 

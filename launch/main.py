@@ -52,6 +52,18 @@ def _top(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _trace(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.trace.trace_command import main
+
+    return main(arguments)
+
+
+def _monitoring(arguments: list[str]) -> int:
+    from sglang_ascend_moe.launch.monitoring.monitoring_command import main
+
+    return main(arguments)
+
+
 def _bench(arguments: list[str]) -> int:
     from sglang_ascend_moe.launch.bench.bench_command import main
 
@@ -83,6 +95,8 @@ COMMANDS = {
     "disagg": Command(_disagg, "prefill and decode on different servers behind a router: start, check, render", True),
     "doctor": Command(_doctor, "versions, kernels, and what became of every hook into SGLang"),
     "top": Command(_top, "a live view of a running server: rows, waits, imbalance of each rank"),
+    "trace": Command(_trace, "the steps of all ranks as one timeline for Perfetto, and a summary"),
+    "monitoring": Command(_monitoring, "a dashboard for Grafana, and alert rules for Prometheus"),
     "bench": Command(_bench, "measure the exchange against other ways to move the same rows", True),
     "build-kernels": Command(_build_kernels, "the kernels for Ascend devices, with CANN"),
     "plan": Command(_plan, "bytes and modelled latencies of configurations, before anything is allocated", True),

@@ -38,6 +38,7 @@ class Library:
         peer_pidfds: Sequence[int],
         timeout_ns: int,
         workers: int,
+        spin_ns: int,
         epoch: int,
         takes_host_tensors: bool,
     ) -> Session:
@@ -89,6 +90,10 @@ class Session:
     def count_chunks(self, ids: Tensor, chunk_tokens: int, /) -> tuple[list[list[int]], int, int]:
         """Rows [chunks, ranks], `codes.InputError`, detail."""
     def leave(self, result: int, step: int, epoch: int, /) -> None: ...
+    def trace(self, ring: int, /) -> None:
+        """From now on writes down steps in the `ExchangeTrace` at this address, which has to stay; 0: nowhere."""
+    def trace_layer(self, epoch: int, layer: int, /) -> None:
+        """Writes down which layer an exchange is of, if steps are written down; on any thread."""
     def open_device(self, cores: int, /) -> int: ...
     def check_device(self) -> int: ...
     def check_fetched(self, place: int, /) -> int: ...
@@ -238,9 +243,10 @@ class Slots:
         anew, without the history that was written into it."""
     def free_call(self) -> Call:
         """One that holds no rows."""
-    def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: int, /) -> ExpertRows | int | None:
+    def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, phase: str, /) -> ExpertRows | int | None:
         """Dispatches into a whole slot, with weights that are kept, if the kernels on the host take the tensors as they
-        are. None: they do not, and nothing is done; a number: the `codes.Result` of a failure."""
+        are. None: they do not, or there is no such phase, and nothing is done; a number: the `codes.Result` of a
+        failure."""
     def hand_out(
         self,
         call: Call,

@@ -3,8 +3,6 @@
 #include <cstring>
 #include <vector>
 
-#include <sched.h>
-
 #include "bench_rows.h"
 #include "bench_shape.h"
 #include "waiting.h"
@@ -37,10 +35,7 @@ class SharedSegments {
                     started = now;
                 if (now - started > segments_.timeout_ns)
                     return false;
-                if (now - started < yield_ns)
-                    sched_yield();
-                else
-                    nanosleep(&nap, nullptr);
+                rest(now - started, segments_.spin_ns);
             }
         return true;
     }

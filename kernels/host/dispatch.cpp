@@ -84,6 +84,20 @@ int verify_rows(Session &session, const ExchangeDispatch &call) {
     return EXCHANGE_OK;
 }
 
+// Of header and counts, to all ranks.
+uint64_t announced_bytes(const ExchangeLayout &layout) {
+    return uint64_t{layout.ranks} * (1 + layout.count_units) * EXCHANGE_UNIT_BYTES;
+}
+
+uint64_t moved_row_bytes(const ExchangeLayout &layout, const ExchangeDispatch &call) {
+    return call.row_bytes != 0 ? call.row_bytes : layout.row_bytes;
+}
+
+void trace_placement(Session &session, const ExchangeDispatch &call, const std::vector<uint32_t> &counts) {
+    const auto rows = static_cast<uint64_t>(sum_of(counts.data(), session.layout().experts));
+    session.trace().moves(call.kind, rows, rows * moved_row_bytes(session.layout(), call));
+}
+
 int dispatch_send(Session &session, ExchangeDispatch &call) {
     const ExchangeLayout &layout = session.layout();
     if (const int result = session.begin_exchange(); result != EXCHANGE_OK)
@@ -92,6 +106,7 @@ int dispatch_send(Session &session, ExchangeDispatch &call) {
 
     if (const int result = session.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
+    session.trace().moves(call.kind, 0, announced_bytes(layout));
     const Routing ids(call.ids, call.ids_bytes);
     std::vector<uint32_t> counts(layout.experts);
     const InputCheck check = count_experts(layout, ids, call.tokens, counts);
@@ -118,6 +133,8 @@ int dispatch_send(Session &session, ExchangeDispatch &call) {
 
     if (const int result = session.begin_step(EXCHANGE_STEP_PLACE); result != EXCHANGE_OK)
         return result;
+    if (session.trace().is_on())
+        trace_placement(session, call, counts);
     // @protocol take-slot
     session.own().state() = {session.epoch(), dispatch_number + 1};
     call.slot = part.slot;
@@ -132,6 +149,8 @@ int dispatch_receive(Session &session, const ExchangeDispatch &call) {
     const ExchangeLayout &layout = session.layout();
     if (const int result = session.begin_step(EXCHANGE_STEP_ARRIVALS); result != EXCHANGE_OK)
         return result;
+    const uint64_t bytes = call.total * moved_row_bytes(layout, call);
+    session.trace().moves(call.kind, call.total, bytes);
     if (const int result = wait_for_arrivals(session, {call.slot, call.part}, call.kind); result != EXCHANGE_OK)
         return result;
     if (layout.verify) {
@@ -140,7 +159,9 @@ int dispatch_receive(Session &session, const ExchangeDispatch &call) {
         if (const int result = verify_rows(session, call); result != EXCHANGE_OK)
             return result;
     }
-    return session.begin_step(EXCHANGE_STEP_EXPERTS);
+    const int result = session.begin_step(EXCHANGE_STEP_EXPERTS);
+    session.trace().moves(call.kind, call.total, bytes);
+    return result;
 }
 
 } // namespace

@@ -11,6 +11,7 @@ int plan(Session &session, ExchangePlan &call) {
         return result;
     if (const int result = session.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
+    session.trace().moves(EXCHANGE_PLAN, 0, uint64_t{session.ranks()} * call.block_bytes);
     post_mailboxes(session, call.block, call.block_bytes);
     push_headers(session, {EXCHANGE_PLAN, call.tokens, call.input_error, call.detail, call.block_bytes,
                            block_checksum(call.block, call.block_bytes)});

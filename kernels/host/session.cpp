@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include <poll.h>
-#include <sched.h>
 
 #include "checksum.h"
 #include "waiting.h"
@@ -39,10 +38,7 @@ bool Session::Pause::check_due() {
     const uint64_t now = now_ns();
     if (started_ns_ == 0)
         started_ns_ = checked_ns_ = now;
-    if (now - started_ns_ < yield_ns)
-        sched_yield();
-    else
-        nanosleep(&nap, nullptr);
+    rest(now - started_ns_, spin_ns_);
     if (now - checked_ns_ < check_interval_ns)
         return false;
     checked_ns_ = now;
@@ -91,6 +87,7 @@ int Session::resume_exchange(uint64_t epoch) {
 
 int Session::begin_step(uint32_t step) {
     session_.step = step;
+    trace_.begin_step(step, session_.epoch);
     if (session_.on_step != nullptr && session_.on_step(session_.watcher, step) != 0)
         return fail(EXCHANGE_PEER_FAILED, rank());
     return EXCHANGE_OK;

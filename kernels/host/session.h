@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "step_trace.h"
 #include "window.h"
 
 namespace ascend_moe {
@@ -28,11 +29,12 @@ inline Sight sight_of(uint64_t word, uint64_t expected) {
 // For the duration of one call. The interpreter, where there is one, runs other threads meanwhile.
 class Session {
   public:
-    explicit Session(ExchangeSession &session) : session_(session), layout_(*session.layout) {
+    explicit Session(ExchangeSession &session) : session_(session), layout_(*session.layout), trace_(session.trace) {
         if (session_.interpreter.release != nullptr)
             released_ = session_.interpreter.release();
     }
     ~Session() {
+        trace_.end_call();
         if (session_.interpreter.acquire != nullptr)
             session_.interpreter.acquire(released_);
     }
@@ -52,6 +54,7 @@ class Session {
     int resume_exchange(uint64_t epoch);
     // Refuses to go on if the caller's step hook says so.
     int begin_step(uint32_t step);
+    StepTrace &trace() { return trace_; }
 
     // Records a fault; from EXCHANGE_PEER_LOST on also pushes it into every window. Returns `result`.
     int fail(uint32_t result, uint32_t culprit, uint32_t cause = 0, int64_t detail = 0);
@@ -70,10 +73,14 @@ class Session {
 
     // Waits until look(source) has seen every source rank ready in a region; the only loop in which a kernel waits.
     template <class Look> int wait_for_all(ExchangeRegion region, Look look) {
-        Pause pause(session_.timeout_ns);
+        Pause pause(session_);
         for (uint32_t source = 0; source < ranks(); ++source) {
+            const bool is_late = trace_.is_on() && look(source).seen != Seen::ready;
             const int result = wait_for(source, region, look, pause);
-            session_.waited_ns[source] += pause.held_up_ns();
+            const uint64_t held_up_ns = pause.held_up_ns();
+            session_.waited_ns[source] += held_up_ns;
+            if (is_late)
+                trace_.was_held_up(source, held_up_ns);
             if (result != EXCHANGE_OK)
                 return result;
         }
@@ -84,14 +91,14 @@ class Session {
     // Spins shortly, then yields, then sleeps in small steps: there may be more ranks than cores.
     class Pause {
       public:
-        explicit Pause(uint64_t timeout_ns) : timeout_ns_(timeout_ns) {}
+        explicit Pause(const ExchangeSession &session) : timeout_ns_(session.timeout_ns), spin_ns_(session.spin_ns) {}
         bool check_due(); // true about once a millisecond
         bool expired() const;
         uint64_t held_up_ns(); // since the last call, beyond a short spin
         bool signals_due();    // true at every fiftieth check
 
       private:
-        uint64_t timeout_ns_;
+        uint64_t timeout_ns_, spin_ns_;
         uint64_t started_ns_ = 0;
         uint64_t checked_ns_ = 0;
         uint64_t told_ns_ = 0;
@@ -127,6 +134,7 @@ class Session {
 
     ExchangeSession &session_;
     const ExchangeLayout &layout_;
+    StepTrace trace_;
     void *released_ = nullptr;
 };
 

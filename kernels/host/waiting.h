@@ -3,12 +3,12 @@
 
 #include <cstdint>
 
+#include <sched.h>
 #include <time.h>
 
 namespace ascend_moe {
 
-// About a microsecond where a pause takes 140 cycles. Whoever is waited for may need this core, and where nobody does a
-// yield takes no longer than a few pauses.
+// Without a look at the clock; about a microsecond where a pause takes 140 cycles.
 constexpr uint32_t spin_turns = 20;
 constexpr uint64_t yield_ns = 2'000'000;
 constexpr timespec nap = {0, 50'000};
@@ -25,6 +25,16 @@ inline void relax() {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+}
+
+// Whoever is waited for may need this core; for `spin_ns` it is known that no other rank does.
+inline void rest(uint64_t waited_ns, uint64_t spin_ns) {
+    if (waited_ns < spin_ns)
+        relax();
+    else if (waited_ns < yield_ns)
+        sched_yield();
+    else
+        nanosleep(&nap, nullptr);
 }
 
 } // namespace ascend_moe

@@ -64,6 +64,7 @@ void bench_experts(const BenchShape *shape, const uint8_t *rows, const float *sc
 typedef struct BenchSegments {
     uint8_t *const *segments; // [ranks]
     uint64_t timeout_ns;
+    uint64_t spin_ns;  // for which a wait keeps its core before others may have it
     uint64_t barrier;  // offset of [ranks] lines
     uint64_t arrive;   // offset of [ranks] lines
     uint64_t done;     // offset of [ranks] lines

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define EXCHANGE_ABI_VERSION 6u
+#define EXCHANGE_ABI_VERSION 7u
 
 #define EXCHANGE_LINE_BYTES 64u // no two writers share a line
 #define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
@@ -134,6 +134,27 @@ typedef struct ExchangeInterpreter {
     int (*check_signals)(void); // with the interpreter acquired; not 0: the call must end, an exception is set
 } ExchangeInterpreter;
 
+// A step of this rank. Times are those of CLOCK_MONOTONIC.
+typedef struct ExchangeTraceEvent {
+    uint64_t begin_ns;
+    uint64_t end_ns; // 0: it has not ended; experts end where step done of their epoch begins
+    uint64_t epoch;
+    uint64_t waited_ns; // for which it was held up by others
+    uint64_t rows;      // placed, or received
+    uint64_t bytes;     // moved
+    int32_t waited_for; // the rank that came last; -1: nobody held it up
+    int32_t layer;      // that the exchange of this epoch is of; -1: not said
+    uint32_t step;      // ExchangeStep; none: only the layer is told
+    uint32_t kind;      // ExchangeKind; 0: not said
+} ExchangeTraceEvent;
+
+// A ring of `capacity` events, which follow it in memory; number n lies at n % capacity.
+typedef struct ExchangeTrace {
+    uint64_t capacity;
+    uint64_t begun; // events so far, those that were overwritten included
+    uint64_t reserved[6];
+} ExchangeTrace;
+
 // One rank's view of an open exchange. Not thread-safe: one call at a time.
 typedef struct ExchangeSession {
     const ExchangeLayout *layout;
@@ -144,10 +165,11 @@ typedef struct ExchangeSession {
     uint64_t *waited_ns;        // [ranks] added to: time for which this rank was held up by each
     int32_t (*on_step)(void *watcher, uint32_t step); // called as each step begins, may be null; not 0: give up
     void *watcher;
+    ExchangeTrace *trace; // where calls of the host write down their steps; null: nowhere
     ExchangeInterpreter interpreter;
     uint64_t timeout_ns; // of each wait
     uint32_t workers;    // threads that place and reduce large payloads; 1: only the calling one
-    uint32_t reserved;
+    uint32_t spin_ns;    // for which a wait keeps its core before others may have it
     uint32_t rank;
     uint32_t step;  // out: the last step begun
     uint64_t epoch; // out: that of the last call

@@ -102,14 +102,15 @@ int clear(PyObject *self) { return set_on_step(self, nullptr, nullptr); }
 } // namespace
 
 PyObject *open_session(PyObject *library, PyObject *arguments, PyObject *named) {
-    static const char *const names[] = {
-        "layout", "rank", "windows", "peer_pidfds", "timeout_ns", "workers", "epoch", "takes_host_tensors", nullptr};
+    static const char *const names[] = {"layout",  "rank",    "windows", "peer_pidfds",        "timeout_ns",
+                                        "workers", "spin_ns", "epoch",   "takes_host_tensors", nullptr};
     PyObject *layout, *windows, *peer_pidfds;
-    unsigned int rank, workers;
+    unsigned int rank, workers, spin_ns;
     unsigned long long timeout_ns, epoch;
     int takes_host_tensors;
-    if (!PyArg_ParseTupleAndKeywords(arguments, named, "O!IOOKIKp", names_of(names), layout_type, &layout, &rank,
-                                     &windows, &peer_pidfds, &timeout_ns, &workers, &epoch, &takes_host_tensors))
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "O!IOOKIIKp", names_of(names), layout_type, &layout, &rank,
+                                     &windows, &peer_pidfds, &timeout_ns, &workers, &spin_ns, &epoch,
+                                     &takes_host_tensors))
         return nullptr;
     Reference made = create<Session>(session_type);
     if (!made)
@@ -136,6 +137,7 @@ PyObject *open_session(PyObject *library, PyObject *arguments, PyObject *named) 
     native.interpreter = {release_interpreter, acquire_interpreter, PyErr_CheckSignals};
     native.timeout_ns = timeout_ns;
     native.workers = workers;
+    native.spin_ns = spin_ns;
     native.rank = rank;
     native.epoch = native.begun = epoch;
     return made.release();

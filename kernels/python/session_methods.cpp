@@ -5,6 +5,7 @@
 
 #include "call.h"
 #include "session.h"
+#include "step_trace.h"
 #include "tensors.h"
 
 namespace binding {
@@ -105,6 +106,27 @@ PyObject *leave(PyObject *self, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+// trace(address)
+PyObject *trace(PyObject *self, PyObject *address) {
+    void *ring = PyLong_AsVoidPtr(address);
+    if (PyErr_Occurred() != nullptr)
+        return nullptr;
+    value_of<Session>(self).native.trace = static_cast<ExchangeTrace *>(ring);
+    Py_RETURN_NONE;
+}
+
+// trace_layer(epoch, layer)
+PyObject *trace_layer(PyObject *self, PyObject *arguments) {
+    const auto &session = value_of<Session>(self);
+    unsigned long long epoch;
+    int layer;
+    if (!PyArg_ParseTuple(arguments, "Ki", &epoch, &layer))
+        return nullptr;
+    if (session.native.trace != nullptr && !session.inherited)
+        ascend_moe::trace_layer(*session.native.trace, epoch, layer);
+    Py_RETURN_NONE;
+}
+
 PyObject *disown(PyObject *self, PyObject *) {
     value_of<Session>(self).inherited = true;
     Py_RETURN_NONE;
@@ -165,6 +187,8 @@ PyMethodDef *session_methods() {
                                     method("plan", plan, METH_VARARGS),
                                     method("count_chunks", count_chunks, METH_VARARGS),
                                     method("leave", leave, METH_VARARGS),
+                                    method("trace", trace, METH_O),
+                                    method("trace_layer", trace_layer, METH_VARARGS),
                                     method("disown", disown, METH_NOARGS),
                                     method("open_device", open_device, METH_VARARGS),
                                     method("check_device", check_device, METH_NOARGS),

@@ -78,7 +78,8 @@ struct Slots {
 bool has_history(PyObject *tensor) {
     if (tensor == Py_None)
         return false;
-    const Reference answer(PyObject_GetAttrString(tensor, "requires_grad"));
+    static PyObject *const name = PyUnicode_InternFromString("requires_grad");
+    const Reference answer(PyObject_GetAttr(tensor, name));
     return answer.get() == Py_True;
 }
 
@@ -191,14 +192,25 @@ PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *) {
 
 PyObject *free_call(PyObject *self, PyObject *) { return Reference::to(value_of<Slots>(self).free_call()).release(); }
 
-// dispatch_fitting(x, ids, weights, kind)
+// The ExchangeKind of a phase, or 0.
+uint32_t kind_of(PyObject *phase) {
+    if (!PyUnicode_Check(phase))
+        return 0;
+    if (PyUnicode_CompareWithASCIIString(phase, "decode") == 0)
+        return EXCHANGE_DECODE;
+    return PyUnicode_CompareWithASCIIString(phase, "prefill") == 0 ? EXCHANGE_PREFILL : 0;
+}
+
+// dispatch_fitting(x, ids, weights, phase)
 PyObject *dispatch_fitting(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
     const uint64_t begun_ns = now_ns();
     if (!expects(4, count))
         return nullptr;
     auto &slots = value_of<Slots>(self);
-    const auto kind = static_cast<uint32_t>(PyLong_AsUnsignedLong(arguments[3]));
-    const Reference held = Reference::to(PyErr_Occurred() == nullptr ? slots.free_call() : nullptr);
+    const uint32_t kind = kind_of(arguments[3]);
+    if (kind == 0)
+        Py_RETURN_NONE;
+    const Reference held = Reference::to(slots.free_call());
     if (!held)
         return nullptr;
     auto &call = value_of<Call>(held.get());

@@ -51,6 +51,7 @@ class Segments(ctypes.Structure):
     _fields_ = [
         ("segments", _pointer),
         ("timeout_ns", _u64),
+        ("spin_ns", _u64),
         *((name, _u64) for name in ("barrier", "arrive", "done", "counts", "relay", "back", "capacity", "epoch")),
     ]
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sglang_ascend_moe.errors import PeerTimeout
+from sglang_ascend_moe.exchange.control.cores import spin_ns_of
 from sglang_ascend_moe.launch.bench.cases import Case
 from sglang_ascend_moe.launch.bench.row_kernels import LINE_BYTES, Segments, Shape, library, pointers
 
@@ -31,6 +32,9 @@ class SharedSegments:
         os.ftruncate(own, size)
         places: list[str] = [""] * ranks
         dist.all_gather_object(places, f"/proc/{os.getpid()}/fd/{own}", group=group)
+        cores: list[set[int]] = [set()] * ranks
+        dist.all_gather_object(cores, os.sched_getaffinity(0), group=group)
+        self._spin_ns = spin_ns_of(cores)
         self._memories = []
         for peer, place in enumerate(places):
             descriptor = own if peer == rank else os.open(place, os.O_RDWR | os.O_CLOEXEC)
@@ -52,7 +56,7 @@ class SharedSegments:
     def words(self, **offsets: int) -> Segments:
         """The descriptor for the kernels; these segments have to outlive it."""
         base = ctypes.cast(self.pointers, ctypes.c_void_p)
-        return Segments(segments=base, timeout_ns=int(TIMEOUT_S * 1e9), **offsets)
+        return Segments(segments=base, timeout_ns=int(TIMEOUT_S * 1e9), spin_ns=self._spin_ns, **offsets)
 
 
 class Barrier:

@@ -105,8 +105,10 @@ def a3_machine(**replaced: float) -> Machine:
         link_us=value["link_us"],
         step_us={"any": value["step_us"]},
         layer_us={"any": value["layer_us"]},
+        token_us={"any": 0.0},
         imbalance=value["imbalance"],
         transfer_rate=value["transfer_rate"],
+        transfer_us=0.0,  # in `request_us`
         request_us=value["request_us"],
         other_bytes=int(value["other_bytes"]),
         relay_bytes=int(value["relay_bytes"]),

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.launch.bench.output_files import require_file, write_json
+from sglang_ascend_moe.launch.bench.output_files import can_plot, plot_path, require_file, write_json
 from sglang_ascend_moe.launch.plan.argument_types import positive
 from sglang_ascend_moe.launch.plan.machine_times import read_machine
 from sglang_ascend_moe.launch.plan.prediction_check import MEASURES, Compared, comparison_table, verdict
 from sglang_ascend_moe.serving.launcher import interrupts
+from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 
 DEFAULT_RANKS = (1, 2, 4)
 
@@ -31,11 +32,13 @@ def add_commands(commands: Any) -> None:
         "check",
         help="predictions for this host against measurements",
         description="Serves and asks what `plan calibrate` did not ask, and compares with what is predicted. Exit"
-        " codes: 0 well, 1 predictions are not good enough, or a server failed, 2 wrong usage.",
+        " codes: 0 well, 1 predictions are not good enough, or a server failed, 2 wrong usage, 3 --plot needs"
+        " matplotlib.",
     )
     check.set_defaults(run=run_check)
     check.add_argument("--machine", type=Path, metavar="JSON", required=True, help="what `plan calibrate` wrote")
     check.add_argument("--json", type=Path, metavar="PATH", help="write what was compared there")
+    check.add_argument("--plot", type=plot_path, metavar="PATH", help="draw it; .svg, .png or .pdf")
     for parser in (calibrate, check):
         parser.add_argument(
             "--ranks", type=lambda text: [positive(item) for item in text.split(",")], default=list(DEFAULT_RANKS),
@@ -61,26 +64,33 @@ def run_calibrate(parsed: argparse.Namespace) -> str:
 
 def run_check(parsed: argparse.Namespace) -> str:
     """Raises `InvalidInput`, and `Unsupported` if a server fails or predictions are not good enough."""
-    require_file("--json", parsed.json)
+    for flag, path in (("--json", parsed.json), ("--plot", parsed.plot)):
+        require_file(flag, path)
+    if parsed.plot is not None and not can_plot("plan check"):
+        raise SystemExit(CANNOT)
     machine = read_machine(parsed.machine)
     from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
-    from sglang_ascend_moe.launch.plan.calibration import CHECKED, Asked, predicted, served, servers, work_in
+    from sglang_ascend_moe.launch.plan.calibration import CHECKED, Asked, predicted, span_of, work_in
+    from sglang_ascend_moe.launch.plan.measured_servers import deployments, served
     from sglang_ascend_moe.launch.servers.server_process import ServerFailed
 
     compared = []
     with interrupts.raised(), tempfile.TemporaryDirectory(prefix="ascend-moe-plan-") as name:
         folder = Path(name)
         try:
-            for schedule, ranks in servers(parsed.ranks):
-                with served(folder, schedule, ranks) as ask:
+            for deployed in deployments(parsed.ranks):
+                with served(folder, deployed) as ask:
                     for load in CHECKED:
-                        asked = Asked(schedule, ranks, load)
+                        asked = Asked(deployed, load)
                         _tell(asked.name)
-                        found, mine = ask(load), predicted(machine, work_in(folder / "model"), asked)
+                        found = ask(load)
+                        span = None if load.rate is None else span_of(found)
+                        mine = predicted(machine, work_in(folder / "model"), asked, span)
                         ttft, tpot = mine.median
                         compared.append(
                             Compared(
                                 name=asked.name,
+                                schedule=deployed.schedule,
                                 ttft_ms=(ttft * 1e3, found.median_ttft_ms),
                                 tpot_ms=(tpot * 1e3, found.median_tpot_ms),
                                 output_tokens_per_s=(mine.output_rate, found.output_tokens_per_s),
@@ -90,6 +100,10 @@ def run_check(parsed: argparse.Namespace) -> str:
             raise Unsupported(f"--ranks {','.join(map(str, parsed.ranks))}: {error}") from error
     if parsed.json is not None:
         write_json(parsed.json, compared)
+    if parsed.plot is not None:
+        from sglang_ascend_moe.launch.plan.prediction_plot import draw_predictions
+
+        draw_predictions(compared, parsed.plot)
     table = comparison_table(compared)
     wrong = [measure.title for measure in MEASURES if not verdict([measure.of(one) for one in compared]).is_good]
     if wrong:

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -16,24 +15,33 @@ from typing import NamedTuple
 import msgspec
 
 from sglang_ascend_moe.launch.bench.records import Record, read_records
-from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load, drive
-from sglang_ascend_moe.launch.bench.serving_command import PRESET, READY_SECONDS
+from sglang_ascend_moe.launch.bench.serving_client import ClientFailed, Load
+from sglang_ascend_moe.launch.bench.serving_command import PRESET
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord
-from sglang_ascend_moe.launch.plan.machine_times import ExchangeTimes, Line, Machine, Phase, Schedule
+from sglang_ascend_moe.launch.plan.machine_times import ExchangeTimes, Line, Machine, Phase
+from sglang_ascend_moe.launch.plan.measured_servers import (
+    CHUNK,
+    MOST_RUNNING,
+    VARIANTS,
+    Deployed,
+    deployments,
+    served,
+)
 from sglang_ascend_moe.launch.plan.model_work import ModelWork, model_work
 from sglang_ascend_moe.launch.plan.moe_config import config_values
 from sglang_ascend_moe.launch.plan.request_queues import Latencies, ServerLimits, SimulatedRole, Workload, simulate
-from sglang_ascend_moe.launch.plan.step_time import Placement, StepTimes
-from sglang_ascend_moe.launch.servers.server_process import Progress, ServerProcess
+from sglang_ascend_moe.launch.plan.step_time import Placement, StepTimes, handover_seconds
 from sglang_ascend_moe.serving.machine_limits import read_limits
 
-VARIANTS: dict[Schedule, str] = {"relay-free": "relay-free", "buffer-centric": "collective"}
-"""Hosts serve none with relay buffers: `collective`, torch.distributed's all-to-all without graphs, stands for it."""
+WARM = Load(requests=4, concurrency=2, input_tokens=64, output_tokens=16)
+"""What each server is asked first, for nothing."""
 ALONE = Load(requests=8, concurrency=1, input_tokens=256, output_tokens=48)
-"""What each server is asked for calibration: one request at a time."""
-MOST_RUNNING = 8
-CHUNK = 2048
-"""`--max-running-requests` and `--chunked-prefill-size` of the servers."""
+SHORT = Load(requests=8, concurrency=1, input_tokens=32, output_tokens=8)
+FULL = Load(requests=16, concurrency=MOST_RUNNING, input_tokens=32, output_tokens=64)
+"""What each server is asked for calibration: a step with one request, a step with short prompts, a full step."""
+GAP = 2e-3
+"""Seconds, assumed: the client sends, and the server takes, one request after the other, so that those that come at
+once are not all in the first step."""
 ROOMY = 10**9
 """Tokens: memory limits none of these loads."""
 TOKENS: dict[Phase, tuple[int, int]] = {"decode": (1, 8), "prefill": (64, 512)}
@@ -43,17 +51,16 @@ SQUARE, WIDE, REPEATS = 1024, 4096, 9
 
 
 class Asked(NamedTuple):
-    """A server, and a load that it is asked."""
+    """What is deployed, and a load that it is asked."""
 
-    schedule: Schedule
-    ranks: int
+    deployed: Deployed
     load: Load
 
     @property
     def name(self) -> str:
         load = self.load
         rate = f"{load.rate:g}/s" if load.rate else f"{load.concurrency} at a time"
-        return f"{self.schedule}, {self.ranks} rank(s), {load.input_tokens}+{load.output_tokens} tokens, {rate}"
+        return f"{self.deployed.name}, {load.input_tokens}+{load.output_tokens} tokens, {rate}"
 
 
 CHECKED = (
@@ -64,67 +71,101 @@ CHECKED = (
 """Loads that were not used for calibration."""
 
 
-def servers(ranks: list[int]) -> list[tuple[Schedule, int]]:
-    """On one rank nothing is exchanged, so the schedules are one."""
-    return [(schedule, number) for schedule in VARIANTS for number in ranks if number > 1 or schedule == "relay-free"]
-
-
-@contextmanager
-def served(folder: Path, schedule: Schedule, ranks: int) -> Iterator[Callable[[Load], ServingRecord]]:
-    """A server of the model of `bench serving`, and who asks it. Raises `ServerFailed`, `ClientFailed`."""
-    from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
-
-    model = folder / "model"
-    if not model.exists():
-        write_checkpoint(model, sizes=PRESET)
-    flags = [
-        "--model-path", str(model), "--device", "cpu", "--ascend-moe", "--tp-size", str(ranks), "--disable-radix-cache",
-        "--max-running-requests", str(MOST_RUNNING), "--chunked-prefill-size", str(CHUNK),
-    ]  # fmt: skip
-    if schedule == "buffer-centric":
-        flags += ["--ascend-moe-schedule", "collective"]
-    with ServerProcess(flags, folder / f"{schedule}-{ranks}.log") as server:
-        server.wait_until_ready(READY_SECONDS, _show_nothing)
-        yield lambda load: drive(server.url, str(model), load, variant=schedule, round_number=1)
-
-
 def calibrated(ranks: list[int], folder: Path, tell: Callable[[str], None]) -> Machine:
-    """Fitted: for each server the time of a decode and of a prefill step that products, attention and exchange do not
-    explain, from one load (`ALONE`). Everything else is measured by itself."""
+    """Fitted: for each server what decode and prefill steps, and each token in them, take that products, attention and
+    exchange do not explain, from three loads. Everything else is measured by itself."""
     tell("products and memory")
     machine = _rates()
     for number in ranks:
         if number > 1:
             tell(f"exchange of {number} ranks")
             machine = msgspec.structs.replace(machine, exchange=machine.exchange | _exchange(number, folder))
-    for schedule, number in servers(ranks):
-        tell(f"server: {schedule}, {number} rank(s)")
-        with served(folder, schedule, number) as ask:
-            found = ask(ALONE)
-        machine = fitted(machine, work_in(folder / "model"), schedule, number, found)
+    for deployed in deployments(ranks):
+        tell(f"server: {deployed.name}")
+        with served(folder, deployed) as ask:
+            ask(WARM)
+            work = work_in(folder / "model")
+            if deployed.apart:
+                machine = handing_over(machine, work, deployed, ask(ALONE))
+            else:
+                machine = fitted(machine, work, deployed, Calibration(ask(ALONE), ask(SHORT), ask(FULL)))
     return machine
 
 
-def predicted(machine: Machine, work: ModelWork, asked: Asked) -> Latencies:
-    load = asked.load
-    waits = Workload(load.requests, load.input_tokens, load.output_tokens, load.rate, load.concurrency)
-    steps = StepTimes(work, machine, Placement(asked.ranks), asked.schedule)
-    return simulate(waits, [SimulatedRole(1, steps, ServerLimits(CHUNK, MOST_RUNNING, ROOMY))])
+def predicted(machine: Machine, work: ModelWork, asked: Asked, span: float | None = None) -> Latencies:
+    """span: seconds until the last request came, for a load with a rate."""
+    load, deployed = asked.load, asked.deployed
+    waits = Workload(load.requests, load.input_tokens, load.output_tokens, load.rate, load.concurrency, span)
+    steps = StepTimes(work, machine, Placement(deployed.ranks), deployed.schedule)
+    role = SimulatedRole(1, steps, ServerLimits(CHUNK, MOST_RUNNING, ROOMY))
+    if not deployed.apart:
+        return simulate(waits, [role], gap=GAP)
+    transfer = handover_seconds(work, machine, load.input_tokens, deployed.ranks)
+    return simulate(waits, [role, role], transfer, gap=GAP, shared=machine.shared)
+
+
+def span_of(found: ServingRecord) -> float:
+    """Seconds until the last request came, which is answered last."""
+    answer = found.median_ttft_ms + found.median_tpot_ms * (found.output_tokens - 1)
+    return max(0.0, found.requests * found.output_tokens / found.output_tokens_per_s - answer / 1e3)
 
 
 def work_in(model: Path) -> ModelWork:
     return model_work(model.name, model, config_values(model), f"--model {model}")
 
 
-def fitted(machine: Machine, work: ModelWork, schedule: Schedule, ranks: int, found: ServingRecord) -> Machine:
-    """With the step times that give the TPOT and the TTFT of one request at a time."""
-    bare = msgspec.structs.replace(machine, step_us={"any": 0.0})
-    steps = StepTimes(work, bare, Placement(ranks), schedule)
-    context = ALONE.input_tokens + ALONE.output_tokens / 2
-    decode = found.median_tpot_ms * 1e3 - steps.decode_seconds(1, context) * 1e6
-    prefill = found.median_ttft_ms * 1e3 - steps.prefill_seconds(ALONE.input_tokens, 1, 0.0) * 1e6
-    fixed = {f"{schedule} decode {ranks}": max(0.0, decode), f"{schedule} prefill {ranks}": max(0.0, prefill)}
-    return msgspec.structs.replace(machine, step_us=machine.step_us | fixed)
+class Calibration(NamedTuple):
+    """Of one server, what was measured with each of the loads."""
+
+    alone: ServingRecord
+    short: ServingRecord
+    full: ServingRecord
+
+
+def fitted(machine: Machine, work: ModelWork, deployed: Deployed, found: Calibration) -> Machine:
+    """With times of steps and tokens that give the TTFT of short and of long prompts, and the TPOT of one request and
+    of as many as can run."""
+    nothing = {"any": 0.0}
+    bare = StepTimes(
+        work, msgspec.structs.replace(machine, step_us=nothing, token_us=nothing), Placement(deployed.ranks),
+        deployed.schedule,
+    )  # fmt: skip
+
+    def beside_decode(record: ServingRecord) -> float:
+        context = record.input_tokens + record.output_tokens / 2
+        return record.median_tpot_ms * 1e3 - bare.decode_seconds(record.concurrency, context) * 1e6
+
+    alone, short, full = found
+    times = {
+        "prefill": _line(short.input_tokens, _beside_prefill(bare, short), alone.input_tokens,
+                         _beside_prefill(bare, alone)),
+        "decode": _line(alone.concurrency, beside_decode(alone), full.concurrency, beside_decode(full)),
+    }  # fmt: skip
+    keys = {phase: f"{deployed.schedule} {phase} {deployed.ranks}" for phase in times}
+    return msgspec.structs.replace(
+        machine,
+        token_us=machine.token_us | {keys[phase]: slope for phase, (slope, _) in times.items()},
+        step_us=machine.step_us | {keys[phase]: fixed for phase, (_, fixed) in times.items()},
+    )
+
+
+def handing_over(machine: Machine, work: ModelWork, deployed: Deployed, alone: ServingRecord) -> Machine:
+    """Servers apart have the steps of one server of as many ranks; what their TTFT takes longer is the hand-over."""
+    machine = msgspec.structs.replace(machine, transfer_us=0.0)
+    steps = StepTimes(work, machine, Placement(deployed.ranks), deployed.schedule)
+    sent = handover_seconds(work, machine, alone.input_tokens, deployed.ranks)
+    return msgspec.structs.replace(machine, transfer_us=max(0.0, _beside_prefill(steps, alone) - sent * 1e6))
+
+
+def _beside_prefill(steps: StepTimes, record: ServingRecord) -> float:
+    """Microseconds of a TTFT without queue that `steps` do not explain."""
+    return record.median_ttft_ms * 1e3 - (steps.prefill_seconds(record.input_tokens, 1, 0.0) + GAP) * 1e6
+
+
+def _line(low: float, at_low: float, high: float, at_high: float) -> tuple[float, float]:
+    """Slope and beginning of the line through two points; neither is below 0."""
+    slope = max(0.0, (at_high - at_low) / (high - low))
+    return slope, max(0.0, at_low - slope * low)
 
 
 def _rates() -> Machine:
@@ -139,7 +180,7 @@ def _rates() -> Machine:
         name=f"host with {os.cpu_count()} cores", shared=True, memory=read_limits().memory_available,
         products={"bf16": products}, product_part=1.0, attention_part=1.0, memory_rate=read, memory_part=1.0,
         exchange={}, ranks=2, doubling_us=0.0, link_rate=read, link_us=0.0, step_us={}, layer_us={"any": 0.0},
-        imbalance=1.0, transfer_rate=read, request_us=0.0, other_bytes=0, relay_bytes=0,
+        token_us={}, imbalance=1.0, transfer_rate=read, transfer_us=0.0, request_us=0.0, other_bytes=0, relay_bytes=0,
     )  # fmt: skip
 
 
@@ -181,10 +222,5 @@ def line_of(records: list[Record], variant: str, op: str) -> Line:
         for record in records
         if record.variant == variant and record.op == op and record.median_us is not None
     )
-    (low, at_low), (high, at_high) = points[0], points[-1]
-    slope = max(0.0, (at_high - at_low) / (high - low))
-    return Line(max(0.0, at_low - slope * low), slope)
-
-
-def _show_nothing(_progress: Progress) -> None:
-    """Servers start often; the line before each is enough."""
+    slope, fixed = _line(*points[0], *points[-1])
+    return Line(fixed, slope)

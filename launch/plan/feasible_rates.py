@@ -10,6 +10,7 @@ import msgspec
 from sglang_ascend_moe.launch.plan.die_bytes import DieBytes
 from sglang_ascend_moe.launch.plan.machine_times import Schedule
 from sglang_ascend_moe.launch.plan.request_queues import Latencies, Workload, simulate
+from sglang_ascend_moe.launch.plan.step_time import handover_seconds
 from sglang_ascend_moe.launch.plan.topologies import (
     Question,
     ServerChoice,
@@ -102,12 +103,11 @@ def requests_of(question: Question, rate: float) -> int:
 
 
 def transfer_seconds(question: Question, topology: Topology) -> float:
-    """Of the keys and values of a prompt, which the ranks of its attention group send."""
     if topology.second is None:
         return 0.0
-    sizes, ranks = question.work.sizes, topology.first.tp // topology.first.dp
-    each = question.input_tokens * sizes.layers * sizes.layer_token_bytes(ranks)
-    return each / question.machine.transfer_rate
+    return handover_seconds(
+        question.work, question.machine, question.input_tokens, topology.first.tp // topology.first.dp
+    )
 
 
 def _simulated(question: Question, topology: Topology, rate: float) -> Latencies:

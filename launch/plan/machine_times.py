@@ -39,9 +39,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `memory_rate` (bytes/s), that products and attention reach. exchange: by schedule, phase and rows, such as
     `relay-free decode int8`, for `ranks` ranks; each doubling of them costs `doubling_us` more; with a number behind
     it, for so many ranks. link_rate, link_us: of collectives of attention. step_us, layer_us: of each step and of each
-    layer in it, whatever is in it, by schedule, phase and ranks, or under `any`. imbalance: of the busiest rank's rows
-    over the mean. transfer_rate: keys and values to a decode server, bytes/s of a rank. request_us: of a server for a
-    request that comes.
+    layer in it, whatever is in it, by schedule, phase and ranks, or under `any`; token_us: of each token in it.
+    imbalance: of the busiest rank's rows over the mean. transfer_rate: keys and values to a decode server, bytes/s of a
+    rank; transfer_us: what handing a request over takes besides. request_us: of a server for a request that comes.
     other_bytes: that neither weights, keys and values nor windows take. relay_bytes: of relay buffers for prefill.
     """
 
@@ -60,8 +60,10 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     link_us: float
     step_us: dict[str, float]
     layer_us: dict[str, float]
+    token_us: dict[str, float]
     imbalance: float
     transfer_rate: float
+    transfer_us: float
     request_us: float
     other_bytes: int
     relay_bytes: int

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from sglang_ascend_moe.launch.plan.machine_times import Schedule
+
 MEDIAN_ERROR, GREATEST_ERROR, LEAST_TAU = 0.15, 0.40, 0.8
 """Bounds of a model that is right: errors as parts of what was measured, and Kendall's tau."""
 
@@ -17,6 +19,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One configuration: medians in ms, and tokens per second, first predicted, then measured."""
 
     name: str
+    schedule: Schedule
     ttft_ms: tuple[float, float]
     tpot_ms: tuple[float, float]
     output_tokens_per_s: tuple[float, float]

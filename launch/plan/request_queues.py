@@ -21,6 +21,8 @@ CLOSE = 1e-9
 """Sums of tokens and of times that are nearer than this are equal."""
 MOST_STEPS_AT_ONCE = 16
 """After so many decode steps of the same requests the time of a step is computed anew."""
+SLICE = 2e-3
+"""Seconds of work after which servers that share cores look who else works."""
 
 
 STEADY = (0.4, 0.6)
@@ -37,14 +39,16 @@ class Steps(Protocol):
 
 
 class Workload(NamedTuple):
-    """Requests, each of `input_tokens` and `output_tokens`. rate: per second, by a Poisson process; None: a request
-    comes whenever fewer than `concurrency` are under way."""
+    """Requests, each of `input_tokens` and `output_tokens`. rate: per second, by a Poisson process, of which the last
+    comes after `span` seconds if that is known; None: a request comes whenever fewer than `concurrency` are under way.
+    """
 
     requests: int
     input_tokens: int
     output_tokens: int
     rate: float | None = None
     concurrency: int | None = None
+    span: float | None = None
 
 
 class ServerLimits(NamedTuple):
@@ -164,7 +168,7 @@ class _Server:
             context += request.read
             left -= taken
         tokens = self._limits.chunk - left
-        yield self._queues.clock.timeout(self._steps.prefill_seconds(tokens, len(batch), context / len(batch)))
+        yield from self._queues.work(self._steps.prefill_seconds(tokens, len(batch), context / len(batch)))
         for request, taken in batch:
             request.read += taken
             if request.read == length:
@@ -190,7 +194,10 @@ class _Server:
         step = self._steps.decode_seconds(len(self.running), load.input_tokens + written)
         steps = min(MOST_STEPS_AT_ONCE, max(1, ceil((self.running[0][0] - self._given - CLOSE) / per_step)))
         clock = self._queues.clock
-        if steps > 1 and self._room() > 0:
+        if self._queues.shared:
+            steps = 1
+            yield from self._queues.work(step)
+        elif steps > 1 and self._room() > 0:
             began = clock.now
             yield clock.timeout(steps * step) | self._woken
             # Who comes in the middle of a step waits for its end.
@@ -208,8 +215,12 @@ class _Server:
 class _Queues:
     """A deployment at work."""
 
-    def __init__(self, load: Workload, roles: Sequence[SimulatedRole], transfer: float, arrival: float) -> None:
-        self.load = load
+    def __init__(
+        self, load: Workload, roles: Sequence[SimulatedRole], transfer: float, arrival: float, gap: float, shared: bool
+    ) -> None:
+        self.load, self.shared = load, shared
+        self._gap, self._free = gap, 0.0
+        self._working = 0
         self.clock = simpy.Environment()
         self.asked: list[_Request] = []
         self._transfer, self._arrival = transfer, arrival
@@ -218,10 +229,23 @@ class _Queues:
         self._second = [_Server(self, role, reads=False, writes=True) for role in rest for _ in range(role.instances)]
         self.times: dict[_Request, float] = {}
 
+    def work(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+        """So many of a server that works alone; longer where others work at the same time on the same cores."""
+        if not self.shared:
+            yield self.clock.timeout(seconds)
+            return
+        self._working += 1
+        while seconds > 0:
+            part = min(seconds, SLICE)
+            yield self.clock.timeout(part * self._working)
+            seconds -= part
+        self._working -= 1
+
     def ask(self) -> _Request:
         request = _Request(self.clock.now, self.clock.event())
         self.asked.append(request)
-        self.clock.process(self._deliver(self._first, request, self._arrival))
+        self._free = max(self._free, self.clock.now) + self._gap
+        self.clock.process(self._deliver(self._first, request, self._free - self.clock.now + self._arrival))
         return request
 
     def hand_over(self, request: _Request) -> None:
@@ -238,8 +262,10 @@ class _Queues:
 
     def arrive(self, drawn: random.Random) -> Generator[simpy.Event, Any, None]:
         """Requests by their rate."""
-        for _ in range(self.load.requests):
-            yield self.clock.timeout(drawn.expovariate(self.load.rate or 1.0))
+        gaps = [drawn.expovariate(self.load.rate or 1.0) for _ in range(self.load.requests)]
+        longer = 1.0 if self.load.span is None else self.load.span / sum(gaps)
+        for gap in gaps:
+            yield self.clock.timeout(gap * longer)
             self.ask()
 
     def client(self, requests: int) -> Generator[simpy.Event, Any, None]:
@@ -249,18 +275,26 @@ class _Queues:
 
 
 def simulate(
-    load: Workload, roles: Sequence[SimulatedRole], transfer: float = 0.0, arrival: float = 0.0, seed: int = 0
+    load: Workload,
+    roles: Sequence[SimulatedRole],
+    transfer: float = 0.0,
+    arrival: float = 0.0,
+    seed: int = 0,
+    *,
+    gap: float = 0.0,
+    shared: bool = False,
 ) -> Latencies:
     """Let `load` come until its last request is answered.
 
     roles: one that reads and writes, or one that reads and one that writes. transfer: seconds for the keys and values
-    of a request between these. arrival: seconds before a request is in a server's queue. The same seed gives the same
-    numbers. A server with no room for one request gives endless latencies.
+    of a request between these. arrival: seconds before a request is in a server's queue. gap: seconds between requests
+    that come at once, which are taken one after the other. shared: whether all servers are on the same cores. The same
+    seed gives the same numbers. A server with no room for one request gives endless latencies.
     """
     length = load.input_tokens + load.output_tokens
     if any(min(role.limits.running, role.limits.tokens // length) < 1 for role in roles):
         return Latencies([float("inf")], [float("inf")], float("inf"), 0)
-    queues = _Queues(load, roles, transfer, arrival)
+    queues = _Queues(load, roles, transfer, arrival, gap, shared)
     if load.rate is not None:
         queues.clock.process(queues.arrive(random.Random(seed)))
     else:

@@ -128,7 +128,7 @@ class StepTimes(NamedTuple):
             ) * (machine.imbalance if phase == "prefill" else 1.0)  # fmt: skip
         fixed = sum(
             times * fixed_seconds(each, self.schedule, phase, place.tp)
-            for each, times in ((machine.step_us, 1), (machine.layer_us, layers))
+            for each, times in ((machine.step_us, 1), (machine.layer_us, layers), (machine.token_us, tokens * groups))
         )
         return StepTime(products, attention, exchanged, collectives, fixed)
 
@@ -142,3 +142,9 @@ class StepTimes(NamedTuple):
             operations / (machine.products[kind] * machine.product_part * part),
             numbers * each / (machine.memory_rate * machine.memory_part * part),
         )
+
+
+def handover_seconds(work: ModelWork, machine: Machine, tokens: int, attention_ranks: int) -> float:
+    """Of the keys and values of `tokens` tokens, which the ranks of an attention group send to a decode server."""
+    sent = tokens * work.sizes.layers * work.sizes.layer_token_bytes(attention_ranks)
+    return machine.transfer_us / 1e6 + sent / machine.transfer_rate

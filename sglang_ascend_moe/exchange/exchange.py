@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch.distributed as dist
 
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import InvalidInput, SessionPoisoned
+from sglang_ascend_moe.exchange.control.trace_file import TraceFile
 from sglang_ascend_moe.exchange.expert_exchange import Phase
 from sglang_ascend_moe.exchange.observation import Observation, rows_by_rank
 from sglang_ascend_moe.exchange.opening import Opened, close_exchange, open_exchange
@@ -58,6 +61,7 @@ class Exchange:
         self.parameters = self.layout.parameters
         self._identity = (opened.session_id, opened.rank)
         self._opened: Opened | None = opened
+        self._dispatch_fitting = opened.steps.dispatch_fitting
         self._watch = opened.watch
         # A padded window cannot be halved.
         self._overlap = opened.overlap and not self.layout.expert_rows
@@ -145,6 +149,19 @@ class Exchange:
         """Calls `hook(step)` as each protocol step begins on this rank; for tests and tracing. None ends it."""
         self._steps.session.watch_steps(hook)
 
+    def trace(self, folder: str | os.PathLike[str] | None, *, stage: int | None = None) -> None:
+        """Writes down each step of this rank from now on in a file in `folder`, for `ascend-moe trace`; None ends it.
+
+        The file has room for the last 2**17 steps. stage: as in `RankOptions`.
+
+        Raises `InvalidInput` for a folder that cannot be written, `Unsupported` on a device.
+        """
+        session = self._steps.session
+        if folder is None:
+            session.trace(None)
+        else:
+            session.trace(TraceFile(Path(folder), *self._identity, self.parameters, stage))
+
     def dispatch(
         self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, phase: Phase = "decode"
     ) -> ExpertRows:
@@ -159,11 +176,15 @@ class Exchange:
         if ranks take different phases (the exchange stays usable after these); `PeerLost`, `PeerTimeout`,
         `SessionPoisoned`.
         """
-        kind = self._kind(phase)
+        # The way of nearly all calls: docs/kernels-host.md says what each object costs that it touches.
+        rows = None if launches.capturing() else self._dispatch_fitting(x, topk_ids, topk_weights, phase)
+        if rows.__class__ is ExpertRows:
+            return rows
         steps = self._steps
-        return steps.dispatch_fitting(x, topk_ids, topk_weights, kind) or steps.dispatch(
-            self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True
-        )
+        if rows is not None:
+            steps.session.fail(rows)
+        kind = self._kind(phase)
+        return steps.dispatch(self._checked(x, topk_ids, topk_weights, kind), kind, keep_weights=True)
 
     def combine(self, expert_out: torch.Tensor, rows: ExpertRows, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Each token's weighted sum over its experts' results: [tokens, hidden] in the exchange's dtype.
@@ -234,7 +255,7 @@ class Exchange:
             overlap = self._overlap
             _run_or_leave(steps, run_prefill, steps, self._identity, tokens, watched, out, overlap=overlap, wait=wait)
         else:
-            most_rows = min(self.layout.capacity, (most_tokens or 0) * self.parameters.rows_per_token)
+            most_rows = self._most_rows(most_tokens)
             _run_or_leave(steps, run_decode, steps, tokens, watched, out, wait=wait, most_rows=most_rows)
         return out
 
@@ -276,13 +297,13 @@ class Exchange:
         experts: Callable[[ExpertRows], None],
         out: torch.Tensor,
         *,
-        alike: bool = False,
+        most_tokens: int | None = None,
     ) -> Callable[[], None]:
         """A decode `run` over tensors that keep their addresses, as graphs need it; the other ranks may run or replay.
 
-        alike: a promise that no rank ever brings more tokens to it than this one, so that in a graph no more rows than
-        these have places are handed to `experts`; kept by ranks that replay graphs of one size. A replay that it does
-        not hold for is refused as by a smaller window.
+        most_tokens: that all ranks ever bring to it together, and the same on each, so that in a graph no more rows
+        than these have places are handed to `experts`; a replay with more is refused as by a smaller window. None: not
+        known.
 
         Each call of the returned function runs the layer on what the tensors hold then, and writes `out` [tokens,
         hidden]; it neither allocates memory of the device nor moves a tensor. Raises `CaptureRefused` for tensors that
@@ -296,8 +317,12 @@ class Exchange:
         if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
             raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be as x")
         tokens = RoutedTokens(x, topk_ids, topk_weights)
-        run = prepare_decode(self._steps, tokens, self._watched(experts), out, alike=alike)
+        run = prepare_decode(self._steps, tokens, self._watched(experts), out, most_rows=self._most_rows(most_tokens))
         return partial(_run_or_leave, self._steps, run)
+
+    def _most_rows(self, most_tokens: int | None) -> int:
+        """That can come of so many tokens of all ranks; 0: not known."""
+        return min(self.layout.capacity, (most_tokens or 0) * self.parameters.rows_per_token)
 
     def _watched(self, experts: Callable[[ExpertRows], None]) -> Callable[[ExpertRows], None]:
         if torch.is_grad_enabled():
@@ -317,6 +342,7 @@ class Exchange:
         if self._opened is not None:
             close_exchange(self._opened)
             self._opened = None
+            self._dispatch_fitting = _nothing_fits
 
     def __enter__(self) -> Exchange:
         return self
@@ -372,3 +398,7 @@ def _run_or_leave(steps: ExchangeSteps, run: Callable[..., None], *arguments: An
         # It may have come between two steps, where nothing else notices that this rank does not go on.
         steps.session.leave_interrupted()
         raise
+
+
+def _nothing_fits(_x: torch.Tensor, _ids: torch.Tensor, _weights: torch.Tensor, _phase: str, /) -> None:
+    """`Slots.dispatch_fitting` of a closed exchange."""

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.exchange.backend import Meeting
 from sglang_ascend_moe.exchange.control.blocks import Hello, WindowHandle
+from sglang_ascend_moe.exchange.control.cores import spin_ns_of, workers_of
 from sglang_ascend_moe.exchange.control.handover import Offer, exchange_windows, open_listener, open_windows
-from sglang_ascend_moe.exchange.control.rendezvous import workers_of
 from sglang_ascend_moe.native.session import NativeSession, initialise_window
 from sglang_ascend_moe.windows.memfd import MappedWindow, create_window
 from sglang_ascend_moe.windows.window import Window
@@ -62,7 +62,8 @@ class HostBackend:
         workers = workers_of(meeting.hellos)[meeting.rank]
         return NativeSession(
             meeting.layout, meeting.rank, addresses, meeting.watch.ends, workers,
-            first_epoch=meeting.first_epoch, nodes=meeting.watch.nodes,
+            spin_ns=spin_ns_of([hello.cores for hello in meeting.hellos]), first_epoch=meeting.first_epoch,
+            nodes=meeting.watch.nodes,
         )  # fmt: skip
 
 

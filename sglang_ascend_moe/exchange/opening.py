@@ -12,10 +12,11 @@ import torch.distributed as dist
 
 from sglang_ascend_moe.exchange.backend import Backend, Meeting
 from sglang_ascend_moe.exchange.control.blocks import Hello
+from sglang_ascend_moe.exchange.control.cores import workers_of
 from sglang_ascend_moe.exchange.control.lifelines import RankWatch, watch_ranks
 from sglang_ascend_moe.exchange.control.machine import this_machine
 from sglang_ascend_moe.exchange.control.post_mortem import Recorder
-from sglang_ascend_moe.exchange.control.rendezvous import agree, workers_of
+from sglang_ascend_moe.exchange.control.rendezvous import agree
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.exchange.device_backend import DeviceBackend
 from sglang_ascend_moe.exchange.host_backend import HostBackend

@@ -18,7 +18,7 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.native.codes import InputError, Kind, Result, Step
 from sglang_ascend_moe.native.faults import refuse_forked
 from sglang_ascend_moe.native.library import own_library
-from sglang_ascend_moe.native.session import ChunkCounts, NativeSession
+from sglang_ascend_moe.native.session import ChunkCounts, NativeSession, Ring
 from sglang_ascend_moe.windows.layout import WindowLayout
 
 if TYPE_CHECKING:
@@ -164,6 +164,11 @@ class DeviceSession(NativeSession):
     def count_chunks(self, ids: torch.Tensor, chunk_tokens: int) -> ChunkCounts:
         self._enter()
         return super().count_chunks(ids, chunk_tokens)
+
+    def trace(self, ring: Ring | None) -> None:
+        """Raises `Unsupported`: launches do not say when their steps begin."""
+        if ring is not None:
+            raise Unsupported("a trace is made by the kernels of a host only; leave --ascend-moe-trace out")
 
     def note_replay(self) -> None:
         """A graph that holds calls is replayed."""

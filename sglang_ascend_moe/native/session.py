@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn, Protocol
 from weakref import WeakSet
 
 import torch
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 StepHook = Callable[[Step], None]
 FaultHook = Callable[[Fault, BaseException], None]
+
+
+class Ring(Protocol):
+    """Memory for an ExchangeTrace, at `address`, as long as the object lives."""
+
+    address: int
 
 
 class ChunkCounts(NamedTuple):
@@ -74,12 +80,14 @@ class NativeSession:
         workers: int = 1,
         device: torch.device | None = None,
         *,
+        spin_ns: int = 0,
         first_epoch: int = 0,
         nodes: Sequence[int] = (),
     ) -> None:
         """`window_addresses` [ranks] as mapped here; `peer_ends` [ranks]: descriptors that become readable when a rank
         is gone, -1 for one that is not watched; `workers`: threads that move large payloads; `device`: where windows
-        and tensors lie, None for the host; `first_epoch`: exchanges that the windows have behind them; `nodes`
+        and tensors lie, None for the host; `spin_ns`: for which a wait keeps its core before others may have it;
+        `first_epoch`: exchanges that the windows have behind them; `nodes`
         [ranks]: where each runs, empty where that does not matter.
         """
         p = layout.parameters
@@ -90,9 +98,10 @@ class NativeSession:
         first = 0 if layout.granting else rank * p.local_experts
         self._own_experts = slice(first, first + p.local_experts)
         self._on_fault: FaultHook | None = None
+        self._ring: Ring | None = None
         self._native = library("cpu" if device is None else device.type).open_session(
             native_layout(layout), rank, window_addresses, peer_ends, timeout_ns=int(p.timeout_s * 1e9),
-            workers=workers, epoch=first_epoch, takes_host_tensors=self.takes_host_tensors,
+            workers=workers, spin_ns=spin_ns, epoch=first_epoch, takes_host_tensors=self.takes_host_tensors,
         )  # fmt: skip
         _sessions.add(self)
 
@@ -146,6 +155,15 @@ class NativeSession:
         What the hook raises ends the call that began the step, and poisons the session.
         """
         self._native.on_step = None if hook is None else partial(self._call_hook, hook)
+
+    def trace(self, ring: Ring | None) -> None:
+        """Writes down each step from now on; None ends it. Not during a call."""
+        self._native.trace(0 if ring is None else ring.address)
+        self._ring = ring
+
+    def trace_layer(self, epoch: int, layer: int) -> None:
+        """Writes down which layer the exchange of `epoch` is of, if steps are written down; on any thread."""
+        self._native.trace_layer(epoch, layer)
 
     def watch_faults(self, hook: FaultHook) -> None:
         """Calls `hook` with each fault that poisons the session, before it is raised."""

@@ -43,6 +43,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     timeout_s: seconds that a rank waits for a peer; bring_up_timeout_s: while the server starts.
     verify: send a checksum with every row.
     post_mortem: folder for an account of each rank after a failure.
+    trace: folder in which each rank writes down its steps.
     windows: on an NPU, who gives pooled memory; None: what is installed, memfabric first.
     secret_file: file with the secret under which control blocks are sealed.
     require_graphs: do not serve if decode steps cannot run in graphs.
@@ -61,6 +62,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     bring_up_timeout_s: float = 300.0
     verify: bool = False
     post_mortem: str | None = None
+    trace: str | None = None
     windows: Windows | None = None
     secret_file: str | None = None
     require_graphs: bool = False
@@ -99,7 +101,17 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 raise InvalidInput(
                     f"{FLAGS[name].flag} {getattr(self, name)}: must be above 0 and at most {MAX_TIMEOUT_S} seconds"
                 )
-        for name in ("window_bytes", "window_factor", "quant", "verify", "post_mortem", "windows", "secret_file"):
+        of_windows = (
+            "window_bytes",
+            "window_factor",
+            "quant",
+            "verify",
+            "post_mortem",
+            "trace",
+            "windows",
+            "secret_file",
+        )
+        for name in of_windows:
             if getattr(self, name) not in (None, False, "none") and self.schedule == "collective":
                 raise InvalidInput(
                     f"{FLAGS[name].flag} with {FLAGS['schedule'].flag} collective: the baseline has only what"
@@ -230,6 +242,14 @@ FLAGS: Mapping[str, Flag] = {
         str,
         "FOLDER",
         "Where each rank writes an account if an exchange fails; `ascend-moe doctor --post-mortem FOLDER` reads them.",
+    ),
+    "trace": Flag(
+        "--ascend-moe-trace",
+        str,
+        str,
+        "FOLDER",
+        "With --device cpu: where each rank writes down the steps of its exchanges, the last 131,072 of each;"
+        " `ascend-moe trace FOLDER` makes a timeline of them.",
     ),
     "windows": Flag(
         "--ascend-moe-windows",

@@ -16,10 +16,9 @@ HEAVY = ("torch", "sglang", "numpy", "transformers", "matplotlib", "safetensors"
 MOST_MODULES = 400
 """What half a second of a core imports."""
 HELP = (
-    "serve", "demo", "adopt", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "top", "bench",
-    "bench exchange", "bench graphs", "bench serving", "bench products", "bench report", "bench page", "build-kernels",
-    "plan", "plan memory", "plan schedule", "plan calibrate",
-    "plan check",
+    "serve", "demo", "adopt", "disagg", "disagg up", "disagg check", "disagg render", "doctor", "top", "trace",
+    "monitoring", "bench", "bench exchange", "bench graphs", "bench serving", "bench products", "bench report",
+    "bench page", "build-kernels", "plan", "plan memory", "plan schedule", "plan calibrate", "plan check",
 )  # fmt: skip
 MISTAKES = {
     "no command": "",
@@ -59,6 +58,9 @@ MISTAKES = {
     "doctor: a port": "doctor --url http://localhost:port",
     "top: an address": "top --url localhost",
     "top: an interval": "top --interval 0",
+    "trace: no folder": "trace",
+    "monitoring: no folder": "monitoring",
+    "monitoring: a folder that cannot be made": "monitoring /dev/null/x",
     "demo: a folder that cannot be made": "demo --keep /dev/null/x",
     "build-kernels: a value": "build-kernels --npu-arch a3",
 }

@@ -68,6 +68,10 @@ void __tsan_atomic64_store(volatile uint64_t *word, uint64_t value, int) {
     accesses.fetch_add(1, std::memory_order_relaxed);
     __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
 }
+uint64_t __tsan_atomic64_fetch_add(volatile uint64_t *word, uint64_t value, int) {
+    accesses.fetch_add(1, std::memory_order_relaxed);
+    return __atomic_fetch_add(word, value, __ATOMIC_SEQ_CST);
+}
 
 // Calls of these reach here by the linker's --wrap.
 void *__real_memcpy(void *to, const void *from, size_t bytes);

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_ascend_moe.launch.monitoring.monitoring_command import FILES
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TRAINED_FAMILIES
 from tests.packaging.source_tree import PACKAGE, PACKAGE_FOLDERS, ROOT, modules
 
@@ -18,6 +19,7 @@ LIBRARY = f"{PACKAGE}/_host_kernels.so"
 TYPED = f"{PACKAGE}/py.typed"
 TYPES = f"{PACKAGE}/_host_kernels.pyi"
 TRAINED = {f"{PACKAGE}/launch/tiny_model/{family}.safetensors" for family in TRAINED_FAMILIES}
+MONITORING = {f"{PACKAGE}/launch/monitoring/{name}" for name in FILES}
 ENTRY_POINTS = {
     ("console_scripts", "ascend-moe", "sglang_ascend_moe.launch.main:main"),
     ("sglang.srt.plugins", "ascend_moe", "sglang_ascend_moe.serving.plugin:register"),
@@ -62,10 +64,11 @@ def kernel_sources() -> list[Path]:
     return [path for path in found if "host_model" not in path.parts]
 
 
-def test_wheel_holds_every_module_the_kernels_and_their_sources_trained_models_and_that_it_is_typed(wheel: Path):
+def test_wheel_holds_every_module_the_kernels_and_their_sources_data_and_that_it_is_typed(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {LIBRARY, TYPED, TYPES, *TRAINED, *(f"{PACKAGE}/{path.relative_to(ROOT)}" for path in kernel_sources())}
+    sources = {f"{PACKAGE}/{path.relative_to(ROOT)}" for path in kernel_sources()}
+    expected = {LIBRARY, TYPED, TYPES, *TRAINED, *MONITORING, *sources}
     for name, path in modules().items():
         expected.add(name.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py"))
     assert names == expected

@@ -18,11 +18,12 @@ from sglang_ascend_moe.exchange.control.blocks import (
 from sglang_ascend_moe.exchange.control.instance import Instance
 from sglang_ascend_moe.exchange.control.machine import Machine
 from sglang_ascend_moe.exchange.control.post_mortem import PostMortem
+from sglang_ascend_moe.exchange.control.trace_file import TraceHeader
 from sglang_ascend_moe.windows.layout import ExchangeParameters
 
 SESSION = b"session of tests"
 KINDS: tuple[type[Block], ...] = (
-    Hello, Reachable, Greeting, WindowHandle, PrefillPlan, ExpertPlacement, PostMortem,
+    Hello, Reachable, Greeting, WindowHandle, PrefillPlan, ExpertPlacement, PostMortem, TraceHeader,
 )  # fmt: skip
 
 # Numbers at the edges of what msgpack, C and the fields of blocks hold.
@@ -68,6 +69,11 @@ BLOCKS: dict[type[Block], st.SearchStrategy[Block]] = {
         outcome=st.text(max_size=9), message=st.text(max_size=40), culprit=ranks, step=st.text(max_size=9), epoch=small,
         missing=st.lists(ranks, max_size=8), waited_s=st.lists(st.floats(0, 9), max_size=8),
         received=st.lists(st.lists(small, max_size=4), max_size=4),
+    ),
+    TraceHeader: st.builds(
+        TraceHeader, **common, release=st.text(max_size=9), parameters=parameters, stage=st.none() | ranks,
+        process=small, machine=st.builds(Machine, identity=digests, network=digests, name=st.text(max_size=9)),
+        capacity=st.integers(1, 1 << 24), monotonic_ns=small, realtime_ns=small,
     ),
 }  # fmt: skip
 INSTANCE = Instance(

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from sglang_ascend_moe.errors import AscendMoeError
 from sglang_ascend_moe.exchange.control.blocks import Block, ExpertPlacement, Hello, PrefillPlan, decode, encode
+from sglang_ascend_moe.exchange.control.cores import workers_of
 from sglang_ascend_moe.exchange.control.expert_placement import refuse_differences, refuse_unservable
 from sglang_ascend_moe.exchange.control.instance import instance_of, require_pair, unsealed
-from sglang_ascend_moe.exchange.control.rendezvous import refuse_different_options, workers_of
+from sglang_ascend_moe.exchange.control.rendezvous import refuse_different_options
 from sglang_ascend_moe.exchange.control.secret import CHALLENGE_BYTES, Secret
 from sglang_ascend_moe.exchange.schedules.prefill import plan_rounds
 from tests.security.drawn_blocks import BLOCKS, INSTANCE, KINDS, SESSION, mutated

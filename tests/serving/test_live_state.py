@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -10,6 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sglang_ascend_moe import Exchange
 from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
+from sglang_ascend_moe.launch.trace.timeline import read_timelines
+from sglang_ascend_moe.launch.trace.trace_summary import rows_of_layers
 from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.serving.configurations import PARALLEL, ours
 from tests.serving.engine_messages import Inspected
@@ -74,13 +77,19 @@ def inspect_when_exported(engine: Engine) -> tuple[list[RankState], Numbers]:
 
 
 @pytest.fixture(scope="module")
-def engine(fork_server, checkpoint, prompts) -> Iterator[Engine]:
+def traces(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("traces")
+
+
+@pytest.fixture(scope="module")
+def engine(fork_server, checkpoint, prompts, traces) -> Iterator[Engine]:
     """An engine that has answered every prompt, one after the other, all rows going to rank 0."""
     config = ours(
         checkpoint,
         "float32",
         "route_to_the_first_experts",
         enable_metrics=True,
+        ascend_moe_trace=str(traces),
         # A graph replays what was captured, whatever the routing is replaced by.
         cuda_graph_backend_decode="disabled",
         disable_overlap_schedule=True,
@@ -137,6 +146,18 @@ def test_every_exchange_is_in_the_histograms(observed, calls, phase):
         assert numbers.samples["ascend_moe_exchange_imbalance_sum", labels] == RANKS * calls[phase]
 
 
+@pytest.mark.usefixtures("observed")
+def test_every_exchange_of_every_layer_is_traced(tokens, calls, traces):
+    (timeline,) = read_timelines(traces)
+    layers = rows_of_layers(timeline)
+    assert [one.layer for one in layers] == list(range(SIZES.layers))
+    for one in layers:
+        assert one.exchanges == sum(calls.values()) // SIZES.layers
+        # All rows go to rank 0.
+        assert one.rows == [sum(tokens.values()) * SIZES.topk, 0]
+        assert one.imbalance == RANKS
+
+
 def test_waits_are_counted_by_peer(observed):
     states, numbers = observed
     for state in states:
@@ -160,8 +181,8 @@ def test_the_state_has_every_rank_and_is_that_of_the_metrics(observed, calls):
         assert numbers("graph_replays", moe_ep_rank=state.rank) == state.graphs.replays
 
 
-def test_state_and_log_tell_options_and_the_window_that_was_planned(observed, engine):
-    states, _ = observed
+def test_state_log_and_metrics_tell_options_and_the_window_that_was_planned(observed, engine):
+    states, numbers = observed
     for state in states:
         (exchange,) = state.exchanges
         assert (state.options.schedule, state.options.verify) == ("auto", True)
@@ -177,6 +198,7 @@ def test_state_and_log_tell_options_and_the_window_that_was_planned(observed, en
         )
         assert (exchange.window_bytes, exchange.regions) == (planned.total, planned.by_region())
         assert exchange.capacity_rows == planned.capacity_rows
+        assert numbers.samples["ascend_moe_window_rows", (("moe_ep_rank", str(state.rank)),)] == planned.capacity_rows
     regions = ", ".join(f"{name} {size}" for name, size in planned.by_region().items())
     assert engine.log.read_text().count(f"Window of {planned.total} bytes on each rank: {regions}") == RANKS
 

@@ -37,6 +37,7 @@ def any_options(draw: st.DrawFn) -> Options:
         timeout_s=draw(positive_seconds),
         verify=ours and draw(st.booleans()),
         post_mortem=draw(folders) if ours else None,
+        trace=draw(folders) if ours else None,
         secret_file=draw(folders) if ours else None,
         quant=draw(st.sampled_from(["none", "int8"])) if ours else "none",
         stay_awake=draw(st.booleans()),
@@ -129,6 +130,10 @@ def test_bytes_are_read_with_their_unit(text: str, expected: int):
         (
             ["--ascend-moe-schedule", "collective", "--ascend-moe-post-mortem", "folder"],
             ["--ascend-moe-post-mortem", "--ascend-moe-schedule collective"],
+        ),
+        (
+            ["--ascend-moe-schedule", "collective", "--ascend-moe-trace", "folder"],
+            ["--ascend-moe-trace", "--ascend-moe-schedule collective"],
         ),
         (
             ["--ascend-moe-schedule", "collective", "--ascend-moe-secret-file", "file"],

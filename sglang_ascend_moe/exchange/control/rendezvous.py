@@ -6,8 +6,6 @@ What is compared travels over the caller's torch.distributed group, which has to
 from __future__ import annotations
 
 import struct
-from collections import Counter
-from fractions import Fraction
 
 import torch
 import torch.distributed as dist
@@ -43,16 +41,6 @@ def agree(
             raise ProtocolMismatch(f"rank {rank} says that it is rank {received.rank}")
     refuse_different_options(hellos)
     return hellos
-
-
-def workers_of(hellos: list[Hello]) -> list[int]:
-    """Threads with which each rank moves large payloads: what it asked for, or its share of the cores, at least 1.
-
-    A core that several ranks may use counts for each of them as the equal part of it.
-    """
-    users = Counter(core for hello in hellos for core in set(hello.cores))
-    shares = [sum(Fraction(1, users[core]) for core in set(hello.cores)) for hello in hellos]
-    return [hello.workers or max(1, int(share)) for hello, share in zip(hellos, shares, strict=True)]
 
 
 def gather_frames(

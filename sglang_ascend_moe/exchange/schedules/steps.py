@@ -47,6 +47,7 @@ class ExchangeSteps:
             session, self.observation.counters, partial(session.new_call, layout.parameters.max_tokens), ExpertRows,
             _without_history, views, layout.capacity, layout.expert_rows,
         )  # fmt: skip
+        self.dispatch_fitting = self._slots.dispatch_fitting
 
     def dispatch(
         self, tokens: RoutedTokens, kind: Kind, part: Part = Part.WHOLE, *, keep_weights: bool, continues: bool = False
@@ -55,13 +56,6 @@ class ExchangeSteps:
         call = self._slots.free_call()
         call.take(*tokens, kind, part, keep_weights=keep_weights, continues=continues)
         return self.received(call, kind, part, tokens.weights, first_round=not continues)
-
-    def dispatch_fitting(self, x: Tensor, ids: Tensor, weights: Tensor, kind: Kind) -> ExpertRows | None:
-        """`dispatch` of a caller's tensors if the kernels take them as they are; else nothing has been done."""
-        rows = self._slots.dispatch_fitting(x, ids, weights, kind)
-        if isinstance(rows, int):
-            self.session.fail(rows)
-        return rows
 
     def dispatch_deferred(
         self, tokens: RoutedTokens, kind: Kind, *, most_rows: int = 0, planned_rows: int | None = None,

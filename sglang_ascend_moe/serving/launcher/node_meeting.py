@@ -38,7 +38,7 @@ from sglang_ascend_moe.serving.options import FLAGS, Options, options_of
 # SGLang's ServerArgs carries names with an underscore that are not its fields to every process it starts, unchanged.
 _ATTRIBUTE = "_ascend_moe_server"
 
-OF_A_NODE = frozenset(("secret_file", "post_mortem", "host_memory"))
+OF_A_NODE = frozenset(("secret_file", "post_mortem", "trace", "host_memory"))
 """Options that nodes may have different values of."""
 
 COMPARED = (

@@ -6,6 +6,7 @@ One exchange per shape of layer and per process, shared by all layers of that sh
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ class Serving(NamedTuple):
 
     rank, ranks: of the exchanges, which are those of one pipeline stage. exchanges: none in a stage without MoE layers.
     stage: its number, from 0, of `stages`. metrics: with `--enable-metrics`. secret: seals what ranks tell each other
-    besides.
+    besides. decode_tokens: of a rank in one batch of the decode schedule, at most.
     """
 
     options: Options
@@ -72,6 +73,7 @@ class Serving(NamedTuple):
     rank: int
     ranks: int
     metrics: bool
+    decode_tokens: int
     secret: Secret | None = None
     on_npu: bool = False
     stage: int = 0
@@ -79,6 +81,7 @@ class Serving(NamedTuple):
 
 
 _serving: Serving | None = None
+_traced = False
 
 
 def serving() -> Serving | None:
@@ -89,6 +92,18 @@ def serving() -> Serving | None:
 def exchanges() -> list[ExpertExchange]:
     """The open exchanges of this process; none without `--ascend-moe`."""
     return [] if _serving is None else list(_serving.exchanges.values())
+
+
+def trace_into(folder: str | Path | None, traced: Iterable[ExpertExchange]) -> None:
+    """From now on these exchanges write down their steps in files in `folder`, or no more.
+
+    Raises `InvalidInput` for a folder that cannot be written.
+    """
+    global _traced
+    for exchange in traced:
+        if isinstance(exchange, Exchange):
+            exchange.trace(folder, stage=_stage())
+    _traced = folder is not None
 
 
 def shared_secret() -> Secret | None:
@@ -142,6 +157,8 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
     opened = {shape: _open(options, ranks, chosen, device) for shape, chosen in parameters.items()}
     for exchange in opened.values():
         exchange.observation.counters.measures_imbalance = bool(model_runner.server_args.enable_metrics)
+    if options.trace is not None:
+        trace_into(options.trace, opened.values())
     if _serving is not None:
         _serving.exchanges.update(opened)
         return
@@ -153,6 +170,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         rank=get_parallel().moe_ep_rank,
         ranks=len(ranks),
         metrics=bool(model_runner.server_args.enable_metrics),
+        decode_tokens=_decode_tokens(options, limits),
         on_npu=on_npu,
         secret=secret,
         stage=get_parallel().pp_rank,
@@ -206,6 +224,11 @@ def _parameters_by_shape(
     return {shape: sized(one, options, limits, device_bytes) for shape, one in parameters.items()}
 
 
+def _decode_tokens(options: Options, limits: SchedulerLimits) -> int:
+    """Of a rank in one batch of the decode schedule, at most."""
+    return tokens_per_rank(options, limits) if options.schedule == "decode" else limits.decode_tokens_per_rank
+
+
 def _windows(parameters: Mapping[LayerShape, ExchangeParameters]) -> tuple[WindowMemory, ...]:
     """The windows of one rank."""
     return tuple(window_memory(plan_window(one)) for one in parameters.values())
@@ -228,7 +251,7 @@ def _open(
         post_mortem=options.post_mortem,
         secret_file=options.secret_file,
         bring_up_timeout_s=options.bring_up_timeout_s,
-        stage=get_parallel().pp_rank if get_parallel().pp_size > 1 else None,
+        stage=_stage(),
     )
     if collective:
         return CollectiveExchange.open(group, parameters, rank_options)
@@ -250,6 +273,13 @@ def _open(
         ", ".join(f"{name} {size}" for name, size in exchange.window.by_region().items()),
     )
     return exchange
+
+
+def _stage() -> int | None:
+    """Number of this rank's pipeline stage; None if there is only one."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return get_parallel().pp_rank if get_parallel().pp_size > 1 else None
 
 
 def batch_limits(running_requests: int, context: int) -> SchedulerLimits:
@@ -328,7 +358,7 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
         lambda rows: compute_experts(serving, layer, rows),
         phase=_phase(serving.options),
         wait=False,
-        most_tokens=_tokens_of_all_ranks(),
+        most_tokens=_tokens_of_all_ranks() or serving.ranks * max(len(hidden_states), serving.decode_tokens),
     )
 
 
@@ -361,10 +391,13 @@ def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_
             " --disable-cuda-graph"
         )
 
-    alike = _replay_together()
+    own = len(hidden_states)
+    most = serving.ranks * (own if _replay_together() else max(own, serving.decode_tokens))
 
     def bind(x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> launches.Launch:
-        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out, alike=alike)
+        return exchange.prepare(
+            x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out, most_tokens=most
+        )
 
     out = torch.empty_like(hidden_states)
     launches.launch(bind, [hidden_states, topk_output.topk_ids, topk_output.topk_weights], [out])
@@ -389,6 +422,8 @@ def _phase(options: Options) -> Phase:
 def compute_experts(serving: Serving, layer: Any, rows: ExpertRows) -> None:
     """Run the local experts of `layer` on the rows of the window; writes `rows.out`."""
     expert_location.record_dispatch(layer, rows.counts)
+    if _traced:
+        rows.ticket.session.trace_layer(rows.ticket.epoch, layer.layer_id)
     compute = experts.compute if serving.on_npu else host_experts.compute
     compute(layer, rows)
 

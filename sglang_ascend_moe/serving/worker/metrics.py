@@ -47,6 +47,8 @@ HISTOGRAMS = {
 """By the name in `Observation.histograms`."""
 WAIT_METRIC = Metric("ascend_moe_wait_seconds", "", "time for which `peer` held this rank up")
 REPLAY_METRIC = Metric("ascend_moe_graph_replays", "", "decode graphs replayed")
+WINDOW_METRIC = Metric("ascend_moe_window_rows", "", "rows that the smallest window holds; 0: there are none")
+"""A gauge."""
 
 
 class Exporter:
@@ -54,7 +56,7 @@ class Exporter:
 
     def __init__(self, rank: int, ranks: int, stage: int | None = None) -> None:
         """stage: of the pipeline; None: there is only one, and no label for it."""
-        from prometheus_client import Counter, Histogram
+        from prometheus_client import Counter, Gauge, Histogram
 
         own = {"moe_ep_rank": rank} | ({} if stage is None else {"pp_rank": stage})
 
@@ -77,6 +79,8 @@ class Exporter:
         waits = counter(WAIT_METRIC, "peer")
         self._waits = [waits.labels(*own.values(), peer) for peer in range(ranks)]
         self._replays = counter(REPLAY_METRIC).labels(*own.values())
+        window = Gauge(WINDOW_METRIC.name, WINDOW_METRIC.meaning, [*own], multiprocess_mode="mostrecent")
+        self._window = window.labels(*own.values())
         self._exported: dict[Any, float] = {}
         self._exported_ns = 0
         self._exported_rounds = 0
@@ -103,6 +107,7 @@ class Exporter:
         # Shorter where an exchange does not know whom it waited for.
         for child, seconds in zip(self._waits, waited, strict=False):
             self._add(child, sum(seconds))
+        self._window.set(min(exchange.window.capacity_rows for exchange in exchanges))
         self._add(self._replays, observation.graphs.replays)
         self._exported_ns = time.monotonic_ns()
         self._exported_rounds = _rounds(observations)

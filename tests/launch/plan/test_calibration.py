@@ -11,11 +11,25 @@ import pytest
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.launch import main as command
 from sglang_ascend_moe.launch.bench.records import Record
+from sglang_ascend_moe.launch.bench.serving_client import Load
 from sglang_ascend_moe.launch.bench.serving_command import PRESET
 from sglang_ascend_moe.launch.bench.serving_records import ServingRecord
 from sglang_ascend_moe.launch.plan.a3_constants import a3_machine
-from sglang_ascend_moe.launch.plan.calibration import ALONE, CHECKED, Asked, fitted, line_of, predicted, servers
+from sglang_ascend_moe.launch.plan.calibration import (
+    ALONE,
+    CHECKED,
+    FULL,
+    SHORT,
+    Asked,
+    Calibration,
+    fitted,
+    handing_over,
+    line_of,
+    predicted,
+    span_of,
+)
 from sglang_ascend_moe.launch.plan.machine_times import Machine, read_machine
+from sglang_ascend_moe.launch.plan.measured_servers import Deployed, deployments
 from sglang_ascend_moe.launch.plan.model_work import ModelWork, model_work
 from sglang_ascend_moe.launch.plan.prediction_check import (
     GREATEST_ERROR,
@@ -41,37 +55,60 @@ def work() -> ModelWork:
 
 def host() -> Machine:
     return msgspec.structs.replace(
-        a3_machine(), shared=True, step_us={}, layer_us={"any": 0.0}, products={"bf16": 1e11}, memory_rate=1e10,
-        request_us=0.0,
+        a3_machine(), shared=True, step_us={}, layer_us={"any": 0.0}, token_us={}, products={"bf16": 1e11},
+        memory_rate=1e10, request_us=0.0, transfer_us=0.0,
     )  # fmt: skip
 
 
-def measured(ttft_ms: float, tpot_ms: float) -> ServingRecord:
+def measured(ttft_ms: float, tpot_ms: float, load: Load = ALONE) -> ServingRecord:
     return ServingRecord(
-        variant="", round=1, requests=ALONE.requests, completed=ALONE.requests, concurrency=1,
-        input_tokens=ALONE.input_tokens, output_tokens=ALONE.output_tokens, median_ttft_ms=ttft_ms, p99_ttft_ms=ttft_ms,
-        median_tpot_ms=tpot_ms, p99_tpot_ms=tpot_ms, output_tokens_per_s=1.0,
+        variant="", round=1, requests=load.requests, completed=load.requests, concurrency=load.concurrency,
+        input_tokens=load.input_tokens, output_tokens=load.output_tokens, median_ttft_ms=ttft_ms, p99_ttft_ms=ttft_ms,
+        median_tpot_ms=tpot_ms, p99_tpot_ms=tpot_ms, output_tokens_per_s=4.0,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("schedule", "ranks"), servers([1, 2, 4]))
-def test_what_was_measured_alone_is_predicted(schedule, ranks: int):
-    machine = fitted(host(), work(), schedule, ranks, measured(350.0, 40.0))
-    found = predicted(machine, work(), Asked(schedule, ranks, ALONE))
-    ttft, tpot = found.median
+MEASURED = Calibration(measured(350.0, 40.0), measured(200.0, 40.0, SHORT), measured(900.0, 60.0, FULL))
+
+
+TOGETHER = [deployed for deployed in deployments([1, 2, 4]) if not deployed.apart]
+APART = Deployed("relay-free", 1, apart=True)
+
+
+@pytest.mark.parametrize("deployed", TOGETHER, ids=lambda deployed: deployed.name)
+def test_what_was_measured_for_calibration_is_predicted(deployed: Deployed):
+    machine = fitted(host(), work(), deployed, MEASURED)
+    ttft, tpot = predicted(machine, work(), Asked(deployed, ALONE)).median
     assert (ttft * 1e3, tpot * 1e3) == (pytest.approx(350.0), pytest.approx(40.0, rel=1e-3))
+    assert predicted(machine, work(), Asked(deployed, SHORT)).median[0] * 1e3 == pytest.approx(200.0)
+    assert predicted(machine, work(), Asked(deployed, FULL)).median[1] * 1e3 == pytest.approx(60.0, rel=0.1)
     for load in CHECKED:
-        assert predicted(machine, work(), Asked(schedule, ranks, load)).median[0] >= ttft / 2
+        assert predicted(machine, work(), Asked(deployed, load)).median[0] >= ttft / 2
+
+
+def test_servers_apart_hand_over_in_what_their_first_token_takes_longer():
+    together = fitted(host(), work(), Deployed("relay-free", 1), MEASURED)
+    machine = handing_over(together, work(), APART, measured(420.0, 41.0))
+    assert machine.step_us == together.step_us
+    ttft, tpot = predicted(machine, work(), Asked(APART, ALONE)).median
+    assert (ttft * 1e3, tpot * 1e3) == (pytest.approx(420.0), pytest.approx(40.0, rel=1e-3))
+
+
+def test_the_time_in_which_requests_came_ends_before_the_last_answer():
+    found = measured(1000.0, 100.0, CHECKED[2])
+    assert span_of(found) == pytest.approx(16 * 32 / 4.0 - 1.0 - 3.1)
 
 
 def test_a_server_that_was_not_measured_is_named():
-    machine = fitted(host(), work(), "relay-free", 2, measured(350.0, 40.0))
-    with pytest.raises(InvalidInput, match=r"relay-free on 4 ranks was not measured, only relay-free decode 2, .*"):
-        predicted(machine, work(), Asked("relay-free", 4, ALONE))
+    machine = fitted(host(), work(), Deployed("relay-free", 2), MEASURED)
+    with pytest.raises(InvalidInput, match=r"relay-free on 4 ranks was not measured, only relay-free prefill 2, .*"):
+        predicted(machine, work(), Asked(Deployed("relay-free", 4), ALONE))
 
 
 def test_the_schedules_of_one_rank_are_one():
-    assert servers([1, 2]) == [("relay-free", 1), ("relay-free", 2), ("buffer-centric", 2)]
+    assert deployments([1, 2]) == [
+        ("relay-free", 1, False), ("relay-free", 2, False), ("buffer-centric", 2, False), ("relay-free", 1, True)
+    ]  # fmt: skip
 
 
 def test_a_line_goes_through_the_fewest_and_the_most_tokens():
@@ -119,7 +156,7 @@ def test_predictions_are_judged_by_all_three_bounds(pairs: list, good: bool):
 
 def test_the_table_says_what_is_not_good_enough():
     compared = [
-        Compared(name=f"server {number}", ttft_ms=(number, number), tpot_ms=(2 * number, number),
+        Compared(name=f"server {number}", schedule="relay-free", ttft_ms=(number, number), tpot_ms=(2 * number, number),
                  output_tokens_per_s=(number, number))
         for number in (1, 2, 3)
     ]  # fmt: skip
@@ -135,6 +172,7 @@ def test_the_table_says_what_is_not_good_enough():
         (["calibrate", "--json", "no/such/x.json"], "--json no/such/x.json: there is no folder"),
         (["calibrate", "--json", "x.json", "--ranks", "0"], "not a whole number"),
         (["check", "--machine", "no/such.json"], "`ascend-moe plan calibrate` writes one"),
+        (["check", "--machine", "no/such.json", "--plot", "no/such/x.svg"], "--plot no/such/x.svg: there is no folder"),
     ],
 )
 def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], words: list[str], said: str):
@@ -154,6 +192,9 @@ def test_this_host_is_calibrated_and_predictions_are_compared(tmp_path: Path, ca
     assert set(read_machine(machine).step_us) == {
         f"{schedule} {phase} 2" for schedule in ("relay-free", "buffer-centric") for phase in ("decode", "prefill")
     }
-    command.main(["plan", "check", "--machine", str(machine), "--ranks", "2", "--json", str(compared)])
-    assert len(json.loads(compared.read_bytes())) == 2 * len(CHECKED)
+    plot = tmp_path / "compared.svg"
+    words = ["--machine", str(machine), "--ranks", "2", "--json", str(compared), "--plot", str(plot)]
+    command.main(["plan", "check", *words])
+    assert "<svg" in plot.read_text()
+    assert len(json.loads(compared.read_bytes())) == 3 * len(CHECKED)
     assert "Kendall's tau" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from sglang_ascend_moe.launch.plan.request_queues import (
+    CLOSE,
     Latencies,
     ServerLimits,
     SimulatedRole,
@@ -141,3 +142,36 @@ def test_no_request_is_lost():
 @pytest.mark.parametrize(("part", "found"), [(0.5, 2), (0.51, 3), (0.99, 4), (0.01, 1)])
 def test_quantiles(part: float, found: int):
     assert quantile([4, 1, 3, 2], part) == found
+
+
+def test_servers_that_share_cores_slow_each_other_while_both_work():
+    """Two prompts at once: the second is read while tokens of the first are written."""
+    load = Workload(2, 1000, 11, concurrency=2)
+    roles = [server(chunk=1000), server()]
+    apart, shared = simulate(load, roles), simulate(load, roles, shared=True)
+    assert shared.ttft[0] == pytest.approx(apart.ttft[0])
+    read, step = apart.ttft[0], apart.tpot[0]
+    # All cores work all the time, once the tokens of the first have begun.
+    busy = 2 * read + 20 * step
+    assert apart.elapsed < shared.elapsed <= busy + CLOSE
+    assert shared.tpot[0] > step
+
+
+def test_a_server_that_works_alone_on_shared_cores_is_as_fast_as_on_its_own():
+    load = Workload(4, 1000, 11, concurrency=1)
+    alone, shared = simulate(load, [server()]), simulate(load, [server()], shared=True)
+    assert shared.ttft == pytest.approx(alone.ttft)
+    assert shared.tpot == pytest.approx(alone.tpot)
+
+
+def test_requests_that_come_at_once_are_taken_one_after_the_other():
+    """The second comes while the first is read alone, and is read after it."""
+    load = Workload(2, 1000, 1, concurrency=2)
+    assert simulate(load, [server()]).ttft == pytest.approx([0.2, 0.2])
+    assert simulate(load, [server()], gap=0.01).ttft == pytest.approx([0.11, 0.21])
+
+
+def test_the_last_request_comes_when_it_is_known_to():
+    """Each is answered before the next one comes, the last 0.1 s after it came."""
+    found = simulate(Workload(5, 1000, 1, rate=0.01, span=600.0), [server()])
+    assert found.elapsed == pytest.approx(600.1)
