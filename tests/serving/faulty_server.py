@@ -1,6 +1,6 @@
 """`python -m tests.serving.faulty_server`: SGLang's server, in which rank 1 raises as soon as a file is there.
 
-Or it reads another secret than the other ranks, or samples other tokens as soon as a file is there.
+Or it reads another secret than the other ranks, or samples other tokens or is slow as soon as a file is there.
 
 Spawned schedulers import it too, as `__mp_main__`, and so are damaged alike; tests that import it are not.
 """
@@ -19,6 +19,10 @@ from sglang_ascend_moe.serving.worker import layer
 SIGN = "SERVING_TEST_RAISE"
 """Variable with the path of the file."""
 MESSAGE = "the experts of rank 1 failed on purpose"
+
+SLOW = "SERVING_TEST_SLOW"
+"""Variable with the path of a file while which is there each layer of rank 1 takes SLOW_SECONDS longer."""
+SLOW_SECONDS = 0.01
 
 OTHER_SECRET = "SERVING_TEST_OTHER_SECRET"
 """Variable with the path of the secret of rank 1."""
@@ -44,14 +48,21 @@ _read_secret = layer.read_secret
 
 def compute_experts(serving, moe_layer, rows) -> None:
     raise_if_asked()
+    if _is_asked(SLOW):
+        threading.Event().wait(SLOW_SECONDS)
     _compute_experts(serving, moe_layer, rows)
 
 
 def raise_if_asked() -> None:
+    if _is_asked(SIGN):
+        raise ValueError(MESSAGE)
+
+
+def _is_asked(variable: str) -> bool:
+    """Of this rank, by the file that the variable names."""
     from sglang.srt.runtime_context import get_parallel
 
-    if get_parallel().moe_ep_rank == 1 and Path(os.environ.get(SIGN, "")).is_file():
-        raise ValueError(MESSAGE)
+    return get_parallel().moe_ep_rank == 1 and Path(os.environ.get(variable, "")).is_file()
 
 
 def raise_in_replays() -> None:

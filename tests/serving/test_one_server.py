@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 import requests
+from safetensors.torch import load_file, save_file
 
 from sglang_ascend_moe.launch.doctor import doctor_command
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
-from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes
+from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from sglang_ascend_moe.launch.top import top_command
 from sglang_ascend_moe.launch.trace.timeline import read_timelines
 from sglang_ascend_moe.launch.trace.trace_summary import rows_of_layers
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
-from tests.serving import routes
+from tests.launch.monitoring.prometheus_process import Prometheus
+from tests.serving import faulty_server, routes
 from tests.serving.clients import Traffic, ask, malformed_requests, malformed_texts, post
 from tests.serving.cpu_time import cpu_seconds, title
 from tests.serving.leftovers import MARK, NOTHING, Surroundings, temporary_names
@@ -29,6 +31,7 @@ from tests.soak.steady import require_steady
 
 READY_SECONDS = 600.0
 RANKS = 2
+EXPERTS = TinySizes().experts
 REST_SECONDS = 5.0
 MOST_AT_REST = 0.05
 """Of a core, for each rank; everything that belongs to the server counts."""
@@ -42,14 +45,28 @@ class Served:
     """A server that answers, what surrounds it, and its answers to the prompts when nobody else asks."""
 
     def __init__(
-        self, process: ServerProcess, surroundings: Surroundings, prompts: list[list[int]], traces: Path
+        self, process: ServerProcess, surroundings: Surroundings, prompts: list[list[int]], traces: Path, slow: Path
     ) -> None:
+        """slow: as long as this file is there, rank 1 is slow."""
         self.process = process
         self.url = process.url
         self.surroundings = surroundings
         self.traces = traces
+        self.slow = slow
         self.prompts = prompts
         self.expected = [ask(self.url, prompt, NEW_TOKENS).tokens for prompt in prompts]
+
+    @property
+    def address(self) -> str:
+        return self.url.removeprefix("http://")
+
+    def update(self, checkpoint: Path) -> int:
+        """The status with which a change of weights is answered."""
+        body = {"model_path": str(checkpoint), "recapture_cuda_graph": True}
+        return post(self.url, json.dumps(body).encode(), "/update_weights_from_disk")[0]
+
+    def traffic(self) -> Traffic:
+        return Traffic(self.url, self.prompts, NEW_TOKENS, clients=4)
 
     def require_right_answers(self) -> None:
         assert [ask(self.url, prompt, NEW_TOKENS).tokens for prompt in self.prompts] == self.expected
@@ -64,10 +81,12 @@ def served(checkpoint: Path, prompts: list[list[int]], tmp_path_factory: pytest.
         patch.setenv(MARK, surroundings.mark)
         traces = tmp_path_factory.mktemp("traces")
         patch.setenv("SGLANG_TORCH_PROFILER_DIR", str(traces))
-        log = tmp_path_factory.mktemp("server") / "server.log"
-        with ServerProcess([*arguments, *limits, "--enable-metrics"], log) as server:
+        folder = tmp_path_factory.mktemp("server")
+        patch.setenv(faulty_server.SLOW, str(folder / "slow"))
+        command = [*arguments, *limits, "--enable-metrics"]
+        with ServerProcess(command, folder / "server.log", module=faulty_server.__name__) as server:
             server.wait_until_ready(READY_SECONDS, lambda _progress: None)
-            yield Served(server, surroundings, prompts[:8], traces)
+            yield Served(server, surroundings, prompts[:8], traces, folder / "slow")
 
 
 def test_it_tells_its_state(served, capsys):
@@ -81,7 +100,7 @@ def test_it_tells_its_state(served, capsys):
 
 
 def test_requests_that_no_server_wants_are_refused_under_load(served):
-    with Traffic(served.url, served.prompts, NEW_TOKENS, clients=4) as traffic:
+    with served.traffic() as traffic:
         traffic.wait_for_answer()
         bodies = {name: ("/generate", data) for name, data in malformed_requests(served.prompts[3])}
         bodies |= dict(malformed_texts())
@@ -90,6 +109,33 @@ def test_requests_that_no_server_wants_are_refused_under_load(served):
             said = dict(zip(bodies, answers, strict=True))
     assert {name: status for name, status in said.items() if not 400 <= status < 500} == {}
     assert [place for place, answer in traffic.answers if answer.tokens != served.expected[place]] == []
+    served.require_right_answers()
+
+
+def test_a_slow_rank_is_named_by_an_alert_and_no_panel_of_the_dashboard_is_empty(served, tmp_path):
+    served.slow.touch()
+    with Prometheus(tmp_path, served.url) as prometheus, served.traffic():
+        prometheus.wait_for_alert("AscendMoeSlowRank", f"rank 1 of {served.address} holds")
+        prometheus.wait_for_every_answer()
+    served.slow.unlink()
+    served.require_right_answers()
+
+
+def test_a_rank_with_hot_experts_is_named_by_an_alert(served, checkpoint, tmp_path):
+    """Its experts are those of every token, by the weights of the routers."""
+    hot = shutil.copytree(checkpoint, tmp_path / "hot")
+    weights = load_file(hot / "model.safetensors")
+    for name, router in weights.items():
+        if name.endswith("mlp.gate.weight"):
+            # Of a row and its negative one is above 0 for any token: half of the second rank's experts.
+            cold, first, second = router.tensor_split((EXPERTS // 2, EXPERTS * 3 // 4))
+            cold.zero_()
+            second.copy_(-first)
+    save_file(weights, hot / "model.safetensors", metadata={"format": "pt"})
+    assert served.update(hot) == 200
+    with Prometheus(tmp_path, served.url) as prometheus, served.traffic():
+        prometheus.wait_for_alert("AscendMoeHotExpert", f"rank 1 of {served.address} receives 2.00")
+    assert served.update(checkpoint) == 200
     served.require_right_answers()
 
 
@@ -140,23 +186,18 @@ def test_steps_are_profiled_once_at_a_time(served, tmp_path):
 
 def test_weights_that_cannot_be_loaded_leave_those_that_are_served(served, checkpoint, tmp_path):
     """On every rank; those of the checkpoint itself are loaded once more."""
-
-    def update(path: Path) -> int:
-        body = {"model_path": str(path), "recapture_cuda_graph": True}
-        return post(served.url, json.dumps(body).encode(), "/update_weights_from_disk")[0]
-
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     weights = next(broken.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert update(broken) == 400
+    assert served.update(broken) == 400
     served.require_right_answers()
     # Of the first rank's part alone.
     tensors = json.dumps({"serialized_named_tensors": ["AAAA"]}).encode()
     said = [post(served.url, tensors if "tensor" in route else b"{}", route)[0] for route in TENSOR_UPDATE]
     assert said == [200, 400, 200]
     served.require_right_answers()
-    assert update(checkpoint) == 200
+    assert served.update(checkpoint) == 200
     served.require_right_answers()
 
 
