@@ -5,7 +5,6 @@ served.
 """
 
 import os
-import re
 import tomllib
 from pathlib import Path
 from zipfile import ZipFile
@@ -72,13 +71,6 @@ def test_a_version_is_served_on_hosts_if_it_lacks_nothing_of_theirs_and_the_pack
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (sglang,) = (Requirement(text) for text in dependencies if Requirement(text).name == "sglang")
     assert [version for version in CHECKED if sglang.specifier.contains(version)] == list(TESTED)
-
-
-def test_the_readme_says_which_versions_are_served_and_which_only_checked():
-    readme = (ROOT / "README.md").read_text()
-    (said,) = re.findall(r"^Served with SGLang (.+)\. Checked only, and refused: (.+)$", readme, flags=re.MULTILINE)
-    refused = [version for version in CHECKED if version not in TESTED]
-    assert [text.split(", ") for text in said] == [list(TESTED), refused]
 
 
 CHANGED = {
