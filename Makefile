@@ -25,7 +25,7 @@ SYSTEM_PACKAGES := spin:spin mpirun:openmpi-bin curl:curl clang++:clang promethe
 
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help venv demo demo-npu test test-nightly check-sglang lint format bench bench-docs wheel lock system-packages clean
+.PHONY: help venv demo demo-npu test test-nightly check-sglang test-sglang lint format bench bench-docs wheel lock system-packages clean
 
 help:
 	@echo "make demo          serve a small MoE model with --ascend-moe and compare it with stock SGLang"
@@ -33,6 +33,7 @@ help:
 	@echo "make test          run the test suite (PYTEST_ARGS=... to choose tests)"
 	@echo "make test-nightly  run the tests that take long"
 	@echo "make check-sglang  what serving another SGLang would take; VERSION=0.5.22, else the newest"
+	@echo "make test-sglang   what is served with an earlier SGLang, in an environment of its own; VERSION=0.5.22"
 	@echo "make lint, format  check, or rewrite, the source files"
 	@echo "make bench         measure what docs/benchmarks.md shows; bench-docs writes its tables and pictures"
 	@echo "make wheel         build a wheel into dist/"
@@ -104,6 +105,9 @@ test-nightly: venv system-packages
 
 check-sglang: venv
 	@$(BIN)/python -m tests.versions.check $(VERSION)
+
+test-sglang: venv system-packages
+	@$(BIN)/python -m tests.versions.served $(or $(VERSION),$(error name the release: make test-sglang VERSION=0.5.22))
 
 lint: venv
 	$(BIN)/ruff check .

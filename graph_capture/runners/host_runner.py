@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
@@ -44,8 +44,12 @@ class HostCapture(DecodeCudaGraphRunner):
     def attention_graph_variants(self, _found: Any) -> None:
         """SGLang looks for variants of its own attention backends."""
 
-    def _capture(self) -> None:
+    def capture(self) -> None:
         """As the original, without its stream and its profiler."""
+        with getattr(self, "model_context", nullcontext)():
+            self._capture()
+
+    def _capture(self) -> None:
         self.buffers.seq_lens.fill_(self.seq_len_fill_value)
         self.buffers.seq_lens_cpu.fill_(self.seq_len_fill_value)
         self.buffers.reset_index_buffers()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.serving import sglang_release
 from sglang_ascend_moe.serving.host_platform import HOST_PLATFORM
 from sglang_ascend_moe.serving.signatures import misfit, signature_of
 
@@ -50,7 +51,7 @@ class SglangFault(NamedTuple):
     """A fault that SGLang has without this package too, named by the reason of the hook that mends it.
 
     discussed: the issue or pull request of SGLang that is about it (`#31908`); empty if none is known.
-    mended_in: the first version of SGLang without it, of which on the hook may go; empty if none is known.
+    mended_in: the first version of SGLang without it, of which on the hook is left out; empty if none is known.
     """
 
     discussed: str = ""
@@ -65,7 +66,8 @@ class SglangFault(NamedTuple):
 class Hook(NamedTuple):
     """One row of a table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign.
 
-    mends: of a hook that any user of SGLang could want; None of one that only this package needs.
+    mends: of a hook that any user of SGLang could want; None of one that only this package needs. since: the first
+    release of SGLang that needs the hook; empty if all do.
     """
 
     target: str
@@ -75,6 +77,7 @@ class Hook(NamedTuple):
     where: Where = Where.ALWAYS
     process: Process = Process.WORKER
     mends: SglangFault | None = None
+    since: str = ""
 
 
 class State(enum.Enum):
@@ -121,9 +124,11 @@ def launcher_hook(target: str, kind: HookKind, value: Any, reason: str, mends: S
     return Hook(target, kind, value, reason, process=Process.LAUNCHER, mends=mends)
 
 
-def host_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
+def host_hook(
+    target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None, since: str = ""
+) -> Hook:
     """A hook that is needed on the host platform only."""
-    return Hook(target, kind, value, reason, Where.HOST, mends=mends)
+    return Hook(target, kind, value, reason, Where.HOST, mends=mends, since=since)
 
 
 def host_launcher_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
@@ -132,15 +137,32 @@ def host_launcher_hook(target: str, kind: HookKind, value: Any, reason: str, men
 
 
 def applies(hook: Hook) -> bool:
-    """Whether `hook` is meant for this machine."""
+    """Whether `hook` is meant for this machine and the installed SGLang."""
+    return not _left_out(hook)
+
+
+def _left_out(hook: Hook) -> str:
+    """What `hook` is meant for in place of this; empty if it is meant for this."""
+    if not sglang_release.reaches(hook.since):
+        return f"only from SGLang {hook.since} on"
+    if hook.mends is not None and not needed_in(hook):
+        return f"only {hook.mends.until()}"
     match hook.where:
         case Where.HOST:
-            return on_host()
+            here = on_host()
         case Where.NPU:
-            return on_npu()
+            here = on_npu()
         case Where.HOST_AND_NPU:
-            return on_host() or on_npu()
-    return True
+            here = on_host() or on_npu()
+        case Where.ALWAYS:
+            here = True
+    return "" if here else f"only for {hook.where.value}"
+
+
+def needed_in(hook: Hook, release: str | None = None) -> bool:
+    """Whether a release of SGLang, or else the installed one, needs `hook` on the machines that it is for."""
+    mended = hook.mends.mended_in if hook.mends else ""
+    return sglang_release.reaches(hook.since, release) and not (mended and sglang_release.reaches(mended, release))
 
 
 def on_host() -> bool:
@@ -188,8 +210,8 @@ def states() -> list[HookState]:
 def _state(hook: Hook) -> HookState:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    if not applies(hook):
-        return HookState(hook, State.NOT_APPLICABLE, f"only for {hook.where.value}")
+    if reason := _left_out(hook):
+        return HookState(hook, State.NOT_APPLICABLE, reason)
     if problem := obstacle(hook):
         return HookState(hook, State.FAILED, problem)
     owner, name = _owner_of(hook)
@@ -205,12 +227,10 @@ def failure() -> str:
     failed = [item for item in states() if item.state is State.FAILED]
     if not failed:
         return ""
-    from sglang.version import __version__ as version
-
     names = "; ".join(f"{item.hook.target} ({item.detail}), needed because {item.hook.reason}" for item in failed)
     return (
-        f"--ascend-moe cannot be active with SGLang {version}: {len(failed)} of {len(_table)} hooks did not apply:"
-        f" {names}. Install the SGLang version that sglang-ascend-moe pins, or serve without --ascend-moe."
+        f"--ascend-moe cannot be active with SGLang {sglang_release.installed()}: {len(failed)} of {len(_table)} hooks"
+        f" did not apply: {names}. Install SGLang {sglang_release.TESTED[-1]}, or serve without --ascend-moe."
     )
 
 

@@ -24,7 +24,8 @@ MAX_WINDOW_FACTOR = 1024
 ASK_FLAG = "--ascend-moe"
 ASK_KEYWORD = "ascend_moe"
 
-# Key of a worker's ready message that says that its exchange is open.
+# Keys of a worker's ready message: SGLang's for the times of the start, and among those that its exchange is open.
+STARTUP_TIMES = "startup_time"
 READY_KEY = "ascend_moe"
 
 # SGLang's ServerArgs carries names with an underscore that are not its fields to every process it starts, unchanged.

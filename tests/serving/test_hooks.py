@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
-from sglang_ascend_moe.serving import hooks, plugin
+from sglang_ascend_moe.serving import hooks, plugin, sglang_release
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, State, Where
 from sglang_ascend_moe.serving.host import expert_recording, fixes, host_models, unnamed_memory
 from sglang_ascend_moe.serving.launcher import arguments, request_checks
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.npu import four_bit_settings, routers
-from sglang_ascend_moe.serving.options import READY_KEY, Options, attach
+from sglang_ascend_moe.serving.options import READY_KEY, STARTUP_TIMES, Options, attach
+from sglang_ascend_moe.serving.sglang_release import TESTED
+from sglang_ascend_moe.serving.sglang_release import installed as installed_release
 from sglang_ascend_moe.serving.worker import transfer_rooms
 
 # Modules that hold nothing but what SGLang could do itself.
@@ -55,7 +57,15 @@ def installed(registry: Any, *table: Hook) -> list[hooks.HookState]:
     return hooks.states()
 
 
-@pytest.mark.parametrize("hook", plugin.TABLE, ids=lambda hook: hook.target.removeprefix("sglang.srt."))
+# Earlier releases are served on hosts only.
+OF_THIS_RELEASE = [
+    hook
+    for hook in plugin.TABLE
+    if hooks.needed_in(hook) and (hook.where is not Where.NPU or installed_release() == TESTED[-1])
+]
+
+
+@pytest.mark.parametrize("hook", OF_THIS_RELEASE, ids=lambda hook: hook.target.removeprefix("sglang.srt."))
 def test_the_target_exists_in_the_installed_sglang(hook: Hook):
     # Of the table's first rows in every process; the modules of NPUs cannot be imported before it.
     import sglang.srt.model_executor.model_runner  # noqa: F401
@@ -158,6 +168,29 @@ def test_a_host_hook_is_left_out_on_another_platform(registry, target, monkeypat
     hooks.require_all()
 
 
+@pytest.mark.parametrize(
+    ("since", "mended_in", "detail"),
+    [
+        ("", "", ""),
+        ("0.5.22", "0.5.24", ""),
+        ("0.5.23", "", ""),
+        ("0.5.24", "", "only from SGLang 0.5.24 on"),
+        ("", "0.5.23", "only until SGLang 0.5.23"),
+        ("", "0.5.9", "only until SGLang 0.5.9"),
+    ],
+)
+def test_a_hook_is_left_out_of_releases_that_do_not_need_it(
+    registry, target, monkeypatch: pytest.MonkeyPatch, since: str, mended_in: str, detail: str
+):
+    monkeypatch.setattr(sglang_release, "installed", lambda: "0.5.23")
+    hook = Hook("hook_target.flag", HookKind.SET, True, REASON, mends=SglangFault(mended_in=mended_in), since=since)
+    (found,) = installed(registry, hook)
+    assert found.state is (State.NOT_APPLICABLE if detail else State.APPLIED)
+    assert found.detail == detail
+    assert target.flag is not bool(detail)
+    hooks.require_all()
+
+
 def test_the_cpu_of_another_platform_is_refused(registry, monkeypatch: pytest.MonkeyPatch):
     from sglang.srt import platforms
     from sglang.srt.platforms.interface import SRTPlatform
@@ -241,9 +274,12 @@ def test_a_worker_without_an_open_exchange_stops_the_launcher(monkeypatch: pytes
     server_args = argparse.Namespace()
     attach(server_args, Options())
     monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", lambda: server_args)
-    arguments.require_ready_workers([{READY_KEY: True}, {READY_KEY: True}])
+    ready = [{STARTUP_TIMES: {"load_weight": 1.0, READY_KEY: True}} for _ in range(2)]
+    arguments.require_ready_workers(ready)
+    assert ready == [{STARTUP_TIMES: {"load_weight": 1.0}}] * 2, "SGLang shows the times"
     with pytest.raises(Unsupported, match="not active in scheduler process 1, 2"):
-        arguments.require_ready_workers([{READY_KEY: True}, {READY_KEY: False}, {}])
+        said = ({READY_KEY: True}, {READY_KEY: False}, {})
+        arguments.require_ready_workers([{STARTUP_TIMES: times} for times in said])
 
 
 @pytest.mark.parametrize(
@@ -254,10 +290,9 @@ def test_a_worker_without_an_open_exchange_stops_the_launcher(monkeypatch: pytes
 def test_the_controller_passes_on_that_all_of_its_workers_are_ready(said: list[bool | None], ready: bool):
     from sglang_ascend_moe.serving.worker import layer
 
-    infos = [{} if value is None else {READY_KEY: value} for value in said]
-    info = {"status": "ready"}
-    layer.report_all_ready(info, argparse.Namespace(_scheduler_init_infos=infos))
-    assert info == {"status": "ready", READY_KEY: ready}
+    times = ({} if value is None else {READY_KEY: value} for value in said)
+    together = layer.report_all_ready(lambda given: {"heard": len(given)}, times)
+    assert together == {"heard": len(said), **({READY_KEY: True} if ready else {})}
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from pathlib import Path
 from packaging.version import Version
 
 from sglang_ascend_moe.serving import hooks, plugin
-from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where
+from sglang_ascend_moe.serving.sglang_release import TESTED
 from tests.packaging.source_tree import ROOT, modules
 from tests.versions.wheel_sources import WheelSources, signature
 
-SERVED = ["0.5.23"]
-CHECKED = ["0.5.18", "0.5.20", "0.5.22", *SERVED]
+CHECKED = ["0.5.18", "0.5.20", *TESTED]
 ABSENT = "absent"
 
 PAGE = ROOT / "docs/sglang.md"
@@ -75,16 +75,26 @@ def imported_names() -> dict[str, set[str]]:
     return found
 
 
-def hooks_into_sglang() -> list[Hook]:
-    """Those whose targets are SGLang's: its wheel says nothing of hooks into uvicorn."""
-    return [hook for hook in plugin.TABLE if hook.target.startswith("sglang.")]
+def hooks_into_sglang(version: str) -> list[Hook]:
+    """Those that this version needs, and whose targets are SGLang's: its wheel says nothing of hooks into uvicorn."""
+    return [hook for hook in plugin.TABLE if hook.target.startswith("sglang.") and hooks.needed_in(hook, version)]
+
+
+def for_npus_only() -> set[str]:
+    """The dotted names of SGLang that a host does without."""
+    hooked: dict[str, set[Where]] = {}
+    for hook in plugin.TABLE:
+        hooked.setdefault(hook.target, set()).add(hook.where)
+    hooks_of_npus = {name for name, machines in hooked.items() if machines == {Where.NPU}}
+    imported = {name for name, users in imported_names().items() if all("npu" in user for user in users)}
+    return hooks_of_npus | imported - hooked.keys()
 
 
 @cache
 def problems(version: str) -> Mapping[str, str]:
     """Dotted name -> what is wrong with it in this version of SGLang. Raises `NoWheel`."""
     sources = WheelSources(download(version))
-    found = {hook.target: hook_problem(hook, sources) for hook in hooks_into_sglang()}
+    found = {hook.target: hook_problem(hook, sources) for hook in hooks_into_sglang(version)}
     found |= {name: ABSENT for name in imported_names() if not sources.has(name)}
     return {name: problem for name, problem in found.items() if problem}
 
@@ -121,18 +131,18 @@ def mended(table: Iterable[Hook]) -> str:
 
 
 def outlived(table: Iterable[Hook], served: Iterable[str]) -> list[str]:
-    """Targets of hooks that mend what some served version of SGLang has mended itself."""
-    newest = max(map(Version, served))
+    """Targets of hooks that mend what every served version of SGLang has mended itself."""
+    oldest = min(map(Version, served))
     return [
         hook.target
         for hook in table
-        if hook.mends is not None and hook.mends.mended_in and Version(hook.mends.mended_in) <= newest
+        if hook.mends is not None and hook.mends.mended_in and Version(hook.mends.mended_in) <= oldest
     ]
 
 
-def on_page(begin: str = BEGIN) -> tuple[str, str, str]:
+def on_page(begin: str = BEGIN, page: Path = PAGE) -> tuple[str, str, str]:
     """The page before the block that begins with `begin`, what the block holds, and what follows."""
-    before, _, rest = PAGE.read_text().partition(begin)
+    before, _, rest = page.read_text().partition(begin)
     found, _, after = rest.partition(END)
     return before, found, after
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sglang_ascend_moe.serving.hooks import Hook
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
+from sglang_ascend_moe.serving.sglang_release import reaches
 from sglang_ascend_moe.serving.worker.moe_blocks import KNOWN_BLOCKS, class_digest
 from tests.packaging.source_tree import modules
 from tests.versions.appendix import ABSENT, NoWheel, download, hook_problem, hooks_into_sglang, imported_names
@@ -65,8 +66,8 @@ def block_findings(known: Mapping[str, Mapping[str, str]], sources: WheelSources
     return found
 
 
-def read_settings() -> dict[str, set[str]]:
-    """The server arguments that this package reads, by name -> our modules that do."""
+def read_settings(version: str) -> dict[str, set[str]]:
+    """The server arguments of this version that this package reads, by name -> our modules that do."""
     found: dict[str, set[str]] = {}
     for module, path in modules().items():
         # What the launcher calls settings may be a command line that is no server yet.
@@ -76,7 +77,7 @@ def read_settings() -> dict[str, set[str]]:
                 case ast.Attribute(ast.Name(id=owner) | ast.Attribute(attr=owner), name) if owner in owners:
                     found.setdefault(name, set()).add(module)
     for conflict in CONFLICTS:
-        if conflict.flag.startswith("--"):
+        if conflict.flag.startswith("--") and reaches(conflict.since, version):
             name = conflict.flag.removeprefix("--").replace("-", "_")
             found.setdefault(name, set()).add(f"{_LAUNCHER}.conflicts")
     return found
@@ -92,13 +93,14 @@ def setting_findings(read: Mapping[str, set[str]], sources: WheelSources) -> lis
     ]
 
 
-def findings(sources: WheelSources) -> list[Finding]:
-    """All of them, hooks first."""
+def findings(version: str) -> list[Finding]:
+    """All of them, hooks first. Raises `NoWheel`."""
+    sources = WheelSources(download(version))
     return [
-        *hook_findings(hooks_into_sglang(), sources),
+        *hook_findings(hooks_into_sglang(version), sources),
         *import_findings(imported_names(), sources),
         *block_findings(KNOWN_BLOCKS, sources),
-        *setting_findings(read_settings(), sources),
+        *setting_findings(read_settings(version), sources),
     ]
 
 
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     """Prints what is found in the named version or, if none is named, in the newest."""
     try:
         version = next(iter(arguments), "") or newest()
-        found = findings(WheelSources(download(version)))
+        found = findings(version)
     except NoWheel as problem:
         print(f"{problem}`pip index versions sglang` shows what VERSION can be.", file=sys.stderr)
         return 2

@@ -7,9 +7,10 @@ from zipfile import ZipFile
 import pytest
 
 from sglang_ascend_moe.serving.hooks import Hook, HookKind
+from sglang_ascend_moe.serving.sglang_release import TESTED
 from sglang_ascend_moe.serving.worker.moe_blocks import class_digest
 from tests.versions import check
-from tests.versions.appendix import ABSENT, SERVED
+from tests.versions.appendix import ABSENT
 from tests.versions.check import Finding, block_findings, hook_findings, import_findings, setting_findings
 from tests.versions.wheel_sources import WheelSources
 
@@ -81,21 +82,21 @@ def test_a_setting_that_is_read_and_gone_is_named_with_who_reads_it(release: Whe
 
 
 def test_settings_of_the_table_of_conflicts_and_of_the_code_are_looked_for():
-    read = check.read_settings()
+    read = check.read_settings("0.5.23")
     assert "sglang_ascend_moe.serving.launcher.conflicts" in read["enable_paged_experts"]
+    assert "enable_paged_experts" not in check.read_settings("0.5.22")
     assert "sglang_ascend_moe.serving.host.host_memory" in read["max_running_requests"]
 
 
-@pytest.mark.parametrize("version", SERVED)
-def test_in_a_served_version_there_is_nothing_to_do(version: str, capsys):
-    assert check.main([version]) == 0
-    assert capsys.readouterr().out == f"SGLang {version}: nothing to do\n"
+def test_in_the_version_that_everything_is_tested_with_there_is_nothing_to_do(capsys):
+    assert check.main([TESTED[-1]]) == 0
+    assert capsys.readouterr().out == f"SGLang {TESTED[-1]}: nothing to do\n"
 
 
-def test_in_a_version_that_is_refused_everything_to_do_is_listed(capsys):
-    assert check.main(["0.5.22"]) == 1
+def test_in_another_version_everything_to_do_is_listed(capsys):
+    assert check.main(["0.5.20"]) == 1
     said = capsys.readouterr().out
-    for name in ("eagle_utils.top_k_renorm_prob", "models.qwen3_moe.Qwen3MoeSparseMoeBlock", "enable_paged_experts"):
+    for name in ("DecodeCudaGraphRunner._capture", "models.qwen2_moe.Qwen2MoeSparseMoeBlock", "attn_dp_size"):
         assert name in said
 
 

@@ -5,7 +5,6 @@ served.
 """
 
 import os
-import re
 import tomllib
 from pathlib import Path
 from zipfile import ZipFile
@@ -15,15 +14,16 @@ from packaging.requirements import Requirement
 
 from sglang_ascend_moe.serving import plugin
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault
+from sglang_ascend_moe.serving.sglang_release import TESTED
 from tests.packaging.source_tree import ROOT
 from tests.versions.appendix import (
     ABSENT,
     BEGIN_MENDED,
     CHECKED,
-    SERVED,
     NoWheel,
     differences,
     download,
+    for_npus_only,
     hook_problem,
     mended,
     on_page,
@@ -31,8 +31,6 @@ from tests.versions.appendix import (
     problems,
 )
 from tests.versions.wheel_sources import WheelSources
-
-README = (ROOT / "README.md").read_text()
 
 
 def test_the_appendix_of_the_page_is_what_the_wheels_lack():
@@ -46,8 +44,8 @@ def test_the_page_lists_the_hooks_that_mend_sglang():
     assert found == mended(plugin.TABLE)
 
 
-def test_a_hook_goes_when_the_served_sglang_has_mended_the_fault():
-    assert outlived(plugin.TABLE, SERVED) == []
+def test_a_hook_goes_when_every_served_sglang_has_mended_the_fault():
+    assert outlived(plugin.TABLE, TESTED) == []
 
 
 @pytest.mark.parametrize(
@@ -56,7 +54,8 @@ def test_a_hook_goes_when_the_served_sglang_has_mended_the_fault():
         pytest.param(None, False, id="mends-nothing"),
         pytest.param(SglangFault(), False, id="mended-in-no-version"),
         pytest.param(SglangFault(mended_in="0.5.24"), False, id="mended-later"),
-        pytest.param(SglangFault(mended_in="0.5.23"), True, id="mended-in-the-served-version"),
+        pytest.param(SglangFault(mended_in="0.5.23"), False, id="mended-in-the-newest-served-version"),
+        pytest.param(SglangFault(mended_in="0.5.22"), True, id="mended-in-all-served-versions"),
         pytest.param(SglangFault(mended_in="0.5.9"), True, id="mended-before"),
     ],
 )
@@ -65,16 +64,13 @@ def test_a_hook_for_a_fault_that_is_no_more_is_seen(fault: SglangFault | None, g
     assert outlived([hook], ["0.5.22", "0.5.23"]) == (["changed.f"] if goes else [])
 
 
-def test_a_version_is_served_if_it_lacks_nothing_and_the_package_asks_for_it():
-    assert [version for version in CHECKED if not problems(version)] == SERVED
+def test_a_version_is_served_on_hosts_if_it_lacks_nothing_of_theirs_and_the_package_asks_for_it():
+    lacking = [version for version in CHECKED if problems(version).keys() - for_npus_only()]
+    assert [version for version in CHECKED if version not in lacking] == list(TESTED)
+    assert problems(TESTED[-1]) == {}
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (sglang,) = (Requirement(text) for text in dependencies if Requirement(text).name == "sglang")
-    assert [version for version in CHECKED if sglang.specifier.contains(version)] == SERVED
-
-
-def test_the_readme_says_which_versions_are_served_and_which_only_checked():
-    (said,) = re.findall(r"^Served with SGLang (.+)\. Checked only, and refused: (.+)$", README, flags=re.MULTILINE)
-    assert [text.split(", ") for text in said] == [SERVED, [version for version in CHECKED if version not in SERVED]]
+    assert [version for version in CHECKED if sglang.specifier.contains(version)] == list(TESTED)
 
 
 CHANGED = {

@@ -90,6 +90,11 @@ def no_shared_memory_all_reduce(*_: Any) -> bool:
     return False
 
 
+def groups_without_nccl(*arguments: Any, **keywords: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Before `init_model_parallel_group`: a group of ranks makes no NCCL communicator, unless its caller wants one."""
+    return arguments, {"use_pynccl": False} | keywords
+
+
 def divide_heads_among_attention_ranks(
     original: Callable[..., Any], model_config: Any, load_config: Any, _tp_size: int
 ) -> Any:

@@ -12,10 +12,12 @@ from sglang_ascend_moe.serving.host import (
     host_memory,
     host_models,
     kept_experts,
+    padded_routing,
     process_start,
     speculation,
     unnamed_memory,
 )
+from sglang_ascend_moe.serving.sglang_release import DRAFTED
 
 SRT = "sglang.srt"
 KERNELS = "sglang.kernels.ops.speculative"
@@ -56,6 +58,13 @@ HOOKS: tuple[Hook, ...] = (
         fixes.limit_threads,
         "SGLang binds threads with a kernel that its PyPI build lacks, and ranks must not oversubscribe the cores",
         mends=SglangFault(),
+    ),
+    host_hook(
+        f"{SRT}.distributed.parallel_state.init_model_parallel_group",
+        HookKind.BEFORE,
+        fixes.groups_without_nccl,
+        "for an out-of-tree platform SGLang makes NCCL communicators, which need CUDA devices",
+        mends=SglangFault(mended_in="0.5.23"),
     ),
     host_hook(
         f"{SRT}.utils.common.is_shm_available",
@@ -103,6 +112,13 @@ HOOKS: tuple[Hook, ...] = (
         mends=SglangFault(),
     ),
     host_hook(
+        f"{SRT}.layers.moe.topk.select_experts",
+        HookKind.AROUND,
+        padded_routing.route,
+        "the torch form of SGLang's router refuses batches with padding",
+        mends=SglangFault(mended_in="0.5.23"),
+    ),
+    host_hook(
         "sglang.kernels.ops.elementwise.elementwise.fused_gate_sigmoid_mul_add",
         HookKind.REPLACE,
         host_models.add_gated_shared_expert,
@@ -143,6 +159,7 @@ HOOKS: tuple[Hook, ...] = (
             function,
             "SGLang drafts and verifies tokens with kernels that its PyPI build has for accelerators only",
             mends=SglangFault(),
+            since=DRAFTED,
         )
         for target, function in (
             (f"{SRT}.speculative.eagle_utils.default_tree_mask_mode", speculation.tree_mask_mode),
@@ -163,6 +180,7 @@ HOOKS: tuple[Hook, ...] = (
             function,
             "SGLang has no kernel here that verifies drafts of requests that are sampled, and would end",
             mends=SglangFault(),
+            since=DRAFTED,
         )
         for name, function in (
             ("top_k_renorm_prob", speculation.keep_likeliest),
@@ -219,6 +237,7 @@ HOOKS: tuple[Hook, ...] = (
         False,
         "a prefill instance would copy the places of keys and values through pinned memory and record a CUDA event",
         mends=SglangFault(),
+        since="0.5.23",
     ),
     *(
         host_hook(

@@ -227,7 +227,10 @@ def require_ready_workers(infos: list[dict[str, Any]], *_: Any) -> None:
     from sglang.srt.runtime_context import get_server_args
 
     server_args = get_server_args()
-    silent = [index for index, info in enumerate(infos) if not info.get(options.READY_KEY)]
+    # Taken out of the times, which SGLang shows.
+    silent = [
+        index for index, info in enumerate(infos) if not info[options.STARTUP_TIMES].pop(options.READY_KEY, False)
+    ]
     if not silent or options.options_of(server_args) is None:
         return
     with command_line.refusals_end(server_args, CANNOT):

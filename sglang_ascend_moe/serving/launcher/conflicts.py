@@ -11,19 +11,21 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.http_processes import APP
 from sglang_ascend_moe.serving.launcher.http_processes import VARIABLE as HTTP_APP
+from sglang_ascend_moe.serving.sglang_release import reaches
 
 
 class Conflict(NamedTuple):
     """A setting of SGLang that `--ascend-moe` does not work with: how to see it, why, and what to use instead.
 
     `found` takes settings by the names that SGLang's server arguments have or, where `flag` is a variable of the
-    environment, the environment.
+    environment, the environment. since: the first release of SGLang that has the setting; empty if all have it.
     """
 
     flag: str
     found: Callable[[Any], bool]
     cause: str
     instead: str
+    since: str = ""
 
     def refusal(self, settings: Any) -> str:
         """What is wrong with `settings`; begins with the flag."""
@@ -299,7 +301,13 @@ CONFLICTS = (
         "it belongs to elastic expert parallelism, and the ranks of an exchange are fixed",
         "leave it out",
     ),
-    Conflict("--enable-paged-experts", _is_on("enable_paged_experts"), "experts must stay in memory", "leave it out"),
+    Conflict(
+        "--enable-paged-experts",
+        _is_on("enable_paged_experts"),
+        "experts must stay in memory",
+        "leave it out",
+        since="0.5.23",
+    ),
     Conflict(
         "--cpu-offload-gb", _above_zero("cpu_offload_gb"), "the experts are read where they were loaded", "leave it out"
     ),
@@ -360,7 +368,11 @@ def conflicts_of(settings: Any, environment: Mapping[str, str]) -> list[Conflict
 
     settings: of the server, by the names that SGLang's server arguments have. environment: of its processes.
     """
-    return [one for one in CONFLICTS if one.found(settings if one.flag.startswith("--") else environment)]
+    return [
+        one
+        for one in CONFLICTS
+        if reaches(one.since) and one.found(settings if one.flag.startswith("--") else environment)
+    ]
 
 
 def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:

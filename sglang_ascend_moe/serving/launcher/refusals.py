@@ -14,6 +14,7 @@ from sglang_ascend_moe.serving.launcher.conflicts import refuse_settings
 from sglang_ascend_moe.serving.launcher.context_parallelism import refuse_context_flags
 from sglang_ascend_moe.serving.launcher.initial_location import Experts
 from sglang_ascend_moe.serving.launcher.replaced_settings import REPLACED_BACKENDS
+from sglang_ascend_moe.serving.launcher.served_releases import refuse_later_features
 from sglang_ascend_moe.serving.options import FLAGS, Options
 from sglang_ascend_moe.windows.layout import HIDDEN_MULTIPLE
 
@@ -88,6 +89,7 @@ def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]
     refuse_options(options, device_of(settings))
     # Before SGLang finds a problem of its own with the same flag.
     refuse_settings(settings, environment)
+    refuse_later_features(settings)
     refuse_nodes(settings)
     refuse_combinations(settings, options)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
+from sglang_ascend_moe.serving.npu.sampling_kernels import missing_kernels
 
 GREEDY_BELOW = 1e-6
 """The temperature below which SGLang takes the likeliest token."""
@@ -21,13 +22,3 @@ def refuse_unverifiable(server_args: Any, sampling: Mapping[str, Any]) -> None:
             f" {' and no '.join(missing)} here; ask with temperature 0, or let the server have a newer sgl_kernel_npu"
             " or no --speculative-algorithm"
         )
-
-
-def missing_kernels() -> list[str]:
-    """Those of sgl_kernel_npu with which SGLang verifies sampled drafts, and that this machine lacks."""
-    from sglang.kernels.ops.sampling import renorm
-    from sglang.kernels.ops.speculative import verify_sampling
-
-    names = {"tree_speculative_sampling_target_only": verify_sampling}
-    names |= dict.fromkeys(("top_k_renorm_prob", "top_p_renorm_prob"), renorm)
-    return [name for name, module in names.items() if getattr(module, name) is None]

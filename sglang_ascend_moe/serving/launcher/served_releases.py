@@ -1,18 +1,53 @@
-"""Releases of SGLang that tests have served, and what becomes of another one to which all hooks apply."""
+"""What a release of SGLang is not served with, and what becomes of one that nobody tested."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.serving.options import FLAGS, Options
+from sglang_ascend_moe.serving.sglang_release import DRAFTED, TESTED, installed, reaches
 
-SERVED = ("0.5.23",)
+
+class LaterFeature(NamedTuple):
+    """A flag that is served from release `since` on only: how to see it in the server's settings, and why."""
+
+    flag: str
+    found: Callable[[Any], bool]
+    since: str
+    cause: str
+
+
+LATER_FEATURES = (
+    LaterFeature(
+        "--speculative-algorithm",
+        lambda settings: bool(settings.speculative_algorithm),
+        DRAFTED,
+        "drafts of earlier releases were never compared with SGLang's own",
+    ),
+    LaterFeature(
+        "--tokenizer-worker-num",
+        lambda settings: settings.tokenizer_worker_num > 1,
+        "0.5.23",
+        "in earlier releases further processes for HTTP load no plugins, and would not check requests for the ranks",
+    ),
+)
+
+
+def refuse_later_features(settings: Any) -> None:
+    """Raise `Unsupported`, naming the flag, for the first that the installed release is not served with."""
+    for later in LATER_FEATURES:
+        if not reaches(later.since) and later.found(settings):
+            raise Unsupported(
+                f"{later.flag} needs SGLang {later.since} with --ascend-moe: {later.cause}. Install that release in"
+                f" place of {installed()}, or leave the flag out"
+            )
 
 
 def problem_with_release() -> str:
-    """That the installed SGLang is none of `SERVED`; empty if it is one."""
-    from sglang.version import __version__ as version
-
-    if version in SERVED:
+    """That the installed SGLang is none of `TESTED`; empty if it is one."""
+    if installed() in TESTED:
         return ""
-    return f"--ascend-moe was never tested with SGLang {version}, only with {' and '.join(SERVED)}"
+    return f"--ascend-moe was never tested with SGLang {installed()}, only with {' and '.join(TESTED)}"
 
 
 def allow_release(asked: Options) -> str:

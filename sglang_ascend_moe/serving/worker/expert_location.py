@@ -62,7 +62,7 @@ def agree_at_start(
                 " be routed to them; leave it out"
             )
         return
-    physical_experts = {layer.layer_id: layer.num_experts for layer in layers if layer.uses_expert_location}
+    physical_experts = {layer.layer_id: layer.num_experts for layer in layers if _is_located(layer)}
     if not physical_experts:
         return
     patience = timedelta(seconds=max(options.timeout_s, options.bring_up_timeout_s))
@@ -73,6 +73,11 @@ def agree_at_start(
         lambda: [exchange.epoch for exchange in exchanges],
     )
     _agree(_located, metadata, physical_experts)
+
+
+def _is_located(layer: Any) -> bool:
+    """Whether the experts of a layer of SGLang are where its placement says: up to 0.5.22 those of every layer are."""
+    return getattr(layer, "uses_expert_location", True)
 
 
 def agree_before_update(
@@ -163,8 +168,9 @@ def record_dispatch(layer: Any, counts: Tensor) -> None:
     from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 
     recorder = get_global_expert_distribution_recorder()
-    # The one layer of a draft model has the number of a layer of the model.
-    if layer.is_draft or not recorder.recording:
+    # The one layer of a draft model has the number of a layer of the model. SGLang 0.5.22, which is served without
+    # drafts, does not say of a layer whose it is.
+    if getattr(layer, "is_draft", False) or not recorder.recording:
         return
     # The model says which layer it is in, but not while a graph replays it.
     known = recorder._current_layer_idx.value is not None

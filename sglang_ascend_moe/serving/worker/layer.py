@@ -23,7 +23,7 @@ from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.serving import hooks
 from sglang_ascend_moe.serving.machine_limits import Demand, read_limits, refuse_what_does_not_fit
 from sglang_ascend_moe.serving.npu import experts
-from sglang_ascend_moe.serving.options import READY_KEY, Options, options_of
+from sglang_ascend_moe.serving.options import READY_KEY, STARTUP_TIMES, Options, options_of
 from sglang_ascend_moe.serving.worker import expert_location, host_experts, stage_groups
 from sglang_ascend_moe.serving.worker.expert_activations import activation_of
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
@@ -429,11 +429,17 @@ def compute_experts(serving: Serving, layer: Any, rows: ExpertRows) -> None:
 
 
 def report_ready(info: dict[str, Any], _scheduler: Any) -> None:
-    """After `Scheduler.get_init_info`: the launcher is told that this worker's exchange is open."""
-    info[READY_KEY] = _serving is not None
+    """After `Scheduler.get_init_info`: the launcher is told that this worker's exchange is open.
+
+    It is told with the times of the start, because a controller of schedulers passes on nothing else in every release.
+    """
+    info[STARTUP_TIMES] = {**info[STARTUP_TIMES], READY_KEY: _serving is not None}
 
 
-def report_all_ready(info: dict[str, Any], controller: Any) -> None:
-    """After `DataParallelController.get_init_info`: what all schedulers behind the controller said."""
-    infos = controller._scheduler_init_infos
-    info[READY_KEY] = bool(infos) and all(item.get(READY_KEY) for item in infos)
+def report_all_ready(original: Callable[..., dict[str, Any]], startup_times: Iterable[Any]) -> dict[str, Any]:
+    """Around `aggregate_scheduler_startup_times`: whether all schedulers behind a controller have said so."""
+    times = list(startup_times)
+    together = original(times)
+    if times and all(one and one.get(READY_KEY) for one in times):
+        together[READY_KEY] = True
+    return together

@@ -54,7 +54,9 @@ def describe_instance(_result: None, scheduler: Any) -> None:
     cache = queue.kv_manager.kv_args
     # Those of a draft model stand behind those of the model.
     buffers = cache.kv_item_lens[: len(cache.kv_item_lens) - cache.num_draft_entries]
-    kind = f"{type(scheduler.token_to_kv_pool_allocator.get_kvcache()).__name__}, {cache.kv_layout or 'plain'}"
+    # SGLang 0.5.22 has one layout.
+    layout = getattr(cache, "kv_layout", None) or "plain"
+    kind = f"{type(scheduler.token_to_kv_pool_allocator.get_kvcache()).__name__}, {layout}"
     stages = stage_groups.of_all_stages((len(buffers), sum(buffers)))
     model = scheduler.model_config
     parallel = get_parallel()

@@ -24,14 +24,14 @@ SRT = "sglang.srt"
 HOOKS: tuple[Hook, ...] = (
     *(
         Hook(
-            f"{SRT}.managers.{process}.get_init_info",
-            HookKind.AFTER,
+            f"{SRT}.{target}",
+            kind,
             function,
             "the launcher has to learn that exchanges are open, with data-parallel attention from the controller only",
         )
-        for process, function in (
-            ("scheduler.Scheduler", layer.report_ready),
-            ("data_parallel_controller.DataParallelController", layer.report_all_ready),
+        for target, kind, function in (
+            ("managers.scheduler.Scheduler.get_init_info", HookKind.AFTER, layer.report_ready),
+            ("observability.startup_time.aggregate_scheduler_startup_times", HookKind.AROUND, layer.report_all_ready),
         )
     ),
     *(

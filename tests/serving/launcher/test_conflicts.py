@@ -120,6 +120,12 @@ def test_every_refused_flag_is_one_of_the_command_line():
     }
 
 
+def test_a_setting_that_the_installed_sglang_does_not_have_is_not_looked_for(monkeypatch: pytest.MonkeyPatch):
+    newer = conflicts.Conflict("--newer", lambda settings: settings.newer, "it is new", "leave it out", since="0.5.99")
+    monkeypatch.setattr(conflicts, "CONFLICTS", (newer,))
+    conflicts.refuse_conflicts(arguments_of_a_server())
+
+
 @pytest.mark.parametrize("settings", FINE, ids=lambda settings: ",".join(settings))
 def test_a_setting_that_changes_nothing_about_the_exchange_is_let_through(settings: dict[str, object]):
     conflicts.refuse_conflicts(arguments_of_a_server(**settings))

@@ -8,7 +8,8 @@ from sglang.kernels.ops.sampling import renorm
 from sglang.kernels.ops.speculative import verify_sampling
 
 from sglang_ascend_moe.serving.launcher import request_checks
-from sglang_ascend_moe.serving.launcher.sampled_drafts import missing_kernels, refuse_unverifiable
+from sglang_ascend_moe.serving.launcher.sampled_drafts import refuse_unverifiable
+from sglang_ascend_moe.serving.npu.sampling_kernels import missing_kernels
 from tests.serving.launcher.test_request_checks import WITH, manager, request
 
 ON_NPU = {"speculative_algorithm": "EAGLE", "device": "npu"}

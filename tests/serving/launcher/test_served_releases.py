@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from importlib.metadata import version
 
 import pytest
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.serving.launcher import arguments
-from sglang_ascend_moe.serving.launcher.served_releases import SERVED, allow_release
+from sglang_ascend_moe.serving import sglang_release
+from sglang_ascend_moe.serving.launcher import arguments, given_flags, served_releases
+from sglang_ascend_moe.serving.launcher.served_releases import allow_release, refuse_later_features
 from sglang_ascend_moe.serving.options import Options
+from sglang_ascend_moe.serving.sglang_release import TESTED
 
 
 @pytest.fixture
 def newer(monkeypatch) -> None:
-    monkeypatch.setattr("sglang.version.__version__", "0.5.99")
+    monkeypatch.setattr(served_releases, "installed", lambda: "0.5.99")
 
 
 def test_the_installed_release_is_served():
-    assert version("sglang") in SERVED
+    assert version("sglang") in TESTED
     assert allow_release(Options(strict_version=True)) == ""
 
 
@@ -32,6 +35,19 @@ def test_another_release_is_served_and_named():
 def test_another_release_is_refused_if_the_user_wants_that():
     with pytest.raises(Unsupported, match=r"SGLang 0\.5\.99.*leave out --ascend-moe-strict-version"):
         allow_release(Options(strict_version=True))
+
+
+@pytest.mark.parametrize(
+    "words", ["--speculative-algorithm EAGLE", "--tokenizer-worker-num 2", "--tokenizer-worker-num 1"]
+)
+@pytest.mark.parametrize("release", TESTED)
+def test_a_flag_is_refused_where_the_release_is_not_served_with_it(monkeypatch, release: str, words: str):
+    monkeypatch.setattr(sglang_release, "installed", lambda: release)
+    flag, value = words.split()
+    refused = release == "0.5.22" and value != "1"
+    said = pytest.raises(Unsupported, match=rf"^{flag} needs SGLang 0\.5\.23 with --ascend-moe: .* leave the flag out$")
+    with said if refused else contextlib.nullcontext():
+        refuse_later_features(given_flags.read([flag, value]).settings)
 
 
 class Reached(Exception):

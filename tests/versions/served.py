@@ -1,0 +1,104 @@
+"""What earlier releases of SGLang serve: `make test-sglang VERSION=0.5.22` tests one and writes down what passed.
+
+The results are in `served.json`; `python -m tests.versions.served` writes the table of README.md from them.
+"""
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import msgspec
+
+from sglang_ascend_moe.serving.sglang_release import TESTED
+from tests.packaging.source_tree import ROOT
+from tests.versions.appendix import END, on_page
+from tests.versions.environment import environment, python_with
+
+RESULTS = Path(__file__).with_name("served.json")
+README = ROOT / "README.md"
+BEGIN = "<!-- served: written by `python -m tests.versions.served` -->\n"
+TESTS = {
+    "hooks": ["tests/serving/test_hooks.py"],
+    "demo": ["tests/launch/test_demo.py"],
+    "tokens": ["tests/serving/test_greedy_tokens.py", "tests/serving/test_batching.py"],
+    "graphs": ["tests/serving/test_decode_graphs.py"],
+    "prefill and decode apart": ["tests/launch/disagg/test_deployed.py"],
+}
+"""What is said to be served -> the tests that show it."""
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A release that passed. torch: its version; passed: of each kind of `TESTS` so many."""
+
+    date: str
+    torch: str
+    passed: Mapping[str, int]
+
+
+class Run(NamedTuple):
+    """Of tests in the environment of a release: those that passed, by their files, and the others by name."""
+
+    passed: Mapping[str, int]
+    failed: list[str]
+
+
+def run(python: Path) -> Run:
+    """Run all of `TESTS` with an interpreter, showing what pytest says."""
+    files = [file for kind in TESTS.values() for file in kind]
+    with TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = [python, "-m", "pytest", "-q", f"--junitxml={report}", "-o", "junit_family=xunit1", *files]
+        subprocess.run(command, cwd=ROOT, env=environment())
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    good = [case for case in cases if all(child.tag in ("properties", "system-out", "system-err") for child in case)]
+    passed = {file: sum(case.get("file") == file for case in good) for file in files}
+    return Run(passed, [f"{case.get('classname')}::{case.get('name')}" for case in cases if case not in good])
+
+
+def results() -> dict[str, Served]:
+    """Release -> what passed."""
+    return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Served])
+
+
+def version_of_torch(python: Path) -> str:
+    """The version that an environment has."""
+    program = "from importlib.metadata import version; print(version('torch'))"
+    return subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def table(found: Mapping[str, Served]) -> str:
+    """The table of README.md."""
+    rows = [
+        f"| {version} | {one.torch} | {sum(one.passed.values())} tests on hosts |" for version, one in found.items()
+    ]
+    newest = f"| {TESTED[-1]} | {version_of_torch(Path(sys.executable))} | all |"
+    return "\n".join(["| SGLang | torch | passed |", "|---|---|---|", *rows, newest, ""])
+
+
+def write_table() -> None:
+    """Into README.md, between its markers."""
+    before, _, after = on_page(BEGIN, README)
+    README.write_text(before + BEGIN + table(results()) + END + after)
+
+
+def main(version: str) -> int:
+    """Tests a release; if everything passed, writes that down."""
+    python = python_with(version)
+    found = run(python)
+    if found.failed or not all(found.passed.values()):
+        print("\n".join(["Not served:", *found.failed, *(file for file, count in found.passed.items() if not count)]))
+        return 1
+    passed = {kind: sum(found.passed[file] for file in files) for kind, files in TESTS.items()}
+    kept = results() | {version: Served(f"{datetime.now(UTC):%Y-%m-%d}", version_of_torch(python), passed)}
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(dict(sorted(kept.items()))), indent=2) + b"\n")
+    write_table()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]) if sys.argv[1:] else write_table())
