@@ -255,7 +255,7 @@ class Exchange:
             overlap = self._overlap
             _run_or_leave(steps, run_prefill, steps, self._identity, tokens, watched, out, overlap=overlap, wait=wait)
         else:
-            most_rows = min(self.layout.capacity, (most_tokens or 0) * self.parameters.rows_per_token)
+            most_rows = self._most_rows(most_tokens)
             _run_or_leave(steps, run_decode, steps, tokens, watched, out, wait=wait, most_rows=most_rows)
         return out
 
@@ -297,13 +297,13 @@ class Exchange:
         experts: Callable[[ExpertRows], None],
         out: torch.Tensor,
         *,
-        alike: bool = False,
+        most_tokens: int | None = None,
     ) -> Callable[[], None]:
         """A decode `run` over tensors that keep their addresses, as graphs need it; the other ranks may run or replay.
 
-        alike: a promise that no rank ever brings more tokens to it than this one, so that in a graph no more rows than
-        these have places are handed to `experts`; kept by ranks that replay graphs of one size. A replay that it does
-        not hold for is refused as by a smaller window.
+        most_tokens: that all ranks ever bring to it together, and the same on each, so that in a graph no more rows
+        than these have places are handed to `experts`; a replay with more is refused as by a smaller window. None: not
+        known.
 
         Each call of the returned function runs the layer on what the tensors hold then, and writes `out` [tokens,
         hidden]; it neither allocates memory of the device nor moves a tensor. Raises `CaptureRefused` for tensors that
@@ -317,8 +317,12 @@ class Exchange:
         if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
             raise InvalidInput(f"out is {tuple(out.shape)} of {out.dtype} on {out.device}; it must be as x")
         tokens = RoutedTokens(x, topk_ids, topk_weights)
-        run = prepare_decode(self._steps, tokens, self._watched(experts), out, alike=alike)
+        run = prepare_decode(self._steps, tokens, self._watched(experts), out, most_rows=self._most_rows(most_tokens))
         return partial(_run_or_leave, self._steps, run)
+
+    def _most_rows(self, most_tokens: int | None) -> int:
+        """That can come of so many tokens of all ranks; 0: not known."""
+        return min(self.layout.capacity, (most_tokens or 0) * self.parameters.rows_per_token)
 
     def _watched(self, experts: Callable[[ExpertRows], None]) -> Callable[[ExpertRows], None]:
         if torch.is_grad_enabled():

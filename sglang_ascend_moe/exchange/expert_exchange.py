@@ -88,7 +88,7 @@ class ExpertExchange(Protocol):
         experts: Callable[[ExpertRows], None],
         out: torch.Tensor,
         *,
-        alike: bool = False,
+        most_tokens: int | None = None,
     ) -> Callable[[], None]: ...
 
     @property

@@ -142,7 +142,7 @@ def on_device_library(path: str, cores: int) -> Iterator[OneStream]:
     cann.library.cann_stand_in_use_cores(cores)
     streams = OneStream(cann)
 
-    def open_session(layout, rank, addresses, ends, _workers, *, first_epoch, nodes):
+    def open_session(layout, rank, addresses, ends, _workers, *, first_epoch, nodes, **_host):
         device = torch.device("cpu")
         return DeviceSession(layout, rank, addresses, ends, device, streams, first_epoch=first_epoch, nodes=nodes)
 

@@ -276,7 +276,7 @@ def bring_more_than_was_promised(rank: Rank, library: str) -> str:
 
         with Exchange.create(rank.group, timeout_s=1, **OPTIONS) as exchange:
             exchange.run(x, ids, weights, repeat_rows(streams))
-            prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x), alike=True)
+            prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x), most_tokens=2 * tokens)
             with streams.cann.capture(streams.stream) as graph:
                 prepared()
             assert handed == [min(2 * tokens * OPTIONS["topk"], exchange.window.capacity_rows)]

@@ -18,6 +18,8 @@ from sglang_ascend_moe.launch.doctor import doctor_command
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from sglang_ascend_moe.launch.top import top_command
+from sglang_ascend_moe.launch.trace.timeline import read_timelines
+from sglang_ascend_moe.launch.trace.trace_summary import rows_of_layers
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
 from tests.launch.monitoring.prometheus_process import Prometheus
 from tests.serving import faulty_server, routes
@@ -175,6 +177,10 @@ def test_steps_are_profiled_once_at_a_time(served, tmp_path):
     assert [start(num_steps=2), start()] == [200, 400]
     served.require_right_answers()
     assert len(list(tmp_path.glob("*.trace.json.gz"))) == RANKS
+    # The steps of the exchanges in these steps, beside them.
+    (timeline,) = read_timelines(tmp_path)
+    assert timeline.missing == []
+    assert {one.layer for one in rows_of_layers(timeline)} == set(range(TinySizes().layers))
     assert post(served.url, b"", "/stop_profile")[0] == 400
 
 

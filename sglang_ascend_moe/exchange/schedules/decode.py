@@ -40,11 +40,11 @@ def prepare_decode(
     experts: Callable[[ExpertRows], None],
     out: torch.Tensor,
     *,
-    alike: bool,
+    most_rows: int,
 ) -> Callable[[], None]:
     """`run_decode` over tensors that stay where they are; each call of the result runs it on what they hold then.
 
-    alike: no rank brings more tokens than this one, which bounds what can come.
+    most_rows: that can come; 0: not known.
 
     Raises `CaptureRefused` for tensors that would have to be copied first.
     """
@@ -57,9 +57,7 @@ def prepare_decode(
     for what, given in needed.items():
         if not given:
             raise CaptureRefused(f"an exchange in a graph takes {what}: others would be copied again at every replay")
-    count, layout = tokens.x.shape[0], steps.layout
-    most_rows = min(layout.capacity, layout.parameters.ranks * count * layout.parameters.rows_per_token) if alike else 0
-    call = steps.session.replayed_call(count)
+    call = steps.session.replayed_call(len(tokens.x))
     call.take(*tokens, Kind.DECODE, Part.WHOLE, keep_weights=False)
 
     def run() -> None:

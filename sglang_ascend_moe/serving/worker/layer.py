@@ -65,7 +65,7 @@ class Serving(NamedTuple):
 
     rank, ranks: of the exchanges, which are those of one pipeline stage. exchanges: none in a stage without MoE layers.
     stage: its number, from 0, of `stages`. metrics: with `--enable-metrics`. secret: seals what ranks tell each other
-    besides.
+    besides. decode_tokens: of a rank in one batch of the decode schedule, at most.
     """
 
     options: Options
@@ -73,6 +73,7 @@ class Serving(NamedTuple):
     rank: int
     ranks: int
     metrics: bool
+    decode_tokens: int
     secret: Secret | None = None
     on_npu: bool = False
     stage: int = 0
@@ -169,6 +170,7 @@ def open_exchanges(_result: Any, model_runner: Any, *_: Any, **__: Any) -> None:
         rank=get_parallel().moe_ep_rank,
         ranks=len(ranks),
         metrics=bool(model_runner.server_args.enable_metrics),
+        decode_tokens=_decode_tokens(options, limits),
         on_npu=on_npu,
         secret=secret,
         stage=get_parallel().pp_rank,
@@ -220,6 +222,11 @@ def _parameters_by_shape(
         return parameters
     device_bytes = None if device is None else torch.npu.mem_get_info(device)[1] // max(1, len(parameters))
     return {shape: sized(one, options, limits, device_bytes) for shape, one in parameters.items()}
+
+
+def _decode_tokens(options: Options, limits: SchedulerLimits) -> int:
+    """Of a rank in one batch of the decode schedule, at most."""
+    return tokens_per_rank(options, limits) if options.schedule == "decode" else limits.decode_tokens_per_rank
 
 
 def _windows(parameters: Mapping[LayerShape, ExchangeParameters]) -> tuple[WindowMemory, ...]:
@@ -351,7 +358,7 @@ def forward(original: Callable[..., Tensor], layer: Any, hidden_states: Tensor, 
         lambda rows: compute_experts(serving, layer, rows),
         phase=_phase(serving.options),
         wait=False,
-        most_tokens=_tokens_of_all_ranks(),
+        most_tokens=_tokens_of_all_ranks() or serving.ranks * max(len(hidden_states), serving.decode_tokens),
     )
 
 
@@ -384,10 +391,13 @@ def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_
             " --disable-cuda-graph"
         )
 
-    alike = _replay_together()
+    own = len(hidden_states)
+    most = serving.ranks * (own if _replay_together() else max(own, serving.decode_tokens))
 
     def bind(x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> launches.Launch:
-        return exchange.prepare(x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out, alike=alike)
+        return exchange.prepare(
+            x, ids, weights, lambda rows: compute_experts(serving, layer, rows), out, most_tokens=most
+        )
 
     out = torch.empty_like(hidden_states)
     launches.launch(bind, [hidden_states, topk_output.topk_ids, topk_output.topk_weights], [out])

@@ -1,8 +1,13 @@
-"""Profiles that a rank cannot start or write do not end it: hooks of `worker_hooks`."""
+"""Profiles that a rank cannot start or write do not end it, and have the steps of its exchanges: hooks of
+`worker_hooks`."""
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.serving.worker import layer
 
 logger = logging.getLogger(__name__)
 
@@ -42,3 +47,28 @@ def stop(original: Callable[..., Any], profiles: Any, stage: Any = None) -> Any:
         running.export_chrome_trace = lambda path: write(export, path)
     answer = original(profiles, stage)
     return ProfileReqOutput(success=False, message=problem) if problem else answer
+
+
+def trace_steps(answer: Any, profiles: Any, stage: Any = None) -> None:
+    """After `SchedulerProfilerManager._start_profile`: exchanges write down their steps in the profile's folder.
+
+    In one of its own for each stage that is profiled apart. Nothing where `--ascend-moe-trace` has them do so anyway.
+    """
+    folder = getattr(profiles, "torch_profiler_output_dir", None)
+    if folder is None or not answer.success or not _traces_profiles():
+        return
+    try:
+        layer.trace_into(Path(folder) / stage.name if stage else folder, layer.exchanges())
+    except InvalidInput as error:
+        logger.error("a profile has no steps of exchanges: %s; give another output_dir", error)
+
+
+def end_trace(_answer: Any, _profiles: Any, _stage: Any = None) -> None:
+    """After `SchedulerProfilerManager._stop_profile`."""
+    if _traces_profiles():
+        layer.trace_into(None, layer.exchanges())
+
+
+def _traces_profiles() -> bool:
+    serving = layer.serving()
+    return serving is not None and not serving.on_npu and serving.options.trace is None

@@ -228,6 +228,15 @@ HOOKS: tuple[Hook, ...] = (
     ),
     *(
         Hook(
+            f"{SRT}.managers.scheduler_components.profiler_manager.SchedulerProfilerManager.{method}",
+            HookKind.AFTER,
+            function,
+            "a profile shows an MoE layer as one call: the steps of its exchange are written down beside it",
+        )
+        for method, function in (("_start_profile", profiling.trace_steps), ("_stop_profile", profiling.end_trace))
+    ),
+    *(
+        Hook(
             f"{SRT}.{target}",
             HookKind.AROUND,
             function,

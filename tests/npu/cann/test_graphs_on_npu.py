@@ -38,7 +38,8 @@ class Captured:
         self.out = torch.empty_like(batch.x)
         self.graph = torch.npu.NPUGraph()
         # Ranks that replay have as many tokens each.
-        prepared = exchange.prepare(*batch, scale_rows, self.out, alike=True)
+        most = exchange.parameters.ranks * len(batch.x)
+        prepared = exchange.prepare(*batch, scale_rows, self.out, most_tokens=most)
         with torch.npu.graph(self.graph):
             prepared()
 

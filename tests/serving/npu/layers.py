@@ -104,7 +104,7 @@ def serve(patch: Any, moe: Any, exchange: Exchange, options: Options, *, on_npu:
             patch.setattr(device_session, "torch_streams", lambda: SimpleNamespace(grouped_product=product_into))
     patch.setattr(host_experts, "activation_of", lambda _layer: lambda rows: swiglu(rows, -1))
     exchanges = {layer.shape_of(moe): exchange}
-    serving = layer.Serving(options, exchanges, rank=0, ranks=1, metrics=False, on_npu=on_npu)
+    serving = layer.Serving(options, exchanges, rank=0, ranks=1, metrics=False, decode_tokens=0, on_npu=on_npu)
     patch.setattr(layer, "_serving", serving)
 
 

@@ -11,6 +11,7 @@ from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import SessionPoisoned
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.serving.options import Options, attach
@@ -58,7 +59,7 @@ def serve(group, monkeypatch: pytest.MonkeyPatch):
             **shape._asdict(),
         )
         opened.append(exchange)
-        serving = layer.Serving(options, {shape: exchange}, rank=0, ranks=1, metrics=False)
+        serving = layer.Serving(options, {shape: exchange}, rank=0, ranks=1, metrics=False, decode_tokens=0)
         monkeypatch.setattr(layer, "_serving", serving)
 
     yield open_exchange
@@ -262,6 +263,29 @@ def test_ranks_replay_graphs_of_one_size_unless_groups_choose_their_own(monkeypa
     monkeypatch.setattr(dp_attention, "is_dp_attention_enabled", lambda: attention)
     monkeypatch.setattr(utils, "require_mlp_tp_gather", lambda: gathers)
     assert layer._replay_together() is together
+
+
+@pytest.mark.parametrize(
+    ("tokens", "together", "most"),
+    [(2, True, 6), (8, True, 24), (2, False, 15), (8, False, 24)],
+    ids=["one size", "one large size", "sizes of their own", "a size of its own beyond the scheduler's limit"],
+)
+def test_a_captured_layer_has_room_for_what_its_ranks_can_bring(monkeypatch, tokens: int, together: bool, most: int):
+    promised = []
+
+    def prepare(*_: object, most_tokens: int) -> launches.Launch:
+        promised.append(most_tokens)
+        return lambda: None
+
+    moe = moe_layer(torch.bfloat16, "silu")
+    exchange = argparse.Namespace(prepare=prepare)
+    serving = layer.Serving(Options(), {layer.shape_of(moe): exchange}, rank=0, ranks=3, metrics=False, decode_tokens=5)
+    monkeypatch.setattr(layer, "_serving", serving)
+    monkeypatch.setattr(layer, "_phase", lambda _options: "decode")
+    monkeypatch.setattr(layer, "_replay_together", lambda: together)
+    with launches.capture():
+        layer.forward(never, moe, torch.zeros(tokens, HIDDEN), routed(tokens))
+    assert promised == [most]
 
 
 def test_without_the_flag_sglang_runs_its_own_layer(monkeypatch: pytest.MonkeyPatch):

@@ -2,11 +2,14 @@
 
 import enum
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import profiling
 
 
@@ -68,3 +71,62 @@ def test_a_rank_meets_the_others_whether_or_not_it_could_write(fault):
         assert answer == SERVED
     else:
         assert (answer.success, answer.message) == (False, "the trace cannot be written: no space left")
+
+
+class Traced(list[object]):
+    """In place of `layer`: where exchanges were told to write down their steps, None: no more."""
+
+    def __init__(self, serving: object, fault: Exception | None = None) -> None:
+        self._serving, self._fault = serving, fault
+
+    def serving(self) -> object:
+        return self._serving
+
+    def exchanges(self) -> list[object]:
+        return []
+
+    def trace_into(self, folder: object, _exchanges: object) -> None:
+        if self._fault is not None and folder is not None:
+            raise self._fault
+        self.append(folder)
+
+
+FOLDER = Path("profiles")
+SERVING = SimpleNamespace(on_npu=False, options=Options())
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder"), [(None, FOLDER), (SimpleNamespace(name="DECODE"), FOLDER / "DECODE")], ids=["all", "by-stage"]
+)
+def test_steps_are_written_down_from_the_begin_of_a_profile_to_its_end(monkeypatch, stage, folder):
+    traced = Traced(SERVING)
+    monkeypatch.setattr(profiling, "layer", traced)
+    profiles = SimpleNamespace(torch_profiler_output_dir=FOLDER)
+    profiling.trace_steps(SimpleNamespace(success=False), profiles, stage)
+    assert traced == []
+    profiling.trace_steps(SimpleNamespace(success=True), profiles, stage)
+    profiling.end_trace(SimpleNamespace(success=True), profiles, stage)
+    assert traced == [folder, None]
+
+
+@pytest.mark.parametrize(
+    ("serving", "profiles"),
+    [
+        (None, SimpleNamespace(torch_profiler_output_dir=FOLDER)),
+        (SERVING, SimpleNamespace()),
+        (SimpleNamespace(on_npu=True, options=Options()), SimpleNamespace(torch_profiler_output_dir=FOLDER)),
+        (SimpleNamespace(on_npu=False, options=Options(trace="x")), SimpleNamespace(torch_profiler_output_dir=FOLDER)),
+    ],
+    ids=["off", "kept-otherwise", "npu", "traced-anyway"],
+)
+def test_a_profile_does_not_begin_what_cannot_be_or_goes_on_anyway(monkeypatch, serving, profiles):
+    traced = Traced(serving)
+    monkeypatch.setattr(profiling, "layer", traced)
+    profiling.trace_steps(SimpleNamespace(success=True), profiles)
+    assert traced == []
+
+
+def test_a_profile_goes_on_without_steps_that_cannot_be_written(monkeypatch, caplog):
+    monkeypatch.setattr(profiling, "layer", Traced(SERVING, InvalidInput("no space left")))
+    profiling.trace_steps(SimpleNamespace(success=True), SimpleNamespace(torch_profiler_output_dir=FOLDER))
+    assert "no space left" in caplog.text
