@@ -118,11 +118,13 @@ def _steps(timeline: Timeline) -> list[str]:
     (most, spent), *_ = total.most_common(1)
     lines = [
         f"  most time goes into {most.name.lower()}: {spent / total.total():.1%} of all steps",
-        "  seconds in each step, waits included:",
+        "  microseconds of each step in an exchange, waits included:",
     ]
     lines.append("      " + " ".join(f"{name:>9}" for name in ("", *(step.name.lower() for step in steps))))
     for rank, those in times.items():
-        lines.append("      " + " ".join([f"{f'rank {rank}':>9}", *(f"{those[step] / 1e9:9.3f}" for step in steps)]))
+        exchanges = max(1, len({span.epoch for span in timeline.spans[rank]}))
+        means = (f"{those[step] / exchanges / 1e3:9,.1f}" for step in steps)
+        lines.append("      " + " ".join([f"{f'rank {rank}':>9}", *means]))
     return lines
 
 

@@ -14,6 +14,10 @@ from torch.utils._pytree import tree_leaves
 from sglang_ascend_moe import launches
 from sglang_ascend_moe.errors import SessionPoisoned
 from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.graph_capture.arena import Arena
+from sglang_ascend_moe.graph_capture.tape import record
+from sglang_ascend_moe.launch.trace.timeline import read_timelines
+from sglang_ascend_moe.native.codes import Step
 from sglang_ascend_moe.serving.options import Options, attach
 from sglang_ascend_moe.serving.worker import host_experts, layer
 
@@ -200,6 +204,26 @@ class Touches(TorchDispatchMode):
                     operand.nbytes for operand in operands if tensor.data_ptr() <= operand.data_ptr() < end
                 )
         return result
+
+
+def test_calls_and_replays_of_them_are_traced_with_their_layer(serve, monkeypatch, tmp_path):
+    monkeypatch.setattr(layer, "_stage", lambda: None)
+    monkeypatch.setattr(layer, "_replay_together", lambda: True)
+    moe = moe_layer(torch.float32, "silu")
+    moe.layer_id = 7
+    serve(moe, Options(schedule="decode"))
+    x, topk = torch.randn(TOKENS, HIDDEN), routed(TOKENS)
+    layer.trace_into(tmp_path, layer.exchanges())
+    layer.forward(never, moe, x, topk)
+    tape = record(lambda: layer.forward(never, moe, x, topk), Arena())
+    for _ in range(2):
+        tape.replay()
+    layer.trace_into(None, layer.exchanges())
+    tape.replay()
+    (timeline,) = read_timelines(tmp_path)
+    experts = [span for span in timeline.spans[0] if span.step == Step.EXPERTS]
+    assert [(span.layer, span.rows, span.has_ended) for span in experts] == [(7, TOKENS * TOPK, True)] * len(experts)
+    assert len(experts) == 2 + 2
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["together", "one by one"])
