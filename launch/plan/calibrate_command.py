@@ -93,7 +93,9 @@ def run_check(parsed: argparse.Namespace) -> str:
                                 schedule=deployed.schedule,
                                 ttft_ms=(ttft * 1e3, found.median_ttft_ms),
                                 tpot_ms=(tpot * 1e3, found.median_tpot_ms),
-                                output_tokens_per_s=(mine.output_rate, found.output_tokens_per_s),
+                                output_tokens_per_s=(mine.output_rate, found.output_tokens_per_s)
+                                if span is None
+                                else None,
                             )
                         )
         except (ClientFailed, ServerFailed) as error:
@@ -105,7 +107,7 @@ def run_check(parsed: argparse.Namespace) -> str:
 
         draw_predictions(compared, parsed.plot)
     table = comparison_table(compared)
-    wrong = [measure.title for measure in MEASURES if not verdict([measure.of(one) for one in compared]).is_good]
+    wrong = [measure.title for measure in MEASURES if not verdict(measure.pairs(compared)).is_good]
     if wrong:
         print(table)
         raise Unsupported(

@@ -42,6 +42,8 @@ FULL = Load(requests=16, concurrency=MOST_RUNNING, input_tokens=32, output_token
 GAP = 2e-3
 """Seconds, assumed: the client sends, and the server takes, one request after the other, so that those that come at
 once are not all in the first step."""
+CORRECTIONS = 4
+"""Times that what a full step takes is simulated and mended."""
 ROOMY = 10**9
 """Tokens: memory limits none of these loads."""
 TOKENS: dict[Phase, tuple[int, int]] = {"decode": (1, 8), "prefill": (64, 512)}
@@ -123,8 +125,8 @@ class Calibration(NamedTuple):
 
 
 def fitted(machine: Machine, work: ModelWork, deployed: Deployed, found: Calibration) -> Machine:
-    """With times of steps and tokens that give the TTFT of short and of long prompts, and the TPOT of one request and
-    of as many as can run."""
+    """With times of steps and tokens that give the TTFT of short and of long prompts, and the TPOT of one request and,
+    simulated, of as many as can run: between their tokens others are read."""
     nothing = {"any": 0.0}
     bare = StepTimes(
         work, msgspec.structs.replace(machine, step_us=nothing, token_us=nothing), Placement(deployed.ranks),
@@ -135,18 +137,21 @@ def fitted(machine: Machine, work: ModelWork, deployed: Deployed, found: Calibra
         context = record.input_tokens + record.output_tokens / 2
         return record.median_tpot_ms * 1e3 - bare.decode_seconds(record.concurrency, context) * 1e6
 
+    def with_times(machine: Machine, phase: Phase, line: tuple[float, float]) -> Machine:
+        key, (slope, fixed) = f"{deployed.schedule} {phase} {deployed.ranks}", line
+        return msgspec.structs.replace(
+            machine, token_us=machine.token_us | {key: slope}, step_us=machine.step_us | {key: fixed}
+        )
+
     alone, short, full = found
-    times = {
-        "prefill": _line(short.input_tokens, _beside_prefill(bare, short), alone.input_tokens,
-                         _beside_prefill(bare, alone)),
-        "decode": _line(alone.concurrency, beside_decode(alone), full.concurrency, beside_decode(full)),
-    }  # fmt: skip
-    keys = {phase: f"{deployed.schedule} {phase} {deployed.ranks}" for phase in times}
-    return msgspec.structs.replace(
-        machine,
-        token_us=machine.token_us | {keys[phase]: slope for phase, (slope, _) in times.items()},
-        step_us=machine.step_us | {keys[phase]: fixed for phase, (_, fixed) in times.items()},
-    )
+    read = _line(short.input_tokens, _beside_prefill(bare, short), alone.input_tokens, _beside_prefill(bare, alone))
+    machine = with_times(machine, "prefill", read)
+    at_full = beside_decode(full)
+    for _ in range(CORRECTIONS):
+        written = _line(alone.concurrency, beside_decode(alone), full.concurrency, at_full)
+        machine = with_times(machine, "decode", written)
+        at_full += full.median_tpot_ms * 1e3 - predicted(machine, work, Asked(deployed, FULL)).median[1] * 1e6
+    return machine
 
 
 def handing_over(machine: Machine, work: ModelWork, deployed: Deployed, alone: ServingRecord) -> Machine:
@@ -163,9 +168,13 @@ def _beside_prefill(steps: StepTimes, record: ServingRecord) -> float:
 
 
 def _line(low: float, at_low: float, high: float, at_high: float) -> tuple[float, float]:
-    """Slope and beginning of the line through two points; neither is below 0."""
-    slope = max(0.0, (at_high - at_low) / (high - low))
-    return slope, max(0.0, at_low - slope * low)
+    """Slope and beginning of the line through two points, or where one of them would be below 0, of that through the
+    second point that has none of it."""
+    slope = (at_high - at_low) / (high - low)
+    if slope < 0:
+        return 0.0, max(0.0, at_high)
+    beginning = at_low - slope * low
+    return (slope, beginning) if beginning >= 0 else (max(0.0, at_high / high), 0.0)
 
 
 def _rates() -> Machine:
@@ -180,7 +189,8 @@ def _rates() -> Machine:
         name=f"host with {os.cpu_count()} cores", shared=True, memory=read_limits().memory_available,
         products={"bf16": products}, product_part=1.0, attention_part=1.0, memory_rate=read, memory_part=1.0,
         exchange={}, ranks=2, doubling_us=0.0, link_rate=read, link_us=0.0, step_us={}, layer_us={"any": 0.0},
-        token_us={}, imbalance=1.0, transfer_rate=read, transfer_us=0.0, request_us=0.0, other_bytes=0, relay_bytes=0,
+        token_us={}, imbalance=1.0, transfer_rate=read, transfer_us=0.0, request_us=GAP * 1e6, other_bytes=0,
+        relay_bytes=0,
     )  # fmt: skip
 
 

@@ -113,7 +113,10 @@ def transfer_seconds(question: Question, topology: Topology) -> float:
 def _simulated(question: Question, topology: Topology, rate: float) -> Latencies:
     load = Workload(requests_of(question, rate), question.input_tokens, question.output_tokens, rate=rate)
     arrival = question.machine.request_us / 1e6
-    found = simulate(load, simulated(question, topology), transfer_seconds(question, topology), arrival)
+    found = simulate(
+        load, simulated(question, topology), transfer_seconds(question, topology), arrival,
+        shared=question.machine.shared,
+    )  # fmt: skip
     return found.steady()
 
 

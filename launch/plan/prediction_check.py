@@ -16,18 +16,23 @@ MEDIAN_ERROR, GREATEST_ERROR, LEAST_TAU = 0.15, 0.40, 0.8
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One configuration: medians in ms, and tokens per second, first predicted, then measured."""
+    """One configuration: medians in ms, and tokens per second, first predicted, then measured. At a given rate of
+    requests tokens per second follow from it, and nothing is predicted."""
 
     name: str
     schedule: Schedule
     ttft_ms: tuple[float, float]
     tpot_ms: tuple[float, float]
-    output_tokens_per_s: tuple[float, float]
+    output_tokens_per_s: tuple[float, float] | None
 
 
 class Measure(NamedTuple):
     title: str
-    of: Callable[[Compared], tuple[float, float]]
+    of: Callable[[Compared], tuple[float, float] | None]
+
+    def pairs(self, compared: Sequence[Compared]) -> list[tuple[float, float]]:
+        """Of the configurations that have it."""
+        return [pair for one in compared if (pair := self.of(one)) is not None]
 
 
 MEASURES = (
@@ -69,11 +74,15 @@ def comparison_table(compared: Sequence[Compared]) -> str:
     lines = [f"{'predicted / measured':<{width}}" + "".join(f"{measure.title:>22}" for measure in MEASURES)]
     for one in compared:
         cells = (measure.of(one) for measure in MEASURES)
-        lines.append(f"{one.name:<{width}}" + "".join(f"{mine:>10,.1f} /{theirs:>10,.1f}" for mine, theirs in cells))
+        lines.append(f"{one.name:<{width}}" + "".join(f"{in_words(cell):>22}" for cell in cells))
     for measure in MEASURES:
-        found = verdict([measure.of(one) for one in compared])
+        found = verdict(measure.pairs(compared))
         lines.append(
             f"{measure.title}: median error {found.median_error:.0%}, greatest {found.greatest_error:.0%},"
             f" Kendall's tau {found.tau:.2f}: {'good' if found.is_good else 'not good enough'}"
         )
     return "\n".join(lines)
+
+
+def in_words(pair: tuple[float, float] | None) -> str:
+    return "-" if pair is None else f"{pair[0]:,.1f} /{pair[1]:>10,.1f}"

@@ -37,7 +37,7 @@ def draw_predictions(compared: Sequence[Compared], path: Path) -> None:
         _dots(axes, measure, compared)
     panels[0].set_ylabel("predicted")
     panels[0].legend(frameon=False, loc="upper left", handletextpad=0.2)
-    worst = max(verdict([measure.of(one) for one in compared]).median_error for measure in MEASURES)
+    worst = max(verdict(measure.pairs(compared)).median_error for measure in MEASURES)
     figure.text(
         0.02, 0.94, f"{len(compared)} configurations, median errors of at most {worst:.0%}", fontsize=12,
         fontweight="bold", va="center",
@@ -52,7 +52,7 @@ def draw_predictions(compared: Sequence[Compared], path: Path) -> None:
 
 
 def _dots(axes: Axes, measure: Measure, compared: Sequence[Compared]) -> None:
-    values = [value for one in compared for value in measure.of(one)]
+    values = [value for pair in measure.pairs(compared) for value in pair]
     ends = [min(values) / MARGIN, max(values) * MARGIN]
     axes.fill_between(
         ends, [end * (1 - GREATEST_ERROR) for end in ends], [end * (1 + GREATEST_ERROR) for end in ends],
@@ -60,7 +60,7 @@ def _dots(axes: Axes, measure: Measure, compared: Sequence[Compared]) -> None:
     )  # fmt: skip
     axes.plot(ends, ends, color=FAINT, linewidth=0.8)
     for schedule, colour in SCHEDULE_COLOURS.items():
-        pairs = [measure.of(one) for one in compared if one.schedule == schedule]
+        pairs = measure.pairs([one for one in compared if one.schedule == schedule])
         axes.scatter(
             [measured for _, measured in pairs], [predicted for predicted, _ in pairs], s=26, linewidth=1.2,
             edgecolors=colour, facecolors="none", label=schedule,

@@ -39,8 +39,9 @@ class Steps(Protocol):
 
 
 class Workload(NamedTuple):
-    """Requests, each of `input_tokens` and `output_tokens`. rate: per second, by a Poisson process, of which the last
-    comes after `span` seconds if that is known; None: a request comes whenever fewer than `concurrency` are under way.
+    """Requests, each of `input_tokens` and `output_tokens`. rate: per second, by a Poisson process, of which, if
+    `span` is known, the first comes at once and the last after so many seconds; None: a request comes whenever fewer
+    than `concurrency` are under way.
     """
 
     requests: int
@@ -261,11 +262,14 @@ class _Queues:
         request.done.succeed()
 
     def arrive(self, drawn: random.Random) -> Generator[simpy.Event, Any, None]:
-        """Requests by their rate."""
+        """Requests by their rate; where their span is known, the first one at its begin."""
         gaps = [drawn.expovariate(self.load.rate or 1.0) for _ in range(self.load.requests)]
-        longer = 1.0 if self.load.span is None else self.load.span / sum(gaps)
+        if self.load.span is not None:
+            gaps[0] = 0.0
+            longer = self.load.span / (sum(gaps) or 1.0)
+            gaps = [gap * longer for gap in gaps]
         for gap in gaps:
-            yield self.clock.timeout(gap * longer)
+            yield self.clock.timeout(gap)
             self.ask()
 
     def client(self, requests: int) -> Generator[simpy.Event, Any, None]:

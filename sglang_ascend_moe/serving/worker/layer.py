@@ -95,15 +95,16 @@ def exchanges() -> list[ExpertExchange]:
 
 
 def trace_into(folder: str | Path | None, traced: Iterable[ExpertExchange]) -> None:
-    """From now on these exchanges write down their steps in files in `folder`, or no more.
+    """From now on those of these exchanges that go over windows write down their steps in files in `folder`, or no
+    more.
 
     Raises `InvalidInput` for a folder that cannot be written.
     """
     global _traced
-    for exchange in traced:
-        if isinstance(exchange, Exchange):
-            exchange.trace(folder, stage=_stage())
-    _traced = folder is not None
+    over_windows = [exchange for exchange in traced if isinstance(exchange, Exchange)]
+    for exchange in over_windows:
+        exchange.trace(folder, stage=_stage())
+    _traced = folder is not None and bool(over_windows)
 
 
 def shared_secret() -> Secret | None:
@@ -226,7 +227,7 @@ def _parameters_by_shape(
 
 def _decode_tokens(options: Options, limits: SchedulerLimits) -> int:
     """Of a rank in one batch of the decode schedule, at most."""
-    return tokens_per_rank(options, limits) if options.schedule == "decode" else limits.decode_tokens_per_rank
+    return tokens_per_rank(options, limits) if options.schedule == "decode" else limits.decode_bound_per_rank
 
 
 def _windows(parameters: Mapping[LayerShape, ExchangeParameters]) -> tuple[WindowMemory, ...]:

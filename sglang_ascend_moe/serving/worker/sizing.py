@@ -66,6 +66,16 @@ class SchedulerLimits(NamedTuple):
         return 0 if self.role == "prefill" else -(-self.decode_tokens // self.attention_ranks)
 
     @property
+    def decode_bound_per_rank(self) -> int:
+        """Tokens that no decode batch brings more than to a rank. A micro batch of a pipeline's stages takes a request
+        more than its part whose prompt came in chunks, and then another one, but never more than all that are under
+        way."""
+        if self.micro_batches == 1 or self.role == "prefill":
+            return self.decode_tokens_per_rank
+        requests = (self.running_requests + 1) * self.micro_batches
+        return -(-requests * self.request_tokens // self.attention_ranks)
+
+    @property
     def prefill_tokens_per_rank(self) -> int:
         if self.role == "decode":
             return 0

@@ -5,12 +5,12 @@ python -m tests.launch.plan.schedule_page
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sglang_ascend_moe.launch.plan.a3_constants import A3, a3_machine
-from sglang_ascend_moe.launch.plan.feasible_rates import choices
+from sglang_ascend_moe.launch.plan.feasible_rates import Choice, choices
 from sglang_ascend_moe.launch.plan.machine_times import SCHEDULES, Machine, Schedule
 from sglang_ascend_moe.launch.plan.model_work import ModelWork, model_work
 from sglang_ascend_moe.launch.plan.request_queues import (
@@ -35,6 +35,9 @@ ACCEPTED = {0: 1.0, 1: 1.7, 2: 2.2, 3: 2.6}
 """Tokens of a step by drafts: 1.7 is CloudMatrix384's, longer drafts are assumed to gain less and less."""
 WITHIN = 0.10
 CASE_REQUESTS = 1500
+LOOKED_AT = 12
+RATES = (0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
+"""Parts of the best rate at which feasible deployments are counted."""
 
 
 class PublishedRun(NamedTuple):
@@ -251,9 +254,20 @@ def sensitivity_lines() -> Iterator[str]:
             yield f"| `{name}` | {least[0]:.1%} | {most[0]:.1%} | {least[1]:.1%} | {most[1]:.1%} |"
 
 
+def region_lines(found: Mapping[Schedule, Sequence[Choice]]) -> Iterator[str]:
+    """How many deployments keep the limits at a rate, in parts of the best one of all."""
+    best = max(every[0].best.rate for every in found.values())
+    yield "| requests/s | " + " | ".join(found) + " |"
+    yield "|---|" + "---|" * len(found)
+    for part in RATES:
+        counts = [sum(one.feasible and one.best.rate >= part * best for one in every) for every in found.values()]
+        yield f"| {part * best:.2f} | " + " | ".join(map(str, counts)) + " |"
+
+
 def page() -> str:
     asked = Question(DEEPSEEK, a3_machine(), 64, int(A3["memory"].value), 3500, 1500, 5.0, 0.06, "w8a8", 1, ACCEPTED[1])
     feasible = {schedule: choices(asked, schedule, 3) for schedule in SCHEDULES}
+    region = {schedule: choices(asked, schedule, LOOKED_AT) for schedule in SCHEDULES}
     draw_schedules(asked, feasible, PICTURE)
     found = [case(run) for run in hypotheses()]
     near = sum(max(map(abs, one.errors())) <= WITHIN for one in found)
@@ -306,6 +320,12 @@ def page() -> str:
             "",
             f"DeepSeek-V3, W8A8, 64 dies, 3,500 tokens in and 1,500 out, TTFT < 5,000 ms, TPOT < 60 ms:"
             f" {difference(feasible)}.",
+            "",
+            f"Of the {LOOKED_AT} most promising deployments with servers apart and the {LOOKED_AT} without, so many"
+            " keep the limits at a rate (the paper says that without relay buffers more do, and at higher rates; it"
+            " gives no numbers):",
+            "",
+            *region_lines(region),
             "",
             "![TTFT over TPOT of every simulated rate, and the best rate of each deployment](schedule.svg)",
             "",

@@ -22,6 +22,7 @@ from sglang_ascend_moe.launch.plan.calibration import (
     SHORT,
     Asked,
     Calibration,
+    _line,
     fitted,
     handing_over,
     line_of,
@@ -33,6 +34,7 @@ from sglang_ascend_moe.launch.plan.measured_servers import Deployed, deployments
 from sglang_ascend_moe.launch.plan.model_work import ModelWork, model_work
 from sglang_ascend_moe.launch.plan.prediction_check import (
     GREATEST_ERROR,
+    MEASURES,
     Compared,
     comparison_table,
     kendall_tau,
@@ -81,7 +83,7 @@ def test_what_was_measured_for_calibration_is_predicted(deployed: Deployed):
     ttft, tpot = predicted(machine, work(), Asked(deployed, ALONE)).median
     assert (ttft * 1e3, tpot * 1e3) == (pytest.approx(350.0), pytest.approx(40.0, rel=1e-3))
     assert predicted(machine, work(), Asked(deployed, SHORT)).median[0] * 1e3 == pytest.approx(200.0)
-    assert predicted(machine, work(), Asked(deployed, FULL)).median[1] * 1e3 == pytest.approx(60.0, rel=0.1)
+    assert predicted(machine, work(), Asked(deployed, FULL)).median[1] * 1e3 == pytest.approx(60.0, rel=0.005)
     for load in CHECKED:
         assert predicted(machine, work(), Asked(deployed, load)).median[0] >= ttft / 2
 
@@ -152,6 +154,30 @@ def test_kendalls_tau(pairs: list, tau: float):
 )
 def test_predictions_are_judged_by_all_three_bounds(pairs: list, good: bool):
     assert verdict(pairs).is_good == good
+
+
+@pytest.mark.parametrize(
+    ("at_low", "at_high", "at_four"),
+    [(10.0, 24.0, 16.0), (-2.0, 8.0, 4.0), (1.0, 80.0, 40.0), (24.0, 10.0, 10.0), (-4.0, -2.0, 0.0)],
+    ids=["between", "nothing at the low end", "steeper than tokens", "falling", "nothing at all"],
+)
+def test_a_fitted_line_meets_the_high_end_and_is_nowhere_below_nothing(at_low: float, at_high: float, at_four: float):
+    slope, beginning = _line(1, at_low, 8, at_high)
+    assert slope >= 0
+    assert beginning >= 0
+    assert slope * 8 + beginning == pytest.approx(max(0.0, at_high))
+    assert slope * 4 + beginning == pytest.approx(at_four)
+
+
+def test_at_a_given_rate_nothing_is_predicted_of_tokens_per_second():
+    rates = [(1.0, 2.0), None, (2.0, 2.0)]
+    compared = [
+        Compared(name="server", schedule="relay-free", ttft_ms=(1, 1), tpot_ms=(1, 1), output_tokens_per_s=rate)
+        for rate in rates
+    ]
+    assert MEASURES[2].pairs(compared) == [(1.0, 2.0), (2.0, 2.0)]
+    assert comparison_table(compared).splitlines()[2].endswith(" -")
+    assert "median error 25%" in comparison_table(compared).splitlines()[-1]
 
 
 def test_the_table_says_what_is_not_good_enough():

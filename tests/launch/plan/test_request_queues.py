@@ -172,6 +172,7 @@ def test_requests_that_come_at_once_are_taken_one_after_the_other():
 
 
 def test_the_last_request_comes_when_it_is_known_to():
-    """Each is answered before the next one comes, the last 0.1 s after it came."""
+    """Each is answered before the next one comes, the last 0.1 s after it came; of two the first comes at once."""
     found = simulate(Workload(5, 1000, 1, rate=0.01, span=600.0), [server()])
     assert found.elapsed == pytest.approx(600.1)
+    assert simulate(Workload(2, 1000, 1, rate=0.01, span=0.05), [server()]).ttft == pytest.approx([0.1, 0.15])

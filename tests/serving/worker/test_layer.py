@@ -20,6 +20,7 @@ from sglang_ascend_moe.launch.trace.timeline import read_timelines
 from sglang_ascend_moe.native.codes import Step
 from sglang_ascend_moe.serving.options import Options, attach
 from sglang_ascend_moe.serving.worker import host_experts, layer
+from sglang_ascend_moe.serving.worker.sizing import SchedulerLimits
 
 EXPERTS, HIDDEN, EXPERT_HIDDEN, TOPK, TOKENS = 8, 64, 48, 3, 40
 
@@ -310,6 +311,42 @@ def test_a_captured_layer_has_room_for_what_its_ranks_can_bring(monkeypatch, tok
     with launches.capture():
         layer.forward(never, moe, torch.zeros(tokens, HIDDEN), routed(tokens))
     assert promised == [most]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "told", "most"),
+    [(2, 7, 7), (2, None, 15), (8, None, 24)],
+    ids=["ranks told of each other", "not told", "not told, beyond the scheduler's limit"],
+)
+def test_a_call_nobody_waits_for_has_room_for_what_its_ranks_can_bring(monkeypatch, tokens: int, told, most: int):
+    promised = []
+    moe = moe_layer(torch.bfloat16, "silu")
+    exchange = argparse.Namespace(run=lambda *_, most_tokens, **__: promised.append(most_tokens))
+    serving = layer.Serving(Options(), {layer.shape_of(moe): exchange}, rank=0, ranks=3, metrics=False, decode_tokens=5)
+    monkeypatch.setattr(layer, "_serving", serving)
+    monkeypatch.setattr(layer, "_phase", lambda _options: "decode")
+    monkeypatch.setattr(layer, "_tokens_of_all_ranks", lambda: told)
+    layer.forward(never, moe, torch.zeros(tokens, HIDDEN), routed(tokens))
+    assert promised == [most]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changed", "most"),
+    [
+        ("auto", {}, 6), ("auto", {"role": "prefill"}, 0), ("auto", {"micro_batches": 3}, 23), ("decode", {}, 64),
+    ],
+    ids=["auto", "a prefill instance", "stages", "the decode schedule for everything"],
+)  # fmt: skip
+def test_a_batch_of_the_decode_schedule_is_bounded_by_the_scheduler(schedule: str, changed: dict, most: int):
+    limits = SchedulerLimits(4, 128, "--chunked-prefill-size", 2, request_tokens=3)._replace(**changed)
+    assert layer._decode_tokens(Options(schedule=schedule), limits) == most
+
+
+def test_profiles_of_exchanges_without_windows_trace_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(layer, "_traced", True)
+    layer.trace_into(tmp_path, [argparse.Namespace()])
+    assert not layer._traced
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_flag_sglang_runs_its_own_layer(monkeypatch: pytest.MonkeyPatch):
