@@ -115,7 +115,7 @@ def test_requests_that_no_server_wants_are_refused_under_load(served):
 def test_a_slow_rank_is_named_by_an_alert_and_no_panel_of_the_dashboard_is_empty(served, tmp_path):
     served.slow.touch()
     with Prometheus(tmp_path, served.url) as prometheus, served.traffic():
-        prometheus.wait_for_alert("AscendMoeSlowRank", f"rank 1 of {served.address} holds")
+        prometheus.wait_for_alert("AscendMoeSlowRank", f"rank 1 holds ranks of {served.address} up")
         prometheus.wait_for_every_answer()
     served.slow.unlink()
     served.require_right_answers()
