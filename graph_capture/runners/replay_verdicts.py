@@ -44,7 +44,7 @@ def copy_with_tokens(original: Callable[..., None], result: Any, *arguments: Any
         result.copy_done = VerifiedTokens(result.copy_done, fetched)
 
 
-def check_uncopied(scheduler: Any, _batch: Any, result: Any) -> None:
+def check_uncopied(scheduler: Any, batch: Any, result: Any) -> None:  # noqa: ARG001
     """Before `Scheduler.process_batch_result`: without overlap SGLang reads tokens that it has not copied before."""
     if result.copy_done is None and not scheduler.enable_overlap:
         _wait_for_verdicts(scheduler)

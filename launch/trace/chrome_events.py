@@ -33,7 +33,7 @@ class _Process(NamedTuple):
 def chrome_events(timelines: Sequence[Timeline]) -> Iterator[dict[str, Any]]:
     """A process for each rank, a thread for its exchange and one for its experts, and an arrow from each rank that
     others waited for."""
-    origin = min((one.begin_ns for one in timelines), default=0)
+    origin = min((one.begin_ns for one in timelines if any(one.spans.values())), default=0)
     headers = [header for one in timelines for header in one.headers.values()]
     numbers = {process: number for number, process in enumerate(sorted({_Process.of(header) for header in headers}))}
     staged = any(header.stage for header in headers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Span(NamedTuple):
 class Timeline(NamedTuple):
     """What the ranks of one session did, by rank. spans: as they began. lost: events that were overwritten.
 
-    one_clock: whether all ranks ran on one machine; else their times are as far apart as the clocks of the machines.
+    one_clock: whether all its ranks ran on one machine; else their times are as far apart as the machines' clocks.
     """
 
     headers: dict[int, TraceHeader]
@@ -74,29 +74,36 @@ def read_timelines(folder: Path) -> list[Timeline]:
         sessions.setdefault(trace.header.session, []).append(trace)
     if not sessions:
         raise ProtocolMismatch(f"{folder} holds no traces; ranks write them with --ascend-moe-trace {folder}")
-    machines = {trace.header.machine.identity for traces in sessions.values() for trace in traces}
-    timelines = [_timeline(traces, one_clock=len(machines) == 1) for traces in sessions.values()]
+    shifts = _shifts(trace.header for traces in sessions.values() for trace in traces)
+    timelines = [_timeline(traces, shifts) for traces in sessions.values()]
     return sorted(timelines, key=lambda one: (one.header.stage or 0, one.begin_ns))
 
 
-def _timeline(traces: Sequence[Trace], *, one_clock: bool) -> Timeline:
+def _shifts(headers: Iterable[TraceHeader]) -> dict[bytes, int]:
+    """Machine -> nanoseconds from the clock that starts with it to that of the day; none where there is one machine."""
+    shifts: dict[bytes, int] = {}
+    for header in headers:
+        # One for all its ranks, whose clock is the same.
+        shifts.setdefault(header.machine.identity, header.realtime_ns - header.monotonic_ns)
+    return shifts if len(shifts) > 1 else dict.fromkeys(shifts, 0)
+
+
+def _timeline(traces: Sequence[Trace], shift_of_machine: dict[bytes, int]) -> Timeline:
     # The ranks of an exchange run the same layer in the same epoch.
     layers = {event.epoch: event.layer for trace in traces for event in trace.events if event.layer >= 0}
     # A plan has an epoch of its own, before those of its rounds.
     plans = {event.epoch for trace in traces for event in trace.events if event.kind == Kind.PLAN}
     layers |= {epoch: layers[epoch + 1] for epoch in plans if epoch + 1 in layers}
-    shifts = {
-        # Of the clock that starts with the machine, to that of the day.
-        trace.header.rank: 0 if one_clock else trace.header.realtime_ns - trace.header.monotonic_ns
-        for trace in traces
-    }
+    machines = {trace.header.rank: trace.header.machine.identity for trace in traces}
+    shifts = {rank: shift_of_machine[machine] for rank, machine in machines.items()}
     end_ns = max(
         (max(event.begin_ns, event.end_ns) + shifts[trace.header.rank] for trace in traces for event in trace.events),
         default=0,
     )
     spans = {trace.header.rank: _spans(trace, layers, shifts[trace.header.rank], end_ns) for trace in traces}
     lost = {trace.header.rank: trace.lost for trace in traces}
-    return Timeline({trace.header.rank: trace.header for trace in traces}, spans, lost, one_clock)
+    headers = {trace.header.rank: trace.header for trace in traces}
+    return Timeline(headers, spans, lost, one_clock=len(set(machines.values())) == 1)
 
 
 def _spans(trace: Trace, layers: dict[int, int], shift_ns: int, end_ns: int) -> list[Span]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sglang_ascend_moe.launch.trace.timeline import Timeline
-from sglang_ascend_moe.native.codes import Step
+from sglang_ascend_moe.launch.trace.timeline import Span, Timeline
+from sglang_ascend_moe.native.codes import Kind, Step
 
 
 class LayerRows(NamedTuple):
@@ -74,20 +74,25 @@ def summary(timeline: Timeline) -> str:
     """For people."""
     p, header = timeline.header.parameters, timeline.header
     of_stage = "" if header.stage is None else f" of pipeline stage {header.stage}"
-    epochs = {span.epoch for spans in timeline.spans.values() for span in spans}
+    exchanges = _exchanges(span for spans in timeline.spans.values() for span in spans)
     span_s = (timeline.end_ns - timeline.begin_ns) / 1e9
     lines = [
         f"session {header.session.hex()[:12]}: {p.ranks} ranks{of_stage}, {p.num_experts} experts, rows of {p.hidden}"
-        f" {p.dtype}; {len(epochs):,} exchanges in {span_s:.3f} s"
+        f" {p.dtype}; {exchanges:,} exchanges in {span_s:.3f} s"
     ]
     lines += [f"  rank {rank} left no file" for rank in timeline.missing]
     if lost := max(timeline.lost.values()):
-        lines.append(f"  of earlier ones up to {lost:,} steps of a rank were overwritten")
+        lines.append(f"  of earlier ones up to {lost:,} events of a rank were overwritten")
     if not timeline.one_clock:
         lines.append("  ranks ran on several machines: times of different ones are as far apart as their clocks")
     return "\n".join(
         [*lines, _slowest(timeline), *_steps(timeline), *_layers(rows_of_layers(timeline)), *_unfinished(timeline)]
     )
+
+
+def _exchanges(spans: Iterable[Span]) -> int:
+    """Of rows: a plan of rounds has an epoch of its own, and moves none."""
+    return len({span.epoch for span in spans if span.kind != Kind.PLAN})
 
 
 def _slowest(timeline: Timeline) -> str:
@@ -122,7 +127,7 @@ def _steps(timeline: Timeline) -> list[str]:
     ]
     lines.append("      " + " ".join(f"{name:>9}" for name in ("", *(step.name.lower() for step in steps))))
     for rank, those in times.items():
-        exchanges = max(1, len({span.epoch for span in timeline.spans[rank]}))
+        exchanges = max(1, _exchanges(timeline.spans[rank]))
         means = (f"{those[step] / exchanges / 1e3:9,.1f}" for step in steps)
         lines.append("      " + " ".join([f"{f'rank {rank}':>9}", *means]))
     return lines

@@ -11,9 +11,8 @@ def misfit(function: Signature, target: Signature, *, first: bool) -> str:
 
     first: the hook passes something before the arguments of the target: its result, or the target itself.
 
-    A parameter of the function has the name that it has in the target, because SGLang may pass it by name; it may begin
-    with an underscore where the function does not use it. Exempt are `self`, `cls` and what the function takes by
-    position only.
+    A parameter of the function has the name that it has in the target, because SGLang may pass it by name. Exempt are
+    `self`, `cls` and what the function or the target takes by position only.
     """
     own = list(function.parameters.values())
     if first and own and own[0].kind in _BY_POSITION:
@@ -40,9 +39,9 @@ def misfit(function: Signature, target: Signature, *, first: bool) -> str:
 
 
 def _same(mine: Parameter, theirs: Parameter) -> bool:
-    if mine.kind is Parameter.POSITIONAL_ONLY or theirs.name in ("self", "cls"):
+    if Parameter.POSITIONAL_ONLY in (mine.kind, theirs.kind) or theirs.name in ("self", "cls"):
         return True
-    return mine.name.removeprefix("_") == theirs.name.removeprefix("_")
+    return mine.name == theirs.name
 
 
 def signature_of(function: object) -> Signature | None:

@@ -160,7 +160,8 @@ def test_steps_are_profiled_once_at_a_time(served, tmp_path):
     served.require_right_answers()
     assert len(list(tmp_path.glob("*.trace.json.gz"))) == RANKS
     # The steps of the exchanges in these steps, beside them.
-    (timeline,) = read_timelines(tmp_path)
+    (steps,) = tmp_path.glob("*-steps")
+    (timeline,) = read_timelines(steps)
     assert timeline.missing == []
     assert {one.layer for one in rows_of_layers(timeline)} == set(range(TinySizes().layers))
     assert post(served.url, b"", "/stop_profile")[0] == 400

@@ -79,6 +79,7 @@ from changed_too import f as again
 from changed_too import *
 def f(rows): ...
 def other(ids): ...
+def placed(rows, /): ...
 def anything(*args, **kwargs): ...
 constant = 1
 chosen = f if constant else other
@@ -96,7 +97,8 @@ def starred(rows): ...
     ("target", "kind", "parameters", "problem"),
     [
         pytest.param("f", HookKind.AROUND, "original, rows", "", id="fits"),
-        pytest.param("f", HookKind.AROUND, "original, _rows", "", id="unused"),
+        pytest.param("f", HookKind.AROUND, "original, _rows", "has `rows` where `_rows` is expected", id="unused"),
+        pytest.param("placed", HookKind.AROUND, "original, _rows", "", id="unused-by-position"),
         pytest.param("f", HookKind.AROUND, "original, x, /", "", id="by-position"),
         pytest.param("f", HookKind.BEFORE, "*_, **__", "", id="takes-anything"),
         pytest.param("f", HookKind.AFTER, "*_, **__", "", id="takes-anything-afterwards"),

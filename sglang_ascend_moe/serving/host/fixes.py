@@ -96,7 +96,7 @@ def groups_without_nccl(*arguments: Any, **keywords: Any) -> tuple[tuple[Any, ..
 
 
 def divide_heads_among_attention_ranks(
-    original: Callable[..., Any], model_config: Any, load_config: Any, _tp_size: int
+    original: Callable[..., Any], model_config: Any, load_config: Any, *_: Any, **__: Any
 ) -> Any:
     """Around `adjust_config_with_unaligned_cpu_tp`, which adds heads until so many ranks divide them.
 

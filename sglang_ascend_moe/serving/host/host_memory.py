@@ -187,7 +187,7 @@ def _graph_batch(server_args: Any, settings: Any) -> int | None:
     return decode.max_bs if (Phase.DECODE, "max_bs") in given else None
 
 
-def rank_budget(original: Callable[..., int], configurator: Any, _pre_model_load_memory: float) -> int:
+def rank_budget(original: Callable[..., int], configurator: Any, *_: Any, **__: Any) -> int:
     """Around `KVCacheConfigurator._profile_available_bytes`: the part of this rank for keys and values.
 
     Raises `Unsupported` if there is none.

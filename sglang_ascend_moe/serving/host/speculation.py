@@ -35,9 +35,9 @@ def build_trees(
     retrieve_next_token: Tensor,
     retrieve_next_sibling: Tensor,
     topk: int,
-    _spec_steps: int,
+    spec_steps: int,  # noqa: ARG001
     num_verify_tokens: int,
-    _tree_mask_mode: Any,
+    tree_mask_mode: Any,  # noqa: ARG001
 ) -> None:
     """In place of `build_tree_kernel_efficient_func`: writes mask, positions and links of every tree.
 

@@ -59,7 +59,13 @@ def _open(name: str) -> int:
     raise FileNotFoundError(f"{path} is not the memory {given}")
 
 
-def make_load_reports(_engine_class: type, _server_args: Any, port_args: Any, *_: Any, **__: Any) -> None:
+def make_load_reports(
+    _engine_class: type,
+    server_args: Any,  # noqa: ARG001
+    port_args: Any,
+    *_: Any,
+    **__: Any,
+) -> None:
     """Before `Engine._launch_scheduler_processes`: memory for the load reports that never has a name.
 
     Every process of a server knows its `instance_id`, from which SGLang makes the name. Here it says in which process

@@ -82,7 +82,7 @@ def _is_located(layer: Any) -> bool:
 
 def agree_before_update(
     _updater: Any,
-    _routed_experts_weights_of_layer: Mapping[int, list[Tensor]],
+    routed_experts_weights_of_layer: Mapping[int, list[Tensor]],  # noqa: ARG001
     new_expert_location_metadata: Any,
     update_layer_ids: Sequence[int],
     *_: Any,

@@ -85,7 +85,7 @@ def report_state(answer: Any, scheduler: Any, *_: Any, **__: Any) -> None:
 _publisher: Publisher | None = None
 
 
-def publish_from_now_on(_scheduler: Any) -> None:
+def publish_from_now_on(*_: Any, **__: Any) -> None:
     """Before `dispatch_event_loop`: from here on a rank of a later pipeline stage says how it is."""
     global _publisher
     serving = layer.serving()

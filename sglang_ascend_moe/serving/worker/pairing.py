@@ -137,7 +137,7 @@ def require_prefill_fits(known: bool, manager: Any, bootstrap_addr: str) -> bool
     return None
 
 
-def leave_port_to_node_0(_manager: Any, _url: str, payload: dict[str, Any]) -> None:
+def leave_port_to_node_0(_manager: Any, url: str, payload: dict[str, Any]) -> None:  # noqa: ARG001
     """Before `CommonKVManager._register_topology_row`: ranks of other nodes do not say where the instance answers."""
     from sglang.srt.runtime_context import get_parallel
 

@@ -52,18 +52,20 @@ def stop(original: Callable[..., Any], profiles: Any, stage: Any = None) -> Any:
 def trace_steps(answer: Any, profiles: Any, stage: Any = None) -> None:
     """After `SchedulerProfilerManager._start_profile`: exchanges write down their steps in the profile's folder.
 
-    In one of its own for each stage that is profiled apart. Nothing where `--ascend-moe-trace` has them do so anyway.
+    In one of its own there for each profile, and for each of its stages that is profiled apart, so that none takes the
+    place of another. Nothing where `--ascend-moe-trace` has them do so anyway.
     """
     folder = getattr(profiles, "torch_profiler_output_dir", None)
     if folder is None or not answer.success or not _traces_profiles():
         return
     try:
-        layer.trace_into(Path(folder) / stage.name if stage else folder, layer.exchanges())
+        name = f"{profiles.profile_id}-steps" + (f"-{stage.name}" if stage else "")
+        layer.trace_into(Path(folder) / name, layer.exchanges())
     except InvalidInput as error:
         logger.error("a profile has no steps of exchanges: %s; give another output_dir", error)
 
 
-def end_trace(_answer: Any, _profiles: Any, _stage: Any = None) -> None:
+def end_trace(*_: Any, **__: Any) -> None:
     """After `SchedulerProfilerManager._stop_profile`."""
     if _traces_profiles():
         layer.trace_into(None, layer.exchanges())

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.exchange.control.machine import Machine
+from sglang_ascend_moe.exchange.control.trace_file import TraceFile
 from sglang_ascend_moe.launch.trace.chrome_events import chrome_events
 from sglang_ascend_moe.launch.trace.timeline import Span, Timeline, read_timelines
 from sglang_ascend_moe.launch.trace.trace_command import main
@@ -77,6 +78,12 @@ def test_a_plan_and_all_rounds_are_those_of_their_layer(make_pool, tmp_path):
         assert {span.kind for span in spans} == {Kind.PLAN, Kind.PREFILL}
     rounds = {span.epoch for span in timeline.spans[0] if span.step == Step.EXPERTS}
     assert len(rounds) > 2 * len(LAYERS)
+    # A plan is no exchange of rows.
+    assert f"; {len(rounds)} exchanges in" in summary(timeline)
+    place_us = sum(span.end_ns - span.begin_ns for span in timeline.spans[0] if span.step == Step.PLACE) / 1e3
+    lines = map(str.split, summary(timeline).splitlines())
+    names, (_, _, *means) = (words for words in lines if words[0] == "announce" or words[:2] == ["rank", "0"])
+    assert means[names.index("place")] == f"{place_us / len(rounds):,.1f}"
     # Experts of a round run while the next one's rows come: never two spans at once on one track.
     for track in tracks(list(chrome_events([timeline]))).values():
         for before, after in pairwise(track):
@@ -173,14 +180,33 @@ def test_clocks_of_two_machines_are_put_together_by_the_time_of_day(slowed):
     header = before.header
     # Its clock began later by as much as it is shown to be behind.
     rewritten(path, machine=machine, monotonic_ns=header.monotonic_ns, realtime_ns=header.realtime_ns + shift_ns)
-    for other in slowed.glob("*-rank[!1].trace"):
-        rewritten(other, monotonic_ns=header.monotonic_ns, realtime_ns=header.realtime_ns)
+    # Ranks of one machine have one clock, though that of the day was set between their beginnings.
+    for rank, set_ns in ((0, 0), (2, 10**9)):
+        (other,) = slowed.glob(f"*-rank{rank}.trace")
+        rewritten(other, monotonic_ns=header.monotonic_ns, realtime_ns=header.realtime_ns + set_ns)
     after = timeline_of(slowed)
     assert not after.one_clock
     assert "several machines" in summary(after)
     apart = {rank: after.spans[rank][0].begin_ns - before.spans[rank][0].begin_ns for rank in range(RANKS)}
     assert apart[SLOW] - apart[0] == shift_ns
     assert apart[2] == apart[0]
+
+    # A session of one machine among those of several is on the same clock, and says nothing of others.
+    for rank in (0, 2):
+        (path,) = slowed.glob(f"{header.session.hex()[:12]}-rank{rank}.trace")
+        copied = path.with_name(f"another-rank{rank}.trace")
+        copied.write_bytes(path.read_bytes())
+        rewritten(copied, session=bytes(16))
+    sessions = {one.header.session: one for one in read_timelines(slowed)}
+    assert [sessions[name].one_clock for name in (header.session, bytes(16))] == [False, True]
+    assert len({one.spans[0][0].begin_ns for one in sessions.values()}) == 1
+
+
+def test_a_session_in_which_nothing_happened_does_not_move_the_others(slowed):
+    TraceFile(slowed, bytes(16), 0, timeline_of(slowed).header.parameters)
+    timelines = read_timelines(slowed)
+    assert len(timelines) == 2
+    assert min(event["ts"] for event in chrome_events(timelines) if event["ph"] == "X") == 0
 
 
 def test_a_rank_that_left_no_file_is_named(slowed, capsys):

@@ -96,17 +96,20 @@ SERVING = SimpleNamespace(on_npu=False, options=Options())
 
 
 @pytest.mark.parametrize(
-    ("stage", "folder"), [(None, FOLDER), (SimpleNamespace(name="DECODE"), FOLDER / "DECODE")], ids=["all", "by-stage"]
+    ("stage", "name"),
+    [(None, "17.5-steps"), (SimpleNamespace(name="DECODE"), "17.5-steps-DECODE")],
+    ids=["all", "by-stage"],
 )
-def test_steps_are_written_down_from_the_begin_of_a_profile_to_its_end(monkeypatch, stage, folder):
+def test_steps_are_written_down_from_the_begin_of_a_profile_to_its_end(monkeypatch, stage, name):
     traced = Traced(SERVING)
     monkeypatch.setattr(profiling, "layer", traced)
-    profiles = SimpleNamespace(torch_profiler_output_dir=FOLDER)
+    profiles = SimpleNamespace(torch_profiler_output_dir=FOLDER, profile_id="17.5")
     profiling.trace_steps(SimpleNamespace(success=False), profiles, stage)
     assert traced == []
     profiling.trace_steps(SimpleNamespace(success=True), profiles, stage)
-    profiling.end_trace(SimpleNamespace(success=True), profiles, stage)
-    assert traced == [folder, None]
+    # As SGLang ends a stage.
+    profiling.end_trace(SimpleNamespace(success=True), profiles, stage=stage)
+    assert traced == [FOLDER / name, None]
 
 
 @pytest.mark.parametrize(
@@ -128,5 +131,6 @@ def test_a_profile_does_not_begin_what_cannot_be_or_goes_on_anyway(monkeypatch, 
 
 def test_a_profile_goes_on_without_steps_that_cannot_be_written(monkeypatch, caplog):
     monkeypatch.setattr(profiling, "layer", Traced(SERVING, InvalidInput("no space left")))
-    profiling.trace_steps(SimpleNamespace(success=True), SimpleNamespace(torch_profiler_output_dir=FOLDER))
+    profiles = SimpleNamespace(torch_profiler_output_dir=FOLDER, profile_id="17.5")
+    profiling.trace_steps(SimpleNamespace(success=True), profiles)
     assert "no space left" in caplog.text
