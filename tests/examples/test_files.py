@@ -18,6 +18,8 @@ WITHOUT_EXAMPLE = {
     "adopt": "has a page of recipes",
     "build-kernels": "needs CANN",
     "top": "shows any server",
+    "trace": "shows what any server left",
+    "monitoring": "writes files for Prometheus and Grafana",
 }
 
 
