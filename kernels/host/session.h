@@ -74,7 +74,9 @@ class Session {
     // Waits until look(source) has seen every source rank ready in a region; the only loop in which a kernel waits.
     template <class Look> int wait_for_all(ExchangeRegion region, Look look) {
         Pause pause(session_);
-        for (uint32_t source = 0; source < ranks(); ++source) {
+        // From the next rank on: of several that are late the first one is charged, on each rank another one.
+        for (uint32_t i = 1; i <= ranks(); ++i) {
+            const uint32_t source = (rank() + i) % ranks();
             const bool is_late = trace_.is_on() && look(source).seen != Seen::ready;
             const int result = wait_for(source, region, look, pause);
             const uint64_t held_up_ns = pause.held_up_ns();
