@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
-from sglang_ascend_moe.launch.bench.output_files import problem_with_folder
 from sglang_ascend_moe.launch.comparison import TOLERANCES, Comparison, Tolerance, compare
 from sglang_ascend_moe.launch.openai_client import OpenAIClient, Reply
 from sglang_ascend_moe.launch.parser import Parser
@@ -27,6 +26,7 @@ from sglang_ascend_moe.launch.tiny_model.model_sizes import TRAINED_SIZES
 from sglang_ascend_moe.serving.host_platform import obstacle
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT, CHECK_FAILED, OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.output_folders import problem_with_folder
 from sglang_ascend_moe.serving.options import Options
 
 DTYPE = "bfloat16"

@@ -1,4 +1,4 @@
-"""Files and folders that a command writes into, looked at before it begins."""
+"""Files that a command writes, looked at before it begins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -34,16 +33,6 @@ def require_file(flag: str, path: Path | None) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes what msgspec can encode, for people too."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
-
-
-def problem_with_folder(path: Path) -> str | None:
-    """Makes the folder `path` if it is not there; why no file can be made in it, in the system's words."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        return error.strerror
-    return None
 
 
 def plot_path(text: str) -> Path:

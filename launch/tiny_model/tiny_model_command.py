@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from sglang_ascend_moe.launch.bench.output_files import problem_with_folder
 from sglang_ascend_moe.launch.parser import Parser
 from sglang_ascend_moe.launch.tiny_model.model_sizes import FAMILY_NAMES, TRAINED_FAMILIES
 from sglang_ascend_moe.serving.launcher.exit_codes import OK, WRONG_USAGE
+from sglang_ascend_moe.serving.launcher.output_folders import problem_with_folder
 
 PROGRAM = "python -m sglang_ascend_moe.launch.tiny_model"
 

@@ -152,7 +152,7 @@ class Exchange:
     def trace(self, folder: str | os.PathLike[str] | None, *, stage: int | None = None) -> None:
         """Writes down each step of this rank from now on in a file in `folder`, for `ascend-moe trace`; None ends it.
 
-        The file has room for the last 2**17 steps. stage: as in `RankOptions`.
+        The file has room for the last 2**17 events: steps, and the layers that they are of. stage: as in `RankOptions`.
 
         Raises `InvalidInput` for a folder that cannot be written, `Unsupported` on a device.
         """
@@ -160,7 +160,7 @@ class Exchange:
         if folder is None:
             session.trace(None)
         else:
-            session.trace(TraceFile(Path(folder), *self._identity, self.parameters, stage))
+            session.trace(lambda: TraceFile(Path(folder), *self._identity, self.parameters, stage))
 
     def dispatch(
         self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, phase: Phase = "decode"

@@ -7,7 +7,7 @@ then `raise_fetched`, before anything uses the results.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -165,9 +165,9 @@ class DeviceSession(NativeSession):
         self._enter()
         return super().count_chunks(ids, chunk_tokens)
 
-    def trace(self, ring: Ring | None) -> None:
-        """Raises `Unsupported`: launches do not say when their steps begin."""
-        if ring is not None:
+    def trace(self, make: Callable[[], Ring] | None) -> None:
+        """Raises `Unsupported`, before there is a ring: launches do not say when their steps begin."""
+        if make is not None:
             raise Unsupported("a trace is made by the kernels of a host only; leave --ascend-moe-trace out")
 
     def note_replay(self) -> None:

@@ -156,8 +156,9 @@ class NativeSession:
         """
         self._native.on_step = None if hook is None else partial(self._call_hook, hook)
 
-    def trace(self, ring: Ring | None) -> None:
-        """Writes down each step from now on; None ends it. Not during a call."""
+    def trace(self, make: Callable[[], Ring] | None) -> None:
+        """Writes down each step from now on in the ring that `make` makes; None ends it. Not during a call."""
+        ring = None if make is None else make()
         self._native.trace(0 if ring is None else ring.address)
         self._ring = ring
 

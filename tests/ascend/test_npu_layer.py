@@ -6,6 +6,7 @@ the kernels' host model. No NPU has run this.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,6 +79,23 @@ def compute(rank: Rank, shared: SharedFile, windows: str, schedule: str, weights
 
 def on_device_of(windows: str):
     return lambda _options: DeviceBackend(torch.device("cpu"), windows)
+
+
+def refuse_to_trace(rank: Rank, _shared: SharedFile, folder: str) -> list[str]:
+    shape = layer.shape_of(npu_layer(rank.size, rank.rank))._asdict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "backend_of", on_device_of("memfabric"))
+        exchange = Exchange.create(rank.group, max_tokens=TOKENS, **shape)
+        with exchange, pytest.raises(Unsupported, match="leave --ascend-moe-trace out"):
+            exchange.trace(folder)
+    return os.listdir(folder)
+
+
+def test_a_trace_is_refused_before_there_is_a_file(pools, device_library, tmp_path):
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    left = pools.run(2, on_device, device_library, tmp_path, refuse_to_trace, str(folder), deadline_s=DEADLINE_S)
+    assert left == [[], []]
 
 
 def compute_on_host(rank: Rank, schedule: str) -> list[torch.Tensor]:

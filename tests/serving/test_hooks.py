@@ -241,6 +241,16 @@ def test_a_secret_that_cannot_be_used_stops_the_start_up(monkeypatch, tmp_path):
     assert resolved == []
 
 
+@pytest.mark.parametrize("name", ["post_mortem", "trace"])
+def test_a_folder_that_cannot_be_written_stops_the_start_up(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(arguments.hooks, "require_all", lambda: None)
+    (blocker := tmp_path / "file").touch()
+    server_args, resolved = arguments_of_a_server(Options(**{name: str(blocker / "folder")})), []
+    with pytest.raises(InvalidInput, match=f"--ascend-moe-{name.replace('_', '-')} .*folder: Not a directory; give"):
+        arguments.resolve_once(resolved.append, server_args)
+    assert resolved == []
+
+
 @pytest.mark.usefixtures("broken")
 def test_a_broken_hook_leaves_stock_sglang_alone():
     server_args, resolved = arguments_of_a_server(), []

@@ -167,6 +167,19 @@ def test_steps_are_profiled_once_at_a_time(served, tmp_path):
     assert post(served.url, b"", "/stop_profile")[0] == 400
 
 
+def test_stages_and_further_profiles_are_kept_apart(served, tmp_path):
+    asked = json.dumps({"output_dir": str(tmp_path), "profile_by_stage": True, "num_steps": 1}).encode()
+    for number in (1, 2):
+        assert post(served.url, asked, "/start_profile")[0] == 200
+        served.require_right_answers()
+        for stage in ("EXTEND", "DECODE"):
+            folders = list(tmp_path.glob(f"*-steps-{stage}"))
+            assert len(folders) == number
+            # One session in each folder, of all ranks.
+            assert [[one.missing for one in read_timelines(folder)] for folder in folders] == [[[]]] * number
+    assert post(served.url, b"", "/stop_profile")[0] == 400
+
+
 def test_weights_that_cannot_be_loaded_leave_those_that_are_served(served, checkpoint, tmp_path):
     """On every rank."""
     broken = tmp_path / "broken"

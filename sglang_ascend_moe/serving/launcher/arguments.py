@@ -24,6 +24,7 @@ from sglang_ascend_moe.serving.launcher.context_parallelism import Attention, re
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
 from sglang_ascend_moe.serving.launcher.modelslim import expert_formats
+from sglang_ascend_moe.serving.launcher.output_folders import refuse_unwritable_folders
 from sglang_ascend_moe.serving.launcher.served_releases import allow_release
 from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
 from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
@@ -90,6 +91,8 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
             options.attach(server_args, asked)
             refusals.refuse_flags(settings, asked, os.environ)
             refuse_written_values(settings)
+            # Ranks open theirs when weights are loaded.
+            refuse_unwritable_folders(asked)
         with command_line.refusals_end(server_args, CANNOT):
             hooks.require_all()
             warning = allow_release(asked)

@@ -70,7 +70,7 @@ def trace_into_a_small_ring(rank: Rank, folder: str) -> tuple[int, int]:
     """Returns the first epoch and the last that were written down."""
     with open_exchange("windows", rank, SCENARIO) as exchange:
         ring = TraceFile(Path(folder), SESSION, rank.rank, exchange.parameters, capacity=2 * len(CALLED))
-        exchange._steps.session.trace(ring)
+        exchange._steps.session.trace(lambda: ring)
         begin = exchange.epoch + 1
         for _ in range(9):
             call(exchange, "decode", rank)
