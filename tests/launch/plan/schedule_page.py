@@ -279,7 +279,8 @@ def page() -> str:
             "`ascend-moe plan schedule` computes the time of a step from bytes and operations"
             " ([step_time.py](../../launch/plan/step_time.py)), and lets requests queue in a simulation"
             " ([request_queues.py](../../launch/plan/request_queues.py)). **No device has confirmed its times; use it"
-            " to compare deployments.** `python -m tests.launch.plan.schedule_page` writes this page.",
+            " to compare deployments.** On a host it was held against [measurements](predictions.md). `python -m"
+            " tests.launch.plan.schedule_page` writes this page.",
             "",
             "## Beside what is published",
             "",
