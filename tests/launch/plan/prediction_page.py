@@ -40,8 +40,8 @@ def page(compared: list[Compared]) -> str:
             "",
             f"The model behind `ascend-moe plan schedule`, held against servers of one host: {len(compared)}"
             " configurations of the model of `ascend-moe bench serving`. `plan calibrate` measured the host, and each"
-            " server with short prompts, long prompts and full steps: what a step and what a token in it take beside"
-            " products, attention and exchange is fitted, nothing else. `plan check` measures other loads; nothing else"
+            " server with short prompts, long prompts and full steps: what a step, a token in it and a"
+            " hand-over take beside products, attention and exchange is fitted, nothing else. `plan check` measures other loads; nothing else"
             " ran on the cores:",
             "",
             "    ascend-moe plan calibrate --json machine.json",
@@ -59,6 +59,9 @@ def page(compared: list[Compared]) -> str:
             ),
             "",
             "![Predicted over measured TTFT, TPOT and tokens per second](predictions.svg)",
+            "",
+            "Servers apart (1P1D) share this host's cores. That of two which work at a time each has half of them is"
+            " assumed, and seen to be too slow.",
             "",
             "`buffer-centric` on hosts is torch.distributed's all-to-all without graphs. Times are medians; predicted /"
             " measured, and the difference. At a rate the span of the client's requests is given, and with it tokens/s.",
