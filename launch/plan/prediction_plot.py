@@ -13,6 +13,7 @@ from sglang_ascend_moe.launch.plan.schedule_plot import SCHEDULE_COLOURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+TICKS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
 MARGIN = 1.3
 """Of an axis, times the least and the greatest value."""
 
@@ -32,7 +33,7 @@ def draw_predictions(compared: Sequence[Compared], path: Path) -> None:
         }
     )  # fmt: skip
     figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(WIDTH, 4.1))
-    figure.subplots_adjust(left=0.07, right=0.98, top=0.76, bottom=0.13, wspace=0.28)
+    figure.subplots_adjust(left=0.085, right=0.98, top=0.76, bottom=0.13, wspace=0.28)
     for axes, measure in zip(panels, MEASURES, strict=True):
         _dots(axes, measure, compared)
     panels[0].set_ylabel("predicted")
@@ -66,6 +67,10 @@ def _dots(axes: Axes, measure: Measure, compared: Sequence[Compared]) -> None:
             edgecolors=colour, facecolors="none", label=schedule,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured")
+    ticks = [tick for tick in TICKS if ends[0] <= tick <= ends[1]]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+        axis.set_ticks([], minor=True)
     axes.set_title(measure.title, loc="left", fontsize=10)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

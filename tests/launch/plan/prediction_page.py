@@ -27,12 +27,7 @@ def read() -> list[Compared]:
 
 def page(compared: list[Compared]) -> str:
     titles = [measure.title for measure in MEASURES]
-    rows = [
-        f"| {one.name} | "
-        + " | ".join(_cells(measure.of(one)) for measure in MEASURES)
-        + " |"
-        for one in compared
-    ]
+    rows = [f"| {one.name} | " + " | ".join(_cells(measure.of(one)) for measure in MEASURES) + " |" for one in compared]
     judged = [(measure.title, verdict(measure.pairs(compared))) for measure in MEASURES]
     return "\n".join(
         [
@@ -40,9 +35,9 @@ def page(compared: list[Compared]) -> str:
             "",
             f"The model behind `ascend-moe plan schedule`, held against servers of one host: {len(compared)}"
             " configurations of the model of `ascend-moe bench serving`. `plan calibrate` measured the host, and each"
-            " server with short prompts, long prompts and full steps: what a step, a token in it and a"
-            " hand-over take beside products, attention and exchange is fitted, nothing else. `plan check` measures other loads; nothing else"
-            " ran on the cores:",
+            " server with short prompts, long prompts and full steps: what a step, a token in it and a hand-over take"
+            " beside products, attention and exchange is fitted, nothing else. `plan check` measures other loads;"
+            " nothing else ran on the cores:",
             "",
             "    ascend-moe plan calibrate --json machine.json",
             "    ascend-moe plan check --machine machine.json --json compared.json --plot compared.svg",
@@ -64,7 +59,8 @@ def page(compared: list[Compared]) -> str:
             " assumed, and seen to be too slow.",
             "",
             "`buffer-centric` on hosts is torch.distributed's all-to-all without graphs. Times are medians; predicted /"
-            " measured, and the difference. At a rate the span of the client's requests is given, and with it tokens/s.",
+            " measured, and the difference. At a rate the span of the client's requests is given, and with it"
+            " tokens/s.",
             "",
             "| configuration | " + " | ".join(f"{title} | " for title in titles) + " |",
             "|---|" + "---|---|" * len(titles),
