@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sglang_ascend_moe.launch.bench.plot import FAINT, INK, PAPER, QUIET, WIDTH
 from sglang_ascend_moe.launch.plan.prediction_check import GREATEST_ERROR, MEASURES, Compared, Measure, verdict
@@ -25,31 +25,33 @@ def draw_predictions(compared: Sequence[Compared], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update(
-        {
-            "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "svg.hashsalt": "check",
-            "svg.fonttype": "path", "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK,
-            "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-        }
-    )  # fmt: skip
-    figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(WIDTH, 4.1))
-    figure.subplots_adjust(left=0.085, right=0.98, top=0.76, bottom=0.13, wspace=0.28)
-    for axes, measure in zip(panels, MEASURES, strict=True):
-        _dots(axes, measure, compared)
-    panels[0].set_ylabel("predicted")
-    panels[0].legend(frameon=False, loc="upper left", handletextpad=0.2)
-    worst = max(verdict(measure.pairs(compared)).median_error for measure in MEASURES)
-    figure.text(
-        0.02, 0.94, f"{len(compared)} configurations, median errors of at most {worst:.0%}", fontsize=12,
-        fontweight="bold", va="center",
-    )  # fmt: skip
-    figure.text(
-        0.02, 0.87, f"on one host; on the line a prediction is right, in the band within {GREATEST_ERROR:.0%}",
-        fontsize=9.5, color=QUIET, va="center",
-    )  # fmt: skip
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-    figure.savefig(path, dpi=160, facecolor=PAPER, metadata=metadata)
-    pyplot.close(figure)
+    style: Any = {
+        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "svg.hashsalt": "check",
+        "svg.fonttype": "path", "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK,
+        "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    }  # fmt: skip
+    # Whatever other pictures of this process have set.
+    with pyplot.rc_context():
+        matplotlib.rcdefaults()
+        pyplot.rcParams.update(style)
+        figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(WIDTH, 4.1))
+        figure.subplots_adjust(left=0.085, right=0.98, top=0.76, bottom=0.13, wspace=0.28)
+        for axes, measure in zip(panels, MEASURES, strict=True):
+            _dots(axes, measure, compared)
+        panels[0].set_ylabel("predicted")
+        panels[0].legend(frameon=False, loc="upper left", handletextpad=0.2)
+        worst = max(verdict(measure.pairs(compared)).median_error for measure in MEASURES)
+        figure.text(
+            0.02, 0.94, f"{len(compared)} configurations, median errors of at most {worst:.0%}", fontsize=12,
+            fontweight="bold", va="center",
+        )  # fmt: skip
+        figure.text(
+            0.02, 0.87, f"on one host; on the line a prediction is right, in the band within {GREATEST_ERROR:.0%}",
+            fontsize=9.5, color=QUIET, va="center",
+        )  # fmt: skip
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+        figure.savefig(path, dpi=160, facecolor=PAPER, metadata=metadata)
+        pyplot.close(figure)
 
 
 def _dots(axes: Axes, measure: Measure, compared: Sequence[Compared]) -> None:
