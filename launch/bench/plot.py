@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from sglang_ascend_moe.launch.bench.cases import Case
@@ -40,24 +43,38 @@ Panel = tuple[int, str]
 """hidden and dtype"""
 
 
-def draw(records: list[Record], path: Path) -> None:
-    """Writes the picture to `path`; its suffix says in which format."""
+@contextmanager
+def picture(path: Path, salt: str) -> Iterator[ModuleType]:
+    """matplotlib.pyplot, and when it is left, the figure made with it in `path`, whose suffix says in which format.
+
+    Pictures have one style, whatever else of this process has set, and the same bytes each time; salt: what tells the
+    ids of one kind of picture from those of another.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update(
-        {
-            "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "svg.hashsalt": "bench",
-            "svg.fonttype": "path", "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK,
-            "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-        }
-    )  # fmt: skip
-    figure = _figure(records)
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-    figure.savefig(path, dpi=160, facecolor=PAPER, metadata=metadata)
-    pyplot.close(figure)
+    with pyplot.rc_context():
+        matplotlib.rcdefaults()
+        pyplot.rcParams.update(
+            {
+                "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "svg.hashsalt": salt,
+                "svg.fonttype": "path", "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK,
+                "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+            }
+        )  # fmt: skip
+        yield pyplot
+        figure = pyplot.gcf()
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+        figure.savefig(path, dpi=160, facecolor=PAPER, metadata=metadata)
+        pyplot.close(figure)
+
+
+def draw(records: list[Record], path: Path) -> None:
+    """Writes the picture to `path`; its suffix says in which format."""
+    with picture(path, "bench"):
+        _figure(records)
 
 
 def _figure(records: list[Record]) -> Figure:

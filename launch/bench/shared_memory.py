@@ -30,10 +30,9 @@ class SharedSegments:
         ranks, rank = dist.get_world_size(group), dist.get_rank(group)
         own = os.memfd_create("ascend-moe-bench", os.MFD_CLOEXEC)
         os.ftruncate(own, size)
-        places: list[str] = [""] * ranks
-        dist.all_gather_object(places, f"/proc/{os.getpid()}/fd/{own}", group=group)
-        cores: list[set[int]] = [set()] * ranks
-        dist.all_gather_object(cores, os.sched_getaffinity(0), group=group)
+        told: list[tuple[str, set[int]]] = [("", set())] * ranks
+        dist.all_gather_object(told, (f"/proc/{os.getpid()}/fd/{own}", os.sched_getaffinity(0)), group=group)
+        places, cores = zip(*told, strict=True)
         self._spin_ns = spin_ns_of(cores)
         self._memories = []
         for peer, place in enumerate(places):

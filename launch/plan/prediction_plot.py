@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sglang_ascend_moe.launch.bench.plot import FAINT, INK, PAPER, QUIET, WIDTH
+from sglang_ascend_moe.launch.bench.plot import FAINT, QUIET, WIDTH, picture
 from sglang_ascend_moe.launch.plan.prediction_check import GREATEST_ERROR, MEASURES, Compared, Measure, verdict
 from sglang_ascend_moe.launch.plan.schedule_plot import SCHEDULE_COLOURS
 
@@ -20,20 +20,7 @@ MARGIN = 1.3
 
 def draw_predictions(compared: Sequence[Compared], path: Path) -> None:
     """Writes the picture to `path`; its suffix says in which format."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    style: Any = {
-        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "svg.hashsalt": "check",
-        "svg.fonttype": "path", "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK,
-        "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    }  # fmt: skip
-    # Whatever other pictures of this process have set.
-    with pyplot.rc_context():
-        matplotlib.rcdefaults()
-        pyplot.rcParams.update(style)
+    with picture(path, "check") as pyplot:
         figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(WIDTH, 4.1))
         figure.subplots_adjust(left=0.085, right=0.98, top=0.76, bottom=0.13, wspace=0.28)
         for axes, measure in zip(panels, MEASURES, strict=True):
@@ -49,9 +36,6 @@ def draw_predictions(compared: Sequence[Compared], path: Path) -> None:
             0.02, 0.87, f"on one host; on the line a prediction is right, in the band within {GREATEST_ERROR:.0%}",
             fontsize=9.5, color=QUIET, va="center",
         )  # fmt: skip
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-        figure.savefig(path, dpi=160, facecolor=PAPER, metadata=metadata)
-        pyplot.close(figure)
 
 
 def _dots(axes: Axes, measure: Measure, compared: Sequence[Compared]) -> None:

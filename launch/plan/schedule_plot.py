@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sglang_ascend_moe.launch.bench.plot import COLOURS, FAINT, INK, PAPER, QUIET, WIDTH
+from sglang_ascend_moe.launch.bench.plot import COLOURS, QUIET, WIDTH, picture
 from sglang_ascend_moe.launch.plan.feasible_rates import Choice, RatePoint
 from sglang_ascend_moe.launch.plan.machine_times import Schedule
 from sglang_ascend_moe.launch.plan.schedule_text import difference, servers_in_words
@@ -24,34 +24,20 @@ BEYOND_LIMITS = 2.0
 
 def draw_schedules(question: Question, found: Mapping[Schedule, Sequence[Choice]], path: Path) -> None:
     """Writes the picture to `path`; its suffix says in which format."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams.update(
-        {
-            "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "svg.hashsalt": "plan",
-            "svg.fonttype": "path", "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK,
-            "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-        }
-    )  # fmt: skip
-    figure, (region, bars) = pyplot.subplots(
-        2, 1, figsize=(WIDTH, 8.6), height_ratios=(4.2, 3.4), gridspec_kw={"hspace": 0.42}
-    )
-    figure.subplots_adjust(left=0.3, right=0.97, top=0.86, bottom=0.06)
-    _region(region, question, found)
-    _bars(bars, found)
-    figure.text(0.02, 0.965, difference(found).capitalize(), fontsize=10.5, fontweight="bold", va="center")
-    figure.text(
-        0.02, 0.925,
-        f"{question.work.name} in {question.weights}, {question.npus} NPUs ({question.machine.name}),"
-        f" {question.input_tokens:,} tokens in, {question.output_tokens:,} out; modelled, not measured",
-        fontsize=9.5, color=QUIET, va="center",
-    )  # fmt: skip
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-    figure.savefig(path, dpi=160, facecolor=PAPER, metadata=metadata)
-    pyplot.close(figure)
+    with picture(path, "plan") as pyplot:
+        figure, (region, bars) = pyplot.subplots(
+            2, 1, figsize=(WIDTH, 8.6), height_ratios=(4.2, 3.4), gridspec_kw={"hspace": 0.42}
+        )
+        figure.subplots_adjust(left=0.3, right=0.97, top=0.86, bottom=0.06)
+        _region(region, question, found)
+        _bars(bars, found)
+        figure.text(0.02, 0.965, difference(found).capitalize(), fontsize=10.5, fontweight="bold", va="center")
+        figure.text(
+            0.02, 0.925,
+            f"{question.work.name} in {question.weights}, {question.npus} NPUs ({question.machine.name}),"
+            f" {question.input_tokens:,} tokens in, {question.output_tokens:,} out; modelled, not measured",
+            fontsize=9.5, color=QUIET, va="center",
+        )  # fmt: skip
 
 
 def shown_points(question: Question, every: Sequence[Choice]) -> list[RatePoint]:
