@@ -41,7 +41,7 @@ FULL = Load(requests=16, concurrency=MOST_RUNNING, input_tokens=32, output_token
 """What each server is asked for calibration: a step with one request, a step with short prompts, a full step."""
 GAP = 2e-3
 """Seconds, assumed: the client sends, and the server takes, one request after the other, so that those that come at
-once are not all in the first step."""
+once are not all in the first step. Servers apart first agree on each, and then read at once what came at once."""
 CORRECTIONS = 4
 """Times that what a full step takes is simulated and mended."""
 ROOMY = 10**9
@@ -103,7 +103,7 @@ def predicted(machine: Machine, work: ModelWork, asked: Asked, span: float | Non
     if not deployed.apart:
         return simulate(waits, [role], gap=GAP)
     transfer = handover_seconds(work, machine, load.input_tokens, deployed.ranks)
-    return simulate(waits, [role, role], transfer, gap=GAP, shared=machine.shared)
+    return simulate(waits, [role, role], transfer, shared=machine.shared)
 
 
 def span_of(found: ServingRecord) -> float:
@@ -144,7 +144,8 @@ def fitted(machine: Machine, work: ModelWork, deployed: Deployed, found: Calibra
         )
 
     alone, short, full = found
-    read = _line(short.input_tokens, _beside_prefill(bare, short), alone.input_tokens, _beside_prefill(bare, alone))
+    short_read, long_read = (_beside_prefill(bare, one) - GAP * 1e6 for one in (short, alone))
+    read = _line(short.input_tokens, short_read, alone.input_tokens, long_read)
     machine = with_times(machine, "prefill", read)
     at_full = beside_decode(full)
     for _ in range(CORRECTIONS):
@@ -164,7 +165,7 @@ def handing_over(machine: Machine, work: ModelWork, deployed: Deployed, alone: S
 
 def _beside_prefill(steps: StepTimes, record: ServingRecord) -> float:
     """Microseconds of a TTFT without queue that `steps` do not explain."""
-    return record.median_ttft_ms * 1e3 - (steps.prefill_seconds(record.input_tokens, 1, 0.0) + GAP) * 1e6
+    return record.median_ttft_ms * 1e3 - steps.prefill_seconds(record.input_tokens, 1, 0.0) * 1e6
 
 
 def _line(low: float, at_low: float, high: float, at_high: float) -> tuple[float, float]:

@@ -55,8 +55,9 @@ def page(compared: list[Compared]) -> str:
             "",
             "![Predicted over measured TTFT, TPOT and tokens per second](predictions.svg)",
             "",
-            "Servers apart (1P1D) share this host's cores. That of two which work at a time each has half of them is"
-            " assumed, and seen to be too slow.",
+            "Servers apart (1P1D) share this host's cores: that of two which work at a time each has half of them is"
+            " assumed. They agree on each request before it is read, so that requests which come at once are read in"
+            " one step: first tokens, which were there at one time, showed it.",
             "",
             "`buffer-centric` on hosts is torch.distributed's all-to-all without graphs. Times are medians; predicted /"
             " measured, and the difference. At a rate the span of the client's requests is given, and with it"

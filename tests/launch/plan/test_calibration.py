@@ -96,6 +96,14 @@ def test_servers_apart_hand_over_in_what_their_first_token_takes_longer():
     assert (ttft * 1e3, tpot * 1e3) == (pytest.approx(420.0), pytest.approx(40.0, rel=1e-3))
 
 
+def test_servers_apart_read_in_one_step_what_comes_at_once():
+    """Seen in measured first tokens: the servers agree on all of them while none is read yet."""
+    machine = handing_over(fitted(host(), work(), Deployed("relay-free", 1), MEASURED), work(), APART, measured(420, 41))
+    at_once = Load(requests=8, concurrency=8, input_tokens=128, output_tokens=32)
+    assert len(set(predicted(machine, work(), Asked(APART, at_once)).ttft)) == 1
+    assert len(set(predicted(machine, work(), Asked(Deployed("relay-free", 1), at_once)).ttft)) > 1
+
+
 def test_the_time_in_which_requests_came_ends_before_the_last_answer():
     found = measured(1000.0, 100.0, CHECKED[2])
     assert span_of(found) == pytest.approx(16 * 32 / 4.0 - 1.0 - 3.1)
