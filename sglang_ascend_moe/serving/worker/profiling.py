@@ -11,6 +11,10 @@ from sglang_ascend_moe.serving.worker import layer
 
 logger = logging.getLogger(__name__)
 
+_TAKEN: list[Any] = []
+"""Profiles of this process. Freeing what a profile has recorded crashes a server (seen with torch 2.14.1, also where
+SGLang serves without this package; not in a program that only takes profiles), so they stay until it ends."""
+
 
 def start_or_stop(original: Callable[..., Any], profiles: Any, recv_req: Any) -> Any:
     """Around `SchedulerProfilerManager._profile`: a second profile does not take the place of one that runs.
@@ -27,7 +31,7 @@ def start_or_stop(original: Callable[..., Any], profiles: Any, recv_req: Any) ->
 def stop(original: Callable[..., Any], profiles: Any, stage: Any = None) -> Any:
     """Around `SchedulerProfilerManager._stop_profile`: a trace that cannot be written is lost, and nothing else.
 
-    The other ranks wait for this one after it has written, so it must not leave before.
+    The other ranks wait for this one after it has written, so it must not leave before. The profile is kept in `_TAKEN`.
     """
     from sglang.srt.managers.io_struct import ProfileReqOutput
 
@@ -43,6 +47,7 @@ def stop(original: Callable[..., Any], profiles: Any, stage: Any = None) -> Any:
 
     running = getattr(profiles, "torch_profiler", None)
     if running is not None:
+        _TAKEN.append(running)
         export = running.export_chrome_trace
         running.export_chrome_trace = lambda path: write(export, path)
     answer = original(profiles, stage)

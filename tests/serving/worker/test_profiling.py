@@ -1,7 +1,9 @@
 """A profile that cannot be started or written is answered, and the rank goes on."""
 
 import enum
+import gc
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +73,26 @@ def test_a_rank_meets_the_others_whether_or_not_it_could_write(fault):
         assert answer == SERVED
     else:
         assert (answer.success, answer.message) == (False, "the trace cannot be written: no space left")
+
+
+class Profile:
+    def export_chrome_trace(self, path: str) -> None:
+        """Writes nothing."""
+
+
+def test_a_profile_is_not_freed_before_the_process_ends():
+    """That crashed servers after their first profile, or their fortieth."""
+    profiles = SimpleNamespace(torch_profiler=Profile())
+    taken = weakref.ref(profiles.torch_profiler)
+
+    def stop(profiles: Any, _stage: object) -> str:
+        """As SGLang's does."""
+        profiles.torch_profiler = None
+        return SERVED
+
+    assert profiling.stop(stop, profiles) == SERVED
+    gc.collect()
+    assert taken() is not None
 
 
 class Traced(list[object]):
