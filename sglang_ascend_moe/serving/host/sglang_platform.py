@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.cpu import CpuDeviceMixin, CpuSRTPlatform
 from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+from sglang.srt.platforms.interface import SRTPlatform
 
+from sglang_ascend_moe.serving.host.earlier_platform import EarlierPlatform
 from sglang_ascend_moe.serving.host.speculation import verified_places
 from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
 
@@ -14,7 +15,7 @@ SPECULATION = ("EAGLE", "EAGLE3")
 """Algorithms for which the host has what SGLang computes with kernels elsewhere; NEXTN is a name of the first."""
 
 
-class HostPlatform(CpuDeviceMixin, SRTPlatform):
+class HostPlatform(EarlierPlatform, CpuDeviceMixin, SRTPlatform):
     """SGLang's CPU device operations as an out-of-tree platform.
 
     SGLang's in-tree CPU platform needs kernels that its PyPI build lacks; an out-of-tree platform is served by the
@@ -22,7 +23,8 @@ class HostPlatform(CpuDeviceMixin, SRTPlatform):
     """
 
     _enum = PlatformEnum.OOT
-    capabilities = PlatformCapabilities(graph_capture=True)
+    # Of SGLang's own: graphs. Before 0.5.22 `EarlierPlatform` says so.
+    capabilities = getattr(CpuSRTPlatform, "capabilities", None)
 
     def get_device(self, device_id: int | None = None) -> str:  # noqa: ARG002 - SGLang's signature
         """The value of `--device` where none is given, which SGLang takes apart as text."""
