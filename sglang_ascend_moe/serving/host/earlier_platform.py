@@ -1,21 +1,20 @@
-"""What SGLang before 0.5.22 asks of a platform of others, and later ones find out for themselves."""
+"""What SGLang before 0.5.22 asks of the host's platform. Later ones would take some of it in place of their own."""
 
 from typing import Any
 
 
-class EarlierPlatform:
-    """A base of the host's platform; later releases call none of its methods."""
+def support_cuda_graph(_platform: Any) -> bool:
+    return True
 
-    def support_cuda_graph(self) -> bool:
-        return True
 
-    def get_mha_kv_pool_cls(self) -> type:
-        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+def get_mha_kv_pool_cls(_platform: Any) -> type:
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
-        return MHATokenToKVPool
+    return MHATokenToKVPool
 
-    def get_paged_allocator_cls(self) -> Any:
-        return _single_tokens
+
+def get_paged_allocator_cls(_platform: Any) -> Any:
+    return _single_tokens
 
 
 def _single_tokens(size: int, *, page_size: int, **keywords: Any) -> Any:  # noqa: ARG001 - refused but 1

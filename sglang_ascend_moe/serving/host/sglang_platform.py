@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from sglang.srt.platforms.cpu import CpuDeviceMixin, CpuSRTPlatform
+from sglang.srt.platforms import interface
+from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from sglang_ascend_moe.serving.host.earlier_platform import EarlierPlatform
+from sglang_ascend_moe.serving.host import earlier_platform
 from sglang_ascend_moe.serving.host.speculation import verified_places
 from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
 
@@ -15,7 +16,7 @@ SPECULATION = ("EAGLE", "EAGLE3")
 """Algorithms for which the host has what SGLang computes with kernels elsewhere; NEXTN is a name of the first."""
 
 
-class HostPlatform(EarlierPlatform, CpuDeviceMixin, SRTPlatform):
+class HostPlatform(CpuDeviceMixin, SRTPlatform):
     """SGLang's CPU device operations as an out-of-tree platform.
 
     SGLang's in-tree CPU platform needs kernels that its PyPI build lacks; an out-of-tree platform is served by the
@@ -23,8 +24,12 @@ class HostPlatform(EarlierPlatform, CpuDeviceMixin, SRTPlatform):
     """
 
     _enum = PlatformEnum.OOT
-    # Of SGLang's own: graphs. Before 0.5.22 `EarlierPlatform` says so.
-    capabilities = getattr(CpuSRTPlatform, "capabilities", None)
+    if hasattr(interface, "PlatformCapabilities"):
+        capabilities = interface.PlatformCapabilities(graph_capture=True)
+    else:
+        support_cuda_graph = earlier_platform.support_cuda_graph
+        get_mha_kv_pool_cls = earlier_platform.get_mha_kv_pool_cls
+        get_paged_allocator_cls = earlier_platform.get_paged_allocator_cls
 
     def get_device(self, device_id: int | None = None) -> str:  # noqa: ARG002 - SGLang's signature
         """The value of `--device` where none is given, which SGLang takes apart as text."""
