@@ -27,9 +27,10 @@ from sglang_ascend_moe.launch.plan.memory_plan import MemoryPlan
 from sglang_ascend_moe.launch.plan.moe_config import MoeShape
 from sglang_ascend_moe.launch.plan.peer_memory import sgl_kernel_npu_bytes
 from sglang_ascend_moe.launch.plan.plan_command import MIB
-from sglang_ascend_moe.launch.plan.server_window import attention_groups, hccl_buffer_mb, plan_server_window
+from sglang_ascend_moe.launch.plan.server_window import hccl_buffer_mb, plan_server_window
 from sglang_ascend_moe.serving.launcher import given_flags, refusals
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
+from sglang_ascend_moe.serving.launcher.attention_groups import attention_groups
 from sglang_ascend_moe.serving.launcher.conflicts import conflicts_of
 from sglang_ascend_moe.serving.launcher.given_flags import Given
 from sglang_ascend_moe.serving.options import ASK_FLAG, FLAGS, Options

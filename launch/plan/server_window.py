@@ -42,12 +42,6 @@ def plan_server_window(
     return plan_memory(Request(shape.name, role, parameters, limits.decode_tokens_per_rank or 1))
 
 
-def attention_groups(settings: Any) -> int:
-    """How many groups of ranks have attention of their own, each with its part of requests and tokens."""
-    groups: int = settings.attn_dp_size
-    return max(groups, settings.dp_size) if settings.enable_dp_attention else groups
-
-
 def hccl_buffer_mb(plan: MemoryPlan, attention_ranks: int) -> int:
     """What HCCL still needs: the rows of one attention group pass through it; those of experts go through windows."""
     p = plan.parameters

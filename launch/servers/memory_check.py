@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from sglang_ascend_moe.launch.plan.server_window import attention_groups
 from sglang_ascend_moe.launch.servers.preflight import may_be_on_hub
 from sglang_ascend_moe.launch.servers.serve_request import ServeRequest
 from sglang_ascend_moe.serving.host.memory_share import (
@@ -21,6 +20,7 @@ from sglang_ascend_moe.serving.host.memory_share import (
 from sglang_ascend_moe.serving.host.reservations import outstanding
 from sglang_ascend_moe.serving.host.server_estimate import ServerSizes, draft_folder, estimate_server, model_sizes
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
+from sglang_ascend_moe.serving.launcher.attention_groups import attention_groups, model_replicas
 from sglang_ascend_moe.serving.machine_limits import read_limits
 from sglang_ascend_moe.serving.worker.sizing import context_parallel, tokens_of_request
 
@@ -59,12 +59,12 @@ def check_memory(requests: Sequence[ServeRequest]) -> None:
 
 def server_sizes(request: ServeRequest) -> ServerSizes:
     """How the server will divide its model."""
-    chunk, groups = request.chunked_prefill_size, attention_groups(request)
+    chunk = request.chunked_prefill_size
     return ServerSizes(
         tp=request.tp_size,
-        attention_groups=groups,
+        attention_groups=attention_groups(request),
         context=context_parallel(request),
-        replicas=1 if groups > 1 else request.dp_size,
+        replicas=model_replicas(request),
         running=request.max_running_requests or HOST_RUNNING_REQUESTS,
         prefill_tokens=chunk if chunk and chunk > 0 else LEAST_CHUNK,
         redundant_experts=request.ep_num_redundant_experts,

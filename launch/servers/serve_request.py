@@ -13,6 +13,7 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The fields are SGLang's server arguments of the same names, None where SGLang decides; `options` are ours.
 
     sizes count ranks, `..._tokens` and `context_length` tokens, `max_running_requests` requests of all ranks together.
+    attn_dp_size: SGLang has it from 0.5.22 on.
     """
 
     model_path: str
@@ -26,7 +27,7 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     tp_size: int
     dp_size: int
-    attn_dp_size: int
+    attn_dp_size: int = 1
     enable_dp_attention: bool
     attn_cp_size: int
     enable_prefill_cp: bool
@@ -62,5 +63,6 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def request_of(given: Given) -> ServeRequest:
     """The request that was given on a command line, which has to name a model."""
-    fields = [field for field in ServeRequest.__struct_fields__ if field != "options"]
-    return ServeRequest(options=given.options, **{name: getattr(given.settings, name) for name in fields})
+    settings = vars(given.settings)
+    fields = {name: settings[name] for name in ServeRequest.__struct_fields__ if name in settings}
+    return ServeRequest(options=given.options, **fields)

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from packaging.version import Version
 
-TESTED = ("0.5.22", "0.5.23")
+TESTED = ("0.5.21", "0.5.22", "0.5.23")
 """Releases that tests have served on hosts; on emulated NPUs the last one."""
 DRAFTED = "0.5.23"
 """The first one whose drafts are served."""

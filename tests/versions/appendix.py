@@ -109,7 +109,10 @@ def differences(lacking: Mapping[str, Mapping[str, str]]) -> str:
         if set(by_version.values()) == {ABSENT}:
             absent.setdefault(", ".join(by_version), []).append(shown)
         else:
-            said = ", ".join(f"{version} {problem}" for version, problem in by_version.items())
+            by_problem: dict[str, list[str]] = {}
+            for version, problem in by_version.items():
+                by_problem.setdefault(problem, []).append(version)
+            said = "; ".join(f"{', '.join(versions)}: {problem}" for problem, versions in by_problem.items())
             others.append(f"{shown}  # {said.replace('`', '')}")
     parts = [f"Absent from {versions}:\n\n{_block(names)}" for versions, names in absent.items()]
     return "\n".join([*parts, *([f"Different:\n\n{_block(others)}"] if others else [])])

@@ -6,6 +6,7 @@ What servers would leave behind is there with NPUs as well.
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault, Where, host_hook, host_launcher_hook
 from sglang_ascend_moe.serving.host import (
     dequantised_weights,
+    earlier_platform,
     expert_recording,
     extended_attention,
     fixes,
@@ -65,6 +66,14 @@ HOOKS: tuple[Hook, ...] = (
         fixes.groups_without_nccl,
         "for an out-of-tree platform SGLang makes NCCL communicators, which need CUDA devices",
         mends=SglangFault(mended_in="0.5.23"),
+    ),
+    host_hook(
+        f"{SRT}.utils.common.support_triton",
+        HookKind.REPLACE,
+        earlier_platform.runs_no_triton,
+        "SGLang writes the places of keys and values with a Triton kernel for every attention backend that it does not"
+        " know",
+        mends=SglangFault(mended_in="0.5.22"),
     ),
     host_hook(
         f"{SRT}.utils.common.is_shm_available",

@@ -41,6 +41,11 @@ from sglang_ascend_moe.serving.host.server_estimate import (
 )
 from sglang_ascend_moe.serving.host.untouched_memory import UntouchedZeros
 from sglang_ascend_moe.serving.launcher import command_line
+from sglang_ascend_moe.serving.launcher.attention_groups import (
+    attention_groups,
+    data_parallel_ranks,
+    model_replicas,
+)
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.launcher.node_meeting import server_name
 from sglang_ascend_moe.serving.machine_limits import read_limits
@@ -159,9 +164,9 @@ def _server_sizes(server_args: Any) -> ServerSizes:
     chunked = settings.chunked_prefill_size
     return ServerSizes(
         tp=settings.tp_size,
-        attention_groups=settings.attn_dp_size,
+        attention_groups=attention_groups(settings),
         context=context_parallel(settings),
-        replicas=settings.dp_size,
+        replicas=model_replicas(settings),
         running=settings.max_running_requests,
         prefill_tokens=chunked if chunked and chunked > 0 else settings.max_prefill_tokens,
         redundant_experts=settings.ep_num_redundant_experts,
@@ -196,7 +201,7 @@ def rank_budget(original: Callable[..., int], configurator: Any, *_: Any, **__: 
     from sglang.srt.runtime_context import get_parallel, get_schedule, get_spec
 
     parallel, server_args = get_parallel(), configurator.server_args
-    ranks = parallel.launch_world_size * parallel.num_dp_ranks // parallel.attn_dp_size
+    ranks = parallel.launch_world_size * data_parallel_ranks(parallel) // parallel.attn_dp_size
     scheduling = Scheduling(
         running=max(1, get_schedule().max_running_requests // parallel.attn_dp_size),
         context=configurator.model_config.context_len,

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import torch
+from sglang.srt.platforms import interface
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+from sglang.srt.platforms.interface import SRTPlatform
 
+from sglang_ascend_moe.serving.host import earlier_platform
 from sglang_ascend_moe.serving.host.speculation import verified_places
 from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
 
@@ -22,7 +24,12 @@ class HostPlatform(CpuDeviceMixin, SRTPlatform):
     """
 
     _enum = PlatformEnum.OOT
-    capabilities = PlatformCapabilities(graph_capture=True)
+    if hasattr(interface, "PlatformCapabilities"):
+        capabilities = interface.PlatformCapabilities(graph_capture=True)
+    else:
+        support_cuda_graph = earlier_platform.support_cuda_graph
+        get_mha_kv_pool_cls = earlier_platform.get_mha_kv_pool_cls
+        get_paged_allocator_cls = earlier_platform.get_paged_allocator_cls
 
     def get_device(self, device_id: int | None = None) -> str:  # noqa: ARG002 - SGLang's signature
         """The value of `--device` where none is given, which SGLang takes apart as text."""

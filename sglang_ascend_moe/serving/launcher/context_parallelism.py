@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.serving.launcher.attention_groups import attention_groups
 
 FUSED_ATTENTION = "ASCEND_USE_FIA"
 """SGLang's variable for the attention of grouped queries on NPUs that takes a part of a text."""
@@ -49,7 +50,7 @@ def refuse_divided_prefill(
     """
     if settings.attn_cp_size == 1:
         raise InvalidInput("--enable-prefill-cp: give --attn-cp-size, of the ranks that divide a text, too")
-    if not attention.latent and settings.attn_dp_size > 1:
+    if not attention.latent and attention_groups(settings) > 1:
         raise Unsupported(
             "--enable-prefill-cp: SGLang does not divide the texts of a model with grouped queries within groups of"
             " data-parallel attention; use --attn-cp-size without --dp-size"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving.hooks import on_host
+from sglang_ascend_moe.serving.launcher.attention_groups import data_parallel_ranks
 from sglang_ascend_moe.serving.options import options_of
 
 LONGEST_SLEEP_SECONDS = 60.0
@@ -354,7 +355,7 @@ async def _listens(host: str, port: int) -> bool:
 def _ranks_hear_apart() -> bool:
     from sglang.srt.runtime_context import get_parallel
 
-    return bool(get_parallel().num_dp_ranks > 1)
+    return data_parallel_ranks(get_parallel()) > 1
 
 
 async def send_after_aborts(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.exchange.control.network import parse_address
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
+from sglang_ascend_moe.serving.launcher.attention_groups import attention_groups
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_settings
 from sglang_ascend_moe.serving.launcher.context_parallelism import refuse_context_flags
 from sglang_ascend_moe.serving.launcher.initial_location import Experts
@@ -97,7 +98,7 @@ def refuse_flags(settings: Any, options: Options, environment: Mapping[str, str]
 def refuse_sizes(settings: Any) -> None:
     """Raise `InvalidInput` for a number of ranks, requests or tokens, or a share of memory, that cannot be."""
     for name in _SIZES:
-        size = getattr(settings, name)
+        size = getattr(settings, name, None)
         if size is not None and size < 1:
             raise InvalidInput(f"--{name.replace('_', '-')} {size}: must be at least 1")
     share = settings.mem_fraction_static
@@ -120,7 +121,7 @@ def refuse_combinations(settings: Any, options: Options) -> None:
             f" use --ep-size {settings.tp_size} or leave it out"
         )
     flag = "--dp-size" if settings.enable_dp_attention and settings.dp_size > 1 else "--attn-dp-size"
-    groups = settings.dp_size if flag == "--dp-size" else settings.attn_dp_size
+    groups = attention_groups(settings)
     if settings.tp_size % groups:
         raise InvalidInput(
             f"{flag} {groups} with --tp-size {settings.tp_size}: groups of attention have equally many ranks; choose"

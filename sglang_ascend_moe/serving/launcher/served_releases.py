@@ -25,6 +25,12 @@ LATER_FEATURES = (
         "drafts of earlier releases were never compared with SGLang's own",
     ),
     LaterFeature(
+        "--page-size",
+        lambda settings: (settings.page_size or 1) > 1,
+        "0.5.22",
+        "earlier releases find pages of several tokens with a Triton kernel",
+    ),
+    LaterFeature(
         "--tokenizer-worker-num",
         lambda settings: settings.tokenizer_worker_num > 1,
         "0.5.23",

@@ -24,7 +24,11 @@ KNOWN_BLOCKS: Mapping[str, Mapping[str, str]] = {
     "mimo_v2.MiMoV2MoE": {"0.5.23": "d2fbe04846fd2b16"},
     "minimax_m2.MiniMaxM2MoE": {"0.5.23": "c396b19e84321f74"},
     "qwen2_moe.Qwen2MoeSparseMoeBlock": {"0.5.23": "9f3c46bff3e79485"},
-    "qwen3_moe.Qwen3MoeSparseMoeBlock": {"0.5.22": "3f5b09b8c3546249", "0.5.23": "6d76b5783020aedd"},
+    "qwen3_moe.Qwen3MoeSparseMoeBlock": {
+        "0.5.21": "b45c0a82379eb149",
+        "0.5.22": "3f5b09b8c3546249",
+        "0.5.23": "6d76b5783020aedd",
+    },
     "step3p5.Step3p5MoEMLP": {"0.5.23": "28fba0aa76e34a68"},
 }
 """Class in `sglang.srt.models` -> version of SGLang with which it was compared -> digest of its source there."""

@@ -1,5 +1,9 @@
 """What SGLang asks of the platform without accelerator."""
 
+import torch
+
+from sglang_ascend_moe.serving.host import earlier_platform
+
 
 def test_a_server_that_is_told_no_device_takes_the_cpu():
     """SGLang uses the answer as the text of `--device`."""
@@ -16,3 +20,17 @@ def test_a_profiler_records_the_cpu():
 
     assert current_platform.get_torch_profiler_activity_str() == "CPU"
     assert current_platform.get_torch_profiler_activity() is ProfilerActivity.CPU
+
+
+def test_graphs_are_captured_and_keys_lie_in_pools_of_sglang():
+    from sglang.srt.platforms import current_platform
+
+    assert current_platform.capabilities.graph_capture
+    assert [current_platform.get_kv_pool_cls(kind=kind) for kind in ("mha", "mla", "dsa")] == [None] * 3
+    assert current_platform.get_paged_allocator_cls() is None
+
+
+def test_releases_that_ask_for_it_are_told_what_gives_each_token_a_place():
+    allocator = earlier_platform.get_paged_allocator_cls(None)
+    places = allocator(3, page_size=1, dtype=torch.bfloat16, device="cpu", kvcache=None, need_sort=False)
+    assert (places.alloc(3).tolist(), places.alloc(1)) == ([1, 2, 3], None)

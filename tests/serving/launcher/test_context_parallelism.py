@@ -16,7 +16,8 @@ GROUPED, LATENT, SPARSE = Attention(False, False), Attention(True, False), Atten
 
 def settings(**given: Any) -> Any:
     defaults = {
-        "tp_size": 8, "attn_cp_size": 2, "attn_dp_size": 1, "enable_prefill_cp": True, "cp_strategy": "zigzag",
+        "tp_size": 8, "attn_cp_size": 2, "dp_size": 1, "attn_dp_size": 1, "enable_dp_attention": False,
+        "enable_prefill_cp": True, "cp_strategy": "zigzag",
         "disaggregation_mode": "null",
     }  # fmt: skip
     return SimpleNamespace(**{**defaults, **given})

@@ -38,15 +38,21 @@ def test_another_release_is_refused_if_the_user_wants_that():
 
 
 @pytest.mark.parametrize(
-    "words", ["--speculative-algorithm EAGLE", "--tokenizer-worker-num 2", "--tokenizer-worker-num 1"]
+    ("words", "since"),
+    [
+        ("--speculative-algorithm EAGLE", "0.5.23"),
+        ("--page-size 16", "0.5.22"),
+        ("--page-size 1", "0.5.21"),
+        ("--tokenizer-worker-num 2", "0.5.23"),
+        ("--tokenizer-worker-num 1", "0.5.21"),
+    ],
 )
 @pytest.mark.parametrize("release", TESTED)
-def test_a_flag_is_refused_where_the_release_is_not_served_with_it(monkeypatch, release: str, words: str):
+def test_a_flag_is_refused_where_the_release_is_not_served_with_it(monkeypatch, release: str, words: str, since: str):
     monkeypatch.setattr(sglang_release, "installed", lambda: release)
     flag, value = words.split()
-    refused = release == "0.5.22" and value != "1"
-    said = pytest.raises(Unsupported, match=rf"^{flag} needs SGLang 0\.5\.23 with --ascend-moe: .* leave the flag out$")
-    with said if refused else contextlib.nullcontext():
+    said = pytest.raises(Unsupported, match=rf"^{flag} needs SGLang {since} with --ascend-moe: .* leave the flag out$")
+    with said if release < since else contextlib.nullcontext():
         refuse_later_features(given_flags.read([flag, value]).settings)
 
 
