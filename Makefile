@@ -93,8 +93,8 @@ demo-npu: venv
 test: venv system-packages
 	$(BIN)/python -m pytest --numprocesses 3 $(PYTEST_ARGS)
 
-DELAYED := drawn_calls.py exchange.py grants.py limits.py quantise.py replaced_words.py segments.py waits.py
-GRANTING := drawn_calls.py exchange.py quantise.py replaced_words.py segments.py waits.py
+DELAYED := drawn_calls.py exchange.py grants.py limits.py quantise.py replaced_words.py segments.py step_times.py waits.py
+GRANTING := drawn_calls.py exchange.py quantise.py replaced_words.py segments.py step_times.py waits.py
 
 # The row kernels of an aarch64 machine, in an emulator.
 test-nightly: SYSTEM_PACKAGES += aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user

@@ -99,6 +99,8 @@ class Session:
     def check_fetched(self, place: int, /) -> int: ...
     def forget_fault(self) -> None: ...
     def close_device(self) -> None: ...
+    def trace_device(self, ring: int, /) -> int:
+        """As `trace`, with steps that a device leaves; 0 ends it."""
 
 class Call:
     """The arguments of a dispatch and of its combines, and the memory that it leaves behind for them.
@@ -126,6 +128,8 @@ class Call:
     @property
     def total(self) -> int:
         """Rows that arrived."""
+    layer: int
+    """Of the model, counted from 1, for a device; 0: not said."""
     @property
     def dispatch_address(self) -> int: ...
     @property

@@ -26,6 +26,7 @@ struct KernelArguments {
     uint64_t workspace;      // of WorkspaceBytes(layout, cores)
     uint64_t ends;           // a line per core, zero before the first launch, by which it says that it has ended
     uint64_t fault;          // a line that keeps the first fault of launches nobody waits for; 0: somebody does
+    uint64_t steps;          // where a launch of epoch 0 leaves its StepTimes; those of later epochs follow
     uint64_t timeout_cycles; // of each wait
     uint32_t rank;
     uint32_t reserved;
@@ -60,6 +61,8 @@ struct CombineArguments {
     uint32_t slot;
     uint32_t part;
     uint32_t only_meet; // 1: the rendezvous before a second combine, no sums
+    uint32_t layer;     // for StepTimes
+    uint32_t reserved;
 };
 
 // Shares of a kernel's work begin and end at multiples of elements that divide rows, near 512 bytes: copies of less, or
@@ -72,7 +75,7 @@ __aicore__ inline uint32_t UnitOf(uint32_t hidden, uint32_t element_bytes) {
         unit *= 2;
     return unit;
 }
-// GetSystemCycle counts 50 a microsecond.
+// GetSystemCycle counts 50 a microsecond on A2 and A3 (asc-devkit, GetSystemCycle(ISASI).md).
 constexpr uint64_t cycle_ns = 20;
 
 // What the cores divide in combine, in elements.
@@ -147,6 +150,42 @@ struct Verdict {
     uint32_t reserved[4];
 };
 static_assert(sizeof(Verdict) == EXCHANGE_LINE_BYTES, "a verdict fills a line");
+
+// When the scalar unit of core 0 began the steps of a launch, by GetSystemCycle, if the fourth word of the state asks
+// for it. What other pipes had still to do then is done within later ones.
+struct StepTimes {
+    uint64_t epoch;
+    uint64_t began[6];      // the last of them the end; what is behind it is 0
+    uint8_t steps[8];       // ExchangeStep of each; none: the end
+    uint32_t waited[4];     // cycles for which the first of them were held up by other ranks
+    uint32_t waited_for[4]; // the last rank that did so, counted from 1; 0: nobody
+    uint32_t kind;          // ExchangeKind; 0: of a combine
+    uint32_t placed;        // rows that this rank placed
+    uint32_t received;      // rows that came to it
+    uint32_t layer;         // of the model, counted from 1; 0: not said
+    uint64_t reserved;
+    uint64_t seal; // SealOf; another one: they were copied while a launch stored them
+};
+constexpr uint32_t step_stamps = 6;
+constexpr uint32_t step_waits = 4;
+static_assert(sizeof(StepTimes) == 2 * EXCHANGE_LINE_BYTES, "the times of a launch fill two lines");
+
+// Of all that is before the seal; of nothing 0.
+__aicore__ inline uint64_t SealOf(const StepTimes &times) {
+    uint64_t seal = 0;
+    for (uint32_t offset = 0; offset < offsetof(StepTimes, seal); offset += sizeof seal) {
+        uint64_t word;
+        __builtin_memcpy(&word, reinterpret_cast<const char *>(&times) + offset, sizeof word);
+        seal = (seal ^ word) * 0xff51afd7ed558ccd;
+    }
+    return seal;
+}
+
+// A ring of them: for each of so many epochs those of the dispatch or announcement, and those of the combine. More than
+// a step of any model has layers: the host reads them once per step.
+constexpr uint32_t step_epochs = 256;
+constexpr uint64_t step_bytes = uint64_t{2} * step_epochs * sizeof(StepTimes);
+__aicore__ inline uint64_t StepsOffset(uint64_t epoch) { return epoch % step_epochs * 2 * sizeof(StepTimes); }
 
 // The workspace: the kernel's verdict, one verdict per core and stage, one histogram per core.
 constexpr uint32_t verdict_stages = 2;

@@ -29,6 +29,8 @@ class Combine {
         // One core waits for the ranks that nothing was read from.
         if (found.result == EXCHANGE_OK && control_.core() == 0 && !are_done_)
             found = WaitForDone(0, control_.ranks());
+        if (found.result == EXCHANGE_OK && arguments_.only_meet == 0)
+            control_.TimeStep(EXCHANGE_STEP_REDUCE);
         End(found);
     }
 
@@ -36,8 +38,10 @@ class Combine {
     // The first cores tell the ranks that this one's expert outputs are there.
     __aicore__ inline Verdict Meet() {
         const ExchangeLayout &layout = control_.layout();
-        control_.step = EXCHANGE_STEP_DONE;
         const bool is_sealed = control_.LoadState(control_.PartState(part_), control_.epoch, rendezvous_);
+        control_.BeginStep(EXCHANGE_STEP_DONE);
+        if (control_.IsTimed())
+            control_.Times().layer = arguments_.layer;
         ++rendezvous_;
         if (const Verdict refused = control_.RefusePoisoned(); refused.result != EXCHANGE_OK)
             return refused;
@@ -93,6 +97,7 @@ class Combine {
             const auto first_term = static_cast<uint32_t>(token - piece_begin) * topk_;
             if (const Verdict verdict = WaitForTerms(first_term); verdict.result != EXCHANGE_OK)
                 return verdict;
+            control_.TimeStep(EXCHANGE_STEP_REDUCE);
             const uint64_t end = Least(share.end, (token + 1) * units_of_token);
             const auto begin_column = static_cast<uint32_t>((unit - token * units_of_token) * sum_unit);
             const auto end_column = static_cast<uint32_t>((end - token * units_of_token) * sum_unit);

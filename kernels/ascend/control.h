@@ -3,6 +3,7 @@
 #pragma once
 
 #include "order.h"
+#include "step_clock.h"
 #include "words.h"
 
 namespace ascend_kernels {
@@ -17,7 +18,7 @@ class Control {
         core_ = static_cast<uint32_t>(GetBlockIdx());
         cores_ = static_cast<uint32_t>(GetBlockNum());
         windows_ = Global<uint64_t>(arguments.windows);
-        pipe.InitBuffer(unit_, EXCHANGE_LINE_BYTES);
+        pipe.InitBuffer(unit_, sizeof(StepTimes));
         pipe.InitBuffer(words_, ranks() * EXCHANGE_UNIT_BYTES);
         pipe.InitBuffer(statuses_, ranks() * EXCHANGE_UNIT_BYTES);
         pipe.InitBuffer(verdicts_, cores_ * EXCHANGE_UNIT_BYTES);
@@ -37,7 +38,22 @@ class Control {
         return Own(layout().state + (1 + part.Index()) * EXCHANGE_LINE_BYTES);
     }
 
-    // The two words at `address` in the own state; whether this rank has written both.
+    // Begins `next`, as faults and the times of steps name it.
+    __aicore__ inline void BeginStep(uint32_t next) {
+        step = next;
+        TimeStep(next);
+    }
+    // The same for the times only.
+    __aicore__ inline void TimeStep(uint32_t next) {
+        if (is_timed_)
+            clock_.Begin(next);
+    }
+    // Whether the times of this launch's steps are left, by this core.
+    __aicore__ inline bool IsTimed() const { return is_timed_; }
+    __aicore__ inline StepTimes &Times() { return clock_.times(); }
+
+    // The two words at `address` in the own state; whether this rank has written both. The word that is behind their
+    // seal is the host's, and says whether the steps of this exchange are timed.
     __aicore__ inline bool LoadState(uint64_t address, uint64_t &first, uint64_t &second) {
         const auto line = unit_.Get<uint64_t>();
         Order<HardEvent::S_MTE2>();
@@ -45,14 +61,21 @@ class Control {
         Order<HardEvent::MTE2_S>();
         first = line.GetValue(0);
         second = line.GetValue(1);
+        timed_ = line.GetValue(state_timed);
+        is_timed_ = timed_ != 0 && core() == 0;
         return line.GetValue(2) == window_words::state_seal(first, second);
     }
     __aicore__ inline void StoreState(uint64_t address, uint64_t first, uint64_t second) {
-        FillUnit(first, second, window_words::state_seal(first, second));
+        FillUnit(first, second, window_words::state_seal(first, second), timed_);
         Store(Global<uint64_t>(address), unit_.Get<uint64_t>(), unit_words);
         Order<HardEvent::MTE3_S>();
     }
 
+    // Stores a unit of `word` and zeros.
+    __aicore__ inline void StoreUnit(uint64_t address, uint64_t word) {
+        FillUnit(word, 0, 0);
+        Store(Global<uint64_t>(address), unit_.Get<uint64_t>(), unit_words);
+    }
     // Stores `word`, and what explains it, at `offset` of every window. Everything that it announces has to be visible
     // before.
     __aicore__ inline void PushWord(uint64_t offset, uint64_t word, uint64_t second = 0, uint64_t third = 0) {
@@ -94,7 +117,7 @@ class Control {
     __aicore__ inline void StoreVerdict(uint32_t stage, const Verdict &verdict) {
         const uint64_t address = arguments_->workspace + VerdictOffset(stage, core(), cores());
         if (verdict.result != EXCHANGE_OK) {
-            StoreLine(address, verdict);
+            StoreLines(address, verdict);
             return;
         }
         Order<HardEvent::S_V>();
@@ -153,13 +176,15 @@ class Control {
     }
     // Ends the kernel: tells the host, and where the session is lost also every rank. One core does it.
     __aicore__ inline void Conclude(const Verdict &verdict) {
+        if (is_timed_)
+            StoreTimes();
         if (Poisons(verdict.result))
             PushStatus(verdict);
-        StoreLine(arguments_->workspace, verdict);
+        StoreLines(arguments_->workspace, verdict);
         // What later launches find follows from the first.
         if (arguments_->fault != 0 && verdict.result != EXCHANGE_OK &&
             LoadLine(arguments_->fault).result == EXCHANGE_OK)
-            StoreLine(arguments_->fault, verdict);
+            StoreLines(arguments_->fault, verdict);
     }
 
     // A session that failed before is not used again.
@@ -191,16 +216,30 @@ class Control {
                 if (seen == Seen::pending && source >= begin && source < end)
                     missing = source;
             }
-            if (missing == ranks())
+            if (missing == ranks()) {
+                EndWait();
                 return Fault(EXCHANGE_OK, 0);
-            if (first)
+            }
+            if (first) {
+                if (is_timed_)
+                    clock_.BeginWait();
                 continue;
+            }
             if (const Verdict verdict = JudgeDelay(missing); verdict.result != EXCHANGE_OK)
                 return verdict;
         }
     }
 
-    __aicore__ inline void BeginWait() { wait_began_ = GetSystemCycle(); }
+    __aicore__ inline void BeginWait() {
+        wait_began_ = GetSystemCycle();
+        if (is_timed_)
+            clock_.BeginWait();
+    }
+    // What was waited for is there.
+    __aicore__ inline void EndWait() {
+        if (is_timed_)
+            clock_.EndWait();
+    }
     // Time and statuses are looked at before words: what a peer did in time still counts.
     __aicore__ inline void LookAround() {
         expired_ = IsLate();
@@ -208,6 +247,8 @@ class Control {
     }
     // Whether a wait for `missing` can still end well.
     __aicore__ inline Verdict JudgeDelay(uint32_t missing) {
+        if (is_timed_)
+            clock_.WaitFor(missing);
         if (const Verdict told = JudgeStatuses(); told.result != EXCHANGE_OK)
             return told;
         if (StatusResult(Word(statuses_, missing)) == EXCHANGE_PEER_CLOSED)
@@ -228,21 +269,28 @@ class Control {
     __aicore__ static inline Verdict Worse(const Verdict &one, const Verdict &other) {
         return Outweighs(GetWord(other, 0), GetWord(one, 0)) ? other : one;
     }
-    __aicore__ inline void FillUnit(uint64_t first, uint64_t second, uint64_t third) {
+    __aicore__ inline void FillUnit(uint64_t first, uint64_t second, uint64_t third, uint64_t fourth = 0) {
         const auto unit = unit_.Get<uint64_t>();
         unit.SetValue(0, first);
         unit.SetValue(1, second);
         unit.SetValue(2, third);
-        unit.SetValue(3, 0);
+        unit.SetValue(3, fourth);
         Order<HardEvent::S_MTE3>();
     }
-    __aicore__ inline void StoreLine(uint64_t address, const Verdict &verdict) {
-        const auto line = unit_.Get<uint64_t>();
-        for (uint32_t word = 0; word < line_words; ++word)
-            line.SetValue(word, GetWord(verdict, word));
+    template <class Lines> __aicore__ inline void StoreLines(uint64_t address, const Lines &lines) {
+        constexpr uint32_t words = sizeof(Lines) / sizeof(uint64_t);
+        const auto unit = unit_.Get<uint64_t>();
+        for (uint32_t word = 0; word < words; ++word)
+            unit.SetValue(word, GetWord(lines, word));
         Order<HardEvent::S_MTE3>();
-        Store(Global<uint64_t>(address), line, line_words);
+        Store(Global<uint64_t>(address), unit, words);
         Order<HardEvent::MTE3_S>();
+    }
+    __aicore__ inline void StoreTimes() {
+        clock_.Begin(EXCHANGE_STEP_NONE);
+        Times().epoch = epoch;
+        Times().seal = SealOf(Times());
+        StoreLines(arguments_->steps + StepsOffset(epoch), Times());
     }
     __aicore__ inline Verdict LoadLine(uint64_t address) {
         Verdict verdict;
@@ -300,6 +348,9 @@ class Control {
     uint32_t cores_ = 1;
     GlobalTensor<uint64_t> windows_;
     int64_t wait_began_ = 0;
+    uint64_t timed_ = 0;
+    bool is_timed_ = false;
+    StepClock clock_;
     bool expired_ = false;
     TBuf<TPosition::VECCALC> unit_, words_, statuses_, verdicts_;
 };

@@ -33,6 +33,8 @@ class Dispatch {
         const Verdict verdict = MeetAtArrivals(found);
         if (control_.core() != 0)
             return;
+        if (control_.IsTimed() && verdict.result == EXCHANGE_OK)
+            NoteRows();
         // A dispatch that is refused holds no slot: all ranks refuse it together, so all agree on the next one.
         if (found.result != EXCHANGE_OK)
             control_.StoreState(control_.Own(control_.layout().state), control_.epoch, dispatches_);
@@ -44,8 +46,8 @@ class Dispatch {
     // All cores return the same.
     __aicore__ inline Verdict Announce() {
         const ExchangeLayout &layout = control_.layout();
-        control_.step = EXCHANGE_STEP_ANNOUNCE;
         const bool is_sealed = control_.LoadState(control_.Own(layout.state), control_.epoch, dispatches_);
+        control_.BeginStep(EXCHANGE_STEP_ANNOUNCE);
         ++control_.epoch;
         Verdict found = control_.Fault(EXCHANGE_OK, 0);
         if (control_.core() == 0)
@@ -74,7 +76,7 @@ class Dispatch {
 
     // Waits for every rank's counts. All ranks decide alike whether the exchange goes on.
     __aicore__ inline Verdict Agree() {
-        control_.step = EXCHANGE_STEP_COUNTS;
+        control_.BeginStep(EXCHANGE_STEP_COUNTS);
         const Verdict found = counts_.WaitForRecords();
         if (found.result != EXCHANGE_OK)
             return found;
@@ -85,7 +87,7 @@ class Dispatch {
 
     // Stores this core's units of each routed row where its expert reads it, and notes the place for combine.
     __aicore__ inline void PlaceRows() {
-        control_.step = EXCHANGE_STEP_PLACE;
+        control_.BeginStep(EXCHANGE_STEP_PLACE);
         rows_.UseSlot(part_.slot);
         if (control_.core() == 0)
             // @protocol take-slot
@@ -153,7 +155,7 @@ class Dispatch {
         control_.PushWord(lines + control_.rank() * EXCHANGE_LINE_BYTES, control_.core(), control_.cores(), word);
         if (control_.core() != 0)
             return verdict;
-        control_.step = EXCHANGE_STEP_ARRIVALS;
+        control_.BeginStep(EXCHANGE_STEP_ARRIVALS);
         // @protocol wait-arrivals. The word was stored after the rows it announces.
         control_.BeginWait();
         bool are_all;
@@ -164,6 +166,15 @@ class Dispatch {
         verdict.total = total_;
         verdict.slot = part_.slot;
         return verdict;
+    }
+
+    // For who reads the times of steps; experts begin.
+    __aicore__ inline void NoteRows() {
+        control_.BeginStep(EXCHANGE_STEP_EXPERTS);
+        StepTimes &times = control_.Times();
+        times.kind = arguments_.kind;
+        times.placed = static_cast<uint32_t>(pairs_.CountRouted());
+        times.received = static_cast<uint32_t>(total_);
     }
 
     __aicore__ inline bool IsGranting() const { return control_.layout().granting != 0; }

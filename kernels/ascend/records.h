@@ -50,8 +50,10 @@ class Records {
         middle_ = control_->core() * Words() / control_->cores() / served_words * served_words;
         for (uint32_t polls = 1;; ++polls) {
             Load();
-            if (AreThere(is_well))
+            if (AreThere(is_well)) {
+                control_->EndWait();
                 return control_->Fault(EXCHANGE_OK, 0);
+            }
             if (polls % polls_between_looks != 0)
                 continue;
             control_->LookAround();
@@ -65,8 +67,10 @@ class Records {
                 if (verdict.result != EXCHANGE_OK && Severity(verdict.result) >= Severity(merged.result))
                     merged = verdict;
             }
-            if (Poisons(merged.result) || missing == control_->ranks())
+            if (Poisons(merged.result) || missing == control_->ranks()) {
+                control_->EndWait();
                 return merged;
+            }
             if (const Verdict verdict = control_->JudgeDelay(missing); verdict.result != EXCHANGE_OK)
                 return verdict;
         }

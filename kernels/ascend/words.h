@@ -52,6 +52,9 @@ template <class Words> __aicore__ inline window_words::Header HeaderOf(const Wor
     return header;
 }
 
+// In the unit of a line of `state`, behind its two words and their seal: not 0 if the steps of exchanges are timed.
+constexpr uint32_t state_timed = 3;
+
 // A status word: result in bits 63..56, culprit in 55..40, step in 39..32, the epoch's low half in 31..0.
 __aicore__ inline uint64_t StatusWord(const Verdict &verdict) {
     return uint64_t(verdict.result) << 56 | uint64_t(verdict.culprit & 0xffff) << 40 |

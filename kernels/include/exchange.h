@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define EXCHANGE_ABI_VERSION 7u
+#define EXCHANGE_ABI_VERSION 8u
 
 #define EXCHANGE_LINE_BYTES 64u // no two writers share a line
 #define EXCHANGE_UNIT_BYTES 32u // a sequence word and 24 bytes of payload
@@ -152,7 +152,8 @@ typedef struct ExchangeTraceEvent {
 typedef struct ExchangeTrace {
     uint64_t capacity;
     uint64_t begun; // events so far, those that were overwritten included
-    uint64_t reserved[6];
+    uint64_t lost;  // further ones that a device overwrote before they were fetched
+    uint64_t reserved[5];
 } ExchangeTrace;
 
 // One rank's view of an open exchange. Not thread-safe: one call at a time.
@@ -165,7 +166,7 @@ typedef struct ExchangeSession {
     uint64_t *waited_ns;        // [ranks] added to: time for which this rank was held up by each
     int32_t (*on_step)(void *watcher, uint32_t step); // called as each step begins, may be null; not 0: give up
     void *watcher;
-    ExchangeTrace *trace; // where calls of the host write down their steps; null: nowhere
+    ExchangeTrace *trace; // where the steps of calls are written down; null: nowhere
     ExchangeInterpreter interpreter;
     uint64_t timeout_ns; // of each wait
     uint32_t workers;    // threads that place and reduce large payloads; 1: only the calling one
@@ -212,7 +213,7 @@ typedef struct ExchangeCombine {
     uint32_t tokens;
     uint32_t slot;
     uint32_t part;
-    uint32_t reserved;
+    uint32_t layer; // of the model, counted from 1, for a device whose steps are written down; 0: not said
 } ExchangeCombine;
 
 typedef struct ExchangePlan {

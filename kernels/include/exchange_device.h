@@ -9,7 +9,7 @@
 
 #include "exchange.h"
 
-#define EXCHANGE_DEVICE_ABI_VERSION 4u
+#define EXCHANGE_DEVICE_ABI_VERSION 5u
 
 // The cause of an EXCHANGE_PEER_FAILED of this rank: CANN refused a call, and its words are in session.refusal.
 #define EXCHANGE_CAUSE_RUNTIME 255u
@@ -69,6 +69,11 @@ int exchange_device_check(ExchangeSession *session);
 int exchange_device_fetch(ExchangeSession *session, void *stream, uint32_t place);
 int exchange_device_fetched(ExchangeSession *session, uint32_t place);
 void exchange_device_forget(ExchangeSession *session);
+
+// Has the steps of what is launched from now on written into `trace`, replays of launches captured before included, as
+// it is checked or fetched; null: no more. Waits for everything on the device, and writes what it has left first. Not
+// while a stream is captured. Returns as exchange_device_open.
+int exchange_device_trace(ExchangeSession *session, ExchangeTrace *trace);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -162,6 +162,7 @@ bool add_call_type(PyObject *module) {
                                     member("slot", T_UINT, offsetof(Object<Call>, value.arguments.combine.slot)),
                                     member("tokens", T_UINT, offsetof(Object<Call>, value.arguments.combine.tokens)),
                                     member("total", T_ULONGLONG, offsetof(Object<Call>, value.arguments.combine.total)),
+                                    member("layer", T_UINT, offsetof(Object<Call>, value.arguments.combine.layer), 0),
                                     {}};
     static PyGetSetDef attributes[] = {
         attribute("dispatch_address", dispatch_address), attribute("combine_address", combine_address), {}};

@@ -67,7 +67,8 @@ bool find_device_functions(void *handle, Functions &functions) {
            find(handle, "exchange_device_check", functions.device_check) &&
            find(handle, "exchange_device_fetched", functions.device_fetched) &&
            find(handle, "exchange_device_forget", functions.device_forget) &&
-           find(handle, "exchange_device_close", functions.device_close);
+           find(handle, "exchange_device_close", functions.device_close) &&
+           find(handle, "exchange_device_trace", functions.device_trace);
 }
 
 // Library(path). The library stays loaded as long as the process lives.

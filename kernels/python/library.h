@@ -30,6 +30,7 @@ struct Functions {
     decltype(&exchange_device_fetched) device_fetched;
     decltype(&exchange_device_forget) device_forget;
     decltype(&exchange_device_close) device_close;
+    decltype(&exchange_device_trace) device_trace;
 };
 
 struct Library {

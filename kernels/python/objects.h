@@ -86,8 +86,8 @@ template <class Function> PyMethodDef method(const char *name, Function *functio
 }
 
 // An attribute that is read at `offset` of the object, by its type of structmember.h.
-inline PyMemberDef member(const char *name, int type, size_t offset) {
-    return {name, type, static_cast<Py_ssize_t>(offset), READONLY, nullptr};
+inline PyMemberDef member(const char *name, int type, size_t offset, int flags = READONLY) {
+    return {name, type, static_cast<Py_ssize_t>(offset), flags, nullptr};
 }
 
 // An attribute that is computed.

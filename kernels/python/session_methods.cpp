@@ -170,6 +170,15 @@ PyObject *forget_fault(PyObject *self, PyObject *) {
     Py_RETURN_NONE;
 }
 
+// trace_device(address)
+PyObject *trace_device(PyObject *self, PyObject *address) {
+    auto &session = value_of<Session>(self);
+    auto *ring = static_cast<ExchangeTrace *>(PyLong_AsVoidPtr(address));
+    if (PyErr_Occurred() != nullptr || !is_on_device(session))
+        return nullptr;
+    return result_of(run(session, session.functions.device_trace, ring));
+}
+
 PyObject *close_device(PyObject *self, PyObject *) {
     auto &session = value_of<Session>(self);
     if (!is_on_device(session))
@@ -194,6 +203,7 @@ PyMethodDef *session_methods() {
                                     method("check_device", check_device, METH_NOARGS),
                                     method("check_fetched", check_fetched, METH_VARARGS),
                                     method("forget_fault", forget_fault, METH_NOARGS),
+                                    method("trace_device", trace_device, METH_O),
                                     method("close_device", close_device, METH_NOARGS),
                                     {}};
     return methods;

@@ -154,7 +154,9 @@ class Exchange:
 
         The file has room for the last 2**17 events: steps, and the layers that they are of. stage: as in `RankOptions`.
 
-        Raises `InvalidInput` for a folder that cannot be written, `Unsupported` on a device.
+        On a device they come into the file as calls are waited for or checked, of at most 256 exchanges each time.
+
+        Raises `InvalidInput` for a folder that cannot be written.
         """
         session = self._steps.session
         if folder is None:

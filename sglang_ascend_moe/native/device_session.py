@@ -166,9 +166,17 @@ class DeviceSession(NativeSession):
         return super().count_chunks(ids, chunk_tokens)
 
     def trace(self, make: Callable[[], Ring] | None) -> None:
-        """Raises `Unsupported`, before there is a ring: launches do not say when their steps begin."""
-        if make is not None:
-            raise Unsupported("a trace is made by the kernels of a host only; leave --ascend-moe-trace out")
+        """As that of the base, after everything on the device is done; replays of what was captured before are written
+        down as well. What launches have left comes into the ring as it is checked or fetched."""
+        ring = None if make is None else make()
+        self._enter()
+        if result := self._native.trace_device(0 if ring is None else ring.address):
+            self.fail(result)
+        self._ring = ring
+
+    def trace_layer(self, call: Call, layer: int) -> None:
+        """As that of the base; of a captured call, of its replays."""
+        call.layer = layer + 1
 
     def note_replay(self) -> None:
         """A graph that holds calls is replayed."""

@@ -162,9 +162,9 @@ class NativeSession:
         self._native.trace(0 if ring is None else ring.address)
         self._ring = ring
 
-    def trace_layer(self, epoch: int, layer: int) -> None:
-        """Writes down which layer the exchange of `epoch` is of, if steps are written down; on any thread."""
-        self._native.trace_layer(epoch, layer)
+    def trace_layer(self, call: Call, layer: int) -> None:
+        """Writes down which layer the dispatch of `call` is of, if steps are written down; on any thread."""
+        self._native.trace_layer(call.epoch, layer)
 
     def watch_faults(self, hook: FaultHook) -> None:
         """Calls `hook` with each fault that poisons the session, before it is raised."""

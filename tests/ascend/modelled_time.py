@@ -58,7 +58,7 @@ class Times(NamedTuple):
 
 class _Exchange(ctypes.Structure):
     _fields_ = [
-        ("layout", pointer), ("ids", pointer), ("cores", u32), ("tokens", u32), ("kind", u32), ("reserved", u32),
+        ("layout", pointer), ("ids", pointer), ("cores", u32), ("tokens", u32), ("kind", u32), ("timed", u32),
         ("dispatch", pointer), ("combine", pointer), ("sent", pointer),
     ]  # fmt: skip
 
@@ -80,8 +80,12 @@ class Clock:
         quant: str | None = None,
         phase: str = "decode",
         counts: str = "auto",
+        timed: bool = False,
     ) -> Times:
-        """One exchange; every rank brings the first number of tokens of the scenario."""
+        """One exchange; every rank brings the first number of tokens of the scenario.
+
+        timed: launches leave the times of their steps.
+        """
         parameters = exchange_parameters(ranks=ranks, quant=quant, counts=counts, **scenario.options(ranks))
         layout = bytes(native_layout(plan_window(parameters)))
         tokens = scenario.tokens[0]
@@ -90,7 +94,7 @@ class Clock:
         sent = (ctypes.c_double * (2 * ranks))()
         kept = ctypes.create_string_buffer(layout, len(layout)), ctypes.create_string_buffer(ids, len(ids) + 1)
         exchange = _Exchange(
-            *map(ctypes.addressof, kept), cores, tokens, Kind[phase.upper()], 0,
+            *map(ctypes.addressof, kept), cores, tokens, Kind[phase.upper()], timed,
             *map(ctypes.addressof, (dispatch, combine, sent)),
         )  # fmt: skip
         if wrong := self._library.ascend_model_run_in_time(ctypes.byref(exchange)).decode():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
@@ -17,8 +18,11 @@ import torch
 import torch.distributed as dist
 
 from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, PeerLost, SessionPoisoned, WindowTooSmall
+from sglang_ascend_moe.exchange.control.trace_file import read_trace
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from sglang_ascend_moe.native.codes import Step
+from tests.exchange.control.test_trace_file import CALLED
 from tests.exchange.pool import Ended, Rank
 from tests.exchange.schedules.test_rounds import SCENARIOS as ROUNDS
 from tests.exchange.schedules.test_rounds import run_in_rounds
@@ -28,6 +32,7 @@ from tests.exchange.test_joint_refusals import disagree, refuse_one_rank
 from tests.exchange.test_refusal_sequences import mix_refusals
 
 from .device_library import OneStream, beside_hosts, on_device, on_device_library
+from .test_step_times import check_events
 
 OPTIONS = {"num_experts": 6, "hidden": 64, "max_tokens": 8, "topk": 2}
 
@@ -186,6 +191,65 @@ def test_of_a_prefill_call_only_its_ids_and_plan_are_waited_for(pools, device_li
         last_wait = max(place for place, call in enumerate(calls) if call.startswith("aclrtSynchronizeStream"))
         assert waits(calls) == 4
         assert calls[last_wait + 1 :] == ["moe_dispatch", "aclrtMemcpyAsync", "moe_combine"]
+
+
+LAYERS = (3, 5)
+RING, LOST = 256, 9
+"""Exchanges whose times a device keeps, and so many more."""
+
+
+def trace_calls_and_replays(rank: Rank, library: str, folder: str, check: Check) -> list[int]:
+    """Traces a call and two replays of a graph that was captured before, and then so many that some are overwritten.
+
+    Returns the epochs before the first of them, after the three, and after all."""
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+
+        def experts(rows: ExpertRows, layer: int) -> None:
+            rows.ticket.session.trace_layer(rows.ticket.call, layer)
+            repeat_rows(streams)(rows)
+
+        called, replayed = (partial(experts, layer=layer) for layer in LAYERS)
+        with Exchange.create(rank.group, **OPTIONS) as exchange:
+            exchange.run(x, ids, weights, called)
+            prepared = exchange.prepare(x, ids, weights, replayed, torch.empty_like(x))
+            with streams.cann.capture(streams.stream) as graph:
+                prepared()
+            graph.replay()
+            check(exchange, streams)
+            exchange.trace(folder)
+            epochs = [exchange.epoch]
+            exchange.run(x, ids, weights, called)
+            for _ in range(2):
+                graph.replay()
+            check(exchange, streams)
+            epochs.append(exchange.epoch)
+            for _ in range(RING + LOST):
+                graph.replay()
+            check(exchange, streams)
+            epochs.append(exchange.epoch)
+            exchange.trace(None)
+            graph.replay()
+            check(exchange, streams)
+            return epochs
+
+
+@in_either_way
+def test_steps_of_calls_and_replays_come_from_the_device_with_their_layers(pools, device_library, check, tmp_path):
+    before_ns = time.monotonic_ns()
+    (first, third, last), _ = pools.run(2, trace_calls_and_replays, device_library, str(tmp_path), check)
+    after_ns = time.monotonic_ns()
+    for trace in map(read_trace, tmp_path.iterdir()):
+        epochs = [*range(first + 1, third + 1), *range(third + LOST + 1, last + 1)]
+        assert [(event.epoch, event.step) for event in trace.events] == [
+            (epoch, step) for epoch in epochs for step in CALLED
+        ]
+        layers = {event.epoch: event.layer for event in trace.events if event.step == Step.DONE}
+        assert layers == {epoch: LAYERS[epoch > first + 1] for epoch in epochs}
+        assert trace.lost == LOST * len(CALLED)
+        check_events(trace.events)
+        assert before_ns <= trace.events[0].begin_ns
+        assert trace.events[-1].end_ns <= after_ns
 
 
 def fail_without_waiting(rank: Rank, library: str, phase: str, check: Check) -> str:

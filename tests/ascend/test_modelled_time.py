@@ -19,6 +19,7 @@ from .time_sheet import (
     counts_row,
     modelled,
     page,
+    timed_table,
     times_rows,
 )
 
@@ -93,6 +94,10 @@ def test_the_page_tells_the_time_of_the_smallest_batch(clock, kind):
 
 def test_the_page_tells_the_time_of_counts_of_few_ranks(clock):
     assert counts_row(clock, Counted(16, 16)) in PAGE.read_text()
+
+
+def test_the_page_tells_what_times_of_steps_cost(clock):
+    assert timed_table(clock) in PAGE.read_text()
 
 
 def test_constants_may_be_what_they_are(clock):

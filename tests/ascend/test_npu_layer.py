@@ -6,7 +6,6 @@ the kernels' host model. No NPU has run this.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +16,13 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange import opening
 from sglang_ascend_moe.exchange.device_backend import DeviceBackend
 from sglang_ascend_moe.exchange.exchange import Exchange
+from sglang_ascend_moe.launch.trace.timeline import read_timelines
 from sglang_ascend_moe.native import device_session
+from sglang_ascend_moe.native.codes import Kind
 from sglang_ascend_moe.native.library import use_library
 from sglang_ascend_moe.serving.options import Options
 from sglang_ascend_moe.serving.worker import layer
+from tests.exchange.control.test_trace_file import CALLED
 from tests.exchange.pool import Rank
 from tests.serving.npu.layers import TOKENS, host_layer, never, npu_layer, serve, tokens_of
 from tests.windows.pooled_stand_ins import SharedFile, in_place_of_devices
@@ -29,6 +31,7 @@ from .device_library import Cann, OneStream
 
 DEADLINE_S = 240.0
 """Each rank imports SGLang first."""
+LAYER, BATCHES = 3, 3
 
 
 class AwaitedStream(OneStream):
@@ -81,21 +84,30 @@ def on_device_of(windows: str):
     return lambda _options: DeviceBackend(torch.device("cpu"), windows)
 
 
-def refuse_to_trace(rank: Rank, _shared: SharedFile, folder: str) -> list[str]:
-    shape = layer.shape_of(npu_layer(rank.size, rank.rank))._asdict()
+def trace(rank: Rank, _shared: SharedFile, folder: str, schedule: str) -> None:
+    moe = npu_layer(rank.size, rank.rank)
+    moe.layer_id = LAYER
+    shape = layer.shape_of(moe)._asdict()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "backend_of", on_device_of("memfabric"))
-        exchange = Exchange.create(rank.group, max_tokens=TOKENS, **shape)
-        with exchange, pytest.raises(Unsupported, match="leave --ascend-moe-trace out"):
+        with Exchange.create(rank.group, max_tokens=TOKENS, **shape) as exchange:
             exchange.trace(folder)
-    return os.listdir(folder)
+            outputs(exchange, moe, Options(schedule=schedule), rank, on_npu=True)
+            exchange.check_replays()
 
 
-def test_a_trace_is_refused_before_there_is_a_file(pools, device_library, tmp_path):
+@pytest.mark.parametrize("schedule", ["decode", "prefill"])
+def test_steps_of_layers_are_traced(pools, device_library, tmp_path, schedule):
     folder = tmp_path / "traces"
-    folder.mkdir()
-    left = pools.run(2, on_device, device_library, tmp_path, refuse_to_trace, str(folder), deadline_s=DEADLINE_S)
-    assert left == [[], []]
+    pools.run(2, on_device, device_library, tmp_path, trace, str(folder), schedule, deadline_s=DEADLINE_S)
+    (timeline,) = read_timelines(folder)
+    assert timeline.missing == []
+    assert set(timeline.lost.values()) == {0}
+    kinds = {Kind.DECODE} if schedule == "decode" else {Kind.PLAN, Kind.PREFILL}
+    for spans in timeline.spans.values():
+        assert [span.step for span in spans if span.kind != Kind.PLAN] == CALLED * BATCHES
+        assert {(span.layer, span.has_ended) for span in spans} == {(LAYER, True)}
+        assert {span.kind for span in spans} == kinds
 
 
 def compute_on_host(rank: Rank, schedule: str) -> list[torch.Tensor]:

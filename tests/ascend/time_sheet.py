@@ -57,6 +57,9 @@ COUNTED = [
 ]
 
 
+TIMED = Shape(TOKENS[0], 7168, None)
+
+
 class Modelled(NamedTuple):
     """The slowest rank's us."""
 
@@ -64,9 +67,9 @@ class Modelled(NamedTuple):
     combine: float
 
 
-def modelled(clock: Clock, shape: Shape, ranks: int = RANKS, cores: int = CORES) -> Modelled:
+def modelled(clock: Clock, shape: Shape, ranks: int = RANKS, cores: int = CORES, *, timed: bool = False) -> Modelled:
     scenario = shape.scenario()._replace(experts_per_rank=EXPERTS // ranks)
-    times = clock.run(scenario, ranks, cores, quant=shape.quant, phase=shape.phase)
+    times = clock.run(scenario, ranks, cores, quant=shape.quant, phase=shape.phase, timed=timed)
     return Modelled(*(max(rank.us for rank in kernel) for kernel in times))
 
 
@@ -127,6 +130,14 @@ def counts_table(clock: Clock) -> str:
     return "\n".join([*lines, *(counts_row(clock, counted) for counted in COUNTED)])
 
 
+def timed_table(clock: Clock) -> str:
+    untimed, timed = (modelled(clock, TIMED, timed=timed) for timed in (False, True))
+    rows = [
+        f"| {kernel} | {getattr(untimed, kernel):.1f} | {getattr(timed, kernel):.1f} |" for kernel in Modelled._fields
+    ]
+    return "\n".join(["| kernel | without | with |", "|---|---|---|", *rows])
+
+
 TEXT = f"""# Modelled time
 
 The host model has a clock: every instruction is charged, each pipe of each core works in order, cores meet at barriers,
@@ -154,13 +165,21 @@ Dispatch of one token of 16 elements a rank, {CORES} cores, in us, the slowest r
 `counts="grants"` take where rows take nothing.
 
 {{counts}}
+
+## Times of steps
+
+{TIMED.tokens} tokens of {TIMED.hidden} elements in bf16, in us, the slowest rank: kernels without and with the times of
+their steps, which they leave where a rank is traced.
+
+{{timed}}
 """
 
 
 def page(clock: Clock) -> str:
     return TEXT.format(
-        constants=constants_table(clock.constants()), times=times_table(clock), counts=counts_table(clock)
-    )
+        constants=constants_table(clock.constants()), times=times_table(clock), counts=counts_table(clock),
+        timed=timed_table(clock),
+    )  # fmt: skip
 
 
 def main() -> int:

@@ -24,8 +24,10 @@ class Announce {
     __aicore__ inline Verdict Meet() {
         const ExchangeLayout &layout = control_.layout();
         uint64_t dispatches;
-        control_.step = EXCHANGE_STEP_ANNOUNCE;
         const bool is_sealed = control_.LoadState(control_.Own(layout.state), control_.epoch, dispatches);
+        control_.BeginStep(EXCHANGE_STEP_ANNOUNCE);
+        if (control_.IsTimed())
+            control_.Times().kind = arguments_.kind;
         if (const Verdict refused = control_.RefusePoisoned(); refused.result != EXCHANGE_OK)
             return refused;
         if (!is_sealed)
@@ -35,7 +37,7 @@ class Announce {
         control_.StoreState(control_.Own(layout.state), control_.epoch, dispatches);
         PostMailboxes();
         PushHeaders();
-        control_.step = EXCHANGE_STEP_COUNTS;
+        control_.BeginStep(EXCHANGE_STEP_COUNTS);
         return WaitForHeaders();
     }
 
@@ -85,6 +87,7 @@ class Announce {
             if (verdict.result == EXCHANGE_INVALID_INPUT && refused.result == EXCHANGE_OK)
                 refused = verdict;
         }
+        control_.EndWait();
         return mismatch.result != EXCHANGE_OK ? mismatch : refused;
     }
     __aicore__ inline Verdict WaitForHeader(uint32_t source) {
@@ -139,6 +142,13 @@ __aicore__ inline void Tell(TPipe &pipe, const TellArguments &arguments) {
                      arguments.region);
 }
 
+// What GetSystemCycle counts now, by which the host sets the clock of the device against its own.
+__aicore__ inline void Stamp(TPipe &pipe, const StampArguments &arguments) {
+    Control control;
+    control.Init(pipe, arguments.common);
+    control.StoreUnit(arguments.to, static_cast<uint64_t>(GetSystemCycle()));
+}
+
 } // namespace
 } // namespace ascend_kernels
 
@@ -152,5 +162,10 @@ extern "C" __global__ __aicore__ void moe_announce(ascend_kernels::AnnounceArgum
 extern "C" __global__ __aicore__ void moe_tell(ascend_kernels::TellArguments arguments) {
     AscendC::TPipe pipe;
     ascend_kernels::Tell(pipe, arguments);
+}
+
+extern "C" __global__ __aicore__ void moe_stamp(ascend_kernels::StampArguments arguments) {
+    AscendC::TPipe pipe;
+    ascend_kernels::Stamp(pipe, arguments);
 }
 #endif

@@ -24,4 +24,9 @@ struct TellArguments {
     uint64_t region;
 };
 
+struct StampArguments {
+    KernelArguments common;
+    uint64_t to; // a unit for the time
+};
+
 } // namespace ascend_kernels

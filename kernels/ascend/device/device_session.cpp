@@ -10,6 +10,7 @@
 
 #include "../../host/checksum.h"
 #include "../../host/routing.h"
+#include "../../host/waiting.h"
 #include "../launch/segments.h"
 #include "../words.h"
 
@@ -19,6 +20,8 @@ namespace {
 using namespace ascend_kernels;
 
 constexpr int32_t signals_ms = 50;
+constexpr uint64_t clock_is_old_ns = 1'000'000'000;
+constexpr uint32_t stamps = 5;
 
 std::vector<int32_t> duplicates(const ExchangeSession &session) {
     std::vector<int32_t> copies;
@@ -97,6 +100,7 @@ KernelArguments DeviceSession::common() const {
     arguments.windows = windows_.address();
     arguments.workspace = verdicts_.workspace();
     arguments.ends = ends_.address();
+    arguments.steps = steps_.of_dispatches();
     arguments.timeout_cycles = session_.timeout_ns / cycle_ns;
     arguments.rank = session_.rank;
     return arguments;
@@ -165,6 +169,7 @@ uint64_t DeviceSession::use_segments(const std::vector<uint64_t> &segments) {
 CombineArguments DeviceSession::arguments_of(const ExchangeCombine &call, bool only_meet) const {
     CombineArguments arguments = {};
     arguments.common = common();
+    arguments.common.steps = steps_.of_combines();
     arguments.positions = reinterpret_cast<uint64_t>(call.positions);
     arguments.weights = reinterpret_cast<uint64_t>(call.weights);
     arguments.out = reinterpret_cast<uint64_t>(call.out);
@@ -173,6 +178,7 @@ CombineArguments DeviceSession::arguments_of(const ExchangeCombine &call, bool o
     arguments.slot = call.slot;
     arguments.part = call.part;
     arguments.only_meet = only_meet;
+    arguments.layer = call.layer;
     return arguments;
 }
 
@@ -211,8 +217,7 @@ Verdict DeviceSession::announce(uint32_t kind, const uint8_t *block, uint32_t by
 
 Verdict DeviceSession::launch_and_wait(const ExchangeLaunch &launch) {
     put(launch, stream_);
-    verdicts_.copy(stream_);
-    wait();
+    copy_verdicts_and_wait();
     const Verdict verdict = verdicts_.last();
     // What a poisoned session follows from may have been told to a launch that nobody waited for.
     const bool is_explained = verdict.result == EXCHANGE_POISONED && verdicts_.kept_fault().result != EXCHANGE_OK;
@@ -220,9 +225,78 @@ Verdict DeviceSession::launch_and_wait(const ExchangeLaunch &launch) {
 }
 
 Verdict DeviceSession::check() {
-    verdicts_.copy(stream_);
-    wait();
+    copy_verdicts_and_wait();
     return settle(verdicts_.found());
+}
+
+void DeviceSession::copy_verdicts_and_wait() {
+    verdicts_.copy(stream_);
+    if (session_.trace != nullptr)
+        steps_.fetch(stream_, StepRing::waited);
+    wait();
+    write_down_steps(StepRing::waited);
+}
+
+void DeviceSession::fetch_verdicts(aclrtStream stream, uint32_t place) {
+    verdicts_.fetch(stream, place);
+    if (session_.trace != nullptr)
+        steps_.fetch(stream, place);
+}
+
+Verdict DeviceSession::fetched(uint32_t place) {
+    write_down_steps(place);
+    return verdicts_.fetched(place);
+}
+
+void DeviceSession::write_down_steps(uint32_t place) {
+    if (session_.trace == nullptr)
+        return;
+    if (ascend_moe::now_ns() - clock_asked_ns_ > clock_is_old_ns)
+        set_clock();
+    steps_.write_down(place, clock_, *session_.layout, *session_.trace);
+}
+
+void DeviceSession::trace(ExchangeTrace *trace) {
+    {
+        // Launches on other streams, too, keep the word that asks for the times of steps as they found it.
+        Released released(session_.interpreter);
+        require(aclrtSynchronizeDevice(), "aclrtSynchronizeDevice");
+    }
+    if (session_.trace != nullptr) {
+        steps_.fetch(stream_, StepRing::waited);
+        synchronise(stream_);
+        write_down_steps(StepRing::waited);
+    }
+    constexpr uint64_t line = EXCHANGE_LINE_BYTES / sizeof(uint64_t);
+    std::vector<uint64_t> state((1 + 2 * session_.layout->slots) * line);
+    const uint64_t bytes = state.size() * sizeof(uint64_t);
+    auto *own_state = reinterpret_cast<void *>(own(session_.layout->state));
+    require(aclrtMemcpy(state.data(), bytes, own_state, bytes, ACL_MEMCPY_DEVICE_TO_HOST), "aclrtMemcpy");
+    for (uint64_t first = 0; first < state.size(); first += line)
+        state[first + state_timed] = trace != nullptr;
+    if (trace != nullptr) {
+        steps_.begin(state[0]);
+        set_clock();
+    }
+    require(aclrtMemcpy(own_state, bytes, state.data(), bytes, ACL_MEMCPY_HOST_TO_DEVICE), "aclrtMemcpy");
+    session_.trace = trace;
+}
+
+// The narrowest of some looks at both clocks counts. On a stream of its own, that no other thread waits for: a kernel
+// may hold all cores until the watcher has told it of a death.
+void DeviceSession::set_clock() {
+    const Released released(session_.interpreter);
+    StampArguments arguments = {};
+    arguments.common = common();
+    arguments.to = steps_.stamp();
+    for (uint32_t i = 0; i < stamps; ++i) {
+        const uint64_t before_ns = ascend_moe::now_ns();
+        put(launch_of(stamp_kernel, 1, arguments), steps_.stamps());
+        synchronise(steps_.stamps());
+        const uint64_t after_ns = ascend_moe::now_ns();
+        clock_.set(steps_.read_stamp(), before_ns, after_ns);
+    }
+    clock_asked_ns_ = ascend_moe::now_ns();
 }
 
 // A fault is reported once; one that another rank has told stays where it is told, for the session is lost.

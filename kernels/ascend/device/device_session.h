@@ -14,6 +14,7 @@
 #include "exchange_device.h"
 #include "launch.h"
 #include "runtime.h"
+#include "step_ring.h"
 #include "verdicts.h"
 #include "watcher.h"
 
@@ -72,9 +73,12 @@ class DeviceSession {
     // else only an epoch.
     ascend_kernels::Verdict check();
     // The same of what a fetch has brought.
-    ascend_kernels::Verdict fetched(uint32_t place) const { return verdicts_.fetched(place); }
+    ascend_kernels::Verdict fetched(uint32_t place);
     void forget_fault() { verdicts_.forget_fault(stream_); }
-    void fetch_verdicts(aclrtStream stream, uint32_t place) { verdicts_.fetch(stream, place); }
+    void fetch_verdicts(aclrtStream stream, uint32_t place);
+
+    // Waits for the device. From now on the steps of launches are written into `trace`; null: no more.
+    void trace(ExchangeTrace *trace);
 
     // Copies to the host what earlier work on the stream has written on the device.
     void fetch(void *to, uint64_t from, uint64_t bytes);
@@ -101,7 +105,10 @@ class DeviceSession {
     uint64_t use_segments(const std::vector<uint64_t> &segments);
     ascend_kernels::Verdict launch_and_wait(const ExchangeLaunch &launch);
     ascend_kernels::Verdict settle(const ascend_kernels::Verdict &found);
+    void copy_verdicts_and_wait();
     void wait();
+    void write_down_steps(uint32_t place);
+    void set_clock();
     void note_ended(uint32_t peer);
     uint64_t read_status(uint32_t source);
     uint64_t keep_status(uint64_t word);
@@ -116,7 +123,10 @@ class DeviceSession {
     DeviceMemory segments_;
     PinnedMemory staging_;
     const uint64_t staging_bytes_;
-    Verdicts verdicts_;
+    StepRing steps_;
+    DeviceClock clock_;
+    uint64_t clock_asked_ns_ = 0;
+    Verdicts verdicts_; // after what is fetched with them
     aclrtStream stream_ = nullptr;
     bool deferred_ = false;
     // By positions: how often each token of a prefill dispatch was routed, for the segments of its combine.

@@ -423,6 +423,13 @@ int exchange_device_fetched(ExchangeSession *session, uint32_t place) {
                    [=](DeviceSession &device) { return conclude_replays(*session, device, device.fetched(place)); });
 }
 
+int exchange_device_trace(ExchangeSession *session, ExchangeTrace *trace) {
+    return guarded(session, [=](DeviceSession &device) {
+        device.trace(trace);
+        return static_cast<int>(EXCHANGE_OK);
+    });
+}
+
 void exchange_device_forget(ExchangeSession *session) {
     keep_failure([=] { device_of(*session).forget_fault(); });
 }

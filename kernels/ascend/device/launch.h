@@ -6,9 +6,9 @@
 
 namespace ascend_device {
 
-enum Kernel : uint32_t { dispatch_kernel, combine_kernel, announce_kernel, tell_kernel };
+enum Kernel : uint32_t { dispatch_kernel, combine_kernel, announce_kernel, tell_kernel, stamp_kernel };
 
-// Its arguments are DispatchArguments, CombineArguments, AnnounceArguments or TellArguments.
+// Its arguments are DispatchArguments, CombineArguments, AnnounceArguments, TellArguments or StampArguments.
 void put(const ExchangeLaunch &launch, void *stream);
 
 } // namespace ascend_device

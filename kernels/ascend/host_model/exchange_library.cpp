@@ -1,11 +1,13 @@
 // The C ABI of kernels/include/exchange.h with the Ascend kernels behind dispatch and combine, executed on the model.
 // Everything else (plans, refusals, leaving) is the host library's, as it would be beside an NPU.
+#include <algorithm>
 #include <cstring>
 
 #include <poll.h>
 
 #include "../kernels.h"
 #include "../launch/limits.h"
+#include "../launch/step_events.h"
 #include "../words.h"
 #include "launches.h"
 #include "model_control.h"
@@ -15,6 +17,7 @@ namespace {
 
 using namespace ascend_kernels;
 using ascend_model::Launch;
+using ascend_model::Pages;
 using ascend_moe::Session;
 
 uint32_t cores_in_use = 1;
@@ -56,6 +59,41 @@ class Watch {
     bool told_ = false;
 };
 
+// Has a kernel leave the times of its steps if the session is traced, and makes events of them, in place of what the
+// host would write down beside it.
+class TimedSteps {
+  public:
+    explicit TimedSteps(ExchangeSession &session) : session_(session), trace_(session.trace) {
+        session.trace = nullptr;
+    }
+    ~TimedSteps() { session_.trace = trace_; }
+    TimedSteps(const TimedSteps &) = delete;
+    TimedSteps &operator=(const TimedSteps &) = delete;
+
+    // The dispatch takes the word to the part that its combine looks at.
+    void ask() {
+        const uint64_t asked = trace_ != nullptr;
+        memcpy(static_cast<uint8_t *>(session_.windows[session_.rank]) + session_.layout->state +
+                   state_timed * sizeof asked,
+               &asked, sizeof asked);
+    }
+    void lend(Launch &launch) {
+        std::fill_n(times_.data(), step_bytes / sizeof(StepTimes), StepTimes{});
+        launch.use_steps(times_.data());
+    }
+    // The cycles of the model are those of the host's clock.
+    void write_down(uint64_t epoch) {
+        const auto &times = times_.data()[StepsOffset(epoch) / sizeof(StepTimes)];
+        if (trace_ != nullptr && times.seal == SealOf(times))
+            AddEvents(times, [](uint64_t cycle) { return cycle * cycle_ns; }, *session_.layout, *trace_);
+    }
+
+  private:
+    static inline Pages<StepTimes> times_ = Pages<StepTimes>(step_bytes / sizeof(StepTimes));
+    ExchangeSession &session_;
+    ExchangeTrace *trace_;
+};
+
 // Runs the kernel and returns its verdict; a rank whose kernel violated the model tells the others that it failed.
 template <class Arguments>
 Verdict run(Launch &launch, ExchangeSession &session, Session &wrapped, void (*kernel)(Arguments),
@@ -93,6 +131,7 @@ int conclude(ExchangeSession &session, Session &wrapped, const Verdict &verdict)
 }
 
 int combine(ExchangeSession *session, const ExchangeCombine *call, uint32_t only_meet) {
+    TimedSteps timed(*session);
     Session wrapped(*session);
     session->epoch = call->epoch;
     if (const int result = wrapped.begin_step(only_meet ? EXCHANGE_STEP_REJOIN : EXCHANGE_STEP_DONE); result != 0)
@@ -100,10 +139,12 @@ int combine(ExchangeSession *session, const ExchangeCombine *call, uint32_t only
     Launch launch(*session, cores_in_use, WorkspaceBytes(*session->layout, cores_in_use));
     const auto &state = wrapped.own().part({call->slot, call->part});
     launch.leave_ends(SequenceWord(state.epoch, state.rendezvous));
+    timed.lend(launch);
     // The own arrive word tells of which kind the dispatch was.
     const auto &arrived = wrapped.own().arrive({call->slot, call->part}, session->rank);
     const uint32_t kind = ascend_moe::tag_of(arrived.load(std::memory_order_relaxed));
     const Verdict verdict = run(launch, *session, wrapped, moe_combine, launch.combine(*call, kind, only_meet));
+    timed.write_down(verdict.epoch);
     const int result = conclude(*session, wrapped, verdict);
     return result != EXCHANGE_OK || only_meet ? result : wrapped.begin_step(EXCHANGE_STEP_REDUCE);
 }
@@ -118,11 +159,15 @@ int exchange_dispatch(ExchangeSession *session, ExchangeDispatch *call) {
     if (refusal != nullptr)
         return exchange_refuse(session, call->kind, reinterpret_cast<const uint8_t *>(refusal),
                                static_cast<uint32_t>(strlen(refusal)));
+    TimedSteps timed(*session);
     Session wrapped(*session);
     if (const int result = wrapped.begin_step(EXCHANGE_STEP_ANNOUNCE); result != EXCHANGE_OK)
         return result;
     Launch launch(*session, cores_in_use, WorkspaceBytes(*session->layout, cores_in_use));
+    timed.ask();
+    timed.lend(launch);
     const Verdict verdict = run(launch, *session, wrapped, moe_dispatch, launch.dispatch(*call));
+    timed.write_down(verdict.epoch);
     call->epoch = session->begun = verdict.epoch;
     call->slot = verdict.slot;
     call->first_row = ascend_kernels::Part{verdict.slot, call->part}.FirstRow(layout);

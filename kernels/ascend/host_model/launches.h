@@ -76,6 +76,7 @@ class Launch {
         arguments.windows = address_of(session_.windows);
         arguments.workspace = address_of(workspace_.data());
         arguments.ends = address_of(ends_.data());
+        arguments.steps = steps_;
         arguments.timeout_cycles = session_.timeout_ns / cycle_ns;
         arguments.rank = session_.rank;
         return arguments;
@@ -133,7 +134,9 @@ class Launch {
                                       call.tokens,
                                       call.slot,
                                       call.part,
-                                      only_meet};
+                                      only_meet,
+                                      call.layer,
+                                      0};
         const uint64_t pairs = uint64_t{call.tokens} * layout.topk;
         add("positions", Region::input, arguments.positions, pairs * sizeof(int64_t));
         if (!only_meet) {
@@ -143,6 +146,11 @@ class Launch {
                 arguments.segments = use_segments(CutUnits(layout, call.positions, call.tokens, cores_));
         }
         return arguments;
+    }
+    // Where it leaves the times of its steps, if the state asks for them.
+    void use_steps(StepTimes *times) {
+        steps_ = address_of(times);
+        add("steps", Region::output, steps_, step_bytes);
     }
     // As a launch before has left them.
     void leave_ends(uint64_t stamp) {
@@ -161,6 +169,7 @@ class Launch {
     const uint32_t cores_;
     Pages<uint8_t> workspace_;
     Pages<uint8_t> ends_;
+    uint64_t steps_ = 0;
     std::vector<Region> memory_;
     std::optional<Pages<uint64_t>> segments_;
 };

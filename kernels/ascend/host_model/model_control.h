@@ -26,9 +26,9 @@ struct ModelledExchange {
     const ExchangeLayout *layout;
     const int64_t *ids; // [ranks, tokens, topk]
     uint32_t cores;
-    uint32_t tokens; // of each rank
-    uint32_t kind;   // ExchangeKind
-    uint32_t reserved;
+    uint32_t tokens;                   // of each rank
+    uint32_t kind;                     // ExchangeKind
+    uint32_t timed;                    // 1: launches leave the times of their steps
     ascend_model::CoreCosts *dispatch; // out [ranks, cores]
     ascend_model::CoreCosts *combine;  // out [ranks, cores]
     double *sent;                      // out [2 kernels, ranks]: bytes out of the link of each

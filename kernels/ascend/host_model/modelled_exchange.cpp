@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../kernels.h"
+#include "../words.h"
 #include "launches.h"
 #include "machine.h"
 #include "model_control.h"
@@ -21,13 +22,15 @@ struct RankData {
     RankData(const ExchangeLayout &layout, uint64_t tokens)
         : window(layout.total_bytes), x(tokens * layout.hidden), out(tokens * layout.hidden), ids(tokens * layout.topk),
           positions(tokens * layout.topk), counts(layout.experts / layout.ranks), totals(layout.ranks),
-          matrix(uint64_t{layout.ranks} * layout.counted), weights(tokens * layout.topk) {}
+          matrix(uint64_t{layout.ranks} * layout.counted), weights(tokens * layout.topk),
+          steps(step_bytes / sizeof(StepTimes)) {}
 
     Pages<uint8_t> window;
     Pages<uint16_t> x, out;
     Pages<int64_t> ids, positions, counts, totals;
     Pages<uint32_t> matrix;
     Pages<float> weights;
+    Pages<StepTimes> steps;
     ExchangeSession session = {};
     Device device;
 };
@@ -42,6 +45,7 @@ class Ranks {
             ranks_.push_back(std::make_unique<RankData>(layout_, exchange.tokens));
             RankData &data = *ranks_.back();
             exchange_initialise(&layout_, data.window.data(), 0);
+            data.window.data()[layout_.state + state_timed * sizeof(uint64_t)] = static_cast<uint8_t>(exchange.timed);
             windows_.data()[rank] = data.window.data();
             std::fill_n(data.x.data(), uint64_t{exchange.tokens} * layout_.hidden, one);
             std::copy_n(exchange.ids + rank * pairs, pairs, data.ids.data());
@@ -96,6 +100,7 @@ class Ranks {
         for (uint32_t rank = 0; rank < layout_.ranks; ++rank) {
             RankData &data = *ranks_[rank];
             launches.push_back(std::make_unique<Launch>(data.session, exchange_.cores, workspace_bytes));
+            launches.back()->use_steps(data.steps.data());
             const Arguments arguments = prepare(*launches.back(), rank);
             data.device.prepare(exchange_.cores, launches.back()->memory(), [=] { kernel(arguments); });
             devices.push_back(&data.device);

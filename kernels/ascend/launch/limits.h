@@ -18,7 +18,7 @@ inline uint64_t InBlocks(uint64_t bytes) {
 
 // Of control.h.
 inline uint64_t ControlBufferBytes(const ExchangeLayout &layout, uint32_t cores) {
-    return EXCHANGE_LINE_BYTES + (uint64_t{2} * layout.ranks + cores) * EXCHANGE_UNIT_BYTES;
+    return sizeof(StepTimes) + (uint64_t{2} * layout.ranks + cores) * EXCHANGE_UNIT_BYTES;
 }
 
 // Of quantise.h or rows.h.

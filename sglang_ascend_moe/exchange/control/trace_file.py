@@ -68,7 +68,7 @@ class TraceEvent(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What is in the file of a rank: its events as they began, and how many before them were overwritten."""
+    """What is in the file of a rank: its events as they began, and how many others were overwritten."""
 
     header: TraceHeader
     events: list[TraceEvent]
@@ -128,19 +128,19 @@ def read_trace(path: Path) -> Trace:
             f"{path} has {len(data)} bytes, which a trace of {header.capacity} events has not; give the whole file"
         )
     ring = memoryview(data)[_RING_AT + _RING.size :]
-    written = min(_RING.unpack_from(data, _RING_AT)[1], begun)
+    _, written, lost, *_ = _RING.unpack_from(data, _RING_AT)
     # Those before were overwritten, while the file was read too.
     first = max(0, begun - header.capacity)
     events = [
         TraceEvent._make(_EVENT.unpack_from(ring, number % header.capacity * _EVENT.size))
-        for number in range(first, written)
+        for number in range(first, min(written, begun))
     ]
     # The process may have ended between taking a place and writing into it.
     events = [event for event in events if event.begin_ns >= events[0].begin_ns > 0]
     for event in events:
         if event.step > max(Step) or event.kind > max(Kind) or not -1 <= event.waited_for < header.parameters.ranks:
             raise ProtocolMismatch(f"{path}: no rank writes {event}; give a folder of --ascend-moe-trace")
-    return Trace(header, events, first)
+    return Trace(header, events, first + lost)
 
 
 def _ring_of(path: Path) -> int:

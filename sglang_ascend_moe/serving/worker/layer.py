@@ -423,8 +423,9 @@ def _phase(options: Options) -> Phase:
 def compute_experts(serving: Serving, layer: Any, rows: ExpertRows) -> None:
     """Run the local experts of `layer` on the rows of the window; writes `rows.out`."""
     expert_location.record_dispatch(layer, rows.counts)
-    if _traced:
-        rows.ticket.session.trace_layer(rows.ticket.epoch, layer.layer_id)
+    # In the capture of a graph for replays that may be traced later.
+    if _traced or serving.on_npu:
+        rows.ticket.session.trace_layer(rows.ticket.call, layer.layer_id)
     compute = experts.compute if serving.on_npu else host_experts.compute
     compute(layer, rows)
 

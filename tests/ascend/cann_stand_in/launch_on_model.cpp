@@ -12,6 +12,7 @@
 
 extern "C" void moe_announce(ascend_kernels::AnnounceArguments arguments);
 extern "C" void moe_tell(ascend_kernels::TellArguments arguments);
+extern "C" void moe_stamp(ascend_kernels::StampArguments arguments);
 
 namespace {
 
@@ -35,7 +36,7 @@ template <class Arguments> class Located {
         for (uint32_t rank = 0; rank < common.layout.ranks; ++rank)
             windows_.first.at(rank) = cann_stand_in::on_host(windows[rank]);
         common.windows = reinterpret_cast<uint64_t>(windows_.first.data());
-        locate_each(common.workspace, common.ends, common.fault);
+        locate_each(common.workspace, common.ends, common.fault, common.steps);
         locate(arguments_);
     }
     const Arguments &operator*() const { return arguments_; }
@@ -59,6 +60,7 @@ template <class Arguments> class Located {
     }
     static void locate(AnnounceArguments &call) { locate_each(call.block); }
     static void locate(TellArguments &) {}
+    static void locate(StampArguments &call) { locate_each(call.to); }
 
     Arguments arguments_;
     Lines<std::array<uint64_t, most_ranks>> windows_ = {};
@@ -74,6 +76,7 @@ class Memory {
         add("workspace", Region::workspace, common.workspace, WorkspaceBytes(layout_, cores));
         add("ends", Region::ends, common.ends, cores * EXCHANGE_LINE_BYTES);
         add("fault", Region::output, common.fault, EXCHANGE_LINE_BYTES);
+        add("steps", Region::output, common.steps, step_bytes - sizeof(StepTimes));
     }
     void add(const char *name, Region::Kind kind, uint64_t begin, uint64_t bytes) {
         if (begin != 0 && bytes > 0)
@@ -118,6 +121,11 @@ Memory memory_of(const AnnounceArguments &call, uint32_t cores) {
     return memory;
 }
 Memory memory_of(const TellArguments &call, uint32_t cores) { return {call.common, cores}; }
+Memory memory_of(const StampArguments &call, uint32_t cores) {
+    Memory memory(call.common, cores);
+    memory.add("stamp", Region::output, call.to, EXCHANGE_UNIT_BYTES);
+    return memory;
+}
 
 template <class Arguments> void run(void (*kernel)(Arguments), const ExchangeLaunch &launch) {
     const Located<Arguments> located(*reinterpret_cast<const Arguments *>(launch.arguments));
@@ -135,7 +143,7 @@ template <class Arguments> void run(void (*kernel)(Arguments), const ExchangeLau
 } // namespace
 
 void ascend_device::put(const ExchangeLaunch &launch, void *stream) {
-    static constexpr std::array names = {"moe_dispatch", "moe_combine", "moe_announce", "moe_tell"};
+    static constexpr std::array names = {"moe_dispatch", "moe_combine", "moe_announce", "moe_tell", "moe_stamp"};
     if (launch.cores > cann_stand_in::cores_of(stream))
         device.keep_violation("a launch waits for cores that its stream may not have: a device hangs here");
     cann_stand_in::enqueue(stream, names[launch.kernel], [=] {
@@ -145,8 +153,10 @@ void ascend_device::put(const ExchangeLaunch &launch, void *stream) {
             run(moe_combine, launch);
         else if (launch.kernel == announce_kernel)
             run(moe_announce, launch);
-        else
+        else if (launch.kernel == tell_kernel)
             run(moe_tell, launch);
+        else
+            run(moe_stamp, launch);
     });
 }
 

@@ -91,6 +91,7 @@ std::map<void *, size_t> allocations;
 uint32_t cores = 1;
 uint32_t cores_of_streams = 0; // 0: all
 uint32_t captures = 0;
+std::set<InOrder *> streams;
 thread_local aclmdlRICaptureMode mode_of_thread = ACL_MODEL_RI_CAPTURE_MODE_GLOBAL;
 
 // Notes a call. Returns what it has to return at once, ACL_SUCCESS to go on.
@@ -198,12 +199,19 @@ aclError aclrtMemcpyAsync(void *to, size_t most, const void *from, size_t count,
 aclError aclrtCreateStream(aclrtStream *stream) {
     if (const aclError code = begin("aclrtCreateStream", false); code != ACL_SUCCESS)
         return code;
-    *stream = new InOrder;
+    auto *made = new InOrder;
+    *stream = made;
+    const std::lock_guard lock(mutex);
+    streams.insert(made);
     return ACL_SUCCESS;
 }
 aclError aclrtDestroyStream(aclrtStream stream) {
     if (const aclError code = begin("aclrtDestroyStream", false); code != ACL_SUCCESS)
         return code;
+    {
+        const std::lock_guard lock(mutex);
+        streams.erase(static_cast<InOrder *>(stream));
+    }
     delete static_cast<InOrder *>(stream);
     return ACL_SUCCESS;
 }
@@ -214,6 +222,20 @@ aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t milliseco
     if (in_order(stream).captured != nullptr)
         return ACL_ERROR_RT_STREAM_CAPTURED;
     return in_order(stream).wait(milliseconds) ? ACL_SUCCESS : ACL_ERROR_RT_STREAM_SYNC_TIMEOUT;
+}
+
+aclError aclrtSynchronizeDevice() {
+    if (const aclError code = begin("aclrtSynchronizeDevice", false); code != ACL_SUCCESS)
+        return code;
+    std::set<InOrder *> all;
+    {
+        const std::lock_guard lock(mutex);
+        all = streams;
+    }
+    in_order(nullptr).wait(-1);
+    for (InOrder *stream : all)
+        stream->wait(-1);
+    return ACL_SUCCESS;
 }
 
 aclError aclrtGetDevice(int32_t *device) {

@@ -38,7 +38,7 @@ def run_layers(rank: Rank, folder: str, phase: str, options: dict[str, Any]) -> 
         for layer in LAYERS * 2:
 
             def experts(rows: Any, layer: int = layer) -> None:
-                rows.ticket.session.trace_layer(rows.ticket.epoch, layer)
+                rows.ticket.session.trace_layer(rows.ticket.call, layer)
                 received[layer].append(int(rows.counts.sum()))
                 compute(rows, scale_by_expert, rank)
 

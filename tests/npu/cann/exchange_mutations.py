@@ -32,6 +32,7 @@ from tests.npu.cann.test_graphs_on_npu import (
     fail_in_a_capture,
     refuse_in_a_replay,
     replay_beside_calls,
+    traced_epochs_are_right,
 )
 from tests.npu.cann.test_harmed_replays import name_the_culprit, tell_while_open
 
@@ -175,12 +176,19 @@ MUTATIONS = [
     ),
     Mutation(
         "a call does not wait for its verdict", LIBRARY,
-        "    verdicts_.copy(stream_);\n    wait();\n    const", "    verdicts_.copy(stream_);\n    const", calls,
+        "    wait();\n    write_down_steps(", "    write_down_steps(", calls,
     ),
     Mutation(
         "a check does not wait for the stream", LIBRARY,
-        "    verdicts_.copy(stream_);\n    wait();\n    return", "    verdicts_.copy(stream_);\n    return",
-        refused_replays,
+        "    wait();\n    write_down_steps(", "    write_down_steps(", refused_replays,
+    ),
+    Mutation(
+        "the times of steps are asked for while another stream runs", LIBRARY,
+        '        require(aclrtSynchronizeDevice(), "aclrtSynchronizeDevice");\n', "", traced_epochs_are_right,
+    ),
+    Mutation(
+        "the times of steps are fetched in the order of the default stream", LIBRARY,
+        "steps_.fetch(stream, place);", "steps_.fetch(nullptr, place);", traced_epochs_are_right,
     ),
     Mutation(
         "a wait ends with its first look at signals", LIBRARY,

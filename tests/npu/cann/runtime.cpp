@@ -233,6 +233,11 @@ aclError aclrtSynchronizeStream(aclrtStream stream) {
         return refuse_thread("aclrtSynchronizeStream");
     return emulated_npu_synchronize(stream) == 0 ? ACL_SUCCESS : refuse_as_device(ACL_ERROR_RT_AICORE_EXCEPTION);
 }
+aclError aclrtSynchronizeDevice() {
+    if (on_another_device())
+        return refuse_thread("aclrtSynchronizeDevice");
+    return emulated_npu_synchronize_device() == 0 ? ACL_SUCCESS : refuse_as_device(ACL_ERROR_RT_AICORE_EXCEPTION);
+}
 aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t milliseconds) {
     if (milliseconds < 0)
         return aclrtSynchronizeStream(stream);

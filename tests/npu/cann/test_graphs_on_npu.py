@@ -5,15 +5,20 @@ No NPU has run this.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from sglang_ascend_moe.errors import InvalidInput
+from sglang_ascend_moe.exchange.control.trace_file import FILE_SUFFIX, read_trace
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
+from tests.exchange.control.test_trace_file import CALLED
 from tests.exchange.pool import Rank
+from tests.npu.cann.conftest import NpuRanks
 from tests.npu.cann.test_exchange_on_npu import (
     EXPERTS_PER_RANK,
     SEEDS,
@@ -192,6 +197,38 @@ def test_what_a_replay_refuses_is_raised_by_its_check_and_not_again(npu_ranks, s
     for rank, said in enumerate(npu_ranks.run(2, refuse_in_a_replay, fetches, seed=seed)):
         culprit = "this rank (1)" if rank == 1 else "rank 1"
         assert said == [f"{culprit}: expert id 6 is outside -1 .. 5 (num_experts=6)"] * 2
+
+
+def trace_replays(rank: Rank, folder: str) -> tuple[list[int], list[int]]:
+    """The epochs of two replays, the first of which is traced behind one that runs on another stream and is not; and
+    those of their steps, as they are in the file before anything but a fetch has looked for them."""
+    device = device_of(rank)
+    with torch.npu.stream(torch.npu.Stream()), open_exchange(rank, device) as npu:
+        warm(npu, rank)
+        captured = Captured(npu, batch_of(rank, 0, TOKENS).to(device))
+        results, other = torch.npu.Stream(), torch.npu.Stream()
+        other.wait_stream(torch.npu.current_stream())
+        with torch.npu.stream(other):
+            captured.graph.replay()
+        npu.trace(folder)
+        begun = npu.epoch
+        for _ in range(2):
+            captured.graph.replay()
+        fetch_behind_another_stream(npu, results)
+        (path,) = Path(folder).glob(f"*-rank{rank.rank}{FILE_SUFFIX}")
+        return [begun + 1, begun + 2], [event.epoch for event in read_trace(path).events]
+
+
+def traced_epochs_are_right(ranks: NpuRanks, seed: int) -> None:
+    """For ranks whose work is as late as the seed says."""
+    with tempfile.TemporaryDirectory() as folder:
+        for replayed, traced in ranks.run(2, trace_replays, folder, seed=seed, deadline_s=20):
+            assert traced == [epoch for epoch in replayed for _ in CALLED]
+
+
+@pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
+def test_steps_of_replays_are_fetched_with_what_they_found(npu_ranks, seed):
+    traced_epochs_are_right(npu_ranks, seed)
 
 
 def fail_in_a_capture(rank: Rank) -> None:

@@ -67,6 +67,13 @@ int emulated_npu_synchronize(void *stream) {
     });
 }
 
+int emulated_npu_synchronize_device() {
+    return guarded([] {
+        refuse_in_capture("a wait for the device");
+        wait_for_all_streams();
+    });
+}
+
 int emulated_npu_synchronize_for(void *stream, uint32_t milliseconds) {
     bool done = false;
     const int result = guarded([&] {

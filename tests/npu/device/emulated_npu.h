@@ -26,6 +26,7 @@ void *emulated_npu_new_stream(void);
 void emulated_npu_drop_stream(void *stream);
 int emulated_npu_is_capturing(void *stream);
 int emulated_npu_synchronize(void *stream);
+int emulated_npu_synchronize_device(void);
 /* For so many milliseconds at most; 1: the stream has not done everything by then. */
 int emulated_npu_synchronize_for(void *stream, uint32_t milliseconds);
 /* How many things have been put on a stream so far, into graphs as well. */
