@@ -11,10 +11,6 @@ from sglang_ascend_moe.serving.worker import layer
 
 logger = logging.getLogger(__name__)
 
-_TAKEN: list[Any] = []
-"""Profiles of this process. Freeing what a profile has recorded crashes a server (seen with torch 2.14.1, also where
-SGLang serves without this package; not in a program that only takes profiles), so they stay until it ends."""
-
 
 def start_or_stop(original: Callable[..., Any], profiles: Any, recv_req: Any) -> Any:
     """Around `SchedulerProfilerManager._profile`: a second profile does not take the place of one that runs.
@@ -28,10 +24,26 @@ def start_or_stop(original: Callable[..., Any], profiles: Any, recv_req: Any) ->
     return original(profiles, recv_req)
 
 
+def step(original: Callable[..., Any], profiles: Any, batch: Any) -> Any:
+    """Around `SchedulerProfilerManager._profile_batch_predicate`: of two stages one is profiled after the other.
+
+    SGLang begins a stage in the call that ends another one, or while it still runs. But `run_batch` is a span of the
+    profile that ends, and torch writes when a span ends into what its profile has freed, unless no profile runs then.
+    """
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    if getattr(profiles, "profile_by_stage", False) and profiles.profile_in_progress:
+        if batch.forward_mode.is_decode() and profiles.profiler_decode_ct == 0:
+            return profiles._stop_profile(stage=ForwardMode.EXTEND)
+        if batch.forward_mode.is_prefill() and profiles.profiler_prefill_ct == 0:
+            return None
+    return original(profiles, batch)
+
+
 def stop(original: Callable[..., Any], profiles: Any, stage: Any = None) -> Any:
     """Around `SchedulerProfilerManager._stop_profile`: a trace that cannot be written is lost, and nothing else.
 
-    The other ranks wait for this one after it has written, so it must not leave before. The profile is kept in `_TAKEN`.
+    The other ranks wait for this one after it has written, so it must not leave before.
     """
     from sglang.srt.managers.io_struct import ProfileReqOutput
 
@@ -47,7 +59,6 @@ def stop(original: Callable[..., Any], profiles: Any, stage: Any = None) -> Any:
 
     running = getattr(profiles, "torch_profiler", None)
     if running is not None:
-        _TAKEN.append(running)
         export = running.export_chrome_trace
         running.export_chrome_trace = lambda path: write(export, path)
     answer = original(profiles, stage)

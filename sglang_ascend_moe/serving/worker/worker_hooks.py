@@ -226,6 +226,13 @@ HOOKS: tuple[Hook, ...] = (
         )
         for method, function in (("_profile", profiling.start_or_stop), ("_stop_profile", profiling.stop))
     ),
+    Hook(
+        f"{SRT}.managers.scheduler_components.profiler_manager.SchedulerProfilerManager._profile_batch_predicate",
+        HookKind.AROUND,
+        profiling.step,
+        "a stage that is profiled as soon as another one has been has torch write into freed memory",
+        mends=SglangFault(),
+    ),
     *(
         Hook(
             f"{SRT}.managers.scheduler_components.profiler_manager.SchedulerProfilerManager.{method}",

@@ -98,7 +98,8 @@ def test_servers_apart_hand_over_in_what_their_first_token_takes_longer():
 
 def test_servers_apart_read_in_one_step_what_comes_at_once():
     """Seen in measured first tokens: the servers agree on all of them while none is read yet."""
-    machine = handing_over(fitted(host(), work(), Deployed("relay-free", 1), MEASURED), work(), APART, measured(420, 41))
+    together = fitted(host(), work(), Deployed("relay-free", 1), MEASURED)
+    machine = handing_over(together, work(), APART, measured(420.0, 41.0))
     at_once = Load(requests=8, concurrency=8, input_tokens=128, output_tokens=32)
     assert len(set(predicted(machine, work(), Asked(APART, at_once)).ttft)) == 1
     assert len(set(predicted(machine, work(), Asked(Deployed("relay-free", 1), at_once)).ttft)) > 1

@@ -1,9 +1,7 @@
 """A profile that cannot be started or written is answered, and the rank goes on."""
 
 import enum
-import gc
 import sys
-import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,24 +73,67 @@ def test_a_rank_meets_the_others_whether_or_not_it_could_write(fault):
         assert (answer.success, answer.message) == (False, "the trace cannot be written: no space left")
 
 
-class Profile:
-    def export_chrome_trace(self, path: str) -> None:
-        """Writes nothing."""
+class Mode(enum.Enum):
+    """SGLang's, as far as it is asked."""
+
+    EXTEND = "is_prefill"
+    DECODE = "is_decode"
+
+    def is_prefill(self) -> bool:
+        return self is Mode.EXTEND
+
+    def is_decode(self) -> bool:
+        return self is Mode.DECODE
 
 
-def test_a_profile_is_not_freed_before_the_process_ends():
-    """That crashed servers after their first profile, or their fortieth."""
-    profiles = SimpleNamespace(torch_profiler=Profile())
-    taken = weakref.ref(profiles.torch_profiler)
+class Staged:
+    """SGLang's profiles by stage, of `num_steps` steps each."""
 
-    def stop(profiles: Any, _stage: object) -> str:
-        """As SGLang's does."""
-        profiles.torch_profiler = None
-        return SERVED
+    def __init__(self, num_steps: int) -> None:
+        self.profile_by_stage = True
+        self.profile_in_progress = False
+        self.profiler_prefill_ct = self.profiler_decode_ct = 0
+        self._target = num_steps
+        self.calls: list[list[str]] = []
 
-    assert profiling.stop(stop, profiles) == SERVED
-    gc.collect()
-    assert taken() is not None
+    def _start_profile(self, stage: Mode) -> None:
+        assert not self.profile_in_progress
+        self.profile_in_progress = True
+        self.calls[-1].append(f"start {stage.name}")
+
+    def _stop_profile(self, stage: Mode) -> None:
+        self.profile_in_progress = False
+        self.calls[-1].append(f"stop {stage.name}")
+
+    def _profile_batch_predicate(self, batch: SimpleNamespace) -> None:
+        count = "profiler_prefill_ct" if batch.forward_mode.is_prefill() else "profiler_decode_ct"
+        if getattr(self, count) == 0:
+            if batch.forward_mode.is_decode() and self.profile_in_progress:
+                self._stop_profile(stage=Mode.EXTEND)
+            self._start_profile(batch.forward_mode)
+        setattr(self, count, getattr(self, count) + 1)
+        if getattr(self, count) > self._target and self.profile_in_progress:
+            self._stop_profile(stage=batch.forward_mode)
+
+
+@pytest.mark.parametrize(
+    ("modes", "expected"),
+    [
+        pytest.param("EDDDE", ["start EXTEND", "stop EXTEND", "start DECODE", "stop DECODE"], id="a prompt comes"),
+        pytest.param("DEDEED", ["start DECODE", "stop DECODE", "start EXTEND", "stop EXTEND"], id="while others run"),
+    ],
+)
+def test_a_stage_is_profiled_after_another_has_been(monkeypatch, modes, expected):
+    """One that began in the call that ended the other crashed servers, after their first profile or their fortieth."""
+    modules = SimpleNamespace(ForwardMode=Mode)
+    monkeypatch.setitem(sys.modules, "sglang.srt.model_executor.forward_batch_info", modules)
+    profiles = Staged(num_steps=1)
+    for letter in modes:
+        profiles.calls.append([])
+        mode = Mode.EXTEND if letter == "E" else Mode.DECODE
+        profiling.step(Staged._profile_batch_predicate, profiles, SimpleNamespace(forward_mode=mode))
+    assert [call for calls in profiles.calls for call in calls] == expected
+    assert max(map(len, profiles.calls)) == 1
 
 
 class Traced(list[object]):
