@@ -248,8 +248,8 @@ FLAGS: Mapping[str, Flag] = {
         str,
         str,
         "FOLDER",
-        "With --device cpu: where each rank writes down the steps of its exchanges, for each shape of layer the last"
-        " 131,072 events; `ascend-moe trace FOLDER` makes a timeline of them.",
+        "Where each rank writes down the steps of its exchanges, for each shape of layer the last 131,072 events;"
+        " `ascend-moe trace FOLDER` makes a timeline of them.",
     ),
     "windows": Flag(
         "--ascend-moe-windows",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from sglang_ascend_moe.native.codes import Step
 
-from . import test_exchange, test_quantise, test_segments, test_step_times, test_waits
+from . import test_exchange, test_quantise, test_segments, test_waits
 from .granted_faults import GRANTED_FAULTS
 from .kernel_mutations import Mutation
+from .timed_faults import TIMED_FAULTS
 
 SPLIT = test_exchange.test_any_division_over_cores_gives_the_same_bits
 BITS = test_exchange.test_kernels_equal_the_reference_to_the_bit
 INT8 = test_quantise.test_int8_rows_and_scales_are_those_of_the_host_kernels
 HANDLES = test_exchange.test_two_live_handles_are_combined_in_any_order
 LEAVES = test_waits.test_a_rank_that_fails_at_a_step_is_named
-TIMES = test_step_times.test_times_of_steps_become_events_of_the_calls_that_are_traced
 VAIN = test_waits.test_a_rank_that_is_waited_for_in_vain_is_named
 
 
@@ -166,39 +166,6 @@ MUTATIONS = [
         "",
         BITS,
         bits("top4"),
-    ),
-    # Times of steps.
-    Mutation(
-        "times-stored-before-they-are-there",
-        "control.h",
-        "            unit.SetValue(word, GetWord(lines, word));\n        Order<HardEvent::S_MTE3>();\n",
-        "            unit.SetValue(word, GetWord(lines, word));\n",
-        TIMES,
-        {"cores": 4, "how": "decode"},
-    ),
-    Mutation(
-        "times-overwritten-while-stored",
-        "control.h",
-        "        Store(Global<uint64_t>(address), unit, words);\n        Order<HardEvent::MTE3_S>();\n",
-        "        Store(Global<uint64_t>(address), unit, words);\n",
-        TIMES,
-        {"cores": 4, "how": "decode"},
-    ),
-    Mutation(
-        "times-of-the-epoch-before",
-        "control.h",
-        "        Times().epoch = epoch;\n",
-        "        Times().epoch = epoch - 1;\n",
-        TIMES,
-        {"cores": 1, "how": "decode"},
-    ),
-    Mutation(
-        "combine-not-told-to-leave-times",
-        "control.h",
-        "state_seal(first, second), timed_);",
-        "state_seal(first, second));",
-        TIMES,
-        {"cores": 4, "how": "decode"},
     ),
     # Division of the work.
     Mutation(
@@ -626,4 +593,5 @@ MUTATIONS = [
         {"cores": 1, "step": Step.COUNTS},
     ),
     *GRANTED_FAULTS,
+    *TIMED_FAULTS,
 ]

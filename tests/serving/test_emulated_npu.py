@@ -1,9 +1,14 @@
 """Whole engines on emulated NPUs: SGLang's unmodified NPU backend, from flag to tokens. No NPU has run this."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
+from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
+from sglang_ascend_moe.launch.trace.timeline import Timeline, read_timelines
+from sglang_ascend_moe.native.codes import Kind, Step
+from tests.exchange.control.test_trace_file import CALLED
 from tests.serving.configurations import PARALLEL, ours_on_npu, stock_on_npu
 
 pytestmark = pytest.mark.timeout(600)
@@ -20,6 +25,25 @@ SHORT = "tp2-ep2 in graphs"
 """What CI runs."""
 
 
+def check_timeline(timeline: Timeline) -> None:
+    """Every rank has left every step, of layer after layer, and what was placed has come to some rank."""
+    assert timeline.missing == []
+    assert set(timeline.lost.values()) == {0}
+    rows: dict[Step, Counter[int]] = {Step.PLACE: Counter(), Step.ARRIVALS: Counter()}
+    for spans in timeline.spans.values():
+        of_rows = [span for span in spans if span.kind != Kind.PLAN]
+        assert [span.step for span in of_rows] == CALLED * (len(of_rows) // len(CALLED))
+        # Before the first request a capture has run some exchanges twice, and one is of no layer.
+        begun = next(span.epoch for span in of_rows if span.kind == Kind.PREFILL)
+        layers = [span.layer for span in of_rows if span.step == Step.DONE and span.epoch >= begun]
+        assert layers == [number % TinySizes().layers for number in range(len(layers))]
+        for span in of_rows:
+            if span.step in rows:
+                rows[span.step][span.epoch] += span.rows
+    assert rows[Step.PLACE] == rows[Step.ARRIVALS]
+    assert rows[Step.PLACE].total() > 0
+
+
 @pytest.mark.nightly
 def test_stock_sglang_answers_as_on_the_host(npu_fork_server, checkpoint, prompts, stock_answers, compare_all):
     with npu_fork_server.start(stock_on_npu(checkpoint)) as engine:
@@ -34,11 +58,15 @@ def test_stock_sglang_answers_as_on_the_host(npu_fork_server, checkpoint, prompt
         for name, arguments in SETUPS.items()
     ],
 )
-def test_answers_are_those_of_the_host(
-    npu_fork_server, checkpoint, prompts, stock_answers, compare_all, arguments: dict[str, Any]
+def test_answers_and_steps_of_exchanges(
+    npu_fork_server, checkpoint, prompts, stock_answers, compare_all, tmp_path, arguments: dict[str, Any]
 ):
-    with npu_fork_server.start(ours_on_npu(checkpoint, enable_metrics=True, **arguments)) as engine:
+    """Answers are those of the host."""
+    config = ours_on_npu(checkpoint, enable_metrics=True, ascend_moe_trace=str(tmp_path), **arguments)
+    with npu_fork_server.start(config) as engine:
         outcomes = compare_all(engine, prompts, stock_answers(DTYPE), DTYPE)
         replays = [state.graphs.replays for states in engine.inspect().states for state in states]
     assert [outcome.fault for outcome in outcomes if outcome.fault] == []
     assert {count > 0 for count in replays} == {"ascend_moe_require_graphs" in arguments}
+    (timeline,) = read_timelines(tmp_path)
+    check_timeline(timeline)

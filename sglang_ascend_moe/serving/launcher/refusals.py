@@ -178,8 +178,6 @@ def refuse_options(options: Options, device: str) -> None:
         raise Unsupported(f"{FLAGS['host_memory'].flag}: --device npu takes the memory of NPUs; leave it out")
     if device == "npu" and options.verify:
         raise Unsupported(f"{FLAGS['verify'].flag}: the Ascend kernels make no checksums; leave it out")
-    if device == "npu" and options.trace:
-        raise Unsupported(f"{FLAGS['trace'].flag}: the Ascend kernels do not write down their steps; leave it out")
     if device == "npu" and options.schedule == "collective":
         raise Unsupported(
             f"{FLAGS['schedule'].flag} collective: the baseline moves tensors of the host only; leave it out"

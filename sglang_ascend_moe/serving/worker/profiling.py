@@ -89,4 +89,4 @@ def end_trace(*_: Any, **__: Any) -> None:
 
 def _traces_profiles() -> bool:
     serving = layer.serving()
-    return serving is not None and not serving.on_npu and serving.options.trace is None
+    return serving is not None and serving.options.trace is None

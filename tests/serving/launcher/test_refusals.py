@@ -29,7 +29,6 @@ REFUSED = {
     "--device cuda": "--device cuda: --ascend-moe runs with --device cpu and --device npu",
     "--device cpu --ascend-moe-windows memfabric": "--ascend-moe-windows: windows of the host need no provider",
     "--device npu --ascend-moe-verify": "--ascend-moe-verify: the Ascend kernels make no checksums",
-    "--device npu --ascend-moe-trace folder": "--ascend-moe-trace: the Ascend kernels do not write down their steps",
     "--device npu --ascend-moe-schedule collective": "--ascend-moe-schedule collective: the baseline",
     "--dp-size 4 --tp-size 2 --enable-dp-attention": "--dp-size 4 with --tp-size 2: groups of attention have equally",
     "--attn-dp-size 3 --tp-size 4": "--attn-dp-size 3 with --tp-size 4: groups of attention have equally",
@@ -53,6 +52,7 @@ REFUSED = {
     "--lora-paths one=/adapters/one two=/adapters/two": "--lora-paths does not work with --ascend-moe: adapters",
 }
 ACCEPTED = [
+    "--device npu --ascend-moe-trace folder",
     "--ep-size 2 --tp-size 2",
     "--dp-size 2 --tp-size 4 --enable-dp-attention",
     "--dp-size 3 --tp-size 2",

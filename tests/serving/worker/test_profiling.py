@@ -155,7 +155,7 @@ class Traced(list[object]):
 
 
 FOLDER = Path("profiles")
-SERVING = SimpleNamespace(on_npu=False, options=Options())
+SERVING = SimpleNamespace(options=Options())
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,9 @@ def test_steps_are_written_down_from_the_begin_of_a_profile_to_its_end(monkeypat
     [
         (None, SimpleNamespace(torch_profiler_output_dir=FOLDER)),
         (SERVING, SimpleNamespace()),
-        (SimpleNamespace(on_npu=True, options=Options()), SimpleNamespace(torch_profiler_output_dir=FOLDER)),
-        (SimpleNamespace(on_npu=False, options=Options(trace="x")), SimpleNamespace(torch_profiler_output_dir=FOLDER)),
+        (SimpleNamespace(options=Options(trace="x")), SimpleNamespace(torch_profiler_output_dir=FOLDER)),
     ],
-    ids=["off", "kept-otherwise", "npu", "traced-anyway"],
+    ids=["off", "kept-otherwise", "traced-anyway"],
 )
 def test_a_profile_does_not_begin_what_cannot_be_or_goes_on_anyway(monkeypatch, serving, profiles):
     traced = Traced(serving)
