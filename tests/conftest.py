@@ -18,7 +18,7 @@ from tests.npu.cann.build_cann import Headers
 from tests.npu.device import build
 from tests.serving.leftovers import temporary_names
 from tests.soak.growth import REPORTED
-from tests.versions.npu_wheels import MEMFABRIC, headers, wheel
+from tests.versions.npu_wheels import MEMFABRIC, OWN_TORCH, headers, wheel
 
 # An example may wait for other processes: how long it takes says nothing about whether it is right.
 settings.register_profile(
@@ -120,7 +120,7 @@ def device_library(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="session")
 def npu_headers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Headers:
     folder = tmp_path_factory.mktemp("npu-headers")
-    torch_npu = headers("torch 2.14", request.config, folder)
+    torch_npu = headers(OWN_TORCH, request.config, folder)
     return Headers(torch_npu, wheel(MEMFABRIC, request.config).extract("memfabric_hybrid/include/", folder))
 
 

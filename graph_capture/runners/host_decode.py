@@ -18,6 +18,7 @@ from sglang_ascend_moe.graph_capture.runners.eager import nothing_captured, refu
 from sglang_ascend_moe.serving.host.graph_buckets import Buckets, Limits, choose_buckets, within
 from sglang_ascend_moe.serving.options import options_of
 from sglang_ascend_moe.serving.worker import layer
+from sglang_ascend_moe.serving.worker.gathered_batches import batch_multiple
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ def buckets_of(model_runner: Any) -> Buckets:
     """
     from sglang.srt.model_executor.cuda_graph_config import Phase
     from sglang.srt.runtime_context import get_exec, get_spec
-    from sglang.srt.utils import get_cuda_graph_batch_size_alignment
 
     pool = model_runner.token_to_kv_pool
     first = model_runner.layer_info.start_layer
@@ -47,7 +47,7 @@ def buckets_of(model_runner: Any) -> Buckets:
         most = min(most, decode.max_bs)
     limits = Limits(
         requests=most,
-        alignment=get_cuda_graph_batch_size_alignment(),
+        alignment=batch_multiple(),
         length=min(table.req_to_token.shape[1], model_runner.max_total_num_tokens),
         token_bytes=token_bytes,
     )

@@ -20,6 +20,7 @@ from sglang_ascend_moe.graph_capture.runners.eager import refused_drafts, refuse
 from sglang_ascend_moe.serving.host.graph_buckets import aligned, within
 from sglang_ascend_moe.serving.options import options_of
 from sglang_ascend_moe.serving.worker import layer, lockstep
+from sglang_ascend_moe.serving.worker.gathered_batches import batch_multiple
 
 
 def capture_decode(original: Callable[..., Any], *, model_runner: Any) -> Any:
@@ -52,7 +53,8 @@ def capture_drafts(original: Callable[..., None], worker: Any) -> None:
 
 
 def prepare_capture(runner: Any) -> None:
-    """Before `DecodeCudaGraphRunner._capture`: all ranks have the same buckets, and every window has been used.
+    """Before `DecodeCudaGraphRunner._capture`, or `capture` up to 0.5.22: all ranks have the same buckets, and every
+    window has been used.
 
     None is larger than any batch of a pipeline stage. Raises `CaptureRefused` on every rank if the batch sizes differ.
     """
@@ -60,11 +62,10 @@ def prepare_capture(runner: Any) -> None:
     if not exchanges:
         return
     from sglang.srt.runtime_context import get_parallel
-    from sglang.srt.utils import get_cuda_graph_batch_size_alignment
 
     if get_parallel().pp_size > 1:
         most = layer.decode_batch(runner.model_runner.max_running_requests)
-        runner.capture_bs = within(runner.capture_bs, aligned(most, get_cuda_graph_batch_size_alignment()))
+        runner.capture_bs = within(runner.capture_bs, aligned(most, batch_multiple()))
         runner.max_bs = runner.capture_bs[-1]
     intent = f"batches of {', '.join(map(str, runner.capture_bs))}"
     require_same(get_parallel().tp_group.cpu_group, intent, layer.shared_secret())
@@ -154,5 +155,5 @@ def warm(exchange: ExpertExchange, device: torch.device) -> None:
 
 def _shown(shape_key: Any) -> str:
     """The batch size and, where SGLang has several graphs for it, which of them."""
-    variants = [str(part) for part in (shape_key.variant_label, shape_key.attention_variant) if part is not None]
+    variants = [str(part) for name, part in vars(shape_key).items() if "variant" in name and part is not None]
     return " ".join([f"{shape_key.size} requests", *variants])

@@ -46,12 +46,17 @@ HOOKS: tuple[Hook, ...] = (
         "a step that no graph can hold has to be served eagerly, or refused if graphs are required",
         Where.NPU,
     ),
-    Hook(
-        f"{SRT}.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner._capture",
-        HookKind.BEFORE,
-        npu_runner.prepare_capture,
-        "before the first capture every window has to be in use, and all ranks must have the same batch sizes",
-        Where.NPU,
+    *(
+        Hook(
+            f"{SRT}.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.{method}",
+            HookKind.BEFORE,
+            npu_runner.prepare_capture,
+            "before the first capture every window has to be in use, and all ranks must have the same batch sizes",
+            Where.NPU,
+            since=since,
+            until=until,
+        )
+        for method, since, until in (("_capture", "0.5.23", ""), ("capture", "", "0.5.23"))
     ),
     Hook(
         f"{SRT}.hardware_backend.npu.graph_runner.npu_cudagraph_backend.NPUCudaGraphBackend.capture_one",
@@ -91,8 +96,12 @@ HOOKS: tuple[Hook, ...] = (
             replay_verdicts.check_before_handing_on,
             "the first stage of a pipeline answers with tokens that the last hands on before it looks at its results",
             Where.NPU,
+            since=since,
         )
-        for method in ("_pp_send_dict_to_next_stage", "_pp2_only_send_recv_output_tensors_npu")
+        for method, since in (
+            ("_pp_send_dict_to_next_stage", ""),
+            ("_pp2_only_send_recv_output_tensors_npu", "0.5.20"),
+        )
     ),
     Hook(
         f"{SRT}.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.serving import sglang_release
 from sglang_ascend_moe.serving.host_platform import HOST_PLATFORM
-from sglang_ascend_moe.serving.signatures import misfit, signature_of
+from sglang_ascend_moe.serving.signatures import is_awaited, misfit, signature_of
 
 
 class HookKind(enum.Enum):
@@ -67,7 +67,8 @@ class Hook(NamedTuple):
     """One row of a table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign.
 
     mends: of a hook that any user of SGLang could want; None of one that only this package needs. since: the first
-    release of SGLang that needs the hook; empty if all do.
+    release of SGLang that needs the hook; empty if all do. until: the first one that does not have its target any more;
+    empty if all have.
     """
 
     target: str
@@ -78,6 +79,7 @@ class Hook(NamedTuple):
     process: Process = Process.WORKER
     mends: SglangFault | None = None
     since: str = ""
+    until: str = ""
 
 
 class State(enum.Enum):
@@ -119,9 +121,17 @@ def install(table: Sequence[Hook]) -> None:
             setattr(owner, name, hook.value)
 
 
-def launcher_hook(target: str, kind: HookKind, value: Any, reason: str, mends: SglangFault | None = None) -> Hook:
+def launcher_hook(
+    target: str,
+    kind: HookKind,
+    value: Any,
+    reason: str,
+    mends: SglangFault | None = None,
+    since: str = "",
+    until: str = "",
+) -> Hook:
     """A hook that is needed in the launcher only."""
-    return Hook(target, kind, value, reason, process=Process.LAUNCHER, mends=mends)
+    return Hook(target, kind, value, reason, process=Process.LAUNCHER, mends=mends, since=since, until=until)
 
 
 def host_hook(
@@ -145,6 +155,8 @@ def _left_out(hook: Hook) -> str:
     """What `hook` is meant for in place of this; empty if it is meant for this."""
     if not sglang_release.reaches(hook.since):
         return f"only from SGLang {hook.since} on"
+    if hook.until and sglang_release.reaches(hook.until):
+        return f"only before SGLang {hook.until}"
     if hook.mends is not None and not needed_in(hook):
         return f"only {hook.mends.until()}"
     match hook.where:
@@ -161,8 +173,9 @@ def _left_out(hook: Hook) -> str:
 
 def needed_in(hook: Hook, release: str | None = None) -> bool:
     """Whether a release of SGLang, or else the installed one, needs `hook` on the machines that it is for."""
-    mended = hook.mends.mended_in if hook.mends else ""
-    return sglang_release.reaches(hook.since, release) and not (mended and sglang_release.reaches(mended, release))
+    ends = (hook.until, hook.mends.mended_in if hook.mends else "")
+    past = any(end and sglang_release.reaches(end, release) for end in ends)
+    return sglang_release.reaches(hook.since, release) and not past
 
 
 def on_host() -> bool:
@@ -173,10 +186,15 @@ def on_host() -> bool:
 
 
 def on_npu() -> bool:
-    """Whether SGLang runs on its own platform for Ascend NPUs in this process."""
+    """Whether SGLang runs on Ascend NPUs in this process."""
     from sglang.srt.platforms import current_platform
 
-    return bool(current_platform.is_npu())
+    if sglang_release.reaches("0.5.20"):
+        return bool(current_platform.is_npu())
+    # It has no platform of its own for them.
+    from sglang.srt.utils import is_npu
+
+    return not current_platform.is_out_of_tree() and bool(is_npu())
 
 
 def obstacle(hook: Hook) -> str:
@@ -190,15 +208,21 @@ def obstacle(hook: Hook) -> str:
         return "" if there is hook.value else f"{owner.__name__} has an attribute {name!r} of its own"
     if not hasattr(owner, name):
         return f"{owner.__name__} has no attribute {name!r}"
-    target = signature_of(inspect.getattr_static(owner, name))
-    problem = "" if target is None else call_misfit(hook, target)
+    function = inspect.getattr_static(owner, name)
+    target = signature_of(function)
+    problem = "" if target is None else call_misfit(hook, target, awaited=is_awaited(function))
     return f"{name} of {owner.__name__} {problem}" if problem else ""
 
 
-def call_misfit(hook: Hook, target: inspect.Signature) -> str:
-    """What the function of `hook` does not take as a target of this signature is called; empty if it takes all."""
+def call_misfit(hook: Hook, target: inspect.Signature, *, awaited: bool) -> str:
+    """What the function of `hook` does not take as a target of this signature is called; empty if it takes all.
+
+    awaited: whether SGLang awaits what the target returns.
+    """
     if hook.kind in _ASSIGNED:
         return ""
+    if inspect.iscoroutinefunction(hook.value) and not awaited:
+        return "is not awaited"
     return misfit(inspect.signature(hook.value), target, first=hook.kind in (HookKind.AFTER, HookKind.AROUND))
 
 

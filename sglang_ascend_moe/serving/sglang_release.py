@@ -5,7 +5,9 @@ from importlib.metadata import version
 from packaging.version import Version
 
 TESTED = ("0.5.21", "0.5.22", "0.5.23")
-"""Releases that tests have served on hosts; on emulated NPUs the last one."""
+"""Releases that tests have served on hosts."""
+TESTED_ON_NPUS = ("0.5.23",)
+"""Releases that tests have served on emulated NPUs."""
 DRAFTED = "0.5.23"
 """The first one whose drafts are served."""
 _UNKNOWN = Version("0.0.0")

@@ -46,10 +46,20 @@ def _same(mine: Parameter, theirs: Parameter) -> bool:
 
 def signature_of(function: object) -> Signature | None:
     """The signature of a function as it stands in its class, with `self` or `cls`; None if Python knows none."""
-    raw = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+    raw = _raw(function)
     if not callable(raw):
         return None
     try:
         return inspect.signature(raw)
     except (TypeError, ValueError):
         return None
+
+
+def is_awaited(function: object) -> bool:
+    """Whether a function as it stands in its class or module is a coroutine's; one that a hook wraps counts itself."""
+    raw = _raw(function)
+    return callable(raw) and inspect.iscoroutinefunction(inspect.unwrap(raw))
+
+
+def _raw(function: object) -> object:
+    return function.__func__ if isinstance(function, staticmethod | classmethod) else function

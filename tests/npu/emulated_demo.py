@@ -1,6 +1,6 @@
 """`make demo-npu`: the demo on emulated NPUs.
 
-What it needs is built once, into build/emulated-npu, and again when a source of it has changed.
+What it needs is built once for a torch, into build/, and again when a source of it has changed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from tests.npu import emulated
 from tests.npu.cann import build_cann
 from tests.npu.cann.library_names import TORCH_LIBRARY
 from tests.npu.device import build
-from tests.versions.npu_wheels import MEMFABRIC, TORCH_NPU, download
+from tests.versions.npu_wheels import MEMFABRIC, OWN_TORCH, TORCH_NPU, download
 
-BUILT = Path(__file__).parents[2] / "build" / "emulated-npu"
+BUILT = Path(__file__).parents[2] / "build" / f"emulated-npu-{OWN_TORCH.replace(' ', '-')}"
 DIE_BYTES = 1 << 30
 WHAT_IT_IS = "This is an emulated NPU: test equipment, on the cores of this machine. No NPU takes part."
 
@@ -28,7 +28,7 @@ def libraries() -> Path:
     if is_older_than_its_sources(BUILT):
         print("It is built, which takes two minutes ...", flush=True)
         device = build.build(BUILT)
-        torch_npu = download(TORCH_NPU["torch 2.14"], BUILT).extract("torch_npu/include/", BUILT)
+        torch_npu = download(TORCH_NPU[OWN_TORCH], BUILT).extract("torch_npu/include/", BUILT)
         memfabric = download(MEMFABRIC, BUILT).extract("memfabric_hybrid/include/", BUILT)
         build_cann.build(device, build_cann.Headers(torch_npu, memfabric))
     return BUILT

@@ -18,7 +18,7 @@ from sglang_ascend_moe.serving.launcher import arguments, request_checks
 from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.npu import four_bit_settings, routers
 from sglang_ascend_moe.serving.options import READY_KEY, STARTUP_TIMES, Options, attach
-from sglang_ascend_moe.serving.sglang_release import TESTED
+from sglang_ascend_moe.serving.sglang_release import TESTED, TESTED_ON_NPUS
 from sglang_ascend_moe.serving.sglang_release import installed as installed_release
 from sglang_ascend_moe.serving.worker import transfer_rooms
 
@@ -57,11 +57,12 @@ def installed(registry: Any, *table: Hook) -> list[hooks.HookState]:
     return hooks.states()
 
 
-# Earlier releases are served on hosts only.
+# Earlier releases are served on hosts only, or on NPUs only.
+SERVED = {Where.HOST: TESTED, Where.NPU: TESTED_ON_NPUS}
 OF_THIS_RELEASE = [
     hook
     for hook in plugin.TABLE
-    if hooks.needed_in(hook) and (hook.where is not Where.NPU or installed_release() == TESTED[-1])
+    if hooks.needed_in(hook) and installed_release() in SERVED.get(hook.where, (installed_release(),))
 ]
 
 
@@ -168,27 +169,56 @@ def test_a_host_hook_is_left_out_on_another_platform(registry, target, monkeypat
     hooks.require_all()
 
 
+@pytest.mark.parametrize("found", [True, False])
+@pytest.mark.parametrize("release", ["0.5.18", "0.5.20"])
+def test_a_release_without_a_platform_for_npus_is_asked_for_the_device(monkeypatch, release: str, found: bool):
+    from sglang.srt import platforms, utils
+    from sglang.srt.platforms.device_mixin import PlatformEnum
+    from sglang.srt.platforms.interface import SRTPlatform
+
+    class OfNpus(SRTPlatform):
+        _enum = PlatformEnum.NPU
+
+    monkeypatch.setattr(sglang_release, "installed", lambda: release)
+    monkeypatch.setattr(utils, "is_npu", lambda: found)
+    own = found and release == "0.5.20"
+    monkeypatch.setattr(platforms, "_current_platform", OfNpus() if own else SRTPlatform())
+    assert hooks.on_npu() is found
+
+
 @pytest.mark.parametrize(
-    ("since", "mended_in", "detail"),
+    ("since", "until", "mended_in", "detail"),
     [
-        ("", "", ""),
-        ("0.5.22", "0.5.24", ""),
-        ("0.5.23", "", ""),
-        ("0.5.24", "", "only from SGLang 0.5.24 on"),
-        ("", "0.5.23", "only until SGLang 0.5.23"),
-        ("", "0.5.9", "only until SGLang 0.5.9"),
+        ("", "", "", ""),
+        ("0.5.22", "", "0.5.24", ""),
+        ("0.5.23", "0.5.24", "", ""),
+        ("0.5.24", "", "", "only from SGLang 0.5.24 on"),
+        ("", "0.5.23", "", "only before SGLang 0.5.23"),
+        ("0.5.18", "0.5.20", "", "only before SGLang 0.5.20"),
+        ("", "", "0.5.23", "only until SGLang 0.5.23"),
+        ("", "", "0.5.9", "only until SGLang 0.5.9"),
     ],
 )
 def test_a_hook_is_left_out_of_releases_that_do_not_need_it(
-    registry, target, monkeypatch: pytest.MonkeyPatch, since: str, mended_in: str, detail: str
+    registry, target, monkeypatch: pytest.MonkeyPatch, since: str, until: str, mended_in: str, detail: str
 ):
     monkeypatch.setattr(sglang_release, "installed", lambda: "0.5.23")
-    hook = Hook("hook_target.flag", HookKind.SET, True, REASON, mends=SglangFault(mended_in=mended_in), since=since)
+    mends = SglangFault(mended_in=mended_in)
+    hook = Hook("hook_target.flag", HookKind.SET, True, REASON, mends=mends, since=since, until=until)
     (found,) = installed(registry, hook)
     assert found.state is (State.NOT_APPLICABLE if detail else State.APPLIED)
     assert found.detail == detail
     assert target.flag is not bool(detail)
     hooks.require_all()
+
+
+def test_a_hook_that_waits_does_not_fit_a_function_that_nobody_awaits(registry, target):
+    async def waiting(original):
+        return await original()
+
+    (found,) = installed(registry, Hook("hook_target.answer", HookKind.AROUND, waiting, REASON))
+    assert (found.state, found.detail) == (State.FAILED, "answer of hook_target is not awaited")
+    assert target is not None
 
 
 def test_the_cpu_of_another_platform_is_refused(registry, monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +14,22 @@ from packaging.version import Version
 
 from sglang_ascend_moe.serving import hooks, plugin
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where
-from sglang_ascend_moe.serving.sglang_release import TESTED
+from sglang_ascend_moe.serving.launcher import early_resolution, later_resolution
+from sglang_ascend_moe.serving.npu import sampling_kernels
+from sglang_ascend_moe.serving.sglang_release import DRAFTED, TESTED, reaches
 from tests.packaging.source_tree import ROOT, modules
 from tests.versions.wheel_sources import WheelSources, signature
 
 CHECKED = ["0.5.18", "0.5.20", *TESTED]
 ABSENT = "absent"
+RELEASES_OF_MODULES = {
+    early_resolution.__name__: ("", early_resolution.UNTIL),
+    later_resolution.__name__: (later_resolution.SINCE, ""),
+    sampling_kernels.__name__: (DRAFTED, ""),
+}
+"""Modules that import from some releases of SGLang only: from the first of two on, before the second; empty: any."""
+OF_HOSTS = ("serving.host.", "graph_capture.runners.attention", "graph_capture.runners.host_", "launch.bench.")
+"""What the names of modules contain that servers on NPUs do not import, or not what these import from SGLang."""
 
 PAGE = ROOT / "docs/sglang.md"
 BEGIN_MENDED = "<!-- mended: written by `python -m tests.versions.appendix` -->\n"
@@ -61,13 +71,27 @@ def hook_problem(hook: Hook, sources: WheelSources) -> str:
     functions = [found for found in definitions if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)]
     if hook.kind is not HookKind.SET and len(functions) != len(definitions):
         return "not a function"
-    return next(filter(None, (hooks.call_misfit(hook, signature(found)) for found in functions)), "")
+    misfits = (
+        hooks.call_misfit(hook, signature(found), awaited=isinstance(found, ast.AsyncFunctionDef))
+        for found in functions
+    )
+    return next(filter(None, misfits), "")
 
 
-def imported_names() -> dict[str, set[str]]:
-    """Everything that the package imports from SGLang, by dotted name -> our modules that do."""
+def modules_for(version: str) -> dict[str, Path]:
+    """Those of `modules` that use this version of SGLang."""
+
+    def is_for(module: str) -> bool:
+        since, until = RELEASES_OF_MODULES.get(module, ("", ""))
+        return reaches(since, version) and not (until and reaches(until, version))
+
+    return {module: path for module, path in modules().items() if is_for(module)}
+
+
+def imported_names(version: str = TESTED[-1]) -> dict[str, set[str]]:
+    """Everything that the package imports from this version of SGLang, by dotted name -> our modules that do."""
     found: dict[str, set[str]] = {}
-    for module, path in modules().items():
+    for module, path in modules_for(version).items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sglang":
                 for alias in node.names:
@@ -80,14 +104,24 @@ def hooks_into_sglang(version: str) -> list[Hook]:
     return [hook for hook in plugin.TABLE if hook.target.startswith("sglang.") and hooks.needed_in(hook, version)]
 
 
-def for_npus_only() -> set[str]:
-    """The dotted names of SGLang that a host does without."""
+def for_npus_only(version: str) -> set[str]:
+    """The dotted names of this version of SGLang that a host does without."""
+    return _needed_on(Where.NPU, lambda module: "npu" in module, version)
+
+
+def for_hosts_only(version: str) -> set[str]:
+    """The dotted names of this version of SGLang that servers on NPUs do without."""
+    return _needed_on(Where.HOST, lambda module: any(part in module for part in OF_HOSTS), version)
+
+
+def _needed_on(where: Where, is_of: Callable[[str], bool], version: str) -> set[str]:
+    """What only hooks of such machines, and modules for which `is_of` holds, need of a version of SGLang."""
     hooked: dict[str, set[Where]] = {}
-    for hook in plugin.TABLE:
+    for hook in hooks_into_sglang(version):
         hooked.setdefault(hook.target, set()).add(hook.where)
-    hooks_of_npus = {name for name, machines in hooked.items() if machines == {Where.NPU}}
-    imported = {name for name, users in imported_names().items() if all("npu" in user for user in users)}
-    return hooks_of_npus | imported - hooked.keys()
+    hooks_of_these = {name for name, machines in hooked.items() if machines == {where}}
+    imported = {name for name, users in imported_names(version).items() if all(is_of(user) for user in users)}
+    return hooks_of_these | imported - hooked.keys()
 
 
 @cache
@@ -95,7 +129,7 @@ def problems(version: str) -> Mapping[str, str]:
     """Dotted name -> what is wrong with it in this version of SGLang. Raises `NoWheel`."""
     sources = WheelSources(download(version))
     found = {hook.target: hook_problem(hook, sources) for hook in hooks_into_sglang(version)}
-    found |= {name: ABSENT for name in imported_names() if not sources.has(name)}
+    found |= {name: ABSENT for name in imported_names(version) if not sources.has(name)}
     return {name: problem for name, problem in found.items() if problem}
 
 

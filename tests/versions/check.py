@@ -15,8 +15,15 @@ from sglang_ascend_moe.serving.hooks import Hook
 from sglang_ascend_moe.serving.launcher.conflicts import CONFLICTS
 from sglang_ascend_moe.serving.sglang_release import reaches
 from sglang_ascend_moe.serving.worker.moe_blocks import KNOWN_BLOCKS, class_digest
-from tests.packaging.source_tree import modules
-from tests.versions.appendix import ABSENT, NoWheel, download, hook_problem, hooks_into_sglang, imported_names
+from tests.versions.appendix import (
+    ABSENT,
+    NoWheel,
+    download,
+    hook_problem,
+    hooks_into_sglang,
+    imported_names,
+    modules_for,
+)
 from tests.versions.wheel_sources import WheelSources
 
 _LAUNCHER = "sglang_ascend_moe.serving.launcher"
@@ -69,7 +76,7 @@ def block_findings(known: Mapping[str, Mapping[str, str]], sources: WheelSources
 def read_settings(version: str) -> dict[str, set[str]]:
     """The server arguments of this version that this package reads, by name -> our modules that do."""
     found: dict[str, set[str]] = {}
-    for module, path in modules().items():
+    for module, path in modules_for(version).items():
         # What the launcher calls settings may be a command line that is no server yet.
         owners = ("server_args", "settings") if module.startswith(_LAUNCHER) else ("server_args",)
         for node in ast.walk(ast.parse(path.read_text())):
@@ -98,7 +105,7 @@ def findings(version: str) -> list[Finding]:
     sources = WheelSources(download(version))
     return [
         *hook_findings(hooks_into_sglang(version), sources),
-        *import_findings(imported_names(), sources),
+        *import_findings(imported_names(version), sources),
         *block_findings(KNOWN_BLOCKS, sources),
         *setting_findings(read_settings(version), sources),
     ]

@@ -27,10 +27,12 @@ def python_with(version: str) -> Path:
     lock = (ROOT / "requirements.lock").read_text()
     if made.is_file() and made.read_text() == lock:
         return python
-    _run("venv", "--quiet", "--clear", "--python", sys.executable, folder)
+    # With pip, which tests download wheels with.
+    _run("venv", "--quiet", "--clear", "--seed", "--python", sys.executable, folder)
     # uv keeps the pins of the file that it writes where they fit.
     pins.write_text(lock)
-    (overrides := folder / "overrides.txt").write_text("\n".join(OF_CUDA))
+    # The release too: it may be one that the package does not ask for.
+    (overrides := folder / "overrides.txt").write_text("\n".join([*OF_CUDA, f"sglang=={version}"]))
     asked = ("--python", python, "--overrides", overrides, "--extra", "dev", "pyproject.toml", "-")
     _run("pip", "compile", "--quiet", "--output-file", pins, *asked, read=f"sglang=={version}")
     _run("pip", "sync", "--quiet", "--python", python, pins)

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import zipfile
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 TORCH_NPU = {"torch 2.14": "torch_npu==2.14.0", "torch 2.13": "torch_npu>=2.13,<2.14"}
+OWN_TORCH = f"torch {'.'.join(version('torch').split('.')[:2])}"
+"""The key of that for the torch that is installed."""
 MEMFABRIC = "memfabric-hybrid==1.3.0"
 
 
@@ -76,9 +79,9 @@ def wheel(requirement: str, config: pytest.Config) -> Wheel:
     return download(requirement, config.cache.mkdir("npu_wheels"))
 
 
-def headers(version: str, config: pytest.Config, folder: Path) -> Path:
+def headers(torch: str, config: pytest.Config, folder: Path) -> Path:
     """Unpacks the C++ headers of a torch_npu, CANN's among them; returns the folder to include."""
-    return wheel(TORCH_NPU[version], config).extract("torch_npu/include/", folder)
+    return wheel(TORCH_NPU[torch], config).extract("torch_npu/include/", folder)
 
 
 def definition(tree: ast.AST, path: str) -> ast.FunctionDef | ast.ClassDef | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sglang_ascend_moe.serving.sglang_release import TESTED
+from sglang_ascend_moe.serving.sglang_release import TESTED, TESTED_ON_NPUS
 from tests.packaging.source_tree import ROOT
 from tests.versions.appendix import END, on_page
 from tests.versions.environment import environment, python_with
@@ -29,7 +29,14 @@ TESTS = {
     "graphs": ["tests/serving/test_decode_graphs.py"],
     "prefill and decode apart": ["tests/launch/disagg/test_deployed.py"],
 }
-"""What is said to be served -> the tests that show it."""
+"""What is said to be served on hosts -> the tests that show it."""
+ON_NPUS = {
+    "hooks": ["tests/serving/test_hooks.py"],
+    "demo": ["tests/npu/test_emulated_demo.py"],
+    "tokens": ["tests/serving/test_emulated_npu.py::test_answers_are_those_of_stock_sglang"],
+}
+"""The same on emulated NPUs."""
+EARLIER = sorted({*TESTED[:-1], *TESTED_ON_NPUS[:-1]})
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -47,16 +54,22 @@ class Run(NamedTuple):
     failed: list[str]
 
 
-def run(python: Path) -> Run:
-    """Run all of `TESTS` with an interpreter, showing what pytest says."""
-    files = [file for kind in TESTS.values() for file in kind]
+def selection(version: str) -> Mapping[str, list[str]]:
+    """Those of a release."""
+    return TESTS if version in TESTED else ON_NPUS
+
+
+def run(version: str, python: Path) -> Run:
+    """Run all of `selection` a release with an interpreter of its environment, showing what pytest says."""
+    files = [file for kind in selection(version).values() for file in kind]
+    every = [] if version in TESTED else ["-m", ""]
     with TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [python, "-m", "pytest", "-q", f"--junitxml={report}", "-o", "junit_family=xunit1", *files]
+        command = [python, "-m", "pytest", "-q", *every, f"--junitxml={report}", "-o", "junit_family=xunit1", *files]
         subprocess.run(command, cwd=ROOT, env=environment())
         cases = list(ElementTree.parse(report).iter("testcase"))
     good = [case for case in cases if all(child.tag in ("properties", "system-out", "system-err") for child in case)]
-    passed = {file: sum(case.get("file") == file for case in good) for file in files}
+    passed = {file: sum(case.get("file") == file.partition("::")[0] for case in good) for file in files}
     return Run(passed, [f"{case.get('classname')}::{case.get('name')}" for case in cases if case not in good])
 
 
@@ -73,8 +86,10 @@ def version_of_torch(python: Path) -> str:
 
 def table(found: Mapping[str, Served]) -> str:
     """The table of README.md."""
+    places = {version: "hosts" if version in TESTED else "emulated NPUs" for version in found}
     rows = [
-        f"| {version} | {one.torch} | {sum(one.passed.values())} tests on hosts |" for version, one in found.items()
+        f"| {version} | {one.torch} | {sum(one.passed.values())} tests on {places[version]} |"
+        for version, one in found.items()
     ]
     newest = f"| {TESTED[-1]} | {version_of_torch(Path(sys.executable))} | all |"
     return "\n".join(["| SGLang | torch | passed |", "|---|---|---|", *rows, newest, ""])
@@ -89,11 +104,11 @@ def write_table() -> None:
 def main(version: str) -> int:
     """Tests a release; if everything passed, writes that down."""
     python = python_with(version)
-    found = run(python)
+    found = run(version, python)
     if found.failed or not all(found.passed.values()):
         print("\n".join(["Not served:", *found.failed, *(file for file, count in found.passed.items() if not count)]))
         return 1
-    passed = {kind: sum(found.passed[file] for file in files) for kind, files in TESTS.items()}
+    passed = {kind: sum(found.passed[file] for file in files) for kind, files in selection(version).items()}
     kept = results() | {version: Served(f"{datetime.now(UTC):%Y-%m-%d}", version_of_torch(python), passed)}
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(dict(sorted(kept.items()))), indent=2) + b"\n")
     write_table()

@@ -97,7 +97,7 @@ def test_in_another_version_everything_to_do_is_listed(capsys):
     assert check.main(["0.5.18"]) == 1
     said = capsys.readouterr().out
     for name in (
-        "DecodeCudaGraphRunner._capture",
+        "sglang.srt.layers.dp_attention.memcpy_func",
         "models.qwen2_moe.Qwen2MoeSparseMoeBlock",
         "ServerArgs.resolve_once",
     ):

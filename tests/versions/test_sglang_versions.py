@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from sglang_ascend_moe.serving import plugin
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault
-from sglang_ascend_moe.serving.sglang_release import TESTED
+from sglang_ascend_moe.serving.sglang_release import TESTED, TESTED_ON_NPUS
 from tests.packaging.source_tree import ROOT
 from tests.versions.appendix import (
     ABSENT,
@@ -23,6 +23,7 @@ from tests.versions.appendix import (
     NoWheel,
     differences,
     download,
+    for_hosts_only,
     for_npus_only,
     hook_problem,
     mended,
@@ -64,13 +65,14 @@ def test_a_hook_for_a_fault_that_is_no_more_is_seen(fault: SglangFault | None, g
     assert outlived([hook], ["0.5.22", "0.5.23"]) == (["changed.f"] if goes else [])
 
 
-def test_a_version_is_served_on_hosts_if_it_lacks_nothing_of_theirs_and_the_package_asks_for_it():
-    lacking = [version for version in CHECKED if problems(version).keys() - for_npus_only()]
+def test_a_version_is_served_if_it_lacks_nothing_that_is_needed_there_and_the_package_asks_for_it():
+    lacking = [version for version in CHECKED if problems(version).keys() - for_npus_only(version)]
     assert [version for version in CHECKED if version not in lacking] == list(TESTED)
+    assert [version for version in CHECKED if problems(version).keys() - for_hosts_only(version)] == []
     assert problems(TESTED[-1]) == {}
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (sglang,) = (Requirement(text) for text in dependencies if Requirement(text).name == "sglang")
-    assert [version for version in CHECKED if sglang.specifier.contains(version)] == list(TESTED)
+    assert {version for version in CHECKED if sglang.specifier.contains(version)} == {*TESTED, *TESTED_ON_NPUS}
 
 
 CHANGED = {
@@ -80,6 +82,7 @@ from changed_too import *
 def f(rows): ...
 def other(ids): ...
 def placed(rows, /): ...
+async def awaited(rows): ...
 def anything(*args, **kwargs): ...
 constant = 1
 chosen = f if constant else other
@@ -128,6 +131,17 @@ def test_the_check_sees_what_changed(target: str, kind: HookKind, parameters: st
         for name, text in CHANGED.items():
             wheel.writestr(name, text)
     hook = Hook(f"changed.{target}", kind, eval(f"lambda {parameters}: None"), "the test needs it")
+    assert hook_problem(hook, WheelSources(tmp_path / "changed.whl")) == problem
+
+
+@pytest.mark.parametrize(("target", "problem"), [("awaited", ""), ("f", "is not awaited")])
+def test_the_check_sees_what_is_not_awaited(target: str, problem: str, tmp_path: Path):
+    async def waiting(_original, rows): ...
+
+    with ZipFile(tmp_path / "changed.whl", "w") as wheel:
+        for name, text in CHANGED.items():
+            wheel.writestr(name, text)
+    hook = Hook(f"changed.{target}", HookKind.AROUND, waiting, "the test needs it")
     assert hook_problem(hook, WheelSources(tmp_path / "changed.whl")) == problem
 
 

@@ -40,7 +40,7 @@ from sglang_ascend_moe.serving.host.server_estimate import (
     model_sizes,
 )
 from sglang_ascend_moe.serving.host.untouched_memory import UntouchedZeros
-from sglang_ascend_moe.serving.launcher import command_line
+from sglang_ascend_moe.serving.launcher import command_line, resolution
 from sglang_ascend_moe.serving.launcher.attention_groups import (
     attention_groups,
     data_parallel_ranks,
@@ -93,10 +93,8 @@ _profiling = False
 
 def limit_running_requests(server_args: Any) -> None:
     """Before `ServerArgs.resolve_once`: a number of requests that suits a host, unless the user names one."""
-    from sglang.srt.arg_groups.overrides import declare_resolution
-
-    if server_args.max_running_requests is None and not getattr(server_args, "_resolution_finished", False):
-        declare_resolution(server_args, "sglang-ascend-moe", max_running_requests=HOST_RUNNING_REQUESTS)
+    if server_args.max_running_requests is None and not resolution.is_resolved(server_args):
+        resolution.declare(server_args, max_running_requests=HOST_RUNNING_REQUESTS)
 
 
 def reserve_for_server(_engine_class: type, server_args: Any, *_: Any, **__: Any) -> None:
@@ -145,9 +143,7 @@ def _estimate(server_args: Any) -> ServerEstimate | None:
 
 
 def _model_sizes(server_args: Any) -> ModelSizes | None:
-    from sglang.srt.arg_groups.overrides import model_config_of
-
-    config = model_config_of(server_args)
+    config = resolution.model_config_of(server_args)
     text = config.hf_text_config
     return model_sizes(
         Path(config.model_path),
@@ -158,9 +154,7 @@ def _model_sizes(server_args: Any) -> ModelSizes | None:
 
 
 def _server_sizes(server_args: Any) -> ServerSizes:
-    from sglang.srt.arg_groups.overrides import resolving_view
-
-    settings = resolving_view(server_args)
+    settings = resolution.settings_of(server_args)
     chunked = settings.chunked_prefill_size
     return ServerSizes(
         tp=settings.tp_size,

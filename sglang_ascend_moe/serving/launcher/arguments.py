@@ -17,7 +17,7 @@ from sglang_ascend_moe.errors import Unsupported
 from sglang_ascend_moe.exchange.control.secret import read_secret
 from sglang_ascend_moe.serving import hooks, options
 from sglang_ascend_moe.serving.host_platform import HOST_ATTENTION
-from sglang_ascend_moe.serving.launcher import command_line, refusals, replaced_settings
+from sglang_ascend_moe.serving.launcher import command_line, refusals, replaced_settings, resolution
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.conflicts import refuse_conflicts
 from sglang_ascend_moe.serving.launcher.context_parallelism import Attention, refuse_divided_prefill
@@ -25,7 +25,7 @@ from sglang_ascend_moe.serving.launcher.exit_codes import CANNOT
 from sglang_ascend_moe.serving.launcher.initial_location import refuse_initial_location
 from sglang_ascend_moe.serving.launcher.modelslim import expert_formats
 from sglang_ascend_moe.serving.launcher.output_folders import refuse_unwritable_folders
-from sglang_ascend_moe.serving.launcher.served_releases import allow_release
+from sglang_ascend_moe.serving.launcher.served_releases import allow_release, refuse_later_model
 from sglang_ascend_moe.serving.launcher.written_values import refuse_written_values
 from sglang_ascend_moe.serving.npu.machine_checks import refuse_machine_without_npu
 from sglang_ascend_moe.serving.options import Options
@@ -66,27 +66,31 @@ def engine_server_args(**keywords: Any) -> Any:
     """In place of `ServerArgs(...)` in `sglang.Engine`: accepts the `ascend_moe*` keyword arguments."""
     from sglang.srt.server_args import ServerArgs
 
-    asked = options.take_keywords(keywords)
+    asked = take_engine_options(keywords)
     server_args = ServerArgs(**keywords)
     if asked is not None:
-        if keywords.get("sleep_on_idle") is False:
-            asked = msgspec.structs.replace(asked, stay_awake=True)
         options.attach(server_args, asked)
     return server_args
 
 
+def take_engine_options(keywords: dict[str, Any]) -> Options | None:
+    """Remove the `ascend_moe*` keywords of `sglang.Engine` from `keywords`; returns and raises as `take_keywords`."""
+    asked = options.take_keywords(keywords)
+    if asked is not None and keywords.get("sleep_on_idle") is False:
+        return msgspec.structs.replace(asked, stay_awake=True)
+    return asked
+
+
 def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     """Around `ServerArgs.resolve_once`: turns the MoE layers over to the exchange, or refuses and says why."""
-    from sglang.srt.arg_groups.overrides import resolving_view
-
     asked = options.options_of(server_args)
     if asked is None:
         return original(server_args)
-    if not getattr(server_args, "_resolution_finished", False):
+    if not resolution.is_resolved(server_args):
         with command_line.refusals_end(server_args):
             # Each process reads it for itself; here so that a file that cannot be used is refused before one starts.
             read_secret(asked.secret_file)
-            settings = resolving_view(server_args)
+            settings = resolution.settings_of(server_args)
             asked = replaced_settings.with_schedule(settings, asked)
             options.attach(server_args, asked)
             refusals.refuse_flags(settings, asked, os.environ)
@@ -95,7 +99,7 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
             refuse_unwritable_folders(asked)
         with command_line.refusals_end(server_args, CANNOT):
             hooks.require_all()
-            warning = allow_release(asked)
+            warning = allow_release(asked, device_of(server_args))
             refuse_machine(server_args, asked)
         if warning:
             logger.warning("%s", warning)
@@ -136,41 +140,33 @@ def refuse_machine(server_args: Any, asked: Options) -> None:
 
 
 def _choose_backend(server_args: Any, asked: Options) -> None:
-    from sglang.srt.arg_groups.overrides import declare_resolution
-
-    declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=replaced_settings.A2A_BACKEND)
+    resolution.declare(server_args, moe_a2a_backend=replaced_settings.A2A_BACKEND)
     # The default of the host platform keeps a decode step out of graphs; SGLang then switches them off.
     given = (server_args.attention_backend, server_args.decode_attention_backend, server_args.prefill_attention_backend)
     if hooks.on_host() and given == (None, None, None):
-        declare_resolution(server_args, "sglang-ascend-moe", attention_backend=HOST_ATTENTION)
+        resolution.declare(server_args, attention_backend=HOST_ATTENTION)
     let_idle_ranks_sleep(server_args, asked)
     # All layers in one go, as a number: without one SGLang waits for a CUDA device to time the rebalance.
     if server_args.enable_eplb and server_args.eplb_rebalance_layers_per_chunk is None:
-        declare_resolution(server_args, "sglang-ascend-moe", eplb_rebalance_layers_per_chunk=ALL_LAYERS)
+        resolution.declare(server_args, eplb_rebalance_layers_per_chunk=ALL_LAYERS)
 
 
 def let_idle_ranks_sleep(server_args: Any, asked: Options) -> None:
     """On a host ranks that have nothing to do would each burn a core, and keep it from those that have."""
-    from sglang.srt.arg_groups.overrides import declare_resolution
-
     if hooks.on_host() and not asked.stay_awake:
-        declare_resolution(server_args, "sglang-ascend-moe", sleep_on_idle=True)
+        resolution.declare(server_args, sleep_on_idle=True)
 
 
 def take_back_layers(server_args: Any) -> None:
     """With context-parallel prefill of latent attention SGLang gives the MoE layers to DeepEP, whatever was chosen."""
-    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
-
-    settings = resolving_view(server_args)
+    settings = resolution.settings_of(server_args)
     if settings.enable_prefill_cp and settings.moe_a2a_backend == "deepep":
-        declare_resolution(server_args, "sglang-ascend-moe", moe_a2a_backend=replaced_settings.A2A_BACKEND)
+        resolution.declare(server_args, moe_a2a_backend=replaced_settings.A2A_BACKEND)
 
 
 def refuse_other_backend(server_args: Any) -> None:
     """Raise `Unsupported` if the MoE layers of the resolved `server_args` are not the exchange's after all."""
-    from sglang.srt.arg_groups.overrides import resolving_view
-
-    chosen = resolving_view(server_args).moe_a2a_backend
+    chosen = resolution.settings_of(server_args).moe_a2a_backend
     if chosen != replaced_settings.A2A_BACKEND:
         raise Unsupported(
             f"--ascend-moe: SGLang gave the MoE layers to --moe-a2a-backend {chosen} because of another option; its log"
@@ -180,23 +176,21 @@ def refuse_other_backend(server_args: Any) -> None:
 
 def refuse_attention(server_args: Any) -> None:
     """Raise `Unsupported` on a host whose SGLang has no attention for the model; it would ask for a CUDA device."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
     from sglang.srt.configs.model_config import is_deepseek_dsa
 
-    if not hooks.on_npu() and is_deepseek_dsa(model_config_of(server_args).hf_config):
+    if not hooks.on_npu() and is_deepseek_dsa(resolution.model_config_of(server_args).hf_config):
         raise Unsupported(
-            f"the attention of {resolving_view(server_args).model_path} is sparse (DSA), which SGLang has for NPUs and"
-            " not for hosts; serve it on NPUs, or a model with other attention"
+            f"the attention of {resolution.settings_of(server_args).model_path} is sparse (DSA), which SGLang has for"
+            " NPUs and not for hosts; serve it on NPUs, or a model with other attention"
         )
 
 
 def refuse_model(server_args: Any) -> None:
     """Raise `Unsupported` if the model of the resolved `server_args` cannot be served with `--ascend-moe`."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
-
-    settings = resolving_view(server_args)
-    config = model_config_of(server_args)
+    settings = resolution.settings_of(server_args)
+    config = resolution.model_config_of(server_args)
     text_config = config.hf_text_config
+    refuse_later_model(settings.model_path, config.hf_config.architectures or ())
     model = refusals.Model(
         path=settings.model_path,
         quantisation=config.quantization,
@@ -212,13 +206,13 @@ def refuse_model(server_args: Any) -> None:
 
 def refuse_prefill_of_model(server_args: Any) -> None:
     """Raises as `refuse_divided_prefill`, for the model of the resolved `server_args`."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view, use_mla_backend
     from sglang.srt.configs.model_config import is_deepseek_dsa, is_deepseek_v4
 
-    settings = resolving_view(server_args)
+    settings = resolution.settings_of(server_args)
     if settings.enable_prefill_cp:
-        config = model_config_of(server_args).hf_config
-        attention = Attention(use_mla_backend(server_args), is_deepseek_dsa(config) or is_deepseek_v4(config))
+        config = resolution.model_config_of(server_args).hf_config
+        latent = resolution.attends_latently(server_args)
+        attention = Attention(latent, is_deepseek_dsa(config) or is_deepseek_v4(config))
         refuse_divided_prefill(settings, attention, os.environ, on_npu=hooks.on_npu())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sglang_ascend_moe.errors import Unsupported
+from sglang_ascend_moe.serving.launcher import resolution
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.http_processes import APP
 from sglang_ascend_moe.serving.launcher.http_processes import VARIABLE as HTTP_APP
@@ -383,6 +384,4 @@ def refuse_settings(settings: Any, environment: Mapping[str, str]) -> None:
 
 def refuse_conflicts(server_args: Any) -> None:
     """Raise `Unsupported` if `server_args` (resolved or not) ask for what `--ascend-moe` does not work with."""
-    from sglang.srt.arg_groups.overrides import resolving_view
-
-    refuse_settings(resolving_view(server_args), os.environ)
+    refuse_settings(resolution.settings_of(server_args), os.environ)

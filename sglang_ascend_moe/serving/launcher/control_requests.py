@@ -366,6 +366,21 @@ async def send_after_aborts(
     With data-parallel attention ranks hear of requests on ways of their own, and may hear of the abort last. So before
     the next request every rank has to answer something else, which comes behind the abort.
     """
+    await _aborts_are_heard(manager)
+    return await original(manager, *arguments, **keywords)
+
+
+async def tokenize_and_hear_aborts(
+    original: Callable[..., Coroutine[Any, Any, Any]], manager: Any, *arguments: Any, **keywords: Any
+) -> Any:
+    """Around `_tokenize_one_request` and `_batch_tokenize_and_process`, whose result is sent at once: as
+    `send_after_aborts`."""
+    tokenized = await original(manager, *arguments, **keywords)
+    await _aborts_are_heard(manager)
+    return tokenized
+
+
+async def _aborts_are_heard(manager: Any) -> None:
     if getattr(manager, _UNHEARD, False) is True:
         setattr(manager, _UNHEARD, asyncio.ensure_future(manager.get_internal_state()))
     if (heard := getattr(manager, _UNHEARD, None)) is not None:
@@ -374,7 +389,6 @@ async def send_after_aborts(
         finally:
             if heard.done() and getattr(manager, _UNHEARD) is heard:
                 setattr(manager, _UNHEARD, None)
-    return await original(manager, *arguments, **keywords)
 
 
 async def update_after_others(original: Callable[[Any, Any], Awaitable[Any]], manager: Any, obj: Any) -> Any:

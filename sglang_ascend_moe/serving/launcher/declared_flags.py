@@ -51,10 +51,11 @@ def declared_flags() -> tuple[DeclaredFlag, ...]:
     root = package_folder()
     fields: dict[str, DeclaredFlag] = {}
     hidden: dict[str, Any] = {}
-    for path in sorted((root / _FIELDS).glob("*.py")):
+    # Before 0.5.20 the parser's file has them.
+    for path in sorted((root / _FIELDS).glob("*.py")) or sorted(root.glob(_PARSER)):
         for name, annotation, default in _fields(ast.parse(path.read_bytes())):
             given = _keywords_of_arg(annotation)
-            if "no_cli" in given:
+            if "no_cli" in given or not _is_described(annotation):
                 hidden[name] = default
             else:
                 fields[name] = _declared(name, annotation, given, default)
@@ -128,6 +129,11 @@ def _keywords_of_arg(annotation: list[ast.expr]) -> dict[str, ast.expr]:
             case ast.Call(func=ast.Name(id="Arg"), keywords=keywords):
                 return {keyword.arg: keyword.value for keyword in keywords if keyword.arg is not None}
     return {}
+
+
+def _is_described(annotation: list[ast.expr]) -> bool:
+    """Whether more is said of a field than its place; SGLang makes no flag of one without."""
+    return not all(isinstance(part, ast.Call) and ast.unparse(part.func) == "NS" for part in annotation[1:])
 
 
 def _declared(name: str, annotation: list[ast.expr], given: dict[str, ast.expr], default: Any) -> DeclaredFlag:

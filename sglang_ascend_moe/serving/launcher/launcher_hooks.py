@@ -4,11 +4,13 @@ from sglang_ascend_moe.serving.hooks import Hook, HookKind, Process, SglangFault
 from sglang_ascend_moe.serving.launcher import (
     arguments,
     control_requests,
+    early_arguments,
     ending,
     http_processes,
     request_checks,
     socket_folder,
 )
+from sglang_ascend_moe.serving.launcher.early_resolution import UNTIL as RESOLVED_LATER
 from sglang_ascend_moe.serving.stages import Stage, telling
 
 SRT = "sglang.srt"
@@ -25,18 +27,43 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.AFTER,
         arguments.attach_parsed_options,
         "the options have to ride to the workers on the server arguments",
+        since=RESOLVED_LATER,
     ),
     launcher_hook(
-        f"{SRT}.entrypoints.engine.Engine.server_args_class",
-        HookKind.SET,
-        staticmethod(arguments.engine_server_args),
-        "sglang.Engine has to accept the ascend_moe keyword arguments, and loads plugins only inside its constructor",
-    ),
-    launcher_hook(
-        f"{SRT}.server_args.ServerArgs.resolve_once",
+        f"{SRT}.server_args.ServerArgs.from_cli_args",
         HookKind.AROUND,
-        arguments.resolve_once,
-        "the MoE backend has to be chosen, and unsupported settings refused, before workers start",
+        early_arguments.make_from_flags,
+        "the options have to ride on the server arguments before these are resolved, which is while they are made",
+        until=RESOLVED_LATER,
+    ),
+    *(
+        launcher_hook(
+            f"{SRT}.entrypoints.engine.Engine.server_args_class",
+            HookKind.SET,
+            staticmethod(made),
+            "sglang.Engine has to accept the ascend_moe keyword arguments, and loads plugins only inside its"
+            " constructor",
+            since=since,
+            until=until,
+        )
+        for made, since, until in (
+            (arguments.engine_server_args, RESOLVED_LATER, ""),
+            (early_arguments.engine_server_args, "", RESOLVED_LATER),
+        )
+    ),
+    *(
+        launcher_hook(
+            f"{SRT}.server_args.ServerArgs.{method}",
+            HookKind.AROUND,
+            function,
+            "the MoE backend has to be chosen, and unsupported settings refused, before workers start",
+            since=since,
+            until=until,
+        )
+        for method, function, since, until in (
+            ("resolve_once", arguments.resolve_once, RESOLVED_LATER, ""),
+            ("_run_resolution_pipeline", early_arguments.resolve, "", RESOLVED_LATER),
+        )
     ),
     launcher_hook(
         f"{SRT}.server_args.ServerArgs.check_server_args",
@@ -273,10 +300,18 @@ HOOKS: tuple[Hook, ...] = (
         launcher_hook(
             f"{SRT}.managers.tokenizer_manager.TokenizerManager.{method}",
             HookKind.AROUND,
-            control_requests.send_after_aborts,
+            function,
             "with data-parallel attention an abort of all requests ends some that come after it",
             mends=SglangFault(),
+            since=since,
+            until=until,
         )
-        for method in ("_send_one_request", "_send_batch_request")
+        for method, function, since, until in (
+            ("_send_one_request", control_requests.send_after_aborts, "0.5.20", ""),
+            ("_send_batch_request", control_requests.send_after_aborts, "0.5.20", ""),
+            # Before, what is sent is sent without a wait.
+            ("_tokenize_one_request", control_requests.tokenize_and_hear_aborts, "", "0.5.20"),
+            ("_batch_tokenize_and_process", control_requests.tokenize_and_hear_aborts, "", "0.5.20"),
+        )
     ),
 )

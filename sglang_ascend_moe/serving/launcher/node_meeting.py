@@ -31,6 +31,7 @@ from sglang_ascend_moe.exchange.control.network import (
 )
 from sglang_ascend_moe.exchange.control.secret import Secret, read_secret
 from sglang_ascend_moe.exchange.control.waiting import Patience
+from sglang_ascend_moe.serving.launcher import resolution
 from sglang_ascend_moe.serving.launcher.asked_device import device_of
 from sglang_ascend_moe.serving.launcher.node_blocks import NodeHello, NodeVerdict, decode, encode
 from sglang_ascend_moe.serving.options import FLAGS, Options, options_of
@@ -75,9 +76,7 @@ def meet(server_args: Any) -> Nodes:
     `PeerTimeout` naming the address and the nodes that have not come; `PeerLost`; `InvalidInput` for an address that
     cannot be used.
     """
-    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
-
-    settings = resolving_view(server_args)
+    settings = resolution.settings_of(server_args)
     options = options_of(server_args) or Options()
     hello = NodeHello(
         version=version("sglang-ascend-moe"),
@@ -88,7 +87,7 @@ def meet(server_args: Any) -> Nodes:
         settings={
             "the version of sglang": version("sglang"),
             "--model-path (its weights and config)": digest_of_checkpoint(
-                Path(model_config_of(server_args).model_path)
+                Path(resolution.model_config_of(server_args).model_path)
             ),
             **settings_to_compare(settings, options),
         },

@@ -17,8 +17,8 @@ def index(
     positions: Any,
     forward_batch: Any,
     layer_id: int,
-    input_on_attn_tp_slices: bool = False,
-    dynamic_scale: Any = None,
+    *arguments: Any,
+    **keywords: Any,
 ) -> Any:
     """Around `DSANPUIndexerMixin.forward_npu`: the first layer of a forward pass makes the angles of its positions, and
     a block table has a page.
@@ -33,7 +33,7 @@ def index(
         if layer_id == get_token_to_kv_pool().indexer_layer_ids[0] and hasattr(forward_batch, KEPT):
             delattr(forward_batch, KEPT)
         give_a_page(get_attn_backend().forward_metadata)
-    return original(indexer, x, q_lora, positions, forward_batch, layer_id, input_on_attn_tp_slices, dynamic_scale)
+    return original(indexer, x, q_lora, positions, forward_batch, layer_id, *arguments, **keywords)
 
 
 def give_a_page(metadata: Any) -> None:

@@ -26,6 +26,7 @@ from sglang_ascend_moe.serving.npu import experts
 from sglang_ascend_moe.serving.options import READY_KEY, STARTUP_TIMES, Options, options_of
 from sglang_ascend_moe.serving.worker import expert_location, host_experts, stage_groups
 from sglang_ascend_moe.serving.worker.expert_activations import activation_of
+from sglang_ascend_moe.serving.worker.gathered_batches import mlps_gather
 from sglang_ascend_moe.serving.worker.moe_blocks import refuse_unknown_blocks
 from sglang_ascend_moe.serving.worker.sizing import (
     SchedulerLimits,
@@ -378,9 +379,8 @@ def _tokens_of_all_ranks() -> int | None:
 def _replay_together() -> bool:
     """Whether all ranks replay graphs of one size: without gathers, groups of attention choose their own."""
     from sglang.srt.layers.dp_attention import is_dp_attention_enabled
-    from sglang.srt.utils import require_mlp_tp_gather
 
-    return not is_dp_attention_enabled() or require_mlp_tp_gather()
+    return not is_dp_attention_enabled() or mlps_gather()
 
 
 def _forward_in_graph(serving: Serving, layer: Any, hidden_states: Tensor, topk_output: Any) -> Tensor:

@@ -20,6 +20,7 @@ from sglang_ascend_moe.serving.worker import (
 )
 
 SRT = "sglang.srt"
+UPDATER = "model_executor.model_runner_components.weight_updater.WeightUpdater"
 
 HOOKS: tuple[Hook, ...] = (
     *(
@@ -81,6 +82,7 @@ HOOKS: tuple[Hook, ...] = (
         added_rows.add_own_rows,
         "Qwen3-VL adds features of images for all rows, of which a rank has a share between layers that exchange rows",
         mends=SglangFault(),
+        since="0.5.21",
     ),
     Hook(
         f"{SRT}.model_executor.runner.eager_runner.prepare_cp_forward",
@@ -100,6 +102,7 @@ HOOKS: tuple[Hook, ...] = (
         HookKind.AROUND,
         expert_location.gatherer,
         "SGLang's recorder has to count the rows that we dispatched, not what the router chose",
+        since="0.5.20",
     ),
     Hook(
         f"{SRT}.model_executor.model_runner.ModelRunner.forward",
@@ -202,6 +205,7 @@ HOOKS: tuple[Hook, ...] = (
         pairing.leave_port_to_node_0,
         "requests go to the port of the rank that registers first, and only node 0 answers them",
         mends=SglangFault(),
+        since="0.5.20",
     ),
     Hook(
         f"{SRT}.disaggregation.common.conn.CommonKVManager.try_ensure_parallel_info",
@@ -249,25 +253,17 @@ HOOKS: tuple[Hook, ...] = (
             function,
             "weights that a rank cannot take would end it, or leave ranks with different ones",
             mends=SglangFault(),
+            since=since,
+            until=until,
         )
-        for target, function in (
-            (
-                "model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_disk",
-                weight_updates.update_from_disk,
-            ),
-            (
-                "model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_tensor",
-                weight_updates.update_from_tensors,
-            ),
-            ("managers.tp_worker.BaseTpWorker.deserialize_own_rank", weight_updates.read_tensors),
-            (
-                "model_executor.model_runner_components.weight_updater.WeightUpdater.init_weights_update_group",
-                weight_updates.join_group,
-            ),
-            (
-                "model_executor.model_runner_components.weight_updater.WeightUpdater.receive_weights_from_distributed",
-                weight_updates.receive_from_group,
-            ),
+        for target, function, since, until in (
+            (f"{UPDATER}.update_weights_from_disk", weight_updates.update_from_disk, "", ""),
+            (f"{UPDATER}.update_weights_from_tensor", weight_updates.update_from_tensors, "", ""),
+            ("managers.tp_worker.BaseTpWorker.deserialize_own_rank", weight_updates.read_tensors, "0.5.21", ""),
+            ("managers.tp_worker.BaseTpWorker._deserialize_own_rank", weight_updates.read_tensors, "", "0.5.21"),
+            (f"{UPDATER}.init_weights_update_group", weight_updates.join_group, "", ""),
+            (f"{UPDATER}.receive_weights_from_distributed", weight_updates.receive_from_group, "0.5.21", ""),
+            (f"{UPDATER}.update_weights_from_distributed", weight_updates.update_from_group, "", "0.5.21"),
         )
     ),
     Hook(

@@ -171,7 +171,7 @@ def on_ascend(rank: Rank) -> Iterator[Place]:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(platforms, "_current_platform", NPUSRTPlatform())
-        table = [hook for hook in plugin.TABLE if hook.where is Where.NPU]
+        table = [hook for hook in plugin.TABLE if hook.where is Where.NPU and hooks.needed_in(hook)]
         hooks.install(table)
         HookRegistry.apply_hooks()
         if [found.state for found in hooks.states()] != [State.APPLIED] * len(table) or not table:

@@ -1,6 +1,7 @@
 #include "collectives.h"
 
 #include <ATen/core/grad_mode.h>
+#include <torch/version.h>
 
 #include <functional>
 #include <optional>
@@ -9,6 +10,13 @@
 #include "device.h"
 #include "events.h"
 #include "operators.h"
+
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 14
+// What torch called them before.
+#define all_gather_single _allgather_base
+#define reduce_scatter_single _reduce_scatter_base
+#define all_to_all_single alltoall_base
+#endif
 
 namespace emulated_npu {
 namespace {

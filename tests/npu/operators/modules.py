@@ -42,6 +42,7 @@ VERSION = "2.14.0"
 NOT_EMULATED = {
     "attention.sinks_attention": ("attention_sinks_prefill_triton", "attention_sinks_triton"),
     "kvcacheio": ("transfer_kv_dim_exchange",),
+    "norm.add_rmsnorm_bias": ("add_gemma_rms_norm",),
     "sample": ("chain_speculative_sampling_triton",),
 }
 OF_TORCH_NPU = ("npu_fusion_attention",)

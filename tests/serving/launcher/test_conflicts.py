@@ -142,7 +142,8 @@ def refused_model(monkeypatch: pytest.MonkeyPatch):
     """What `refuse_model` says about a server and the configuration of its checkpoint."""
 
     def message(text_config: dict[str, object], quantization: str | None, **settings: object) -> str:
-        config = argparse.Namespace(hf_text_config=argparse.Namespace(**text_config), quantization=quantization)
+        text, whole = argparse.Namespace(**text_config), argparse.Namespace(architectures=None)
+        config = argparse.Namespace(hf_text_config=text, hf_config=whole, quantization=quantization)
         monkeypatch.setattr("sglang.srt.arg_groups.overrides.model_config_of", lambda _server_args: config)
         with pytest.raises(Unsupported) as refusal:
             arguments.refuse_model(arguments_of_a_server(**settings))

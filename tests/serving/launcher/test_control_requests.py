@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -252,38 +253,52 @@ def test_a_group_that_nobody_leads_is_refused(monkeypatch, address):
         asyncio.run(control_requests.join_update_group(answer, manager(), given))
 
 
-def sent_after_aborts(aborts: list[Any], requests: int) -> list[str]:
-    """What leaves for the ranks, in this order, when so many requests come after these aborts."""
+HOOKS_OF_ABORTS = [control_requests.send_after_aborts, control_requests.tokenize_and_hear_aborts]
+
+
+def sent_after_aborts(aborts: list[Any], requests: int, hook: Callable[..., Any]) -> list[str]:
+    """What leaves for the ranks, in this order, when so many requests come after these aborts, with a hook around what
+    sends, or tokenizes before what sends at once."""
     left: list[str] = []
     asked = manager()
 
     async def hear() -> None:
         left.append("heard by all")
 
+    async def make(_manager: object, name: str) -> str:
+        return name
+
     async def send(_manager: object, name: str) -> None:
         left.append(name)
+
+    async def ask(name: str) -> None:
+        if hook is control_requests.send_after_aborts:
+            await hook(send, asked, name)
+        else:
+            left.append(await hook(make, asked, name))
 
     async def run() -> None:
         for abort in aborts:
             control_requests.check_control_request(asked, abort)
-        sending = (control_requests.send_after_aborts(send, asked, f"request {place}") for place in range(requests))
-        await asyncio.gather(*sending)
+        await asyncio.gather(*(ask(f"request {place}") for place in range(requests)))
 
     asked.get_internal_state = hear
     asyncio.run(run())
     return left
 
 
-def test_a_request_leaves_when_every_rank_has_heard_of_the_abort_of_all(sglang):
+@pytest.mark.parametrize("hook", HOOKS_OF_ABORTS)
+def test_a_request_leaves_when_every_rank_has_heard_of_the_abort_of_all(sglang, hook):
     sglang.dp_ranks = 2
     aborts = [request("AbortReq", abort_all=True)] * 2
-    assert sent_after_aborts(aborts, 2) == ["heard by all", "request 0", "request 1"]
+    assert sent_after_aborts(aborts, 2, hook) == ["heard by all", "request 0", "request 1"]
 
 
+@pytest.mark.parametrize("hook", HOOKS_OF_ABORTS)
 @pytest.mark.parametrize(("dp_ranks", "abort_all"), [(2, False), (1, True)], ids=["of one request", "on one way"])
-def test_other_aborts_hold_up_nobody(sglang, dp_ranks, abort_all):
+def test_other_aborts_hold_up_nobody(sglang, dp_ranks, abort_all, hook):
     sglang.dp_ranks = dp_ranks
-    assert sent_after_aborts([request("AbortReq", abort_all=abort_all)], 1) == ["request 0"]
+    assert sent_after_aborts([request("AbortReq", abort_all=abort_all)], 1, hook) == ["request 0"]
 
 
 def test_updates_from_disk_come_one_after_the_other():
