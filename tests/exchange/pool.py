@@ -108,7 +108,7 @@ class Pool:
     def pids(self) -> list[int]:
         return [process.pid or 0 for process in self._processes]
 
-    def run(self, program: Program, *arguments: Any, deadline_s: float = 60.0) -> list[Any]:
+    def run(self, program: Program, *arguments: Any, deadline_s: float = 120.0) -> list[Any]:
         """Run `program(rank, *arguments)` on every rank and return the results in rank order."""
         self.start(program, *arguments)
         return self.collect(deadline_s=deadline_s)
@@ -142,7 +142,7 @@ class Pool:
             if noted != text:
                 self._fail({rank: f"noted {noted!r} instead of {text!r}"}, [])
 
-    def collect(self, *, deadline_s: float = 60.0, dead: Collection[int] = ()) -> list[Any]:
+    def collect(self, *, deadline_s: float = 120.0, dead: Collection[int] = ()) -> list[Any]:
         """Results in rank order. Ranks in `dead` have to end without a result and are reported as `Ended`."""
         end = time.monotonic() + deadline_s
         results: dict[int, Any] = {}

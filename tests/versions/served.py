@@ -33,7 +33,7 @@ TESTS = {
 ON_NPUS = {
     "hooks": ["tests/serving/test_hooks.py"],
     "demo": ["tests/npu/test_emulated_demo.py"],
-    "tokens": ["tests/serving/test_emulated_npu.py::test_answers_are_those_of_stock_sglang"],
+    "tokens": ["tests/serving/test_emulated_npu.py::test_answers_and_steps_of_exchanges"],
 }
 """The same on emulated NPUs."""
 EARLIER = sorted({*TESTED[:-1], *TESTED_ON_NPUS[:-1]})
