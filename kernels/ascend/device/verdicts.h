@@ -20,8 +20,9 @@ class Verdicts {
         memset(fetched_.at(), 0, EXCHANGE_DEVICE_FETCHES * bytes());
     }
     ~Verdicts() {
-        if (fetching_ != nullptr)
-            aclrtSynchronizeStream(fetching_);
+        for (const aclrtStream stream : {fetching_, forgetting_})
+            if (stream != nullptr)
+                aclrtSynchronizeStream(stream);
     }
     Verdicts(const Verdicts &) = delete;
     Verdicts &operator=(const Verdicts &) = delete;
@@ -36,6 +37,7 @@ class Verdicts {
     ascend_kernels::Verdict found() const { return judge(waited_.at()); }
     // From now on, in stream order, a fault is the first again.
     void forget_fault(aclrtStream stream) {
+        forgetting_ = stream;
         copy_async(device_.at(), nothing(), EXCHANGE_LINE_BYTES, ACL_MEMCPY_HOST_TO_DEVICE, stream);
     }
 
@@ -93,7 +95,9 @@ class Verdicts {
     DeviceMemory device_;
     PinnedMemory waited_;
     PinnedMemory fetched_;
+    // On which copies may still be under way.
     aclrtStream fetching_ = nullptr;
+    aclrtStream forgetting_ = nullptr;
 };
 
 } // namespace ascend_device
