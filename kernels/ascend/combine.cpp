@@ -39,7 +39,7 @@ class Combine {
     __aicore__ inline Verdict Meet() {
         const ExchangeLayout &layout = control_.layout();
         const bool is_sealed = control_.LoadState(control_.PartState(part_), control_.epoch, rendezvous_);
-        control_.BeginStep(EXCHANGE_STEP_DONE);
+        control_.BeginStep(arguments_.only_meet != 0 ? EXCHANGE_STEP_REJOIN : EXCHANGE_STEP_DONE);
         if (control_.IsTimed())
             control_.Times().layer = arguments_.layer;
         ++rendezvous_;

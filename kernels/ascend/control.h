@@ -168,8 +168,9 @@ class Control {
                 return worst;
             if (is_late)
                 return Worse(worst, Fault(EXCHANGE_PEER_TIMEOUT, rank()));
+            // No wait for other ranks, as the clock counts them.
             if (is_first)
-                BeginWait();
+                wait_began_ = GetSystemCycle();
             else
                 is_late = IsLate();
         }
@@ -187,13 +188,16 @@ class Control {
             StoreLines(arguments_->fault, verdict);
     }
 
-    // A session that failed before is not used again.
+    // A session that failed before is not used again. Times are not left either: in their place are those of the launch
+    // that failed.
     __aicore__ inline Verdict RefusePoisoned() {
         LoadStatuses();
         const uint64_t own = Word(statuses_, rank());
-        if (own != 0 && StatusIsPossible(own, ranks()))
-            return Fault(EXCHANGE_POISONED, StatusCulprit(own), StatusResult(own));
-        return JudgeStatuses();
+        const bool is_own = own != 0 && StatusIsPossible(own, ranks());
+        const Verdict refused =
+            is_own ? Fault(EXCHANGE_POISONED, StatusCulprit(own), StatusResult(own)) : JudgeStatuses();
+        is_timed_ = is_timed_ && refused.result == EXCHANGE_OK;
+        return refused;
     }
 
     // Waits until judge(word) is Seen::ready for the word of every source in [begin, end) at `lines` of the own window,

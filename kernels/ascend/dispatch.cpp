@@ -48,6 +48,8 @@ class Dispatch {
         const ExchangeLayout &layout = control_.layout();
         const bool is_sealed = control_.LoadState(control_.Own(layout.state), control_.epoch, dispatches_);
         control_.BeginStep(EXCHANGE_STEP_ANNOUNCE);
+        if (control_.IsTimed())
+            control_.Times().kind = arguments_.kind;
         ++control_.epoch;
         Verdict found = control_.Fault(EXCHANGE_OK, 0);
         if (control_.core() == 0)
@@ -172,7 +174,6 @@ class Dispatch {
     __aicore__ inline void NoteRows() {
         control_.BeginStep(EXCHANGE_STEP_EXPERTS);
         StepTimes &times = control_.Times();
-        times.kind = arguments_.kind;
         times.placed = static_cast<uint32_t>(pairs_.CountRouted());
         times.received = static_cast<uint32_t>(total_);
     }

@@ -9,10 +9,11 @@ namespace ascend_kernels {
 // Of one launch, which loads and stores nothing for it before it ends, and touches nothing of it if nobody asked.
 class StepClock {
   public:
-    // Ends the step before it; one that has begun goes on.
+    // Ends the step before it, and a wait that did not end within; one that has begun goes on.
     __aicore__ inline void Begin(uint32_t step) {
         if (steps_ == step_stamps || (steps_ > 0 && times_.steps[steps_ - 1] == step))
             return;
+        EndWait();
         if (steps_ == 0)
             times_ = {};
         times_.began[steps_] = static_cast<uint64_t>(GetSystemCycle());
@@ -25,14 +26,23 @@ class StepClock {
         if (steps_ > 0 && steps_ <= step_waits)
             times_.waited_for[steps_ - 1] = missing + 1;
     }
+    // What was waited for is there, and the next is waited for from now on.
     __aicore__ inline void EndWait() {
-        if (waits_ && steps_ > 0 && steps_ <= step_waits)
-            times_.waited[steps_ - 1] += static_cast<uint32_t>(GetSystemCycle() - waits_since_);
+        if (!waits_)
+            return;
         waits_ = false;
+        const int64_t now = GetSystemCycle();
+        if (steps_ > 0 && steps_ <= step_waits) {
+            const uint64_t waited = times_.waited[steps_ - 1] + static_cast<uint64_t>(now - waits_since_);
+            times_.waited[steps_ - 1] = static_cast<uint32_t>(Least(waited, most_waited));
+        }
+        waits_since_ = now;
     }
     __aicore__ inline StepTimes &times() { return times_; }
 
   private:
+    static constexpr uint64_t most_waited = 0xffffffff;
+
     StepTimes times_; // once the first step has begun
     uint32_t steps_ = 0;
     int64_t waits_since_ = 0;

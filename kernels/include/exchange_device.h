@@ -62,10 +62,11 @@ int exchange_device_check(ExchangeSession *session);
 // How many fetches may be on their way at once, each to a place of its own.
 #define EXCHANGE_DEVICE_FETCHES 8u
 
-// The same without a wait, in two parts. exchange_device_fetch puts a copy of what launches before it have found on
-// `stream`, to `place`; it may run on another thread, and returns 0 or what CANN returned. Once the host knows that the
-// copy has been made, exchange_device_fetched returns for that place what exchange_device_check returns, again and
-// again until exchange_device_forget, which takes effect in the order of the stream of `session`.
+// The same without a wait, but once a second for the clock of the device where steps are traced, in two parts.
+// exchange_device_fetch puts a copy of what launches before it have found on `stream`, to `place`; it may run on
+// another thread, and returns 0 or what CANN returned. Once the host knows that the copy has been made,
+// exchange_device_fetched returns for that place what exchange_device_check returns, again and again until
+// exchange_device_forget, which takes effect in the order of the stream of `session`.
 int exchange_device_fetch(ExchangeSession *session, void *stream, uint32_t place);
 int exchange_device_fetched(ExchangeSession *session, uint32_t place);
 void exchange_device_forget(ExchangeSession *session);

@@ -202,7 +202,9 @@ class DeviceSession(NativeSession):
         return self._place
 
     def raise_fetched(self, place: int) -> None:
-        """Raises what was fetched to `place`, once an event behind it has been waited for; waits for nothing."""
+        """Raises what was fetched to `place`, once an event behind it has been waited for.
+
+        Waits for nothing, but once a second for the device's clock where steps are traced and all went well."""
         if self.inherited:
             refuse_forked()
         if result := self._native.check_fetched(place):

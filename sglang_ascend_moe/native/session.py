@@ -243,7 +243,7 @@ class NativeSession:
         """Raises what calls that nobody waited for found wrong: on the host nothing."""
 
     def fetch_verdicts(self) -> int:
-        """The same in two parts, neither of which waits: on the host nothing. Returns what the other takes."""
+        """The same in two parts that wait for no call: on the host nothing. Returns what the other takes."""
         return 0
 
     def raise_fetched(self, place: int) -> None:

@@ -17,12 +17,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sglang_ascend_moe.errors import AscendMoeError, InvalidInput, PeerLost, SessionPoisoned, WindowTooSmall
+from sglang_ascend_moe.errors import (
+    AscendMoeError,
+    InvalidInput,
+    PeerLost,
+    PeerTimeout,
+    SessionPoisoned,
+    WindowTooSmall,
+)
 from sglang_ascend_moe.exchange.control.trace_file import read_trace
 from sglang_ascend_moe.exchange.exchange import Exchange
 from sglang_ascend_moe.exchange.schedules.rows import ExpertRows
 from sglang_ascend_moe.native.codes import Step
-from tests.exchange.control.test_trace_file import CALLED
+from tests.exchange.control.test_trace_file import CALLED, DISPATCH
 from tests.exchange.pool import Ended, Rank
 from tests.exchange.schedules.test_rounds import SCENARIOS as ROUNDS
 from tests.exchange.schedules.test_rounds import run_in_rounds
@@ -250,6 +257,51 @@ def test_steps_of_calls_and_replays_come_from_the_device_with_their_layers(pools
         check_events(trace.events)
         assert before_ns <= trace.events[0].begin_ns
         assert trace.events[-1].end_ns <= after_ns
+
+
+def replay_past_a_failure(rank: Rank, library: str, folder: str, check: Check) -> int:
+    """Rank 1 does not combine what rank 0 replays, which goes on with replays that are refused.
+
+    Returns the epoch of that exchange."""
+    with on_device_library(library, 2) as streams:
+        x, ids, weights = tokens_of(rank.rank)
+
+        def experts(rows: ExpertRows) -> None:
+            rows.ticket.session.trace_layer(rows.ticket.call, LAYERS[0])
+            repeat_rows(streams)(rows)
+
+        with Exchange.create(rank.group, **OPTIONS, timeout_s=1.2) as exchange:
+            prepared = exchange.prepare(x, ids, weights, experts, torch.empty_like(x))
+            with streams.cann.capture(streams.stream) as graph:
+                prepared()
+            exchange.trace(folder)
+            graph.replay()
+            check(exchange, streams)
+            epoch = exchange.epoch + 1
+            if rank.rank == 1:
+                exchange.dispatch(x, ids, weights)
+            else:
+                streams.cann.calls()
+                for _ in range(3):
+                    graph.replay()
+                with pytest.raises(PeerTimeout):
+                    check(exchange, streams)
+                # The clock was asked more than a second ago, and is not set on a device on which something failed.
+                assert "moe_stamp" not in streams.cann.calls()
+            dist.barrier(rank.group)
+            return epoch
+
+
+@in_either_way
+def test_the_times_of_a_launch_that_failed_are_kept_and_name_who_was_missing(pools, device_library, check, tmp_path):
+    epoch, _ = pools.run(2, replay_past_a_failure, device_library, str(tmp_path), check)
+    [events] = [trace.events for trace in map(read_trace, tmp_path.iterdir()) if trace.header.rank == 0]
+    assert [(event.epoch, event.step) for event in events] == [
+        *((epoch - 1, step) for step in CALLED),
+        *((epoch, step) for step in (*DISPATCH, Step.DONE)),
+    ]
+    check_events(events)
+    assert (events[-1].waited_for, events[-1].layer) == (1, LAYERS[0])
 
 
 def fail_without_waiting(rank: Rank, library: str, phase: str, check: Check) -> str:

@@ -116,12 +116,15 @@ def test_a_rank_that_dies_is_named_by_the_host_beside_the_kernel(fresh_pool, lib
     assert "rank 1 has died" in pool.collect(dead={1})[0]
 
 
-def keep_waiting(rank: Rank, library: str, cores: int, step: Step) -> str:
-    """Rank 1 does not do what rank 0 waits for at `step` until rank 0 has given up; returns what that one says."""
+def keep_waiting(rank: Rank, library: str, cores: int, step: Step, folder: str | None = None) -> str:
+    """Rank 1 does not do what rank 0 waits for at `step` until rank 0 has given up; returns what that one says.
+
+    folder: of traces."""
     with (
         on_model(library, cores) if rank.rank == 0 else nullcontext(),
         open_exchange("windows", rank, SCENARIO, timeout_s=0.3) as exchange,
     ):
+        exchange.trace(folder)
         rows = dispatch(rank, exchange) if step == Step.DONE else None
         if rank.rank == 0:
             with pytest.raises(PeerTimeout) as caught:

@@ -234,7 +234,7 @@ void DeviceSession::copy_verdicts_and_wait() {
     if (session_.trace != nullptr)
         steps_.fetch(stream_, StepRing::waited);
     wait();
-    write_down_steps(StepRing::waited);
+    write_down_steps(StepRing::waited, verdicts_.found());
 }
 
 void DeviceSession::fetch_verdicts(aclrtStream stream, uint32_t place) {
@@ -244,14 +244,16 @@ void DeviceSession::fetch_verdicts(aclrtStream stream, uint32_t place) {
 }
 
 Verdict DeviceSession::fetched(uint32_t place) {
-    write_down_steps(place);
-    return verdicts_.fetched(place);
+    const Verdict found = verdicts_.fetched(place);
+    write_down_steps(place, found);
+    return found;
 }
 
-void DeviceSession::write_down_steps(uint32_t place) {
+// Asks the device's clock, for which it waits, only if nothing was `found`: else the device may not answer soon.
+void DeviceSession::write_down_steps(uint32_t place, const Verdict &found) {
     if (session_.trace == nullptr)
         return;
-    if (ascend_moe::now_ns() - clock_asked_ns_ > clock_is_old_ns)
+    if (found.result == EXCHANGE_OK && ascend_moe::now_ns() - clock_asked_ns_ > clock_is_old_ns)
         set_clock();
     steps_.write_down(place, clock_, *session_.layout, *session_.trace);
 }
@@ -265,7 +267,7 @@ void DeviceSession::trace(ExchangeTrace *trace) {
     if (session_.trace != nullptr) {
         steps_.fetch(stream_, StepRing::waited);
         synchronise(stream_);
-        write_down_steps(StepRing::waited);
+        write_down_steps(StepRing::waited, {});
     }
     constexpr uint64_t line = EXCHANGE_LINE_BYTES / sizeof(uint64_t);
     std::vector<uint64_t> state((1 + 2 * session_.layout->slots) * line);

@@ -107,7 +107,7 @@ class DeviceSession {
     ascend_kernels::Verdict settle(const ascend_kernels::Verdict &found);
     void copy_verdicts_and_wait();
     void wait();
-    void write_down_steps(uint32_t place);
+    void write_down_steps(uint32_t place, const ascend_kernels::Verdict &found);
     void set_clock();
     void note_ended(uint32_t peer);
     uint64_t read_status(uint32_t source);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -78,9 +79,14 @@ class StepRing {
         std::vector<ascend_kernels::StepTimes> launches;
         for (uint32_t i = 0; i < read_.size(); ++i) {
             ascend_kernels::StepTimes times;
-            memcpy(&times, at(place) + i * sizeof times, sizeof times);
-            // Nothing, what another copy had, for no launch begins with another one, or what is still being stored.
-            if (times.began[0] <= read_[i] || times.seal != SealOf(times))
+            const uint8_t *from = at(place) + i * sizeof times;
+            memcpy(times.began, from + offsetof(ascend_kernels::StepTimes, began), sizeof times.began[0]);
+            // Nothing, or what another copy had, for no launch begins with another one.
+            if (times.began[0] <= read_[i])
+                continue;
+            memcpy(&times, from, sizeof times);
+            // Still being stored.
+            if (times.seal != SealOf(times))
                 continue;
             read_[i] = times.began[0];
             launches.push_back(times);
