@@ -67,8 +67,8 @@ class Hook(NamedTuple):
     """One row of a table. `target` is a dotted path; `value` is the function, or what `SET` and `ADD` assign.
 
     mends: of a hook that any user of SGLang could want; None of one that only this package needs. since: the first
-    release of SGLang that needs the hook; empty if all do. until: the first one that does not have its target any more;
-    empty if all have.
+    release of SGLang that needs the hook; empty if all do. until: the first one that does not need it any more; empty
+    if none.
     """
 
     target: str

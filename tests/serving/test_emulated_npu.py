@@ -26,6 +26,7 @@ SETUPS = {
 }
 SHORT = "tp2-ep2 in graphs"
 """What CI runs."""
+PROFILED_TOKENS = 4
 
 
 def check_timeline(timeline: Timeline) -> None:
@@ -82,3 +83,21 @@ def test_answers_and_steps_of_exchanges(
     assert {count > 0 for count in replays} == {"ascend_moe_require_graphs" in arguments}
     (timeline,) = read_timelines(tmp_path)
     check_timeline(timeline)
+
+
+@pytest.mark.nightly
+def test_a_profile_has_the_steps_of_graphs_that_were_captured_before(npu_fork_server, checkpoint, prompts, tmp_path):
+    config = ours_on_npu(checkpoint, **SETUPS["dp2-attention-ep2 in graphs"])
+    with npu_fork_server.start(config._replace(environment={"SGLANG_TORCH_PROFILER_DIR": str(tmp_path)})) as engine:
+        engine.generate(prompts[:2], PROFILED_TOKENS)
+        engine.call("start_profile")
+        engine.generate(prompts[:2], PROFILED_TOKENS)
+        engine.call("stop_profile")
+        engine.generate(prompts[:2], PROFILED_TOKENS)
+    (folder,) = tmp_path.glob("*-steps")
+    (timeline,) = read_timelines(folder)
+    check_timeline(timeline)
+    for spans in timeline.spans.values():
+        decoded = [span for span in spans if span.kind == Kind.DECODE and span.step == Step.PLACE]
+        # Of each prompt all tokens but the first, and one more that was begun before the end was known.
+        assert 2 * (PROFILED_TOKENS - 1) <= len(decoded) / TinySizes().layers <= 2 * PROFILED_TOKENS

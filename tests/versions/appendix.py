@@ -16,7 +16,7 @@ from sglang_ascend_moe.serving import hooks, plugin
 from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where
 from sglang_ascend_moe.serving.launcher import early_resolution, later_resolution
 from sglang_ascend_moe.serving.npu import sampling_kernels
-from sglang_ascend_moe.serving.sglang_release import DRAFTED, TESTED, reaches
+from sglang_ascend_moe.serving.sglang_release import DRAFTED, TESTED, TESTED_ON_NPUS, reaches
 from tests.packaging.source_tree import ROOT, modules
 from tests.versions.wheel_sources import WheelSources, signature
 
@@ -157,12 +157,13 @@ def _block(lines: Iterable[str]) -> str:
 
 
 def mended(table: Iterable[Hook]) -> str:
-    """The hooks that mend a fault of SGLang, each function once, as a block. The page says until when, but for those of
-    which more is known."""
+    """The hooks that mend a fault of a served SGLang, each function once, as a block. The page says until when, but for
+    those of which more is known."""
+    served = {*TESTED, *TESTED_ON_NPUS}
     lines = {
         f"{hook.target.removeprefix('sglang.')}{'' if hook.mends == SglangFault() else '  # ' + hook.mends.until()}"
         for hook in table
-        if hook.mends is not None
+        if hook.mends is not None and any(hooks.needed_in(hook, version) for version in served)
     }
     return _block(sorted(lines))
 

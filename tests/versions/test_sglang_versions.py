@@ -45,6 +45,15 @@ def test_the_page_lists_the_hooks_that_mend_sglang():
     assert found == mended(plugin.TABLE)
 
 
+@pytest.mark.parametrize(
+    ("since", "until", "listed"),
+    [("", "", True), ("", "0.5.23", True), ("", "0.5.9", False), ("0.5.23", "", True), ("0.5.99", "", False)],
+)
+def test_a_hook_that_no_served_sglang_needs_is_not_on_the_page(since: str, until: str, listed: bool):
+    hook = Hook("sglang.f", HookKind.BEFORE, print, "the test needs it", mends=SglangFault(), since=since, until=until)
+    assert ("f" in mended([hook]).splitlines()) is listed
+
+
 def test_a_hook_goes_when_every_served_sglang_has_mended_the_fault():
     assert outlived(plugin.TABLE, TESTED) == []
 

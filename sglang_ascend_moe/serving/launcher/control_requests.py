@@ -16,6 +16,7 @@ from sglang_ascend_moe.errors import InvalidInput, Unsupported
 from sglang_ascend_moe.serving.hooks import on_host
 from sglang_ascend_moe.serving.launcher.attention_groups import data_parallel_ranks
 from sglang_ascend_moe.serving.options import options_of
+from sglang_ascend_moe.serving.sglang_release import reaches
 
 LONGEST_SLEEP_SECONDS = 60.0
 """Before each batch, for `/slow_down`."""
@@ -23,6 +24,8 @@ LONGEST_WAIT_SECONDS = 3600.0
 """For a moment without requests, for `/flush_cache`."""
 LISTEN_SECONDS = 30.0
 """How long a group for weights may take until somebody listens at its address."""
+RECEIVED_FIRST = "0.5.21"
+"""The first release of SGLang in which ranks can agree that all have received weights before one loads them."""
 PORTS = range(1, 2**16)
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 HOST_ACTIVITIES = frozenset({"CPU", "GPU"})
@@ -168,6 +171,10 @@ def _loads_unknown_format(request: Any) -> bool:
     return request.load_format is not None and request.load_format not in [known.value for known in LoadFormat]
 
 
+def _loads_what_others_miss(_request: Any) -> bool:
+    return not reaches(RECEIVED_FIRST)
+
+
 def _names_no_group(request: Any) -> bool:
     return not request.group_name
 
@@ -195,7 +202,8 @@ def _names_wrong_ports(request: Any) -> bool:
 _SENDING = ("InitWeightsSendGroupForRemoteInstanceReqInput", "SendWeightsToRemoteInstanceReqInput")
 _JOINING = "InitWeightsUpdateGroupReqInput"
 _LOADING = "UpdateWeightFromDiskReqInput"
-_RECEIVING = ("UpdateWeightsFromDistributedReqInput", "UpdateWeightsFromTensorReqInput", "UpdateWeightsFromIPCReqInput")
+_FROM_GROUP = "UpdateWeightsFromDistributedReqInput"
+_RECEIVING = (_FROM_GROUP, "UpdateWeightsFromTensorReqInput", "UpdateWeightsFromIPCReqInput")
 _PROFILING = "ProfileReq"
 
 CONTROL_REQUESTS = (
@@ -235,6 +243,13 @@ CONTROL_REQUESTS = (
         _has_stages,
         "with --pp-size stages read such a request one after the other, and one could fail when others have other"
         " weights; start the server with those weights",
+        never=True,
+    ),
+    ControlRequest(
+        (_JOINING, _FROM_GROUP),
+        _loads_what_others_miss,
+        f"before SGLang {RECEIVED_FIRST} each rank loads what it gets from a group, also where others got nothing;"
+        " install that release, or update the weights from disk",
         never=True,
     ),
     ControlRequest(_SENDING, _names_wrong_ports, "ports: give one for each rank, with commas between"),

@@ -11,7 +11,8 @@ def settings_of(server_args: Any) -> Any:
     """As `later_resolution.settings_of`."""
     from sglang.srt.arg_groups.overrides import resolved_view
 
-    return resolved_view(server_args)
+    # What SGLang has declared stays in its view, and would hide what is written later.
+    return server_args if is_resolved(server_args) else resolved_view(server_args)
 
 
 def declare(server_args: Any, **fields: Any) -> None:

@@ -120,8 +120,8 @@ def refuse_combinations(settings: Any, options: Options) -> None:
             f"--ep-size {settings.ep_size} with --tp-size {settings.tp_size}: the exchange spans the whole TP group;"
             f" use --ep-size {settings.tp_size} or leave it out"
         )
-    flag = "--dp-size" if settings.enable_dp_attention and settings.dp_size > 1 else "--attn-dp-size"
     groups = attention_groups(settings)
+    flag = "--dp-size" if settings.enable_dp_attention and groups == settings.dp_size else "--attn-dp-size"
     if settings.tp_size % groups:
         raise InvalidInput(
             f"{flag} {groups} with --tp-size {settings.tp_size}: groups of attention have equally many ranks; choose"

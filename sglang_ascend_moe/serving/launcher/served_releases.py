@@ -48,6 +48,8 @@ LATER_FEATURES = (
             ("--ep-num-redundant-experts", lambda settings: settings.ep_num_redundant_experts > 0),
             ("--init-expert-location", lambda settings: settings.init_expert_location != "trivial"),
             ("--expert-distribution-recorder-mode", lambda settings: settings.expert_distribution_recorder_mode),
+            # What it reports is recorded.
+            ("--expert-balancedness-report-mode", lambda settings: settings.expert_balancedness_report_mode != "off"),
         )
     ),
 )

@@ -132,18 +132,6 @@ def receive_from_group(original: Callable[..., Any], updater: Any, **keywords: A
     return weights
 
 
-def update_from_group(
-    original: Callable[..., tuple[bool, str]], updater: Any, *arguments: Any, **keywords: Any
-) -> tuple[bool, str]:
-    """Around `WeightUpdater.update_weights_from_distributed`, which receives and loads: what it raises becomes its
-    answer, on every rank."""
-    if layer.serving() is None:
-        return original(updater, *arguments, **keywords)
-    outcome = _attempted(original, updater, *arguments, **keywords)
-    _meet()
-    return _agreed(*outcome)
-
-
 def _meet() -> None:
     """All ranks come here, one that waited in a group long after another: so much that others' patience would end."""
     from sglang.srt.runtime_context import get_parallel

@@ -263,7 +263,6 @@ HOOKS: tuple[Hook, ...] = (
             ("managers.tp_worker.BaseTpWorker._deserialize_own_rank", weight_updates.read_tensors, "", "0.5.21"),
             (f"{UPDATER}.init_weights_update_group", weight_updates.join_group, "", ""),
             (f"{UPDATER}.receive_weights_from_distributed", weight_updates.receive_from_group, "0.5.21", ""),
-            (f"{UPDATER}.update_weights_from_distributed", weight_updates.update_from_group, "", "0.5.21"),
         )
     ),
     Hook(

@@ -206,11 +206,21 @@ def transfer_to_npu(attribute: str) -> ModuleType:
 
 def profiler() -> dict[str, Any]:
     """torch's own profiler, which sees the CPU."""
-    cpu = torch.profiler.ProfilerActivity.CPU
+    cpu, profile_of_torch = torch.profiler.ProfilerActivity.CPU, torch.profiler.profile
+
+    def profile(activities: Iterable[Any], **named: Any) -> Any:
+        # That of NPUs is the same here.
+        return profile_of_torch(activities=set(activities), **named)
+
     return {
-        "profile": torch.profiler.profile,
+        "profile": profile,
         "ProfilerActivity": SimpleNamespace(CPU=cpu, NPU=cpu),
         "tensorboard_trace_handler": torch.profiler.tensorboard_trace_handler,
+        # Of what torch's own has not.
+        "_ExperimentalConfig": lambda **_of_npus: None,
+        "ExportType": SimpleNamespace(Text="text"),
+        "ProfilerLevel": SimpleNamespace(Level1="Level1"),
+        "AiCMetrics": SimpleNamespace(PipeUtilization="PipeUtilization"),
     }
 
 

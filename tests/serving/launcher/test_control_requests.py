@@ -1,6 +1,7 @@
 """Requests that ranks could not serve are refused before one sees them, and none is ended by an abort before it."""
 
 import asyncio
+import contextlib
 import enum
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from sglang_ascend_moe.errors import InvalidInput, Unsupported
+from sglang_ascend_moe.serving import sglang_release
 from sglang_ascend_moe.serving.launcher import control_requests
 from sglang_ascend_moe.serving.options import Options, attach
 
@@ -201,6 +203,16 @@ def test_a_pipeline_keeps_its_weights(sglang, kind):
     control_requests.check_control_request(manager(), request(kind))
     sglang.stages = 2
     with pytest.raises(Unsupported, match="--pp-size"):
+        control_requests.check_control_request(manager(), request(kind))
+
+
+@pytest.mark.parametrize("release", ["0.5.18", "0.5.20", "0.5.21", "0.5.23"])
+@pytest.mark.parametrize("kind", [kind for kind in USUAL if kind.startswith(("UpdateW", "InitWeightsUpdate"))])
+def test_weights_of_a_group_are_taken_where_ranks_agree_before_they_load(monkeypatch, kind, release):
+    monkeypatch.setattr(sglang_release, "installed", lambda: release)
+    through_group = kind in ("InitWeightsUpdateGroupReqInput", "UpdateWeightsFromDistributedReqInput")
+    refused = through_group and release < "0.5.21"
+    with pytest.raises(Unsupported, match=r"0\.5\.21") if refused else contextlib.nullcontext():
         control_requests.check_control_request(manager(), request(kind))
 
 

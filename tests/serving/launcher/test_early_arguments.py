@@ -7,7 +7,7 @@ import pytest
 
 from sglang_ascend_moe.errors import InvalidInput
 from sglang_ascend_moe.serving import sglang_release
-from sglang_ascend_moe.serving.launcher import arguments, command_line, early_arguments, resolution
+from sglang_ascend_moe.serving.launcher import arguments, command_line, early_arguments, early_resolution, resolution
 from sglang_ascend_moe.serving.options import Options, options_of
 
 
@@ -72,6 +72,16 @@ def test_a_release_says_in_its_own_way_that_settings_are_resolved(monkeypatch, r
     monkeypatch.setattr(sglang_release, "installed", lambda: release)
     assert resolution.is_resolved(SimpleNamespace(**{attribute: True}))
     assert not resolution.is_resolved(SimpleNamespace(_other=True))
+
+
+@pytest.mark.parametrize(("resolved", "backend"), [(False, "declared"), (True, "written")])
+def test_what_is_written_late_is_read_where_declarations_stay(monkeypatch, resolved: bool, backend: str):
+    from sglang.srt.arg_groups import overrides
+
+    made = SimpleNamespace(moe_a2a_backend="written", _declarations_materialized=resolved)
+    overlaid = SimpleNamespace(moe_a2a_backend="declared")
+    monkeypatch.setattr(overrides, "resolved_view", lambda given: overlaid if given is made else None, raising=False)
+    assert early_resolution.settings_of(made).moe_a2a_backend == backend
 
 
 def test_values_are_written_in_place_where_settings_are_resolved_in_place(monkeypatch):

@@ -32,6 +32,7 @@ REFUSED = {
     "--device npu --ascend-moe-schedule collective": "--ascend-moe-schedule collective: the baseline",
     "--dp-size 4 --tp-size 2 --enable-dp-attention": "--dp-size 4 with --tp-size 2: groups of attention have equally",
     "--attn-dp-size 3 --tp-size 4": "--attn-dp-size 3 with --tp-size 4: groups of attention have equally",
+    "--attn-dp-size 3 --dp-size 2 --tp-size 4 --enable-dp-attention": "--attn-dp-size 3 with --tp-size 4: groups of",
     "--tp-size 4 --pp-size 3 --nnodes 2 --dist-init-addr 10.0.0.1:5000": (
         "--nnodes 2 with --tp-size 4 and --pp-size 3: nodes have equally many ranks; choose a number that divides 3, or"
     ),

@@ -59,6 +59,8 @@ def test_another_release_is_refused_if_the_user_wants_that():
         ("--ep-num-redundant-experts 4", "0.5.21"),
         ("--init-expert-location experts.json", "0.5.21"),
         ("--expert-distribution-recorder-mode stat", "0.5.21"),
+        ("--expert-balancedness-report-mode server_log", "0.5.21"),
+        ("--expert-balancedness-report-mode off", "0.5.18"),
         ("--tp-size 2 --dp-size 2 --enable-dp-attention", "0.5.18"),
     ],
 )

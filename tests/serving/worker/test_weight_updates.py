@@ -174,21 +174,6 @@ def test_all_ranks_receive_weights_or_none(others):
     assert min(others.waits) > LONGEST_JOIN
 
 
-def test_all_ranks_load_what_a_group_sends_or_tell_who_cannot(others):
-    def receive(_updater: object, names: list[str]) -> tuple[bool, str]:
-        if not names:
-            raise RuntimeError("the first rank is gone")
-        return True, "loaded"
-
-    assert weight_updates.update_from_group(receive, "updater", ["w"]) == (True, "loaded")
-    failed = "rank 0: the weights cannot be loaded: RuntimeError: the first rank is gone"
-    assert weight_updates.update_from_group(receive, "updater", names=[]) == (False, failed)
-    others.problem = "no"
-    assert weight_updates.update_from_group(receive, "updater", ["w"]) == (False, "rank 1: no")
-    assert len(others.waits) == 3
-    assert min(others.waits) > LONGEST_JOIN
-
-
 def test_a_group_is_waited_for_for_a_while_once_ranks_serve(monkeypatch):
     def join(**given: Any) -> Any:
         return given.get("timeout")
