@@ -49,10 +49,10 @@ def stop(original: Callable[..., Any], profiles: Any, stage: Any = None) -> Any:
 
     problem = ""
 
-    def write(export: Callable[[str], Any], path: str) -> None:
+    def write(export: Callable[..., Any], *path: str, **how: Any) -> None:
         nonlocal problem
         try:
-            export(path)
+            export(*path, **how)
         except OSError as error:
             problem = f"the trace cannot be written: {error}"
             logger.error(problem)
@@ -60,7 +60,7 @@ def stop(original: Callable[..., Any], profiles: Any, stage: Any = None) -> Any:
     running = getattr(profiles, "torch_profiler", None)
     if running is not None:
         export = running.export_chrome_trace
-        running.export_chrome_trace = lambda path: write(export, path)
+        running.export_chrome_trace = lambda *path, **how: write(export, *path, **how)
     answer = original(profiles, stage)
     return ProfileReqOutput(success=False, message=problem) if problem else answer
 
