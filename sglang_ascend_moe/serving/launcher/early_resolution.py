@@ -4,7 +4,8 @@ from typing import Any
 
 UNTIL = "0.5.20"
 """The first release of SGLang that does not."""
-_SOURCE = "sglang-ascend-moe"
+SOURCE = "sglang-ascend-moe"
+"""Who has declared a value, as SGLang keeps it."""
 
 
 def settings_of(server_args: Any) -> Any:
@@ -19,7 +20,7 @@ def declare(server_args: Any, **fields: Any) -> None:
     """As `later_resolution.declare`."""
     from sglang.srt.arg_groups.overrides import declare_late_resolution
 
-    declare_late_resolution(server_args, _SOURCE, **fields)
+    declare_late_resolution(server_args, SOURCE, **fields)
 
 
 def model_config_of(server_args: Any) -> Any:

@@ -6,7 +6,6 @@ from sglang_ascend_moe.serving.launcher import early_resolution
 
 SINCE = early_resolution.UNTIL
 """The first release of SGLang that does."""
-_SOURCE = "sglang-ascend-moe"
 
 
 def settings_of(server_args: Any) -> Any:
@@ -20,7 +19,7 @@ def declare(server_args: Any, **fields: Any) -> None:
     """Let the settings have these values."""
     from sglang.srt.arg_groups.overrides import declare_resolution
 
-    declare_resolution(server_args, _SOURCE, **fields)
+    declare_resolution(server_args, early_resolution.SOURCE, **fields)
 
 
 def model_config_of(server_args: Any) -> Any:
