@@ -190,7 +190,7 @@ class ServerProcess:
                 self._process.wait(STOP_SECONDS)
         by_itself = not group_members(self.pid)
         if not by_itself:
-            os.killpg(self.pid, signal.SIGKILL)
+            self.kill()
         self._process.wait()
         owned_folder.remove(self.temporary)
         return by_itself
