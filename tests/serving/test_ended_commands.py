@@ -5,6 +5,7 @@ An interrupt goes to the whole process group, as a terminal sends it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,8 +18,8 @@ from typing import Self
 import pytest
 
 from sglang_ascend_moe.launch.servers.server_process import free_port, group_members
+from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, INTERRUPTED, OK, WRONG_USAGE
-from tests.serving.cpu_time import title
 from tests.serving.leftovers import NOTHING
 
 POLL_SECONDS = 0.02
@@ -45,8 +46,8 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for member in group_members(self._process.pid):
-            os.kill(member, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
     @property
@@ -86,7 +87,7 @@ def imports(library: str) -> Callable[[Command], bool]:
 
 
 def has_rank(command: Command) -> bool:
-    return any("sglang::scheduler" in title(pid) for pid in group_members(command.pid))
+    return any("sglang::scheduler" in title_of(pid) for pid in group_members(command.pid))
 
 
 MOMENTS: dict[str, Callable[[Command], bool]] = {
@@ -193,7 +194,7 @@ def test_every_command_that_is_interrupted_says_so_in_one_line(surroundings, che
 def test_a_rank_that_is_killed_while_a_server_starts_is_named(surroundings, serve, tmp_path, attention, rank, moment):
     with Command([*serve, *ATTENTION[attention]], tmp_path) as command:
         command.wait_until(MOMENTS[moment])
-        [victim] = [pid for pid in group_members(command.pid) if f"TP{rank}" in title(pid)]
+        [victim] = [pid for pid in group_members(command.pid) if f"TP{rank}" in title_of(pid)]
         os.kill(victim, signal.SIGKILL)
         assert command.end() == CHECK_FAILED, command.said
         last = command.errors[-1]
