@@ -29,6 +29,8 @@ ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
 NO_VARIABLES: Mapping[str, str] = {}
 STOP_SECONDS = 30.0
 FIRST_PORT = 10000
+DRAWN_PORTS = (range(15000, 17001), range(22000, 30000))
+"""Of which mooncake and SGLang draw some for themselves."""
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # From linux/prctl.h.
 PR_SET_PDEATHSIG = 1
@@ -230,13 +232,15 @@ def end_with_parent(number: int = signal.SIGINT) -> None:
 def free_port(following: int = 0) -> int:
     """A TCP port of 127.0.0.1 that nobody listens on now, nor on so many `following` ones.
 
-    It is none of those that the kernel gives to connections, because a server takes long to start, and one of the many
-    connections meanwhile might be given its port.
+    It is none of those that the kernel gives to connections, nor of DRAWN_PORTS, because a server takes long to start,
+    and one of the many connections meanwhile, or another server, might be given its port.
     """
     ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
     below = range(FIRST_PORT, max(FIRST_PORT, ephemeral - following))
     for port in random.sample(below, len(below)):
-        if not any(is_taken("127.0.0.1", one) for one in range(port, port + following + 1)):
+        wanted = range(port, port + following + 1)
+        drawn = any(one in ports for one in wanted for ports in DRAWN_PORTS)
+        if not drawn and not any(is_taken("127.0.0.1", one) for one in wanted):
             return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

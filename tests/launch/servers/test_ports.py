@@ -3,7 +3,7 @@
 import socket
 
 from sglang_ascend_moe.launch.servers import server_process
-from sglang_ascend_moe.launch.servers.server_process import EPHEMERAL_PORTS, free_port
+from sglang_ascend_moe.launch.servers.server_process import DRAWN_PORTS, EPHEMERAL_PORTS, free_port
 
 
 def test_a_free_port_is_never_given_to_a_connection():
@@ -12,6 +12,7 @@ def test_a_free_port_is_never_given_to_a_connection():
     assert len(set(ports)) > 1
     for port in ports:
         assert not first <= port <= last
+        assert not any(port in drawn for drawn in DRAWN_PORTS)
         socket.create_server(("127.0.0.1", port)).close()
 
 
