@@ -255,6 +255,7 @@ def test_a_victim_that_is_faster_than_the_culprit_is_not_blamed(tmp_path):
         engine = Engine()
         write_reports(engine, msgspec.json.encode(VICTIM))
         # When the launcher is told of the failure, the culprit has not said yet what it raised.
+        ending.CAUSE_SECONDS = 60.0
         threading.Timer(0.2, write_reports, (engine, msgspec.json.encode(CULPRIT))).start()
 
     last = "The server ends: scheduler_TP1 (process 11) raised ValueError: no such row"
@@ -375,7 +376,7 @@ def test_a_rank_that_is_killed_ends_the_server(engine):
 def test_a_rank_behind_a_controller_is_watched(engine):
     controller = subprocess.Popen(
         [sys.executable, "-c", "import subprocess, sys; p = subprocess.Popen(['sglang::scheduler_DP1', '60'],"
-         " executable='/bin/sleep'); print(p.pid, flush=True); sys.stdin.read(); p.kill()"],
+         " executable='/bin/sleep'); print(p.pid, flush=True); sys.stdin.read(); p.kill(); p.wait()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     rank = int(controller.stdout.readline())
