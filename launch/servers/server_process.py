@@ -28,6 +28,7 @@ POLL_SECONDS = 0.5
 ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
 NO_VARIABLES: Mapping[str, str] = {}
 STOP_SECONDS = 30.0
+ENDED_SECONDS = 0.01
 FIRST_PORT = 10000
 DRAWN_PORTS = (range(15000, 17001), range(22000, 30000))
 """Of which mooncake and SGLang draw some for themselves."""
@@ -193,6 +194,10 @@ class ServerProcess:
         by_itself = not group_members(self.pid)
         if not by_itself:
             self.kill()
+            # What was killed ends a moment later, and may hold a port or make a file until then.
+            until = time.monotonic() + STOP_SECONDS
+            while group_members(self.pid) and time.monotonic() < until:
+                time.sleep(ENDED_SECONDS)
         self._process.wait()
         owned_folder.remove(self.temporary)
         return by_itself
