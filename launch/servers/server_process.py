@@ -35,6 +35,8 @@ DRAWN_PORTS = (range(15000, 17001), range(22000, 30000))
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # From linux/prctl.h.
 PR_SET_PDEATHSIG = 1
+# Ports that this process has been given: their servers may not listen yet.
+_given: set[int] = set()
 
 
 class ServerFailed(Exception):
@@ -235,7 +237,7 @@ def end_with_parent(number: int = signal.SIGINT) -> None:
 
 
 def free_port(following: int = 0) -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now, nor on so many `following` ones.
+    """A TCP port of 127.0.0.1 that nobody listens on now, nor on so many `following` ones; each is given once.
 
     It is none of those that the kernel gives to connections, nor of DRAWN_PORTS, because a server takes long to start,
     and one of the many connections meanwhile, or another server, might be given its port.
@@ -244,8 +246,9 @@ def free_port(following: int = 0) -> int:
     below = range(FIRST_PORT, max(FIRST_PORT, ephemeral - following))
     for port in random.sample(below, len(below)):
         wanted = range(port, port + following + 1)
-        drawn = any(one in ports for one in wanted for ports in DRAWN_PORTS)
-        if not drawn and not any(is_taken("127.0.0.1", one) for one in wanted):
+        avoided = any(one in ports for one in wanted for ports in (*DRAWN_PORTS, _given))
+        if not avoided and not any(is_taken("127.0.0.1", one) for one in wanted):
+            _given.update(wanted)
             return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
