@@ -13,7 +13,7 @@ class Pools:
     def __init__(self) -> None:
         self._pools: dict[int, Pool] = {}
 
-    def run(self, ranks: int, program: Program, *arguments: object, deadline_s: float = 60.0) -> list:
+    def run(self, ranks: int, program: Program, *arguments: object, deadline_s: float = 120.0) -> list:
         """Run a program on `ranks` ranks; results in rank order."""
         if ranks not in self._pools:
             self._pools[ranks] = Pool(ranks)

@@ -285,7 +285,7 @@ def test_ctrl_c_ends_a_wait(fresh_pool, how):
     pool.await_notes("waiting", [0])
     pool.signal(0, signal.SIGINT)
     # The timeout is 30 s, and nothing else would end the wait: rank 1 is not released before rank 0 is done.
-    pool.await_notes("interrupted", [0], deadline_s=10.0)
+    pool.await_notes("interrupted", [0], deadline_s=25.0)
     pool.release(CULPRIT)
     pool.collect()
 
@@ -367,7 +367,7 @@ def test_ctrl_c_ends_overlapping_rounds(fresh_pool, is_signalled):
     else:
         pool.await_notes("begun", [0])
         pool.release(0)
-    pool.await_notes("interrupted", [0], deadline_s=10.0)
+    pool.await_notes("interrupted", [0], deadline_s=25.0)
     pool.release(CULPRIT)
     pool.collect()
 
