@@ -293,6 +293,14 @@ HOOKS: tuple[Hook, ...] = (
         mends=SglangFault(),
     ),
     Hook(
+        f"{SRT}.distributed.parallel_state.shared_memory",
+        HookKind.SET,
+        unnamed_memory,
+        "a name would stay in /dev/shm if a rank is killed while ranks find out whether they are on one machine",
+        Where.HOST_AND_NPU,
+        mends=SglangFault(),
+    ),
+    Hook(
         f"{SRT}.entrypoints.engine.Engine._launch_scheduler_processes",
         HookKind.BEFORE,
         unnamed_memory.make_load_reports,

@@ -1,8 +1,8 @@
 """What SGLang names in /dev/shm, without the names: hooks of `host_hooks`.
 
 SGLang ends its processes with SIGKILL, at any moment, so that no code of theirs removes what they named there. Memory
-without a name goes with the last process that has mapped it. For message queues this module stands in for
-`multiprocessing.shared_memory` in SGLang's `shm_broadcast`.
+without a name goes with the last process that has mapped it. This module stands in for `multiprocessing.shared_memory`
+in SGLang's `shm_broadcast` (message queues) and `parallel_state` (which ranks are on one machine).
 """
 
 import mmap
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class SharedMemory:
-    """What a message queue uses of `multiprocessing.shared_memory.SharedMemory`.
+    """What SGLang uses of `multiprocessing.shared_memory.SharedMemory`.
 
-    Its `name` says in which process, and by which descriptor, the memory is found. The descriptor stays open until
-    `close` in that process, so a reader can open it as long as the creator lives and has not closed it; who has mapped
-    it keeps it.
+    Its `name` says in which process, and by which descriptor, the memory is found. The creator's descriptor stays open
+    until `unlink`, so a reader can open it as long as the creator lives and has not unlinked it; who has mapped it
+    keeps it.
 
     Raises:
         FileNotFoundError: nobody of this machine and network has memory of that `name`; for SGLang, it is on another
@@ -28,21 +28,24 @@ class SharedMemory:
             self._descriptor = os.memfd_create(name)
             os.ftruncate(self._descriptor, size)
             self.name = f"{os.getpid()}.{self._descriptor}.{name}"
+            self.size = size
+            self._map = mmap.mmap(self._descriptor, size)
         else:
-            self._descriptor = _open(name)
+            descriptor = _open(name)
             self.name = name
-        self.size = os.fstat(self._descriptor).st_size
-        self._map = mmap.mmap(self._descriptor, self.size)
+            self.size = os.fstat(descriptor).st_size
+            self._map = mmap.mmap(descriptor, self.size)
+            os.close(descriptor)
         self.buf = memoryview(self._map)
 
     def close(self) -> None:
         """Unmap the memory here."""
         self.buf.release()
         self._map.close()
-        os.close(self._descriptor)
 
     def unlink(self) -> None:
-        """There is no name to remove."""
+        """No further reader opens the memory; for its creator."""
+        os.close(self._descriptor)
 
 
 def _open(name: str) -> int:

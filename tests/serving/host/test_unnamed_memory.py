@@ -1,4 +1,4 @@
-"""SGLang's message queues in memory without a name."""
+"""SGLang's message queues, and how its ranks find their machine, in memory without a name."""
 
 import os
 import signal
@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import sglang.srt.distributed.device_communicators.shm_broadcast as shm_broadcast
+from sglang.srt.distributed import parallel_state
+from sglang.srt.distributed.device_communicators import shm_broadcast
 
 from sglang_ascend_moe.serving.host import unnamed_memory
 from sglang_ascend_moe.serving.host.unnamed_memory import SharedMemory
@@ -53,6 +54,35 @@ def test_a_reader_keeps_the_memory_of_a_creator_that_was_killed():
         SharedMemory(name)
 
 
+def test_ranks_find_that_they_are_on_one_machine_without_a_name_at_any_moment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel_state, "shared_memory", unnamed_memory)
+    names = set(os.listdir("/dev/shm"))
+    told, read = [], []
+
+    def broadcast(objects: list, **_: object) -> None:
+        assert set(os.listdir("/dev/shm")) <= names
+        told.extend(objects)
+
+    def wait(**_: object) -> None:
+        # A rank that opens the memory after its creator has closed it.
+        reader = SharedMemory(*told)
+        read.append(bytes(reader.buf[:13]))
+        reader.close()
+
+    ours = parallel_state.torch.distributed
+    monkeypatch.setattr(ours, "get_backend", lambda *_, **__: "gloo")
+    monkeypatch.setattr(ours, "get_rank", lambda *_, **__: 0)
+    monkeypatch.setattr(ours, "get_world_size", lambda *_, **__: 1)
+    monkeypatch.setattr(ours, "get_process_group_ranks", lambda *_: [0])
+    monkeypatch.setattr(ours, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(ours, "barrier", wait)
+    monkeypatch.setattr(ours, "all_reduce", lambda *_, **__: None)
+    assert parallel_state.in_the_same_node_as(None) == [True]
+    assert read == [b"magic_message"]
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(*told)
+
+
 def test_another_file_under_the_same_numbers_is_not_taken_for_the_memory(ring_buffer, tmp_path: Path):
     with (tmp_path / "other").open("w+b") as other:
         name = f"{os.getpid()}.{other.fileno()}.queue"
@@ -61,11 +91,12 @@ def test_another_file_under_the_same_numbers_is_not_taken_for_the_memory(ring_bu
         assert not hasattr(ring_buffer(1, 16, 2, name), "shared_memory"), "SGLang expects this of another machine"
 
 
-def test_closing_gives_the_descriptor_back():
+def test_the_descriptors_are_given_back():
     descriptors = set(os.listdir("/proc/self/fd"))
     memory = SharedMemory("queue", create=True, size=64)
     SharedMemory(memory.name).close()
     memory.close()
+    memory.unlink()
     assert set(os.listdir("/proc/self/fd")) <= descriptors
 
 
@@ -77,3 +108,4 @@ def test_memory_of_a_process_in_another_network_is_that_of_another_machine(monke
     with pytest.raises(FileNotFoundError, match="is not the memory queue"):
         SharedMemory(memory.name)
     memory.close()
+    memory.unlink()
