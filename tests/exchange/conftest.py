@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .pool import Pool, Program, RanksFailed
+from .pool import Pool, Program
 
 
 class Pools:
@@ -19,9 +19,9 @@ class Pools:
             self._pools[ranks] = Pool(ranks)
         try:
             return self._pools[ranks].run(program, *arguments, deadline_s=deadline_s)
-        except RanksFailed:
-            # The pool has ended its ranks; whatever they shared is of no use to the next test.
-            del self._pools[ranks]
+        except BaseException:
+            # Whatever its ranks shared, and have yet to say, is of no use to the next test.
+            self._pools.pop(ranks).close()
             raise
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from .pool import Ended, Rank, RanksFailed
+from .pool import Ended, Pool, Rank, RanksFailed
 
 
 def report_place(rank: Rank) -> tuple[int, int, int]:
@@ -53,6 +53,17 @@ def test_failure_names_the_rank_and_the_next_program_gets_new_ranks(pools, progr
     for pid in before:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_program_that_nobody_waits_for_any_more_leaves_nothing_to_the_next(pools, monkeypatch):
+    def interrupted(_pool: Pool, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {pid for _, _, pid in pools.run(3, report_place)}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pool, "collect", interrupted)
+        pools.run(3, raise_on, 1)
+    assert before.isdisjoint(pid for _, _, pid in pools.run(3, report_place))
 
 
 def test_a_death_that_was_asked_for_is_reported_and_not_a_failure(fresh_pool):
