@@ -1,7 +1,7 @@
 """What is changed in the runners of SGLang that capture and replay decode steps. One row a hook, with its reason."""
 
-from sglang_ascend_moe.graph_capture.runners import host_decode, npu_runner, replay_verdicts
-from sglang_ascend_moe.serving.hooks import Hook, HookKind, Where, host_hook
+from sglang_ascend_moe.graph_capture.runners import host_decode, npu_runner, replay_verdicts, update_fence
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where, host_hook
 
 SRT = "sglang.srt"
 
@@ -71,6 +71,14 @@ HOOKS: tuple[Hook, ...] = (
         npu_runner.replay,
         "replays are counted for the server's state, and what their exchanges found has to be looked at",
         Where.NPU,
+    ),
+    Hook(
+        f"{SRT}.hardware_backend.npu.graph_runner.npu_cudagraph_backend.NPUCudaGraphBackend.replay_with_input_update",
+        HookKind.AROUND,
+        update_fence.update_after_replay,
+        "a rank without requests would update a graph before its last replay has used the last update, and hang",
+        Where.NPU,
+        mends=SglangFault(mended_in="0.5.21"),
     ),
     *(
         Hook(

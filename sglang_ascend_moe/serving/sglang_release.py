@@ -6,8 +6,8 @@ from packaging.version import Version
 
 TESTED = ("0.5.21", "0.5.22", "0.5.23")
 """Releases that tests have served on hosts."""
-TESTED_ON_NPUS = ("0.5.23",)
-"""Releases that tests have served on emulated NPUs."""
+TESTED_ON_NPUS = ("0.5.18", "0.5.23")
+"""Releases that tests have served on emulated NPUs; SGLang's Ascend images have the first."""
 DRAFTED = "0.5.23"
 """The first one whose drafts are served."""
 _UNKNOWN = Version("0.0.0")

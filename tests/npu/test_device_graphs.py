@@ -7,11 +7,13 @@ import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 
+from sglang_ascend_moe.graph_capture.runners import update_fence
 from tests.npu import emulated
 from tests.npu.device import graphs
 from tests.npu.device.library import native
@@ -388,3 +390,45 @@ def test_an_update_binds_host_values_anew_and_every_replay_needs_one(on_device: 
         "as it was": [40.0, 40.0],
         "no update": "emulated NPU: a stream waits for an NPUGraph.update that nobody makes",
     }
+
+
+class EarlierBackend:
+    """Replays as `NPUCudaGraphBackend` of SGLang 0.5.18 does."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+        self._device_module = torch.npu
+
+    def replay_with_input_update(self, lengths: list[int]) -> None:
+        thread = Thread(target=self.graph.update, kwargs={"cpu_update_input": [{"lengths": lengths}]})
+        thread.start()
+        self.graph.replay()
+        thread.join()
+
+
+def replays_of_an_idle_rank(fenced: bool) -> str:
+    library = define_attention()
+    x = torch.ones(2, device="npu")
+    graph, _ = captured(lambda: torch.ops.emulated_npu_updates.attend(x, lengths=[1])[0], auto_dispatch_capture=True)
+    backend = EarlierBackend(graph)
+    replay = EarlierBackend.replay_with_input_update
+    native().set_flag_patience(60.0 if fenced else 0.01)
+    for lengths in ([2], [3], [4]):
+        if fenced:
+            update_fence.update_after_replay(replay, backend, lengths)
+        else:
+            replay(backend, lengths)
+    try:
+        torch.npu.synchronize()
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        native().set_flag_patience(60.0)
+        library._destroy()
+    return ""
+
+
+@pytest.mark.parametrize("fenced", [pytest.param(True, id="fenced"), pytest.param(False, id="as-in-0.5.18")])
+def test_an_update_that_overtakes_the_replay_before_it_is_waited_for_in_vain(on_device: OnDevice, fenced: bool):
+    found = on_device(replays_of_an_idle_rank, fenced, seed=LATE)
+    assert found == ("" if fenced else "emulated NPU: a stream waits for an NPUGraph.update that nobody makes")

@@ -25,6 +25,7 @@ KNOWN_BLOCKS: Mapping[str, Mapping[str, str]] = {
     "minimax_m2.MiniMaxM2MoE": {"0.5.23": "c396b19e84321f74"},
     "qwen2_moe.Qwen2MoeSparseMoeBlock": {"0.5.23": "9f3c46bff3e79485"},
     "qwen3_moe.Qwen3MoeSparseMoeBlock": {
+        "0.5.18": "37909b34ff1324f0",
         "0.5.21": "b45c0a82379eb149",
         "0.5.22": "3f5b09b8c3546249",
         "0.5.23": "6d76b5783020aedd",

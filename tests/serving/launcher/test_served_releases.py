@@ -64,7 +64,7 @@ def test_another_release_is_refused_if_the_user_wants_that():
         ("--tp-size 2 --dp-size 2 --enable-dp-attention", "0.5.18"),
     ],
 )
-@pytest.mark.parametrize("release", ["0.5.18", *TESTED])
+@pytest.mark.parametrize("release", sorted({*TESTED, *TESTED_ON_NPUS}))
 def test_a_flag_is_refused_where_the_release_is_not_served_with_it(monkeypatch, release: str, words: str, since: str):
     monkeypatch.setattr(sglang_release, "installed", lambda: release)
     flag, *_ = words.split()
