@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 _FORK = get_context("fork")
 _PR_SET_PDEATHSIG = 1
-_TRACE_GRACE_S = 2.0
+_TRACE_GRACE_S = 10.0
 _END_GRACE_S = 5.0
 
 
@@ -127,14 +127,14 @@ class Pool:
     def signal(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.pids[rank], number)
 
-    def next_note(self, rank: int, *, deadline_s: float = 30.0) -> str:
+    def next_note(self, rank: int, *, deadline_s: float = 60.0) -> str:
         """Wait for the next note of a rank."""
         message = self._receive(rank, time.monotonic() + deadline_s)
         if not isinstance(message, _Note):
             self._fail({rank: f"sent {message!r} instead of a note"}, [])
         return message.text
 
-    def await_notes(self, text: str, ranks: Collection[int], *, deadline_s: float = 30.0) -> None:
+    def await_notes(self, text: str, ranks: Collection[int], *, deadline_s: float = 60.0) -> None:
         """Wait until each of `ranks` noted `text`."""
         end = time.monotonic() + deadline_s
         for rank in ranks:
@@ -201,7 +201,7 @@ class Pool:
         try:
             return pickle.loads(connection.recv_bytes())
         except (EOFError, ConnectionResetError):
-            self._processes[rank].join(_END_GRACE_S)
+            self._processes[rank].join()
             return Ended(self._processes[rank].exitcode)
 
     def _fail(self, raised: dict[int, str], hung: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where
 from sglang_ascend_moe.serving.launcher import early_resolution, later_resolution
 from sglang_ascend_moe.serving.npu import sampling_kernels
 from sglang_ascend_moe.serving.sglang_release import DRAFTED, TESTED, TESTED_ON_NPUS, reaches
+from tests.npu.device.build import alone
 from tests.packaging.source_tree import ROOT, modules
 from tests.versions.wheel_sources import WheelSources, signature
 
@@ -45,6 +46,12 @@ class NoWheel(Exception):
 
 def download(version: str, folder: Path = WHEELS) -> Path:
     """The wheel of SGLang, from `folder` or from the package index. Raises `NoWheel` if it cannot be had."""
+    # Another process may be downloading it, and pip copies in place.
+    with alone(folder):
+        return _in_folder(version, folder)
+
+
+def _in_folder(version: str, folder: Path) -> Path:
     wheels = list(folder.glob(f"sglang-{version}-*.whl"))
     if not wheels:
         command = [sys.executable, "-m", "pip", "download", f"sglang=={version}", "--no-deps", "--dest", str(folder)]

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.npu.device.build import alone
+
 TORCH_NPU = {"torch 2.14": "torch_npu==2.14.0", "torch 2.13": "torch_npu>=2.13,<2.14"}
 OWN_TORCH = f"torch {'.'.join(version('torch').split('.')[:2])}"
 """The key of that for the torch that is installed."""
@@ -65,9 +67,11 @@ class Wheel:
 def download(requirement: str, folder: Path) -> Wheel:
     """The newest wheel that `requirement` allows, into `folder`. Fails with pip's words if none can be had."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-    done = subprocess.run(
-        [*command, "--disable-pip-version-check", requirement], capture_output=True, text=True, timeout=240
-    )
+    # Another process may be downloading it, and pip copies in place.
+    with alone(folder):
+        done = subprocess.run(
+            [*command, "--disable-pip-version-check", requirement], capture_output=True, text=True, timeout=240
+        )
     found = re.findall(r"[\w.+-]+\.whl", done.stdout)
     if done.returncode or not found:
         raise AssertionError(f"pip could not download {requirement}:\n{done.stdout}{done.stderr}")

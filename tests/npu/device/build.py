@@ -53,8 +53,8 @@ def build(folder: Path) -> Path:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process builds into `folder`."""
-    folder.mkdir(exist_ok=True)
+    """Inside, no other process puts anything into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
