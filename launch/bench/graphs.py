@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from sglang_ascend_moe.launch.bench.output_files import problem_with_file, write
 from sglang_ascend_moe.launch.bench.rank_processes import run_processes
 from sglang_ascend_moe.launch.bench.serving_client import ClientFailed
 from sglang_ascend_moe.launch.parser import Parser
-from sglang_ascend_moe.launch.servers.server_process import ServerFailed
+from sglang_ascend_moe.launch.servers.server_process import ServerFailed, free_port
 from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from sglang_ascend_moe.serving.launcher import interrupts
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, OK, WRONG_USAGE
@@ -135,7 +134,7 @@ def measure(
         run = GraphsRun(
             checkpoint=str(write_checkpoint(folder / "checkpoint", sizes=sizes)),
             results=str(folder / "results"),
-            port=_free_port(),
+            port=free_port(),
             batches=batches,
             prompt_tokens=PROMPT_TOKENS,
             steps=steps,
@@ -197,9 +196,3 @@ def table(records: list[GraphsRecord]) -> str:
         for item in records
     ]
     return "\n".join(lines)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -86,7 +86,7 @@ def _commands(run: Run, run_file: Path) -> list[list[str]]:
 
 def run_processes(commands: list[list[str]]) -> int:
     """Runs all of them at once. When one fails the others get a moment to end by themselves; all are ended by
-    `KeyboardInterrupt`."""
+    `KeyboardInterrupt`. Returns the exit code of the first that failed, else 0."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     exit_code = 0
     with ExitStack() as cleanup:
@@ -102,9 +102,9 @@ def run_processes(commands: list[list[str]]) -> int:
                 cleanup.callback(os.close, descriptor)
                 running[descriptor] = process
         while running and (ended := wait(list(running), timeout=_GRACE_S if exit_code else None)):
-            for descriptor in [known for known in running if known in ended]:
-                ended_with = running.pop(descriptor).wait()
-                exit_code = exit_code or ended_with
+            codes = [running.pop(descriptor).wait() for descriptor in list(running) if descriptor in ended]
+            # Of those that have ended since the last look, the others may have failed because one was killed.
+            exit_code = exit_code or min(filter(None, codes), default=0)
     return exit_code
 
 

@@ -28,10 +28,15 @@ POLL_SECONDS = 0.5
 ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
 NO_VARIABLES: Mapping[str, str] = {}
 STOP_SECONDS = 30.0
+ENDED_SECONDS = 0.01
 FIRST_PORT = 10000
+DRAWN_PORTS = (range(15000, 17001), range(22000, 30000))
+"""Of which mooncake and SGLang draw some for themselves."""
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # From linux/prctl.h.
 PR_SET_PDEATHSIG = 1
+# Ports that this process has been given: their servers may not listen yet.
+_given: set[int] = set()
 
 
 class ServerFailed(Exception):
@@ -190,7 +195,11 @@ class ServerProcess:
                 self._process.wait(STOP_SECONDS)
         by_itself = not group_members(self.pid)
         if not by_itself:
-            os.killpg(self.pid, signal.SIGKILL)
+            self.kill()
+            # What was killed ends a moment later, and may hold a port or make a file until then.
+            until = time.monotonic() + STOP_SECONDS
+            while group_members(self.pid) and time.monotonic() < until:
+                time.sleep(ENDED_SECONDS)
         self._process.wait()
         owned_folder.remove(self.temporary)
         return by_itself
@@ -228,15 +237,18 @@ def end_with_parent(number: int = signal.SIGINT) -> None:
 
 
 def free_port(following: int = 0) -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now, nor on so many `following` ones.
+    """A TCP port of 127.0.0.1 that nobody listens on now, nor on so many `following` ones; each is given once.
 
-    It is none of those that the kernel gives to connections, because a server takes long to start, and one of the many
-    connections meanwhile might be given its port.
+    It is none of those that the kernel gives to connections, nor of DRAWN_PORTS, because a server takes long to start,
+    and one of the many connections meanwhile, or another server, might be given its port.
     """
     ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
     below = range(FIRST_PORT, max(FIRST_PORT, ephemeral - following))
     for port in random.sample(below, len(below)):
-        if not any(is_taken("127.0.0.1", one) for one in range(port, port + following + 1)):
+        wanted = range(port, port + following + 1)
+        avoided = any(one in ports for one in wanted for ports in (*DRAWN_PORTS, _given))
+        if not avoided and not any(is_taken("127.0.0.1", one) for one in wanted):
+            _given.update(wanted)
             return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -127,14 +127,14 @@ class Pool:
     def signal(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.pids[rank], number)
 
-    def next_note(self, rank: int, *, deadline_s: float = 60.0) -> str:
+    def next_note(self, rank: int, *, deadline_s: float = 120.0) -> str:
         """Wait for the next note of a rank."""
         message = self._receive(rank, time.monotonic() + deadline_s)
         if not isinstance(message, _Note):
             self._fail({rank: f"sent {message!r} instead of a note"}, [])
         return message.text
 
-    def await_notes(self, text: str, ranks: Collection[int], *, deadline_s: float = 60.0) -> None:
+    def await_notes(self, text: str, ranks: Collection[int], *, deadline_s: float = 120.0) -> None:
         """Wait until each of `ranks` noted `text`."""
         end = time.monotonic() + deadline_s
         for rank in ranks:

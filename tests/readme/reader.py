@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import Any, Self
 
 import requests
 
-from sglang_ascend_moe.launch.servers.server_process import can_be_interrupted, free_port, group_members, log_tail
+from sglang_ascend_moe.launch.servers.server_process import can_be_interrupted, free_port, log_tail
 from sglang_ascend_moe.launch.tiny_model.checkpoint import TinySizes, write_checkpoint
 from tests.packaging.source_tree import ROOT
 from tests.readme.extraction import Command, Scene, Step, needs, port_of, with_ports
@@ -175,8 +176,8 @@ class Served:
         return f"{self._command}\n{what}\n{log_tail(self._log)}"
 
     def _kill(self) -> None:
-        for member in group_members(self._process.pid):
-            os.kill(member, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 

@@ -1,11 +1,6 @@
-"""CPU time of processes, by their titles."""
+"""CPU time of processes."""
 
 import psutil
-
-
-def title(process: int) -> str:
-    """The title that SGLang gives a process, or the program that it runs."""
-    return next(iter(psutil.Process(process).cmdline()), "")
 
 
 def cpu_seconds(process: int) -> float:

@@ -33,8 +33,8 @@ from tests.serving.engine_messages import (
 
 REPOSITORY = Path(__file__).parents[2]
 IMPORT_TIMEOUT = 180.0
-START_TIMEOUT = 120.0
-ANSWER_TIMEOUT = 120.0
+START_TIMEOUT = 240.0
+ANSWER_TIMEOUT = 240.0
 EXIT_TIMEOUT = 60.0
 
 

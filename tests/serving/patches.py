@@ -92,9 +92,9 @@ def hash_experts_that_move() -> None:
                 for part in parts:
                     digest.update(part[place].contiguous().view(torch.uint8).numpy().tobytes())
                 logical = int(placement[layer.layer_id][rank * local + place])
-                print(
-                    f"{when} rank {rank} layer {layer.layer_id} expert {logical} of {len(parts)} {digest.hexdigest()}"
-                )
+                said = f"{when} rank {rank} layer {layer.layer_id} expert {logical} of {len(parts)}"
+                # In one piece, for another rank writes too; and before it is killed.
+                print(f"{said} {digest.hexdigest()}\n", end="", flush=True)
 
     def move_and_print(*, model, tp_rank, **keywords):
         print_hashes("before", model, tp_rank)

@@ -15,7 +15,7 @@ from sglang_ascend_moe.launch.servers.server_process import (
     group_members,
     log_tail,
 )
-from tests.serving.cpu_time import title
+from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 
 READY_SECONDS = 600.0
 END_SECONDS = 15.0
@@ -76,12 +76,12 @@ class ServerNodes:
 
     def ranks(self, node: int) -> list[int]:
         """The processes of the ranks of a node, in their order."""
-        found = {title(pid): pid for pid in group_members(self.launchers[node].pid)}
+        found = {title_of(pid): pid for pid in group_members(self.launchers[node].pid)}
         return [pid for name, pid in sorted(found.items()) if "scheduler" in name and ("_TP" in name or "_PP" in name)]
 
-    def codes(self) -> list[int]:
-        """The exit codes, once all have ended; raises `ServerFailed` if that takes longer than END_SECONDS."""
-        return [launcher.wait_until_ended(END_SECONDS) for launcher in self.launchers]
+    def codes(self, seconds: float = END_SECONDS) -> list[int]:
+        """The exit codes, once all have ended; raises `ServerFailed` if that takes one longer than so many seconds."""
+        return [launcher.wait_until_ended(seconds) for launcher in self.launchers]
 
     def last_lines(self) -> list[str]:
         return [(launcher.log.read_text().splitlines() or [""])[-1] for launcher in self.launchers]

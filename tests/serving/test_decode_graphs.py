@@ -17,6 +17,7 @@ DATA_PARALLEL = PARALLEL["dp2-attention-ep2"]
 WARNING = "Decode runs without graphs"
 
 
+@pytest.mark.timeout(600)
 def test_data_parallel_attention_in_graphs_gives_the_bits_of_eager_decode(fork_server, checkpoint, prompts):
     """Alone, one rank is idle; together, the ranks replay batches and lengths of their own."""
     answers = []

@@ -40,9 +40,11 @@ def port(said: list[tuple[str, str | None, bytes]]) -> Iterator[int]:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        return int(other.getsockname()[1])
+def closed_port() -> Iterator[int]:
+    """A port at which nobody listens, nor can."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
 
 
 def test_a_body_is_posted_as_json(port: int, said: list[tuple[str, str | None, bytes]]):

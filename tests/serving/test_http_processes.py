@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
+from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 from tests.serving.clients import ask, body_of, post
-from tests.serving.cpu_time import title
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 from tests.serving.prompts import NEW_TOKENS
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
 def titles(server: ServerProcess, part: str) -> list[int]:
     """Processes of the server with such a title."""
-    return [pid for pid in group_members(server.pid) if part in title(pid)]
+    return [pid for pid in group_members(server.pid) if part in title_of(pid)]
 
 
 def test_every_process_refuses_what_would_end_a_rank_and_a_rank_that_dies_ends_all(

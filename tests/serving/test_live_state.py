@@ -72,7 +72,10 @@ def inspect_when_exported(engine: Engine) -> tuple[list[RankState], Numbers]:
             # A process writes its counters when it exports for the first time.
             continue
         if counted == exported:
-            return states, numbers
+            # Ranks write numbers into several files, which are read one after the other: when they answer again, they
+            # have written all.
+            inspected = engine.inspect()
+            return inspected.states[0], numbers_of(inspected)
     raise AssertionError
 
 

@@ -20,11 +20,12 @@ from sglang_ascend_moe.launch.tiny_model.model_sizes import TinySizes
 from sglang_ascend_moe.launch.top import top_command
 from sglang_ascend_moe.launch.trace.timeline import read_timelines
 from sglang_ascend_moe.launch.trace.trace_summary import rows_of_layers
+from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 from sglang_ascend_moe.serving.launcher.exit_codes import OK
 from tests.launch.monitoring.prometheus_process import Prometheus
 from tests.serving import faulty_server, routes
 from tests.serving.clients import Traffic, ask, malformed_requests, malformed_texts, post
-from tests.serving.cpu_time import cpu_seconds, title
+from tests.serving.cpu_time import cpu_seconds
 from tests.serving.leftovers import MARK, NOTHING, Surroundings, temporary_names
 from tests.serving.prompts import NEW_TOKENS
 from tests.soak.steady import require_steady
@@ -136,7 +137,7 @@ def test_it_burns_no_core_when_nobody_asks(served, record_property):
     begun = time.monotonic()
     # Time has to pass here: what is measured is the CPU time of doing nothing.
     threading.Event().wait(REST_SECONDS)
-    took = {f"{title(pid)} {pid}": cpu_seconds(pid) - before[pid] for pid in processes}
+    took = {f"{title_of(pid)} {pid}": cpu_seconds(pid) - before[pid] for pid in processes}
     share = sum(took.values()) / (time.monotonic() - begun)
     record_property("cores at rest", f"{share:.3f}")
     assert share < MOST_AT_REST * RANKS, took
@@ -216,7 +217,7 @@ def test_a_rank_with_hot_experts_is_named_by_an_alert(served, checkpoint, tmp_pa
 def test_a_killed_rank_ends_it_by_name_and_leaves_nothing(served):
     with Traffic(served.url, served.prompts, NEW_TOKENS) as traffic:
         traffic.wait_for_answer()
-        [victim] = [pid for pid in group_members(served.process.pid) if "scheduler_TP1" in title(pid)]
+        [victim] = [pid for pid in group_members(served.process.pid) if "scheduler_TP1" in title_of(pid)]
         os.kill(victim, signal.SIGKILL)
         assert served.process.wait_until_ended(60) == 1, log_tail(served.process.log)
     assert (

@@ -89,9 +89,11 @@ def test_tokens_stay_the_same_when_experts_move_while_serving(
     with fork_server.start(ours(checkpoint, "float32", "hash_experts_that_move", **REBALANCE)) as engine:
         for _ in range(MOST_ROUNDS):
             assert_equal(compare_all(engine, prompts, stock_answers("float32"), "float32"), prompts)
-            if moved := moves(engine):
+            if moves(engine):
                 break
         assert_equal(compare_all(engine, prompts, stock_answers("float32"), "float32"), prompts)
+    # The other rank may have said it later.
+    moved = moves(engine)
     assert {rank for rank, _ in moved} == {"0", "1"}
     assert min(int(places) for _, places in moved) > 0
     assert_each_expert_is_the_same_everywhere(engine, parts=2)
@@ -121,10 +123,11 @@ def assert_no_token_changes_when_experts_move(engine: Engine, prompts: list[list
     """Nor a logprob; both ranks report a move."""
     before = engine.generate(prompts, NEW_TOKENS)
     for _ in range(MOST_ROUNDS):
-        if moved := moves(engine):
+        if moves(engine):
             break
         engine.generate(prompts, NEW_TOKENS, together=True)
     assert engine.generate(prompts, NEW_TOKENS) == before
+    moved = moves(engine)
     assert min(int(places) for _, places in moved) > 0
     assert {rank for rank, _ in moved} == {"0", "1"}
 

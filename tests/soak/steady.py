@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
+from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 from tests.serving.clients import ask, mixed_traffic
-from tests.serving.cpu_time import title
 from tests.soak.growth import Sample, report, sample
 
 MOST_GROWTH = 32 << 20
@@ -42,9 +42,9 @@ def require_steady(
         for pid, held in samples.items():
             held.append(sample((number + 1) * (requests // rounds), pid))
     for pid, held in samples.items():
-        report(request, title(pid), held)
+        report(request, title_of(pid), held)
     for pid, held in samples.items():
-        assert held[-1].memory - held[len(held) // 2].memory < MOST_GROWTH, title(pid)
+        assert held[-1].memory - held[len(held) // 2].memory < MOST_GROWTH, title_of(pid)
     assert _left_open(before) == {}
     return ended
 
@@ -55,7 +55,7 @@ def _left_open(before: dict[int, int]) -> dict[str, tuple[int, int]]:
     while True:
         now = {pid: sample(0, pid).descriptors for pid in before}
         more = {
-            f"{title(pid)} {pid}": (held, now)
+            f"{title_of(pid)} {pid}": (held, now)
             for pid, held in before.items()
             if (now := sample(0, pid).descriptors) > held + MOST_DESCRIPTORS
         }

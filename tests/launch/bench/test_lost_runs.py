@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -59,6 +60,18 @@ def test_cases_that_were_finished_are_kept(tmp_path: Path, number: int, against:
     # What was measured is shown, too.
     assert "6 tokens" in finished.stdout
     assert [path] == list(tmp_path.iterdir())
+
+
+def test_of_ranks_that_have_failed_when_they_are_looked_at_the_killed_one_counts(monkeypatch: pytest.MonkeyPatch):
+    def wait_for_all(running: list[int], timeout: float | None) -> list[int]:
+        assert all(select.select([one], [], [], 60)[0] for one in running), timeout
+        return running
+
+    monkeypatch.setattr(rank_processes, "wait", wait_for_all)
+    commands = [["sh", "-c", how] for how in ("exit 0", "exit 1", "kill -KILL $$")]
+    assert rank_processes.run_processes(commands) == -signal.SIGKILL
+    assert rank_processes.run_processes(commands[:2]) == 1
+    assert rank_processes.run_processes(commands[:1]) == 0
 
 
 @NIGHTLY

@@ -25,6 +25,7 @@ import msgspec
 
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient
 from sglang_ascend_moe.launch.servers.server_process import group_members
+from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
 from tests.serving.leftovers import MARK, Surroundings
 
@@ -174,9 +175,8 @@ class Deployed:
 
     def rank_process(self, name: str, rank: int) -> int:
         """The pid of one rank of a server, known by the title that SGLang gives it."""
-        wanted = f"sglang::scheduler_TP{rank}_EP{rank}".encode()
-        titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in group_members(self.started[name]["pid"])}
-        [pid] = [pid for pid, title in titles.items() if wanted in title]
+        wanted = f"sglang::scheduler_TP{rank}_EP{rank}"
+        [pid] = [pid for pid in group_members(self.started[name]["pid"]) if wanted in title_of(pid)]
         return pid
 
     def states(self, name: str) -> list[RankState]:

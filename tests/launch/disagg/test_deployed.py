@@ -33,7 +33,8 @@ pytestmark = pytest.mark.timeout(900)
 RANKS = 2
 IDLE_SECONDS = 60.0
 IMPATIENT_SECONDS = 0.1
-ERROR_SECONDS = 10.0
+ERROR_SECONDS = 45.0
+"""In which clients are told: less than their own patience."""
 SIZES = TinySizes()
 LEFT_OUT_BY_THE_ROUTER = {
     "a broken pattern to stop at", "an unknown parameter", "beam search", "embeddings in place of some",

@@ -27,7 +27,7 @@ from tests.exchange.reference import scale_by_expert
 from tests.exchange.surface import compute, open_exchange
 
 RANKS, SLOW, LAYERS = 3, 1, (2, 5)
-MOST_PATIENCE_S = 30.0
+MOST_PATIENCE_S = 120.0
 
 
 def run_layers(rank: Rank, folder: str, phase: str, options: dict[str, Any]) -> dict[int, list[list[int]]]:
@@ -103,7 +103,7 @@ def tracks(events: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str,
 
 
 def be_slow(rank: Rank, folder: str) -> None:
-    with open_exchange("windows", rank, SCENARIO) as exchange:
+    with open_exchange("windows", rank, SCENARIO, timeout_s=2 * MOST_PATIENCE_S) as exchange:
         exchange.trace(folder)
 
         def experts(rows: Any) -> None:

@@ -23,6 +23,12 @@ time.sleep(600)
 """
 
 
+def mapped_names() -> set[str]:
+    """Of memory in /dev/shm that this process has mapped: names of other processes come and go."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.partition("/dev/shm/")[2] for line in lines} - {""}
+
+
 @pytest.fixture
 def ring_buffer(monkeypatch: pytest.MonkeyPatch) -> type:
     monkeypatch.setattr(shm_broadcast, "shared_memory", unnamed_memory)
@@ -30,9 +36,9 @@ def ring_buffer(monkeypatch: pytest.MonkeyPatch) -> type:
 
 
 def test_a_ring_buffer_of_sglang_has_no_name_at_any_moment(ring_buffer):
-    names = set(os.listdir("/dev/shm"))
+    names = mapped_names()
     buffer = ring_buffer(n_reader=1, max_chunk_bytes=16, max_chunks=2)
-    assert set(os.listdir("/dev/shm")) <= names
+    assert mapped_names() <= names
     rebuild, arguments = buffer.__reduce__()
     reader = rebuild(*arguments)
     with buffer.get_data(1) as written:
@@ -56,11 +62,11 @@ def test_a_reader_keeps_the_memory_of_a_creator_that_was_killed():
 
 def test_ranks_find_that_they_are_on_one_machine_without_a_name_at_any_moment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel_state, "shared_memory", unnamed_memory)
-    names = set(os.listdir("/dev/shm"))
+    names = mapped_names()
     told, read = [], []
 
     def broadcast(objects: list, **_: object) -> None:
-        assert set(os.listdir("/dev/shm")) <= names
+        assert mapped_names() <= names
         told.extend(objects)
 
     def wait(**_: object) -> None:

@@ -1,5 +1,6 @@
 """A server names the process that failed first, whatever the others say of it."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -255,6 +256,7 @@ def test_a_victim_that_is_faster_than_the_culprit_is_not_blamed(tmp_path):
         engine = Engine()
         write_reports(engine, msgspec.json.encode(VICTIM))
         # When the launcher is told of the failure, the culprit has not said yet what it raised.
+        ending.CAUSE_SECONDS = 60.0
         threading.Timer(0.2, write_reports, (engine, msgspec.json.encode(CULPRIT))).start()
 
     last = "The server ends: scheduler_TP1 (process 11) raised ValueError: no such row"
@@ -342,6 +344,7 @@ def test_an_engine_after_another_names_its_own_dead_rank(tmp_path, shut_down):
 
 
 def test_the_reports_of_engines_that_were_shut_down_take_no_descriptor(launch):
+    gc.collect()  # of what other tests have left
     held = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         engine = launch()
@@ -375,7 +378,7 @@ def test_a_rank_that_is_killed_ends_the_server(engine):
 def test_a_rank_behind_a_controller_is_watched(engine):
     controller = subprocess.Popen(
         [sys.executable, "-c", "import subprocess, sys; p = subprocess.Popen(['sglang::scheduler_DP1', '60'],"
-         " executable='/bin/sleep'); print(p.pid, flush=True); sys.stdin.read(); p.kill()"],
+         " executable='/bin/sleep'); print(p.pid, flush=True); sys.stdin.read(); p.kill(); p.wait()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     rank = int(controller.stdout.readline())

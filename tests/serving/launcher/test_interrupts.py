@@ -129,7 +129,7 @@ def test_an_orphan_that_still_ends_is_waited_for(monkeypatch: pytest.MonkeyPatch
 def is_living(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -18,7 +18,7 @@ from sglang_ascend_moe.serving.launcher.node_link import NodeLink
 from sglang_ascend_moe.serving.launcher.node_meeting import Nodes
 from sglang_ascend_moe.serving.launcher.process_reports import Finding, Report
 
-LONG_S = 30.0
+LONG_S = 60.0
 FAILED, STOPPED = "failed", "stopped"
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from sglang_ascend_moe.errors import AscendMoeError, PeerTimeout, ProtocolMismatch
 from sglang_ascend_moe.exchange.control.machine import Machine
-from sglang_ascend_moe.exchange.control.network import Address, address_of, framed, listen
+from sglang_ascend_moe.exchange.control.network import Address, framed
 from sglang_ascend_moe.exchange.control.secret import Secret
 from sglang_ascend_moe.exchange.control.waiting import Patience
+from sglang_ascend_moe.launch.servers.server_process import free_port
 from sglang_ascend_moe.serving.launcher.node_blocks import NodeHello
 from sglang_ascend_moe.serving.launcher.node_meeting import Nodes, gather_nodes, join_nodes, settings_to_compare
 from sglang_ascend_moe.serving.options import Options
@@ -35,8 +36,7 @@ def hello(node: int, nodes: int = 2, **changed: Any) -> NodeHello:
 
 
 def free_address() -> Address:
-    with closing(listen(Address("127.0.0.1", 0))) as listener:
-        return address_of(listener)
+    return Address("127.0.0.1", free_port())
 
 
 def meet(*hellos: NodeHello, secrets: dict[int, Secret | None] | None = None, patience: Patience = PATIENCE) -> list:

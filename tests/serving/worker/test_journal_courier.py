@@ -17,7 +17,7 @@ from sglang_ascend_moe.serving.worker.journal_courier import Courier, counterpar
 NODES = [0, 0, 1, 1]
 RANKS = len(NODES)
 KEPT = 4
-LONG_S = 30.0
+LONG_S = 60.0
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tests.exchange.pool import Rank
 __all__ = ["fresh_pool"]
 
 CULPRIT = 1
-SHORT_S = 0.5
+SHORT_S = 2.0
 LONG_S = 60.0
 TOKENS = 4
 
