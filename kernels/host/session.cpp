@@ -204,6 +204,8 @@ void Session::note_ended() {
 
 // Decides whether a wait can still end well, from what note_ended and the last look at the words found.
 int Session::judge(bool expired) {
+    if (std::none_of(session_.missing, session_.missing + ranks(), [](uint8_t missing) { return missing != 0; }))
+        return EXCHANGE_OK;
     if (const int result = judge_statuses(); result != EXCHANGE_OK)
         return result;
     for (uint32_t source = 0; source < ranks(); ++source)

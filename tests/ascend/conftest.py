@@ -88,7 +88,7 @@ def device_library(objects: Objects, request: pytest.FixtureRequest, tmp_path_fa
 class AscendPools(Pools):
     """Ranks that outlive the test, running programs over the Ascend kernels."""
 
-    def __init__(self, deadline_s: float = 60.0) -> None:
+    def __init__(self, deadline_s: float = 120.0) -> None:
         super().__init__()
         self._deadline_s = deadline_s
 

@@ -275,6 +275,7 @@ def replay_past_a_failure(rank: Rank, library: str, folder: str, check: Check) -
             with streams.cann.capture(streams.stream) as graph:
                 prepared()
             exchange.trace(folder)
+            dist.barrier(rank.group)
             graph.replay()
             check(exchange, streams)
             epoch = exchange.epoch + 1

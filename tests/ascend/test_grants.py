@@ -29,7 +29,7 @@ from tests.native.test_foreign_words import EPOCH, GRANTING, Grant, dispatch_wit
 from .conftest import AscendPools
 from .host_model import on_mixed, on_model
 from .test_exchange import SPLITS
-from .test_waits import SCENARIO, dispatch, leave_in_the_middle
+from .test_waits import SCENARIO, VAIN_S, dispatch, leave_in_the_middle
 
 
 def run_granting(
@@ -91,8 +91,9 @@ def wait_for_a_grant(rank: Rank, library: str, cores: int) -> str:
     """Rank 1 grants nothing until rank 0 has given up; returns what that one says."""
     with (
         on_model(library, cores) if rank.rank == 0 else nullcontext(),
-        open_exchange("windows", rank, SCENARIO, timeout_s=0.3, counts="grants") as exchange,
+        open_exchange("windows", rank, SCENARIO, timeout_s=VAIN_S, counts="grants") as exchange,
     ):
+        dist.barrier(rank.group)
         if rank.rank == 0:
             with pytest.raises(PeerTimeout) as caught:
                 dispatch(rank, exchange)

@@ -26,6 +26,8 @@ from tests.exchange.surface import compute, open_exchange
 from .host_model import on_model
 
 SCENARIO = Scenario(tokens=(6, 5), topk=2)
+VAIN_S = 1.0
+"""For which a rank waits in vain; what it does get has to come within that as well."""
 
 
 class Stop(Exception):
@@ -50,7 +52,7 @@ def leave_in_the_middle(rank: Rank, library: str, cores: int, step: Step) -> str
     """Rank 1 fails at `step`; returns what the Ascend kernels of rank 0 made of it."""
     with (
         on_model(library, cores) if rank.rank == 0 else nullcontext(),
-        open_exchange("windows", rank, SCENARIO, timeout_s=5.0) as exchange,
+        open_exchange("windows", rank, SCENARIO) as exchange,
     ):
         rows = dispatch(rank, exchange) if step == Step.DONE else None
         exchange.watch_steps(stop_at(step) if rank.rank == 1 else None)
@@ -76,7 +78,7 @@ def fail_while_waited_for(rank: Rank, library: str) -> str:
     """Rank 1 fails before it places rows, but not until rank 0 waits for them."""
     with (
         on_model(library, 2) if rank.rank == 0 else nullcontext(),
-        open_exchange("windows", rank, SCENARIO, timeout_s=3.0) as exchange,
+        open_exchange("windows", rank, SCENARIO) as exchange,
     ):
         window, arrive = exchange._steps._windows[rank.rank], exchange.layout.offsets.arrive
 
@@ -122,9 +124,10 @@ def keep_waiting(rank: Rank, library: str, cores: int, step: Step, folder: str |
     folder: of traces."""
     with (
         on_model(library, cores) if rank.rank == 0 else nullcontext(),
-        open_exchange("windows", rank, SCENARIO, timeout_s=0.3) as exchange,
+        open_exchange("windows", rank, SCENARIO, timeout_s=VAIN_S) as exchange,
     ):
         exchange.trace(folder)
+        dist.barrier(rank.group)
         rows = dispatch(rank, exchange) if step == Step.DONE else None
         if rank.rank == 0:
             with pytest.raises(PeerTimeout) as caught:

@@ -23,7 +23,9 @@ def outlive_a_peer(rank: Rank) -> list[list[int]] | None:
     status = torch.full((rank.size,), 7, dtype=torch.int32)
     buffer.low_latency_query_mask_buffer(status)
     seen = [status.tolist()]
+    rank.note("seen")
     if rank.rank == 1:
+        rank.wait_for_parent()
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(PeerLost, match="rank 1"):
         buffer.low_latency_dispatch(*arguments)
@@ -43,5 +45,7 @@ def outlive_a_peer(rank: Rank) -> list[list[int]] | None:
 def test_a_rank_that_has_ended_is_masked(fresh_pool):
     pool = fresh_pool(3)
     pool.start(outlive_a_peer)
+    pool.await_notes("seen", range(3))
+    pool.release(1)
     seen = pool.collect(dead=[1])
     assert [seen[0], seen[2]] == [[[0, 0, 0], [0, 1, 0]]] * 2

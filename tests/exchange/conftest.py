@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .pool import Pool, Program, RanksFailed
+from .pool import Pool, Program
 
 
 class Pools:
@@ -13,15 +13,15 @@ class Pools:
     def __init__(self) -> None:
         self._pools: dict[int, Pool] = {}
 
-    def run(self, ranks: int, program: Program, *arguments: object, deadline_s: float = 60.0) -> list:
+    def run(self, ranks: int, program: Program, *arguments: object, deadline_s: float = 120.0) -> list:
         """Run a program on `ranks` ranks; results in rank order."""
         if ranks not in self._pools:
             self._pools[ranks] = Pool(ranks)
         try:
             return self._pools[ranks].run(program, *arguments, deadline_s=deadline_s)
-        except RanksFailed:
-            # The pool has ended its ranks; whatever they shared is of no use to the next test.
-            del self._pools[ranks]
+        except BaseException:
+            # Whatever its ranks shared, and have yet to say, is of no use to the next test.
+            self._pools.pop(ranks).close()
             raise
 
     def close(self) -> None:

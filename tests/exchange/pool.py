@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 _FORK = get_context("fork")
 _PR_SET_PDEATHSIG = 1
-_TRACE_GRACE_S = 2.0
+_TRACE_GRACE_S = 10.0
 _END_GRACE_S = 5.0
 
 
@@ -201,7 +201,7 @@ class Pool:
         try:
             return pickle.loads(connection.recv_bytes())
         except (EOFError, ConnectionResetError):
-            self._processes[rank].join(_END_GRACE_S)
+            self._processes[rank].join()
             return Ended(self._processes[rank].exitcode)
 
     def _fail(self, raised: dict[int, str], hung: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _SHARED_MEMORY = Path("/dev/shm")
-STAYS_S = 5.0
+STAYS_S = 60.0
 
 
 class Mapping(NamedTuple):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from sglang_ascend_moe.errors import PeerFault, PeerLost, ProtocolMismatch, SessionPoisoned
 from sglang_ascend_moe.exchange.schedules.steps import ExchangeSteps
@@ -127,6 +128,43 @@ def fail_between_dispatch_and_combine(rank: Rank) -> None:
 
 def test_a_rank_that_leaves_the_context_by_an_exception_is_named(pools):
     pools.run(3, fail_between_dispatch_and_combine)
+
+
+def fail_after_its_part(rank: Rank) -> Seen | None:
+    """The culprit does its part of a call and then fails, all between two looks of the other, which waits for it."""
+    exchange = open_exchange("windows", rank, SCENARIO)
+    if rank.rank != CULPRIT:
+        signal.signal(signal.SIGUSR2, lambda *_: (rank.note("looks away"), rank.wait_for_parent()))
+        call(exchange, "decode", rank)
+        return see_fault(exchange, rank, "decode", calls=1)
+    done = exchange._steps._windows[CULPRIT].view(exchange.layout.offsets.done, (1,), torch.int64)
+
+    def stay_until_the_other_looks_away(step: Step) -> None:
+        if step == Step.DONE:
+            while done.item() == 0:
+                os.sched_yield()
+            rank.note("waited for")
+            rank.wait_for_parent()
+
+    exchange.watch_steps(stay_until_the_other_looks_away)
+    call(exchange, "decode", rank)
+    with pytest.raises(ArithmeticError), exchange:
+        raise ArithmeticError("after its part")
+    rank.note("failed")
+    return None
+
+
+def test_what_a_rank_did_before_it_failed_still_counts(fresh_pool):
+    pool = fresh_pool(2)
+    pool.start(fail_after_its_part)
+    pool.await_notes("waited for", [CULPRIT])
+    pool.signal(0, signal.SIGUSR2)
+    pool.await_notes("looks away", [0])
+    pool.release(CULPRIT)
+    pool.await_notes("failed", [CULPRIT])
+    pool.release(0)
+    seen = pool.collect()[0]
+    assert (seen.code, seen.rank) == (PeerLost.code, CULPRIT), seen
 
 
 def close_early(rank: Rank, how: str) -> None:
@@ -247,7 +285,7 @@ def test_ctrl_c_ends_a_wait(fresh_pool, how):
     pool.await_notes("waiting", [0])
     pool.signal(0, signal.SIGINT)
     # The timeout is 30 s, and nothing else would end the wait: rank 1 is not released before rank 0 is done.
-    pool.await_notes("interrupted", [0], deadline_s=10.0)
+    pool.await_notes("interrupted", [0], deadline_s=25.0)
     pool.release(CULPRIT)
     pool.collect()
 
@@ -329,7 +367,7 @@ def test_ctrl_c_ends_overlapping_rounds(fresh_pool, is_signalled):
     else:
         pool.await_notes("begun", [0])
         pool.release(0)
-    pool.await_notes("interrupted", [0], deadline_s=10.0)
+    pool.await_notes("interrupted", [0], deadline_s=25.0)
     pool.release(CULPRIT)
     pool.collect()
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from .pool import Ended, Rank, RanksFailed
+from .pool import Ended, Pool, Rank, RanksFailed
 
 
 def report_place(rank: Rank) -> tuple[int, int, int]:
@@ -36,23 +36,34 @@ def test_ranks_live_from_one_program_to_the_next(pools):
 
 
 @pytest.mark.parametrize(
-    ("program", "text"),
+    ("program", "text", "deadline_s"),
     [
-        (raise_on, "rank 1 of 3: Traceback.*raise_on.*this rank is out of order"),
-        (hang_on, "rank 1 of 3 did not finish.*hang_on"),
-        (die_on, "rank 1 of 3: ended with exit code -9"),
+        (raise_on, "rank 1 of 3: Traceback.*raise_on.*this rank is out of order", 60.0),
+        (hang_on, "rank 1 of 3 did not finish.*hang_on", 2.0),
+        (die_on, "rank 1 of 3: ended with exit code -9", 60.0),
     ],
     ids=["raises", "hangs", "dies"],
 )
-def test_failure_names_the_rank_and_the_next_program_gets_new_ranks(pools, program, text):
+def test_failure_names_the_rank_and_the_next_program_gets_new_ranks(pools, program, text, deadline_s):
     before = {pid for _, _, pid in pools.run(3, report_place)}
     with pytest.raises(RanksFailed, match=f"(?s){text}"):
-        pools.run(3, program, 1, deadline_s=1.0)
+        pools.run(3, program, 1, deadline_s=deadline_s)
     after = pools.run(3, report_place)
     assert before.isdisjoint(pid for _, _, pid in after)
     for pid in before:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_program_that_nobody_waits_for_any_more_leaves_nothing_to_the_next(pools, monkeypatch):
+    def interrupted(_pool: Pool, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {pid for _, _, pid in pools.run(3, report_place)}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pool, "collect", interrupted)
+        pools.run(3, raise_on, 1)
+    assert before.isdisjoint(pid for _, _, pid in pools.run(3, report_place))
 
 
 def test_a_death_that_was_asked_for_is_reported_and_not_a_failure(fresh_pool):

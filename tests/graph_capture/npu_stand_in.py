@@ -31,7 +31,7 @@ HANDLED = {"attend"}
 
 WITHOUT_WORK = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty")
 """Operators that put nothing on a stream."""
-UPDATE_DEADLINE_S = 5.0
+UPDATE_DEADLINE_S = 60.0
 
 
 class CaptureBroken(RuntimeError):

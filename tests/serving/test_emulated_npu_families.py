@@ -27,7 +27,7 @@ OURS = {**GRAPHS, "ascend_moe_require_graphs": True}
 # As one rank has them: attention that no two ranks share, whole dense layers.
 AS_ON_ONE_RANK = {**PARALLEL["dp2-attention-ep2"], "moe_dense_tp_size": 1}
 # Stock SGLang on one rank rounds elsewhere, and scores the experts of GLM4-MoE otherwise than on other machines.
-AS_OURS = ("combine_as_across_ranks", "keep_router_weights", "name_scoring_function")
+AS_OURS = ("combine_as_across_ranks", "keep_router_weights", "tell_routers_of_padding", "name_scoring_function")
 
 
 class Family(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 
 from sglang_ascend_moe.launch.comparison import Answer
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.sglang_release import TESTED, installed
 from tests.serving.configurations import PARALLEL, ours, stock
 from tests.serving.engines import EngineConfig, EngineFailure, ForkServer
 from tests.serving.family_prompts import DTYPE, FAMILIES, PROMPTS, REFERENCE_BOUND
@@ -48,8 +49,9 @@ def family(request: pytest.FixtureRequest, fork_server: ForkServer, tmp_path_fac
     return Family(request.param, checkpoint, answers)
 
 
-# On every change those that differ most from the model of the other tests, a Qwen3-MoE.
-OFTEN = ("deepseek_v3", "minimax_m2")
+# On every change those that differ most from the model of the other tests, a Qwen3-MoE; of earlier releases all, but
+# not on every change.
+OFTEN = ("deepseek_v3", "minimax_m2") if installed() == TESTED[-1] else FAMILIES
 
 
 def families(often: tuple[str, ...]) -> pytest.MarkDecorator:

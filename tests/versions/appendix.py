@@ -46,12 +46,12 @@ class NoWheel(Exception):
 
 def download(version: str, folder: Path = WHEELS) -> Path:
     """The wheel of SGLang, from `folder` or from the package index. Raises `NoWheel` if it cannot be had."""
-    # Otherwise it could be one that another process is copying there.
+    # Another process may be downloading it, and pip copies in place.
     with alone(folder):
-        return _download(version, folder)
+        return _in_folder(version, folder)
 
 
-def _download(version: str, folder: Path) -> Path:
+def _in_folder(version: str, folder: Path) -> Path:
     wheels = list(folder.glob(f"sglang-{version}-*.whl"))
     if not wheels:
         command = [sys.executable, "-m", "pip", "download", f"sglang=={version}", "--no-deps", "--dest", str(folder)]

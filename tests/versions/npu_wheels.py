@@ -65,11 +65,9 @@ class Wheel:
 
 @cache
 def download(requirement: str, folder: Path) -> Wheel:
-    """The newest wheel that `requirement` allows, into `folder`. Fails with pip's words if none can be had.
-
-    One process at a time: pip copies it there, takes what another one is copying for a damaged file, and removes it.
-    """
+    """The newest wheel that `requirement` allows, into `folder`. Fails with pip's words if none can be had."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    # Another process may be downloading it, and pip copies in place.
     with alone(folder):
         done = subprocess.run(
             [*command, "--disable-pip-version-check", requirement], capture_output=True, text=True, timeout=240

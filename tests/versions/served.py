@@ -26,6 +26,7 @@ TESTS = {
     "hooks": ["tests/serving/test_hooks.py"],
     "demo": ["tests/launch/test_demo.py"],
     "tokens": ["tests/serving/test_greedy_tokens.py", "tests/serving/test_batching.py"],
+    "families": ["tests/serving/test_families.py::test_two_ranks_give_the_tokens_of_stock_sglang_on_one"],
     "graphs": ["tests/serving/test_decode_graphs.py"],
     "prefill and decode apart": ["tests/launch/disagg/test_deployed.py"],
 }
@@ -34,6 +35,7 @@ ON_NPUS = {
     "hooks": ["tests/serving/test_hooks.py"],
     "demo": ["tests/npu/test_emulated_demo.py"],
     "tokens": ["tests/serving/test_emulated_npu.py::test_answers_and_steps_of_exchanges"],
+    "families": ["tests/serving/test_emulated_npu_families.py::test_two_ranks_give_the_bits_of_stock_sglang_on_one"],
 }
 """The same on emulated NPUs."""
 EARLIER = sorted({*TESTED[:-1], *TESTED_ON_NPUS[:-1]})

@@ -13,6 +13,16 @@ def get_mha_kv_pool_cls(_platform: Any) -> type:
     return MHATokenToKVPool
 
 
+def get_mla_kv_pool_cls(_platform: Any) -> Any:
+    return _latent_pool
+
+
+def _latent_pool(size: int, *, index_head_dim: None, **keywords: Any) -> Any:  # noqa: ARG001 - hosts serve no DSA
+    from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+
+    return MLATokenToKVPool(size, **keywords)
+
+
 def get_paged_allocator_cls(_platform: Any) -> Any:
     return _single_tokens
 

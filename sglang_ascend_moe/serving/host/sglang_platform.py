@@ -29,6 +29,7 @@ class HostPlatform(CpuDeviceMixin, SRTPlatform):
     else:
         support_cuda_graph = earlier_platform.support_cuda_graph
         get_mha_kv_pool_cls = earlier_platform.get_mha_kv_pool_cls
+        get_mla_kv_pool_cls = earlier_platform.get_mla_kv_pool_cls
         get_paged_allocator_cls = earlier_platform.get_paged_allocator_cls
 
     def get_device(self, device_id: int | None = None) -> str:  # noqa: ARG002 - SGLang's signature

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_ascend_moe.serving.options import options_of
+from sglang_ascend_moe.serving.sglang_release import reaches
 
 KEPT = "npu_indexer_sin_cos_cache"
 """What SGLang calls the angles of a batch, which all layers of a forward pass share."""
@@ -30,10 +31,15 @@ def index(
     from sglang.srt.runtime_context import get_server_args
 
     if options_of(get_server_args()) is not None:
-        if layer_id == get_token_to_kv_pool().indexer_layer_ids[0] and hasattr(forward_batch, KEPT):
+        if layer_id == _first_indexing(get_token_to_kv_pool()) and hasattr(forward_batch, KEPT):
             delattr(forward_batch, KEPT)
         give_a_page(get_attn_backend().forward_metadata)
     return original(indexer, x, q_lora, positions, forward_batch, layer_id, *arguments, **keywords)
+
+
+def _first_indexing(pool: Any) -> int:
+    """The first layer with an indexer; before SGLang 0.5.21 every one has its own."""
+    return int(pool.indexer_layer_ids[0]) if reaches("0.5.21") else int(pool.start_layer)
 
 
 def give_a_page(metadata: Any) -> None:

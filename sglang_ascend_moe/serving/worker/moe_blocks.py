@@ -16,13 +16,28 @@ from sglang_ascend_moe.errors import Unsupported
 
 # Each is compared with stock SGLang in tests/serving, of those that have a family there also with transformers.
 KNOWN_BLOCKS: Mapping[str, Mapping[str, str]] = {
-    "deepseek_v2.DeepseekV2MoE": {"0.5.23": "14d8c1e95b3c8a75"},
-    "glm4_moe.Glm4MoeSparseMoeBlock": {"0.5.23": "9dbd9d380e0b5ff1"},
+    "deepseek_v2.DeepseekV2MoE": {
+        "0.5.18": "e220e6a944eba9d5",
+        "0.5.21": "394c2044abe92943",
+        "0.5.22": "287b47aecf31c26f",
+        "0.5.23": "14d8c1e95b3c8a75",
+    },
+    "glm4_moe.Glm4MoeSparseMoeBlock": {
+        "0.5.18": "0a2c928e7fd2ee0a",
+        "0.5.21": "fb5aac29defce92e",
+        "0.5.22": "794233e91df4b7a1",
+        "0.5.23": "9dbd9d380e0b5ff1",
+    },
     "gpt_oss.GptOssSparseMoeBlock": {"0.5.23": "e7c3361c3bc236c3"},
     "hunyuan.HunYuanSparseMoeBlock": {"0.5.23": "dc087b073b7b3be4"},
     "kimi_k3.KimiK3MoE": {"0.5.23": "cf8d9f98125118df"},
     "mimo_v2.MiMoV2MoE": {"0.5.23": "d2fbe04846fd2b16"},
-    "minimax_m2.MiniMaxM2MoE": {"0.5.23": "c396b19e84321f74"},
+    "minimax_m2.MiniMaxM2MoE": {
+        "0.5.18": "9d279572e7db0a52",
+        "0.5.21": "7985550636367281",
+        "0.5.22": "800b6854938b3c31",
+        "0.5.23": "c396b19e84321f74",
+    },
     "qwen2_moe.Qwen2MoeSparseMoeBlock": {"0.5.23": "9f3c46bff3e79485"},
     "qwen3_moe.Qwen3MoeSparseMoeBlock": {
         "0.5.18": "37909b34ff1324f0",

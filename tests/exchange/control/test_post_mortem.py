@@ -19,8 +19,8 @@ from tests.exchange.surface import open_exchange
 CULPRIT = 1
 
 
-def fail_with_accounts(rank: Rank, folder: str, step: Step, number: signal.Signals) -> None:
-    exchange = open_exchange("windows", rank, SCENARIO, timeout_s=1.0, post_mortem=folder)
+def fail_with_accounts(rank: Rank, folder: str, step: Step, number: signal.Signals, timeout_s: float) -> None:
+    exchange = open_exchange("windows", rank, SCENARIO, timeout_s=timeout_s, post_mortem=folder)
     call(exchange, "decode", rank)
     if rank.rank == CULPRIT:
         exchange.watch_steps(harm_at(step, number))
@@ -33,7 +33,7 @@ def fail_with_accounts(rank: Rank, folder: str, step: Step, number: signal.Signa
 @pytest.mark.parametrize("step", [Step.ANNOUNCE, Step.PLACE, Step.DONE], ids=lambda step: step.name.lower())
 def test_survivors_of_a_death_leave_accounts_that_blame_the_dead(fresh_pool, tmp_path, capsys, step):
     pool = fresh_pool(3)
-    pool.start(fail_with_accounts, str(tmp_path), step, signal.SIGKILL)
+    pool.start(fail_with_accounts, str(tmp_path), step, signal.SIGKILL, 30.0)
     assert pool.collect(dead={CULPRIT})[CULPRIT] == Ended(-signal.SIGKILL)
     (accounts,) = read_accounts(tmp_path).values()
     assert [account.rank for account in accounts] == [0, 2]
@@ -52,7 +52,7 @@ def test_survivors_of_a_death_leave_accounts_that_blame_the_dead(fresh_pool, tmp
 
 def test_the_account_of_a_stall_names_the_slowest_rank(fresh_pool, tmp_path):
     pool = fresh_pool(3)
-    pool.start(fail_with_accounts, str(tmp_path), Step.ANNOUNCE, signal.SIGSTOP)
+    pool.start(fail_with_accounts, str(tmp_path), Step.ANNOUNCE, signal.SIGSTOP, 1.0)
     pool.await_notes("failed", [0, 2])
     told = account_of(tmp_path)
     assert "blamed: rank 1 (by 2)" in told

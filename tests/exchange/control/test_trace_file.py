@@ -89,7 +89,7 @@ def test_the_oldest_steps_are_overwritten_and_the_file_does_not_grow(fresh_pool,
 
 
 def be_killed(rank: Rank, folder: str) -> None:
-    exchange = open_exchange("windows", rank, SCENARIO, timeout_s=1.0)
+    exchange = open_exchange("windows", rank, SCENARIO)
     exchange.trace(folder)
     if rank.rank == KILLED:
         exchange.watch_steps(harm_at(Step.PLACE, signal.SIGKILL))

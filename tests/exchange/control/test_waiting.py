@@ -22,7 +22,9 @@ LONG_S = 60.0
 
 def gather_without_a_rank(rank: Rank, ends: bool, group_s: float, own_s: float | None) -> tuple[str, int | None] | None:
     """Code and rank of the error that the others meet when one rank ends, or stays away."""
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=group_s))
+    group = dist.new_group(backend="gloo")
+    # Only now, for the ranks make the group within that time, too.
+    group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=group_s))
     patience = None if own_s is None else Patience(own_s, "own_s")
     own = torch.zeros(1)
     gathered = [torch.empty_like(own) for _ in range(rank.size)]
@@ -71,6 +73,7 @@ def test_a_rank_that_stays_away_is_a_timeout(fresh_pool, group_s: float, own_s: 
 
 def open_without_a_rank(rank: Rank, present: int) -> tuple[str, int | None, str] | None:
     """Code, rank and words of the error of a rank that opens an exchange with too few others."""
+    dist.barrier(rank.group)
     if rank.rank >= present:
         rank.wait_for_parent()
         return None

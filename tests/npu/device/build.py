@@ -53,7 +53,7 @@ def build(folder: Path) -> Path:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process makes files in `folder`."""
+    """Inside, no other process puts anything into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -34,3 +34,19 @@ def test_releases_that_ask_for_it_are_told_what_gives_each_token_a_place():
     allocator = earlier_platform.get_paged_allocator_cls(None)
     places = allocator(3, page_size=1, dtype=torch.bfloat16, device="cpu", kvcache=None, need_sort=False)
     assert (places.alloc(3).tolist(), places.alloc(1)) == ([1, 2, 3], None)
+
+
+def test_releases_that_ask_for_it_are_told_where_latent_keys_lie():
+    pool = earlier_platform.get_mla_kv_pool_cls(None)
+    keys = pool(
+        3,
+        page_size=1,
+        dtype=torch.bfloat16,
+        kv_lora_rank=4,
+        qk_rope_head_dim=2,
+        index_head_dim=None,
+        layer_num=1,
+        device="cpu",
+        enable_memory_saver=False,
+    )
+    assert keys.get_key_buffer(0).shape == (4, 1, 6)

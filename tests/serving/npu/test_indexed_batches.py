@@ -6,24 +6,31 @@ from typing import Any
 import pytest
 import torch
 
+from sglang_ascend_moe.serving import sglang_release
 from sglang_ascend_moe.serving.npu.indexed_batches import KEPT, index
 from sglang_ascend_moe.serving.options import Options, attach
 
 
-@pytest.fixture(params=[True, False], ids=["ascend-moe", "stock"])
+@pytest.fixture(
+    params=[(True, "0.5.23"), (True, "0.5.18"), (False, "0.5.23")], ids=["ascend-moe", "ascend-moe-0.5.18", "stock"]
+)
 def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the server was started with `--ascend-moe`; its layers 1 and 2 have indexers."""
     from sglang.srt import runtime_context
     from sglang.srt.model_executor import forward_context
 
     server_args = SimpleNamespace()
-    if request.param:
+    is_asked, release = request.param
+    if is_asked:
         attach(server_args, Options())
     monkeypatch.setattr(runtime_context, "get_server_args", lambda: server_args)
-    monkeypatch.setattr(forward_context, "get_token_to_kv_pool", lambda: SimpleNamespace(indexer_layer_ids=(1, 2)))
+    monkeypatch.setattr(sglang_release, "installed", lambda: release)
+    # Which layers have one, pools of the earlier release do not say: all, of this stage.
+    pool = SimpleNamespace(start_layer=1) if release == "0.5.18" else SimpleNamespace(indexer_layer_ids=(1, 2))
+    monkeypatch.setattr(forward_context, "get_token_to_kv_pool", lambda: pool)
     backend = SimpleNamespace(forward_metadata=SimpleNamespace(block_tables=None))
     monkeypatch.setattr(forward_context, "get_attn_backend", lambda: backend)
-    return request.param
+    return is_asked
 
 
 def test_a_batch_that_is_run_again_gets_the_angles_of_its_positions_in_the_first_layer(asked):

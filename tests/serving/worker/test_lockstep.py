@@ -40,6 +40,8 @@ def lockstep(rank: Rank, memory: str, timeout_s: float) -> Lockstep:
     descriptor = os.open(memory, os.O_RDWR)
     journal = Journal(JournalMemory(descriptor, rank.size, TOKENS), rank.rank, set(range(rank.size)) - {rank.rank})
     os.close(descriptor)
+    # Ranks begin together: afterwards the group is impatient.
+    dist.barrier(group=rank.group)
     return Lockstep(journal, {2: "decode"}, group_waits.bound([rank.group], timeout_s))
 
 
@@ -60,7 +62,6 @@ def result(*tokens: int) -> Any:
 def meet_without_a_rank(rank: Rank, memory: str, timeout_s: float, how: str) -> tuple[str, int | None, str] | None:
     """Type, rank and words of what a rank raises when another does not come to a collective."""
     own = lockstep(rank, memory, timeout_s)
-    dist.barrier(group=rank.group)
     own.begin(batch())
     if rank.rank == CULPRIT:
         # Until the others have left the barrier, in which they would miss it as well.
@@ -109,7 +110,6 @@ def test_a_rank_that_stays_away_is_a_timeout_by_name(fresh_pool, memory: str):
 def drift_apart(rank: Rank, memory: str, requests: int) -> str:
     """The words of the `ProtocolMismatch` with which a rank ends that samples the end, or waits for one that did."""
     own = lockstep(rank, memory, SHORT_S)
-    dist.barrier(group=rank.group)
     try:
         with own:
             own.begin(batch())
