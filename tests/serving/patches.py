@@ -154,18 +154,6 @@ def keep_router_weights() -> None:
     AscendTPDispatcher.dispatch = kept
 
 
-def tell_routers_of_padding() -> None:
-    """On one NPU SGLang 0.5.18 tells routers of no padding, and those of DeepSeek-V2 use another operator then."""
-    from sglang.srt.model_executor import forward_batch_info
-    from sglang.srt.model_executor.runner import decode_cuda_graph_runner
-
-    from sglang_ascend_moe.serving.sglang_release import reaches
-
-    if not reaches("0.5.21"):
-        for module in (forward_batch_info, decode_cuda_graph_runner):
-            module.enable_num_token_non_padded = lambda: True
-
-
 def name_scoring_function() -> None:
     """The routers of GLM4-MoE name the function that they score experts with."""
     import functools

@@ -11,6 +11,7 @@ import pytest
 
 from sglang_ascend_moe.launch.comparison import Answer
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
+from sglang_ascend_moe.serving.sglang_release import reaches
 from tests.serving.configurations import PARALLEL, ours_on_npu, stock, stock_on_npu
 from tests.serving.prompts import NEW_TOKENS, Piece, cut, text_tokens
 from tests.serving.rounding import distances, farther
@@ -18,6 +19,8 @@ from tests.serving.rounding import distances, farther
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
 FAMILIES = ("deepseek_v2", "deepseek_v3", "glm4_moe", "minimax_m2")
+# With SGLang 0.5.18 stock DeepSeek-V2 rounds elsewhere on one NPU; on two, ours gives the bits of later releases.
+SAME_BITS = FAMILIES if reaches("0.5.21") else FAMILIES[1:]
 LENGTHS = (1, 2, 3, 5, 9, 17, 33, 64, 65, 127, 200, 300)
 PROMPTS = [cut(text_tokens(), Piece(length, 97 * index)) for index, length in enumerate(LENGTHS * 3)]
 
@@ -27,7 +30,7 @@ OURS = {**GRAPHS, "ascend_moe_require_graphs": True}
 # As one rank has them: attention that no two ranks share, whole dense layers.
 AS_ON_ONE_RANK = {**PARALLEL["dp2-attention-ep2"], "moe_dense_tp_size": 1}
 # Stock SGLang on one rank rounds elsewhere, and scores the experts of GLM4-MoE otherwise than on other machines.
-AS_OURS = ("combine_as_across_ranks", "keep_router_weights", "tell_routers_of_padding", "name_scoring_function")
+AS_OURS = ("combine_as_across_ranks", "keep_router_weights", "name_scoring_function")
 
 
 class Family(NamedTuple):
@@ -72,7 +75,7 @@ def test_answers_are_as_far_from_float32_as_those_of_a_host(family, setup):
     assert too_far(family, setup) == []
 
 
-@pytest.mark.parametrize("family", FAMILIES, indirect=True, scope="module")
+@pytest.mark.parametrize("family", SAME_BITS, indirect=True, scope="module")
 def test_two_ranks_give_the_bits_of_stock_sglang_on_one(family):
     assert family.answers("dp2-attention-ep2") == family.answers("stock as ours")
 

@@ -35,7 +35,11 @@ ON_NPUS = {
     "hooks": ["tests/serving/test_hooks.py"],
     "demo": ["tests/npu/test_emulated_demo.py"],
     "tokens": ["tests/serving/test_emulated_npu.py::test_answers_and_steps_of_exchanges"],
-    "families": ["tests/serving/test_emulated_npu_families.py::test_two_ranks_give_the_bits_of_stock_sglang_on_one"],
+    "families": [
+        f"tests/serving/test_emulated_npu_{attention}.py::test_two_ranks_give_the_bits_of_stock_sglang_on_one"
+        for attention in ("families", "sparse_attention")
+    ],
+    "W8A8 and W4A8": ["tests/serving/test_quantised_npu_servers.py::test_answers_are_those_of_stock_sglang"],
 }
 """The same on emulated NPUs."""
 EARLIER = sorted({*TESTED[:-1], *TESTED_ON_NPUS[:-1]})
