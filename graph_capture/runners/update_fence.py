@@ -12,7 +12,7 @@ from typing import Any
 
 def update_after_replay(original: Callable[..., Any], backend: Any, *arguments: Any, **named: Any) -> Any:
     """Around `NPUCudaGraphBackend.replay_with_input_update`; the fence has the name that it has in later releases."""
-    fence = vars(backend).get("_rebind_fence")
+    fence = getattr(backend, "_rebind_fence", None)
     if fence is not None:
         fence.synchronize()
     outputs = original(backend, *arguments, **named)

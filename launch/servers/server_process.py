@@ -28,7 +28,7 @@ POLL_SECONDS = 0.5
 ENVIRONMENT = {"SGLANG_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
 NO_VARIABLES: Mapping[str, str] = {}
 STOP_SECONDS = 30.0
-ENDED_SECONDS = 0.01
+END_POLL_SECONDS = 0.05
 FIRST_PORT = 10000
 DRAWN_PORTS = (range(15000, 17001), range(22000, 30000))
 """Of which mooncake and SGLang draw some for themselves."""
@@ -199,7 +199,7 @@ class ServerProcess:
             # What was killed ends a moment later, and may hold a port or make a file until then.
             until = time.monotonic() + STOP_SECONDS
             while group_members(self.pid) and time.monotonic() < until:
-                time.sleep(ENDED_SECONDS)
+                time.sleep(END_POLL_SECONDS)
         self._process.wait()
         owned_folder.remove(self.temporary)
         return by_itself

@@ -201,7 +201,7 @@ class Pool:
         try:
             return pickle.loads(connection.recv_bytes())
         except (EOFError, ConnectionResetError):
-            self._processes[rank].join()
+            self._processes[rank].join(max(_END_GRACE_S, end - time.monotonic()))
             return Ended(self._processes[rank].exitcode)
 
     def _fail(self, raised: dict[int, str], hung: Sequence[int]) -> None:

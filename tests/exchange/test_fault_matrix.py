@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from sglang_ascend_moe.errors import PeerFault, PeerLost, PeerTimeout, SessionPoisoned
 from sglang_ascend_moe.native.codes import Step
@@ -52,6 +53,8 @@ def open_for(rank: Rank, how: str, timeout_s: float):
     options = small_window(rank) if how == "run-prefill" else {}
     exchange = open_exchange("windows", rank, SCENARIO, timeout_s=timeout_s, **options)
     call_repeatedly(exchange, how, rank, CALLS_BEFORE)
+    # Of a call's last words some ranks have theirs before others, and may fail in the next one meanwhile.
+    torch.distributed.barrier()
     return exchange
 
 

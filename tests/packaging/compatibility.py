@@ -53,11 +53,11 @@ FEATURES = (
     Feature("experts in bfloat16 and float16", "serving/worker/test_layer.py", "serving/npu/test_experts.py"),
     Feature("experts in W8A8 and W4A8", "serving/test_quantised_hosts.py", "serving/test_quantised_npu_servers.py"),
     Feature(
-        "[Qwen3-MoE, DeepSeek-V3, GLM4-MoE, MiniMax-M2](models.md)",
+        "[Qwen3-MoE, DeepSeek-V2 and V3, GLM4-MoE, MiniMax-M2](models.md)",
         "serving/test_families.py",
         "serving/test_emulated_npu_families.py",
     ),
-    Feature("Qwen2-MoE, DeepSeek-V2", "serving/test_families.py"),
+    Feature("Qwen2-MoE", "serving/test_families.py"),
     Feature("DeepSeek-V3.2, GLM-5", REFUSED, "serving/test_emulated_npu_sparse_attention.py"),
     Feature("images", "serving/test_images.py"),
     Feature("redundant experts, EPLB", "serving/test_redundant_experts.py"),

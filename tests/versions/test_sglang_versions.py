@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from sglang_ascend_moe.serving import plugin
-from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault
+from sglang_ascend_moe.serving.hooks import Hook, HookKind, SglangFault, Where
 from sglang_ascend_moe.serving.sglang_release import TESTED, TESTED_ON_NPUS
 from tests.packaging.source_tree import ROOT
 from tests.versions.appendix import (
@@ -55,6 +55,8 @@ def test_a_hook_that_no_served_sglang_needs_is_not_on_the_page(since: str, until
 
 
 def test_a_hook_goes_when_every_served_sglang_has_mended_the_fault():
+    of_hosts = [hook for hook in plugin.TABLE if hook.where is Where.HOST]
+    assert outlived(of_hosts, TESTED) == []
     assert outlived(plugin.TABLE, {*TESTED, *TESTED_ON_NPUS}) == []
 
 

@@ -17,7 +17,7 @@ def get_mla_kv_pool_cls(_platform: Any) -> Any:
     return _latent_pool
 
 
-def _latent_pool(size: int, *, index_head_dim: None, **keywords: Any) -> Any:  # noqa: ARG001 - hosts serve no DSA
+def _latent_pool(size: int, *, index_head_dim: None = None, **keywords: Any) -> Any:  # noqa: ARG001 - hosts serve no DSA
     from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
 
     return MLATokenToKVPool(size, **keywords)

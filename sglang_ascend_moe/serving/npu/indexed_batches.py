@@ -38,7 +38,7 @@ def index(
 
 
 def _first_indexing(pool: Any) -> int:
-    """The first layer with an indexer; before SGLang 0.5.21 every one has its own."""
+    """The first layer with an indexer; before SGLang 0.5.21, with which no stages are served, the model's first."""
     return int(pool.indexer_layer_ids[0]) if reaches("0.5.21") else int(pool.start_layer)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sglang_ascend_moe.errors import Unsupported
 
-# Each is compared with stock SGLang in tests/serving, of those that have a family there also with transformers.
+# Each is compared with stock SGLang in tests/serving, of families there with the newest also with transformers.
 KNOWN_BLOCKS: Mapping[str, Mapping[str, str]] = {
     "deepseek_v2.DeepseekV2MoE": {
         "0.5.18": "e220e6a944eba9d5",

@@ -25,7 +25,7 @@ def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
         attach(server_args, Options())
     monkeypatch.setattr(runtime_context, "get_server_args", lambda: server_args)
     monkeypatch.setattr(sglang_release, "installed", lambda: release)
-    # Which layers have one, pools of the earlier release do not say: all, of this stage.
+    # Which layers have one, pools of the earlier release do not say.
     pool = SimpleNamespace(start_layer=1) if release == "0.5.18" else SimpleNamespace(indexer_layer_ids=(1, 2))
     monkeypatch.setattr(forward_context, "get_token_to_kv_pool", lambda: pool)
     backend = SimpleNamespace(forward_metadata=SimpleNamespace(block_tables=None))
