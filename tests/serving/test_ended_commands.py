@@ -19,9 +19,9 @@ from typing import Self
 import pytest
 
 from sglang_ascend_moe.launch.servers.server_process import free_port, group_members
-from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 from sglang_ascend_moe.serving.launcher.exit_codes import CHECK_FAILED, INTERRUPTED, OK, WRONG_USAGE
 from tests.serving.leftovers import NOTHING
+from tests.serving.titled_processes import titled
 
 POLL_SECONDS = 0.02
 BEGIN_SECONDS = 240.0
@@ -89,8 +89,7 @@ def imports(library: str) -> Callable[[Command], bool]:
 
 def ranks(command: Command, part: str = "") -> list[int]:
     """The processes whose title is that of a rank, with `part` in it."""
-    titles = {pid: title_of(pid) for pid in group_members(command.pid)}
-    return [pid for pid, title in titles.items() if "sglang::scheduler" in title and part in title]
+    return titled(command.pid, "sglang::scheduler", part)
 
 
 def has_rank(command: Command) -> bool:

@@ -8,22 +8,17 @@ from pathlib import Path
 import pytest
 import requests
 
-from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
-from sglang_ascend_moe.serving.launcher.engine_processes import title_of
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, log_tail
 from tests.serving.clients import ask, body_of, post
 from tests.serving.leftovers import MARK, NOTHING, Surroundings
 from tests.serving.prompts import NEW_TOKENS
+from tests.serving.titled_processes import titled
 
 READY_SECONDS = 600.0
 END_SECONDS = 30.0
 PROCESSES = 2
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
-
-
-def titles(server: ServerProcess, part: str) -> list[int]:
-    """Processes of the server with such a title."""
-    return [pid for pid in group_members(server.pid) if part in title_of(pid)]
 
 
 def test_every_process_refuses_what_would_end_a_rank_and_a_rank_that_dies_ends_all(
@@ -46,9 +41,9 @@ def test_every_process_refuses_what_would_end_a_rank_and_a_rank_that_dies_ends_a
         assert {
             requests.post(f"{server.url}/slow_down", json={"forward_sleep_time": 1e6}).status_code for _ in range(8)
         } == {400}
-        killed = titles(server, "tokenizer_worker")
+        killed = titled(server.pid, "tokenizer_worker")
         assert len(killed) == PROCESSES
-        [rank] = titles(server, "EP1")
+        [rank] = titled(server.pid, "EP1")
         os.kill(rank, signal.SIGKILL)
         assert server.wait_until_ended(END_SECONDS) == 1, log_tail(server.log)
         last = server.log.read_text().splitlines()[-1]

@@ -28,6 +28,7 @@ from tests.serving.clients import Traffic, ask, malformed_requests, malformed_te
 from tests.serving.cpu_time import cpu_seconds
 from tests.serving.leftovers import MARK, NOTHING, Surroundings, temporary_names
 from tests.serving.prompts import NEW_TOKENS
+from tests.serving.titled_processes import titled
 from tests.soak.steady import require_steady
 
 READY_SECONDS = 600.0
@@ -222,7 +223,7 @@ def test_a_rank_with_hot_experts_is_named_by_an_alert(served, checkpoint, tmp_pa
 def test_a_killed_rank_ends_it_by_name_and_leaves_nothing(served):
     with Traffic(served.url, served.prompts, NEW_TOKENS) as traffic:
         traffic.wait_for_answer()
-        [victim] = [pid for pid in group_members(served.process.pid) if "scheduler_TP1" in title_of(pid)]
+        [victim] = titled(served.process.pid, "scheduler_TP1")
         os.kill(victim, signal.SIGKILL)
         assert served.process.wait_until_ended(60) == 1, log_tail(served.process.log)
     assert (

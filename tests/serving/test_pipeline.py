@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from sglang_ascend_moe.launch.servers.server_process import ServerFailed, ServerProcess, group_members, log_tail
+from sglang_ascend_moe.launch.servers.server_process import ServerFailed, ServerProcess, log_tail
 from sglang_ascend_moe.launch.tiny_model.checkpoint import write_checkpoint
-from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 from sglang_ascend_moe.serving.worker.live_state import RankState
 from tests.serving.clients import Traffic, ask
 from tests.serving.configurations import ours, ours_on_npu, stock
@@ -18,6 +17,7 @@ from tests.serving.engines import Engine, ForkServer
 from tests.serving.family_prompts import prompts_of_lengths
 from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
+from tests.serving.titled_processes import titled
 
 PROMPTS = prompts_of_lengths(1, 2, 3, 5, 9, 17, 31, 32, 34, 65, 90, 127, 128, 200, 300, 450)
 DATA_PARALLEL = {"dp_size": 2, "enable_dp_attention": True}
@@ -137,7 +137,7 @@ def test_a_rank_of_any_stage_that_fails_under_load_ends_the_server_by_name(
         expected = [ask(server.url, prompt, NEW_TOKENS).tokens for prompt in prompts[:8]]
         with Traffic(server.url, prompts[:8], NEW_TOKENS) as traffic:
             traffic.wait_for_answer()
-            [pid] = [pid for pid in group_members(server.pid) if rank in title_of(pid)]
+            [pid] = titled(server.pid, rank)
             os.kill(pid, sent)
             code = server.wait_until_ended(END_SECONDS)
         last = server.log.read_text().splitlines()[-1]

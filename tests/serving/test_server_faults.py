@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ascend_moe.launch.servers.server_process import ServerProcess, group_members, log_tail
-from sglang_ascend_moe.serving.launcher.engine_processes import title_of
+from sglang_ascend_moe.launch.servers.server_process import ServerProcess, log_tail
 from sglang_ascend_moe.serving.stages import Stage
 from tests.serving import faulty_server
 from tests.serving.clients import Traffic, ask
 from tests.serving.leftovers import NOTHING
 from tests.serving.prompts import NEW_TOKENS
+from tests.serving.titled_processes import titled
 
 READY_SECONDS = 600.0
 END_SECONDS = 15.0
@@ -74,9 +74,7 @@ def fail_under_load(arguments: list[str], asked: list[list[int]], fault: str, si
         expected = [ask(server.url, prompt, NEW_TOKENS).tokens for prompt in asked]
         with Traffic(server.url, asked, NEW_TOKENS) as traffic:
             traffic.wait_for_answer()
-            [pid] = [
-                pid for pid in group_members(server.pid) if "scheduler" in title_of(pid) and "EP1" in title_of(pid)
-            ]
+            [pid] = titled(server.pid, "scheduler", "EP1")
             if fault == "raising":
                 sign.touch()
             else:
@@ -101,7 +99,7 @@ def test_a_restart_after_a_fault_serves_at_the_same_address(
         server.wait_until_ready(READY_SECONDS, lambda _progress: None)
         expected = [ask(server.url, prompt, NEW_TOKENS).tokens for prompt in prompts[:4]]
         port = server.port
-        [pid] = [pid for pid in group_members(server.pid) if "scheduler" in title_of(pid) and "EP1" in title_of(pid)]
+        [pid] = titled(server.pid, "scheduler", "EP1")
         os.kill(pid, signal.SIGKILL)
         server.wait_until_ended(END_SECONDS)
     with ServerProcess(arguments, tmp_path / "second.log", port=port) as server:

@@ -25,9 +25,9 @@ import msgspec
 
 from sglang_ascend_moe.launch.disagg.generate_client import GenerateClient
 from sglang_ascend_moe.launch.servers.server_process import group_members
-from sglang_ascend_moe.serving.launcher.engine_processes import title_of
 from sglang_ascend_moe.serving.worker.live_state import STATE_KEY, RankState
 from tests.serving.leftovers import MARK, Surroundings
+from tests.serving.titled_processes import titled
 
 READY_SECONDS = 400.0
 END_SECONDS = 90.0
@@ -175,8 +175,7 @@ class Deployed:
 
     def rank_process(self, name: str, rank: int) -> int:
         """The pid of one rank of a server, known by the title that SGLang gives it."""
-        wanted = f"sglang::scheduler_TP{rank}_EP{rank}"
-        [pid] = [pid for pid in group_members(self.started[name]["pid"]) if wanted in title_of(pid)]
+        [pid] = titled(self.started[name]["pid"], f"sglang::scheduler_TP{rank}_EP{rank}")
         return pid
 
     def states(self, name: str) -> list[RankState]:
